@@ -1,0 +1,1 @@
+"""pleas-lightning: several fine-tuned vision networks become one."""

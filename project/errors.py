@@ -1,0 +1,25 @@
+"""What can go wrong by the user's hand, each told in one sentence: the argument, its value, what is allowed."""
+
+
+class PleasError(Exception):
+    """Base of every error that a user can mend; the command prints its message without a traceback."""
+
+
+class ConfigurationError(PleasError, ValueError):
+    """An argument, or a combination of arguments, that cannot work."""
+
+
+class DataError(PleasError):
+    """A data set that is missing, empty, or holds a picture that cannot be read."""
+
+
+class CheckpointError(PleasError):
+    """A file of weights that is missing, truncated, of another kind, or holds values that are not finite."""
+
+
+class TraceError(PleasError):
+    """An architecture whose permutation groups cannot be derived; the message names the layer."""
+
+
+class MergeError(PleasError):
+    """Sources or statistics from which no sound student can be made."""

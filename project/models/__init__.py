@@ -1,0 +1,28 @@
+"""ResNets by name, the files they are kept in, and what their inputs and outputs mean."""
+
+from project.models.architecture import Architecture, architectures
+from project.models.description import Description
+from project.models.files import Weights, read_weights
+from project.models.labels import LabelSpace
+from project.models.network import load_network
+from project.models.preprocessing import Preprocessing
+from project.models.pretrained import pretrained
+from project.models.recognise import recognise
+from project.models.saving import atomic_file, atomic_save
+from project.models.scores import DomainScores
+
+__all__ = [
+    "Architecture",
+    "Description",
+    "DomainScores",
+    "LabelSpace",
+    "Preprocessing",
+    "Weights",
+    "architectures",
+    "atomic_file",
+    "atomic_save",
+    "load_network",
+    "pretrained",
+    "read_weights",
+    "recognise",
+]

@@ -1,0 +1,71 @@
+"""Which output column means which class of which domain."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from project.errors import ConfigurationError
+
+LabelMode = Literal["shared", "different"]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of every domain and the output columns they own.
+
+    Args:
+        classes: For each domain, in order, its class names in the order of its labels.
+        mode: ``shared`` when all domains have the same classes (one head); ``different`` when every domain keeps a
+            head of its own, the heads standing side by side in the order of the domains.
+
+    Raises:
+        ConfigurationError: In shared mode, where the domains' classes differ; the message lists the difference.
+    """
+
+    classes: Mapping[str, tuple[str, ...]]
+    mode: LabelMode = "shared"
+
+    def __post_init__(self) -> None:
+        """Refuse unequal classes in shared mode."""
+        if self.mode not in ("shared", "different"):
+            raise ConfigurationError(f"label_space is {self.mode!r}; allowed: 'shared', 'different'.")
+        if self.mode == "different" or not self.classes:
+            return
+        first, *others = self.classes
+        for other in others:
+            mine, theirs = self.classes[first], self.classes[other]
+            if mine == theirs:
+                continue
+            only = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+            if any(only):
+                difference = (
+                    f"only in {first}: {', '.join(only[0]) or '–'}; only in {other}: {', '.join(only[1]) or '–'}"
+                )
+            else:
+                difference = "they are the same classes in another order"
+            raise ConfigurationError(
+                f"label_space is 'shared', which needs the same classes in every domain, but {first} and {other} "
+                f"differ ({difference}); use label_space 'different' or map the classes."
+            )
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in order."""
+        return tuple(self.classes)
+
+    @property
+    def width(self) -> int:
+        """Number of output columns over all heads."""
+        counts = [len(names) for names in self.classes.values()]
+        return counts[0] if self.mode == "shared" else sum(counts)
+
+    def columns(self, domain: str) -> slice:
+        """Output columns that hold the logits of a domain's classes."""
+        if self.mode == "shared":
+            return slice(0, self.width)
+        start = 0
+        for name, names in self.classes.items():
+            if name == domain:
+                return slice(start, start + len(names))
+            start += len(names)
+        raise ConfigurationError(f"domain is {domain!r}; known: {', '.join(self.classes)}.")

@@ -1,0 +1,39 @@
+"""How a picture becomes a network's input: what a checkpoint must remember to be fed rightly."""
+
+import math
+from dataclasses import dataclass
+
+from project.errors import ConfigurationError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Size and normalisation of input pictures; `dataclasses.asdict` of it is fit for JSON, and ``**`` brings it back.
+
+    Args:
+        image_size: Side of the square input, in pixels.
+        mean: Mean of red, green and blue, for values from 0 to 1.
+        std: Standard deviation of red, green and blue.
+
+    Raises:
+        ConfigurationError: Where a value cannot describe a picture.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        """Take lists, as JSON gives them, and refuse impossible values."""
+        if self.image_size < 1:
+            raise ConfigurationError(f"image_size is {self.image_size}; allowed: at least 1 pixel.")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ConfigurationError(f"{name} is {values}; allowed: three finite numbers, for red, green and blue.")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise ConfigurationError(f"std is {self.std}; allowed: three positive numbers.")

@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import torch
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write to, which takes its name when the block ends and vanishes when it fails.
+
+    Args:
+        path: Where the file is to be; a file that is there already is replaced. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # the same folder: replacing works on one disk only
+    try:
+        with draft.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def atomic_save(content: Any, path: str | Path) -> None:
+    """``torch.save`` to a file that appears whole or not at all.
+
+    Args:
+        content: Tensors and plain values, so that ``torch.load(weights_only=True)`` reads them again.
+        path: Where the file is to be.
+    """
+    with atomic_file(path) as file:
+        torch.save(content, file)

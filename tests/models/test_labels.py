@@ -1,0 +1,35 @@
+import pytest
+
+from project.errors import ConfigurationError
+from project.models import LabelSpace
+from project.models.labels import LabelMode
+
+
+def test_shared_columns() -> None:
+    labels = LabelSpace({"photo": ("cat", "dog"), "sketch": ("cat", "dog")})
+    assert (labels.domains, labels.width) == (("photo", "sketch"), 2)
+    assert labels.columns("photo") == labels.columns("sketch") == slice(0, 2)
+
+
+def test_heads_stand_side_by_side() -> None:
+    labels = LabelSpace({"photo": ("cat", "dog"), "cars": ("bus",), "sketch": ("cat", "dog")}, "different")
+    assert labels.width == 5
+    assert [labels.columns(domain) for domain in labels.domains] == [slice(0, 2), slice(2, 3), slice(3, 5)]
+
+
+def test_unknown_domain() -> None:
+    with pytest.raises(ConfigurationError, match="domain is 'clipart'; known: photo, cars"):
+        LabelSpace({"photo": ("cat",), "cars": ("bus",)}, "different").columns("clipart")
+
+
+@pytest.mark.parametrize(
+    ("classes", "mode", "message"),
+    [
+        ({"a": ("x", "y"), "b": ("x", "z")}, "shared", r"differ \(only in a: y; only in b: z\)"),
+        ({"a": ("x", "y"), "b": ("y", "x")}, "shared", "the same classes in another order"),
+        ({"a": ("x",)}, "both", "label_space is 'both'; allowed: 'shared', 'different'"),
+    ],
+)
+def test_what_does_not_go_together(classes: dict[str, tuple[str, ...]], mode: LabelMode, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        LabelSpace(classes, mode)
