@@ -1,0 +1,10 @@
+"""Which units of the sources belong together: similarity, assignment, unit map."""
+
+from project.alignment.align import Alignment, align_by_activations, align_by_weights, assign, unaligned
+from project.alignment.similarity import Similarity, activation_similarity
+from project.alignment.unit_map import UnitMap, overlap
+
+__all__ = [
+    "Alignment", "Similarity", "UnitMap", "activation_similarity", "align_by_activations", "align_by_weights", "assign",
+    "overlap", "unaligned",
+]  # fmt: skip

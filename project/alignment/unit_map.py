@@ -1,0 +1,166 @@
+"""Which unit of which source each unit of the student stands for."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from project.errors import MergeError
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMap:
+    """The unit map of one group: the one idea from which blocks, start point, targets and heads follow.
+
+    Rows are kept sorted by the set of sources present, largest sets first, so that rows of equal sets are neighbours.
+
+    Args:
+        members: Integer, shape (units, sources); entry (j, s) is the unit of source s that student unit j stands
+            for, or −1. Every unit of a source stands exactly once in its column.
+
+    Raises:
+        MergeError: Where a row is empty, or a source's unit is missing or stands twice.
+    """
+
+    members: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the columns and sort the rows."""
+        members = self.members.detach().cpu().long()
+        present = members >= 0
+        if members.dim() != 2 or not bool(present.any(1).all()):
+            raise MergeError(f"unit map of shape {tuple(members.shape)} has an empty row; a unit stands for something.")
+        for source, column in enumerate(members.unbind(1)):
+            units = column[column >= 0].sort().values
+            if not torch.equal(units, torch.arange(len(units))):
+                raise MergeError(f"unit map names a unit of source {source} twice or leaves one out; once is allowed.")
+        keys = [(-int(row.sum()), [-int(p) for p in row]) for row in present]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        object.__setattr__(self, "members", members[order])
+
+    @classmethod
+    def identity(cls, size: int, sources: int) -> "UnitMap":
+        """Every unit stands for the unit of the same number in all sources."""
+        return cls(torch.arange(size)[:, None].expand(size, sources))
+
+    @classmethod
+    def apart(cls, sizes: tuple[int, ...]) -> "UnitMap":
+        """Every unit stands for one unit of one source: sources side by side."""
+        members = torch.full((sum(sizes), len(sizes)), -1)
+        start = 0
+        for source, size in enumerate(sizes):
+            members[start : start + size, source] = torch.arange(size)
+            start += size
+        return cls(members)
+
+    def split(self, rows: Tensor) -> "UnitMap":
+        """The map with some of its rows separated into one row for each source in them."""
+        stay = torch.ones(self.units, dtype=torch.bool)
+        stay[rows] = False
+        singles = []
+        for source in range(self.sources):
+            column = self.members[~stay, source]
+            units = column[column >= 0]
+            single = torch.full((len(units), self.sources), -1)
+            single[:, source] = units
+            singles.append(single)
+        return UnitMap(torch.cat([self.members[stay], *singles]))
+
+    @property
+    def units(self) -> int:
+        """Number of student units."""
+        return self.members.shape[0]
+
+    @property
+    def sources(self) -> int:
+        """Number of sources N."""
+        return self.members.shape[1]
+
+    @property
+    def present(self) -> Tensor:
+        """Boolean, shape (units, sources): which sources a unit stands for."""
+        return self.members >= 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of units of the group in each source."""
+        return tuple(self.present.sum(0).tolist())
+
+    @property
+    def blocks(self) -> list[tuple[slice, tuple[bool, ...]]]:
+        """Runs of rows with the same sources: (rows, which sources)."""
+        sets, counts = torch.unique_consecutive(self.present, dim=0, return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        return [
+            (slice(end - count, end), tuple(row.tolist()))
+            for end, count, row in zip(ends, counts.tolist(), sets, strict=True)
+        ]
+
+    @property
+    def mean(self) -> Tensor:
+        """Blend that gives every source in a row the same share: float64, shape (units, sources), rows sum to 1."""
+        return self.present.double() / self.present.sum(1, keepdim=True)
+
+    def own(self, source: int) -> Tensor:
+        """Blend that gives rows with this source to it alone, and the other rows to all their sources alike."""
+        blend = self.mean
+        mine = self.present[:, source]
+        blend[mine] = 0.0
+        blend[mine, source] = 1.0
+        return blend
+
+    def pull(self, joint: Tensor, blend: Tensor | None = None, taps: int = 1) -> Tensor:
+        """Sum, for every student unit, the entries of the source units it stands for.
+
+        Args:
+            joint: Shape (Σ sizes · taps, …), a joint vector over all sources on its first axis, where gathering moves
+                whole rows; entries beyond (a constant) pass through.
+            blend: Factor of each (student unit, source), shape (units, sources); default: 1 wherever present.
+            taps: Entries a unit owns.
+
+        Returns:
+            Shape (units · taps, …), entries beyond appended unchanged.
+        """
+        rest = joint.shape[1:]
+        starts = self._starts(taps)
+        result = joint.new_empty(self.units * taps + joint.shape[0] - starts[-1], *rest)
+        result[self.units * taps :] = joint[starts[-1] :]
+        for rows, sources in self.blocks:
+            target = result[rows.start * taps : rows.stop * taps].view(-1, taps, *rest)
+            first = True
+            for source in (index for index, there in enumerate(sources) if there):
+                part = joint[starts[source] : starts[source + 1]].view(-1, taps, *rest)
+                part = part.index_select(0, self.members[rows, source].to(joint.device))
+                if blend is not None:
+                    part *= blend[rows, source].to(joint).view(-1, *[1] * (part.dim() - 1))
+                target.copy_(part) if first else target.add_(part)
+                first = False
+        return result
+
+    def push(self, student: Tensor, blend: Tensor | None = None, taps: int = 1) -> Tensor:
+        """Hand every student unit's entries to each source unit it stands for: the transpose of :meth:`pull`."""
+        rest = student.shape[1:]
+        starts = self._starts(taps)
+        result = student.new_empty(starts[-1] + student.shape[0] - self.units * taps, *rest)
+        result[starts[-1] :] = student[self.units * taps :]
+        merged = student[: self.units * taps].view(-1, taps, *rest)
+        for source in range(self.sources):
+            rows = self.present[:, source].nonzero()[:, 0]
+            part = merged.index_select(0, rows.to(student.device))
+            if blend is not None:
+                part *= blend[rows, source].to(student).view(-1, *[1] * (part.dim() - 1))
+            target = result[starts[source] : starts[source + 1]].view(-1, taps, *rest)
+            target.index_copy_(0, self.members[rows, source].to(student.device), part)
+        return result
+
+    def _starts(self, taps: int) -> list[int]:
+        """Where each source's entries start in a joint vector, and where the last one's end."""
+        starts = [0]
+        for size in self.sizes:
+            starts.append(starts[-1] + size * taps)
+        return starts
+
+
+def overlap(outputs: UnitMap, inputs: UnitMap) -> Tensor:
+    """Boolean, shape (output units, input units): where a student's weight may differ from zero."""
+    return (outputs.present.float() @ inputs.present.float().mT) > 0

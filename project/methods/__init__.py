@@ -1,0 +1,8 @@
+"""Merging methods, one file each."""
+
+from project.methods.average import Average
+from project.methods.base import Merged, Method, Problem, check_budgets
+from project.methods.permutation import Permutation
+from project.methods.pleas import PLeaS
+
+__all__ = ["Average", "Merged", "Method", "Permutation", "PLeaS", "Problem", "check_budgets"]

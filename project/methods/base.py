@@ -1,0 +1,133 @@
+"""What a merging method is given and what it gives back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from project.alignment import UnitMap
+from project.errors import ConfigurationError
+from project.models import Architecture, LabelSpace, Preprocessing
+from project.moments import Statistics
+from project.student import Student, nominal_macs, source_macs, start_student
+from project.symmetry import Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Sources to merge and everything known about them.
+
+    Args:
+        sources: Plain networks in eval mode, all of one spec.
+        owners: domain -> index of the source that was trained on it.
+        spec: The sources' spec.
+        labels: What the student's logits mean; in different mode its domains stand in the order of the sources.
+        architecture: The sources' architecture.
+        preprocessing: What pictures go through.
+        statistics: What calibration left behind; None before it, or where no method needs any.
+    """
+
+    sources: tuple[nn.Module, ...]
+    owners: Mapping[str, int]
+    spec: Spec
+    labels: LabelSpace
+    architecture: Architecture | None = None
+    preprocessing: Preprocessing | None = None
+    statistics: Statistics | None = None
+
+    @property
+    def fixed(self) -> dict[str, UnitMap]:
+        """Unit maps of the picture and of the logits: one head, or one for each source."""
+        count = len(self.sources)
+        maps = {g.name: UnitMap.identity(g.size, count) for g in self.spec.groups.values() if g.fixed}
+        if self.labels.mode == "different":
+            heads = [0] * count
+            for domain, source in self.owners.items():
+                heads[source] += len(self.labels.classes[domain])
+            maps[self.spec.output.name] = UnitMap.apart(tuple(heads))
+        return maps
+
+    def macs(self, maps: Mapping[str, UnitMap]) -> int:
+        """Nominal multiply-accumulates of a student with these unit maps."""
+        return nominal_macs(self.spec, maps)
+
+    @property
+    def unit(self) -> float:
+        """Multiply-accumulates of one source: what budgets are multiples of."""
+        return source_macs(self.spec, self.fixed)
+
+    def start(self, maps: Mapping[str, UnitMap]) -> Student:
+        """The student of these unit maps before any fit."""
+        return start_student(self.sources, self.spec, maps, self.labels, self.architecture, self.preprocessing)
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A student and how it came about.
+
+    Args:
+        method: Name of the method.
+        budget: Budget it was asked to meet.
+        student: The student, batch norm not yet re-estimated.
+        layers: layer -> measurements of its fit.
+        matches: group -> mean similarity of its matched units.
+    """
+
+    method: str
+    budget: float
+    student: Student
+    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    matches: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique name within a run: method and budget."""
+        return f"{self.method}-{self.budget:.2f}"
+
+
+class Method(ABC):
+    """A way to turn sources, and what calibration says of them, into students."""
+
+    needs: frozenset[str] = frozenset()
+    """Kinds of moments that calibration must gather: ``layers``, ``units``."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files."""
+        return type(self).__name__.lower()
+
+    def check(self, problem: Problem, pictures: int) -> None:  # noqa: B027, most methods have nothing to refuse
+        """Refuse, before calibration, what cannot work.
+
+        Args:
+            problem: Without statistics.
+            pictures: Number of calibration pictures to come.
+        """
+
+    @abstractmethod
+    def merge(self, problem: Problem, budgets: Sequence[float]) -> Iterator[Merged]:
+        """Make a student for every budget.
+
+        Args:
+            problem: With the statistics that the method needs; its sources are left bit-identical.
+            budgets: Multiply-accumulates over one source's, 1 to N; a method of one size makes that one only.
+        """
+
+
+def check_budgets(budgets: Sequence[float], sources: int) -> None:
+    """Refuse budgets that no student can have.
+
+    Raises:
+        ConfigurationError: With the value and what is allowed.
+    """
+    for budget in budgets:
+        if not 1 <= budget <= sources:
+            raise ConfigurationError(
+                f"budgets holds {budget:g}; with {sources} sources it must lie between 1 (one source's size) and "
+                f"{sources} (all sources side by side)."
+            )
+    if not budgets or len({f"{budget:.2f}" for budget in budgets}) < len(budgets):
+        raise ConfigurationError(
+            f"budgets is {list(budgets)}; at least one is needed, no two the same to two decimals."
+        )

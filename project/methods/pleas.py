@@ -1,0 +1,107 @@
+"""PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
+
+from dataclasses import replace
+from typing import Literal
+
+from project.errors import ConfigurationError, MergeError
+from project.alignment import Similarity, UnitMap
+from project.methods.base import Merged, Problem
+from project.methods.permutation import Permutation
+from project.moments import LAYERS
+from project.student import View, fit_layer, joint_matrix
+from project.symmetry import Layer
+
+
+class PLeaS(Permutation):
+    """Align units by permutation, keep badly matched ones separate up to the budget, solve the layers in closed form.
+
+    Every convolution and linear layer is fitted on its own: on the sources' (merged) inputs, towards the sources'
+    (merged) outputs, exactly, from second moments that one pass over the calibration pictures gathers for all budgets.
+
+    Args:
+        matching: How units are matched, see Permutation.
+        similarity: For matching by activations: ``correlation`` or ``distance``.
+        separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
+        ridge: Pull towards the permuted average, relative to the mean second moment of a layer's inputs; 0 for none.
+        targets: What merged units aim at: the ``mean`` of all sources on every picture (the paper's), or the ``own``
+            source of a picture's domain.
+        heads: With different label spaces, keep the ``original`` heads on the units they can read, or fit them too
+            (``fitted``). A shared head is an ordinary layer and always fitted.
+        seed: Seed of the order in which weight matching visits the groups.
+    """
+
+    def __init__(
+        self,
+        matching: Literal["activations", "weights"] = "activations",
+        similarity: Similarity = "correlation",
+        separate: Literal["back", "front"] = "back",
+        ridge: float = 1e-2,
+        targets: Literal["mean", "own"] = "mean",
+        heads: Literal["original", "fitted"] = "original",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(matching, similarity, separate, seed)
+        if not ridge >= 0:
+            raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
+        if targets not in ("mean", "own"):
+            raise ConfigurationError(f"targets is {targets!r}; allowed: 'mean', 'own'.")
+        if heads not in ("original", "fitted"):
+            raise ConfigurationError(f"heads is {heads!r}; allowed: 'original', 'fitted'.")
+        self.ridge = ridge
+        self.targets = targets
+        self.heads = heads
+        self.needs = self.needs | {LAYERS}
+
+    def check(self, problem: Problem, pictures: int) -> None:
+        """Without ridge, refuse a layer with more unknowns than samples."""
+        if self.ridge > 0:
+            return
+        for layer in problem.spec.layers:
+            unknowns, samples = problem.spec.sizes[layer.inputs] * layer.taps, pictures * layer.positions
+            if samples < unknowns:
+                raise ConfigurationError(
+                    f"ridge is 0, but layer {layer.name!r} has {unknowns} unknowns a row and {pictures} calibration "
+                    f"pictures give only {samples} samples; use more pictures or a ridge above 0."
+                )
+
+    def fit(self, merged: Merged, problem: Problem) -> Merged:
+        """Solve every layer; the student is changed in place."""
+        if problem.statistics is None:
+            raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
+        fits = {}
+        for layer in problem.spec.layers:
+            if self._kept(layer, problem):
+                continue
+            matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
+            outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+            views, samples = self._views(layer, outputs, inputs, problem)
+            fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, samples=samples)
+            merged.student.load_layer(layer.name, fit.matrix)
+            fits[layer.name] = {
+                "residual_before": fit.before,
+                "residual_after": fit.after,
+                "condition": fit.condition,
+                "fallbacks": float(fit.fallbacks),
+            }
+        return replace(merged, layers=fits)
+
+    def _kept(self, layer: Layer, problem: Problem) -> bool:
+        head = layer.outputs == problem.spec.output.name
+        return head and problem.labels.mode == "different" and self.heads == "original"
+
+    def _views(
+        self, layer: Layer, outputs: UnitMap, inputs: UnitMap, problem: Problem
+    ) -> tuple[list[View], int]:
+        """What the domains ask of a layer: all the same, or each its own source's outputs."""
+        assert problem.statistics is not None
+        if self.targets == "mean":
+            moment = problem.statistics.layer(layer.name)
+            return [View(moment.sum() / moment.count, inputs.mean, outputs.mean)], moment.count
+        moments = problem.statistics.layers[layer.name]
+        samples = sum(moment.count for moment in moments.values())
+        views = []
+        for domain, moment in moments.items():
+            owner = problem.owners.get(domain)
+            blends = [units.mean if owner is None else units.own(owner) for units in (inputs, outputs)]
+            views.append(View(moment.sum() / max(1, moment.count), *blends, weight=moment.count / samples))
+        return views, samples

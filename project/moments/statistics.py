@@ -1,0 +1,122 @@
+"""What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
+
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+from torch import Tensor, fx
+
+from project.errors import MergeError
+from project.moments.lockstep import Lockstep
+from project.moments.moment import Moment
+from project.moments.patches import joint_rows, unit_rows
+from project.symmetry import Spec
+
+LAYERS, UNITS = "layers", "units"
+
+
+class Statistics:
+    """Joint second moments of N sources, per domain.
+
+    Attributes:
+        layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources (DESIGN §4).
+        units: value of the graph -> domain -> moment of (a¹; …; a^N; 1): its units in all sources.
+        pictures: domain -> number of pictures seen.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[str, dict[str, Moment]] = {}
+        self.units: dict[str, dict[str, Moment]] = {}
+        self.pictures: dict[str, int] = {}
+
+    def layer(self, name: str) -> Moment:
+        """Moment of a layer's inputs over all domains."""
+        return _sum(self.layers, name)
+
+    def unit(self, node: str) -> Moment:
+        """Moment of a value's units over all domains."""
+        return _sum(self.units, node)
+
+    def moments(self) -> Iterable[Moment]:
+        """All moments, in an order that is the same in every process."""
+        for table in (self.layers, self.units):
+            for name in sorted(table):
+                for domain in sorted(table[name]):
+                    yield table[name][domain]
+
+    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+        """Sum over processes, in place and without copies.
+
+        Args:
+            all_reduce: Sums a tensor over all processes in place.
+        """
+        for moment in self.moments():
+            count = torch.tensor(moment.count, device=moment.lower.device)
+            all_reduce(count)
+            all_reduce(moment.lower)
+            moment.count = int(count)
+        device = next(iter(self.moments())).lower.device if self.pictures else "cpu"
+        for domain in sorted(self.pictures):
+            seen = torch.tensor(self.pictures[domain], device=device)
+            all_reduce(seen)
+            self.pictures[domain] = int(seen)
+
+
+def _sum(table: dict[str, dict[str, Moment]], name: str) -> Moment:
+    if name not in table or not table[name]:
+        raise MergeError(f"statistics hold nothing for {name!r}; gather them on this architecture first.")
+    moments = list(table[name].values())
+    total = Moment(moments[0].lower.shape[0], moments[0].lower.device)
+    for moment in moments:
+        total.add(moment)
+    return total
+
+
+class Collector:
+    """A tap that adds every value of a lockstep run to statistics.
+
+    Args:
+        spec: Groups and layers of the sources.
+        sources: The sources in lockstep.
+        needs: Which kinds of moments to gather: ``layers``, ``units`` or both.
+        domains: Names of the domains; every process must be given the same.
+    """
+
+    def __init__(self, spec: Spec, sources: Lockstep, needs: Collection[str], domains: Collection[str]) -> None:
+        self.statistics = Statistics()
+        self.sources = sources
+        self.domain = ""
+        self.layers = {layer.node: layer for layer in spec.layers} if LAYERS in needs else {}
+        wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
+        self.units = set(wanted) if UNITS in needs else set()
+        self.domains = tuple(domains)
+        self.statistics.pictures = dict.fromkeys(self.domains, 0)
+
+    @torch.no_grad()
+    def gather(self, domain: str, pictures: Tensor) -> list[Tensor]:
+        """Run the sources on pictures of one domain and add what they do to the statistics."""
+        self.domain = domain
+        self.sources.taps.append(self)
+        try:
+            logits = self.sources(pictures)
+        finally:
+            self.sources.taps.remove(self)
+        self.statistics.pictures[domain] += pictures.shape[0]
+        return list(logits)
+
+    def __call__(self, node: fx.Node, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Add one value; called by the lockstep."""
+        if node.name in self.layers:
+            layer = self.layers[node.name]
+            modules = self.sources.layers(layer.name)
+            size = sum(module.weight[0].numel() for module in modules) + layer.bias  # type: ignore[index, operator]
+            moment = self._moment(self.statistics.layers, layer.name, size, inputs[0].device)
+            for rows in joint_rows(inputs, modules, constant=layer.bias):
+                moment.update(rows)
+        if node.name in self.units:
+            size = sum(value.shape[1] for value in outputs) + 1
+            self._moment(self.statistics.units, node.name, size, outputs[0].device).update(unit_rows(outputs))
+
+    def _moment(self, table: dict[str, dict[str, Moment]], name: str, size: int, device: torch.device) -> Moment:
+        if name not in table:  # one for every domain, so that processes that saw different domains agree
+            table[name] = {domain: Moment(size, device) for domain in self.domains}
+        return table[name][self.domain]

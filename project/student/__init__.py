@@ -1,0 +1,14 @@
+"""The merged network: unit maps within a budget, start point, fit, batch norm, file."""
+
+from project.student.artefact import is_student, load_student, save_student
+from project.student.budget import executed_macs, nominal_macs, source_macs, stagewise
+from project.student.build import Student, blank_network, start_student
+from project.student.fit import LayerFit, View, fit_layer, joint_matrix, start_matrix, targets
+from project.student.layers import BlockLayer
+from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
+
+__all__ = [
+    "BlockLayer", "LayerFit", "Student", "View", "batch_norms", "blank_network", "executed_macs", "fit_layer",
+    "is_student", "joint_matrix", "load_student", "nominal_macs", "reestimate", "reestimation", "running_variances",
+    "save_student", "source_macs", "stagewise", "start_matrix", "start_student", "targets",
+]  # fmt: skip

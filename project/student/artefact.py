@@ -1,0 +1,101 @@
+"""Student files: one checkpoint that rebuilds the student without its sources."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from project.alignment import UnitMap
+from project.errors import CheckpointError, PleasError
+from project.models import Architecture, read_weights
+from project.models.description import Description
+from project.models.saving import atomic_save
+from project.models.strict import load_strictly
+from project.student.build import Student, blank_network
+from project.symmetry import Spec, trace
+
+FORMAT = "pleas-student"
+VERSION = 1
+
+
+def save_student(student: Student, path: str | Path) -> None:
+    """Write a student to a file, atomically; ``torch.load(weights_only=True)`` reads it.
+
+    Args:
+        student: Of a named architecture.
+        path: The file.
+
+    Raises:
+        CheckpointError: If the student's architecture has no name to rebuild it by.
+    """
+    if student.architecture is None or student.preprocessing is None:
+        raise CheckpointError(f"{path} cannot be written: a student is rebuilt by its architecture and preprocessing.")
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        **Description(student.architecture, student.labels, student.preprocessing).to_entries(),
+        "unit_maps": {name: units.members for name, units in student.maps.items()},
+        "picture": list(student.spec.picture),
+        "lineage": student.lineage,
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in student.network.state_dict().items()},
+    }
+    atomic_save(content, path)
+
+
+def is_student(path: str | Path) -> bool:
+    """Whether a file that :func:`~project.models.read_weights` can read holds a student."""
+    return _content(path) is not None
+
+
+def load_student(path: str | Path) -> Student:
+    """Rebuild a student from its file alone.
+
+    Args:
+        path: A file written by :func:`save_student`.
+
+    Returns:
+        The student in eval mode: call it on a batch of pictures for logits; ``labels`` names its columns.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or no student.
+    """
+    weights = read_weights(path)
+    content = _content(path)
+    if content is None:
+        raise CheckpointError(f"{path} holds weights, but no student; students are written by 'pleas merge'.")
+    if content["version"] != VERSION:
+        raise CheckpointError(f"{path} is a student of version {content['version']}; this release reads {VERSION}.")
+    architecture, labels = weights.architecture, weights.label_space
+    if architecture is None or labels is None or weights.preprocessing is None:
+        raise CheckpointError(f"{path} is a student without architecture, classes or preprocessing.")
+    try:
+        maps = {name: UnitMap(members) for name, members in content["unit_maps"].items()}
+        network, spec = _blank(architecture, maps, tuple(content["picture"]))
+    except (PleasError, KeyError) as error:
+        raise CheckpointError(f"{path} is a student whose unit maps do not fit its architecture: {error}") from error
+    load_strictly(network, weights.state_dict, str(path))
+    return Student(
+        network.eval(), spec, maps, labels, architecture, weights.preprocessing, content["lineage"]
+    )  # fmt: skip
+
+
+def _blank(
+    architecture: Architecture, maps: dict[str, UnitMap], picture: tuple[int, int, int]
+) -> tuple[nn.Module, Spec]:
+    with torch.device("meta"):
+        plain = architecture.build().eval()
+        spec = trace(plain, picture)
+        network = blank_network(plain, spec, maps)
+    return network.to_empty(device="cpu"), spec
+
+
+def _content(path: str | Path) -> dict[str, Any] | None:
+    """The whole content of a student file; None for any other file of weights."""
+    with Path(path).open("rb") as file:
+        if file.read(2) != b"PK":
+            return None
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+

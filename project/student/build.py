@@ -1,0 +1,138 @@
+"""A student network from an architecture and its unit maps."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from project.alignment import UnitMap
+from project.models import Architecture, LabelSpace, Preprocessing
+from project.student.fit import joint_matrix, start_matrix
+from project.student.layers import dense_layer, load_matrix, student_layer
+from project.symmetry import Spec
+
+
+class Student(nn.Module):
+    """A merged network that knows what it is made of.
+
+    Args:
+        network: The network itself; logits of all heads stand side by side, as the label space says.
+        spec: Groups of the architecture.
+        maps: Unit map of every group.
+        architecture: What the network was before its widths changed; None for a module that has no name.
+        labels: What the output columns mean.
+        preprocessing: What its pictures must go through.
+        lineage: Plain values that say where it comes from.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: Spec,
+        maps: Mapping[str, UnitMap],
+        labels: LabelSpace,
+        architecture: Architecture | None = None,
+        preprocessing: Preprocessing | None = None,
+        lineage: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.maps = dict(maps)
+        self.labels = labels
+        self.architecture = architecture
+        self.preprocessing = preprocessing
+        self.lineage = dict(lineage or {})
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits of all heads, shape (batch, columns of the label space)."""
+        return cast(Tensor, self.network(pictures))
+
+    @torch.no_grad()
+    def load_layer(self, name: str, matrix: Tensor) -> None:
+        """Write one layer's weights.
+
+        Args:
+            name: Name of the layer.
+            matrix: Shape (outputs, inputs · taps (+ 1 for the constant)).
+        """
+        layer = next(layer for layer in self.spec.layers if layer.name == name)
+        weight, bias = (matrix[:, :-1], matrix[:, -1]) if layer.bias else (matrix, None)
+        load_matrix(self.network.get_submodule(name), weight, bias)
+
+    def dense(self) -> nn.Module:
+        """The same function as a plain network, zero blocks written out: what can be traced and merged again."""
+        return _replaced(self.network, {layer.name: dense_layer for layer in self.spec.layers})
+
+
+def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -> nn.Module:
+    """A copy of a network with every layer and norm resized to its unit maps; its values are not set.
+
+    Args:
+        network: One source, or its architecture built anew; left unchanged.
+        spec: Its spec.
+        maps: Unit map of every group.
+    """
+    changes = {}
+    for layer in spec.layers:
+        changes[layer.name] = lambda old, layer=layer: student_layer(
+            old, maps[layer.outputs], maps[layer.inputs], layer.taps
+        )
+    for norm in spec.norms:
+        changes[norm.name] = lambda old, norm=norm: _resized_norm(old, maps[norm.group].units)
+    return _replaced(network, changes)
+
+
+def _replaced(network: nn.Module, changes: Mapping[str, object]) -> nn.Module:
+    """A copy of a module tree in which some modules are replaced; what is not replaced is shared."""
+    copy = network.__class__.__new__(network.__class__)
+    copy.__dict__ = {**network.__dict__, "_modules": dict(network._modules)}
+    for name, child in network._modules.items():
+        if child is None:
+            continue
+        if name in changes:
+            copy._modules[name] = changes[name](child)  # type: ignore[operator]
+            continue
+        below = {path.removeprefix(f"{name}."): change for path, change in changes.items() if path.startswith(f"{name}.")}
+        copy._modules[name] = _replaced(child, below) if below else child
+    return copy
+
+
+def _resized_norm(norm: nn.Module, units: int) -> nn.Module:
+    norm = cast(nn.BatchNorm2d, norm)
+    return type(norm)(units, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+
+
+@torch.no_grad()
+def start_student(
+    sources: Sequence[nn.Module],
+    spec: Spec,
+    maps: Mapping[str, UnitMap],
+    labels: LabelSpace,
+    architecture: Architecture | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Student:
+    """The student before any fit: every layer at its start point W⁰, every norm at the mean of its sources.
+
+    Args:
+        sources: The sources, plain networks of one spec.
+        spec: Their spec.
+        maps: Unit map of every group.
+        labels: What the logits mean.
+        architecture: Their architecture.
+        preprocessing: Their preprocessing.
+    """
+    network = blank_network(sources[0], spec, maps).to(next(sources[0].parameters()).device).eval()
+    student = Student(network, spec, maps, labels, architecture, preprocessing)
+    for layer in spec.layers:
+        matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in sources])
+        student.load_layer(layer.name, start_matrix(layer, matrices, maps[layer.outputs], maps[layer.inputs]))
+    for norm in spec.norms:
+        units = maps[norm.group]
+        for tensor in ("weight", "bias", "running_mean", "running_var"):
+            target = getattr(network.get_submodule(norm.name), tensor)
+            if target is not None:
+                joint = torch.cat([getattr(source.get_submodule(norm.name), tensor) for source in sources])
+                target.copy_(units.pull(joint.double(), units.mean))
+    return student

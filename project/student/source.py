@@ -1,0 +1,85 @@
+"""Sources: trained networks that go into a merge, whatever file they come from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from project.errors import ConfigurationError
+from project.models import Architecture, Description, load_network, read_weights
+from project.student.artefact import is_student, load_student
+from project.symmetry import Spec, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A trained network and what is known of it.
+
+    Args:
+        name: Short name for tables.
+        network: Plain layers, in eval mode.
+        description: Architecture, classes and preprocessing, as far as its file tells.
+        sha256: Hash of its file.
+        path: Its file.
+    """
+
+    name: str
+    network: nn.Module
+    description: Description
+    sha256: str
+    path: Path
+
+    @property
+    def architecture(self) -> Architecture:
+        """What it was built as; a merged source keeps its architecture's name though its widths differ."""
+        return cast(Architecture, self.description.architecture)
+
+
+def load_source(path: str | Path, name: str | None = None, architecture: Architecture | str | None = None) -> Source:
+    """Read a source: a Lightning checkpoint, a state dict, a safetensors file, or a student of an earlier merge.
+
+    Args:
+        path: The file.
+        name: Name for tables; default: the file's stem.
+        architecture: The network; default: what the file says, else what its shapes tell.
+
+    Raises:
+        CheckpointError: If the file cannot be read or does not fit the architecture.
+    """
+    path = Path(path)
+    name = name or path.stem
+    weights = read_weights(path)
+    if is_student(path):
+        student = load_student(path)
+        description = Description(student.architecture, student.labels, student.preprocessing)
+        return Source(name, student.dense().eval(), description, weights.sha256, path)
+    network, weights = load_network(path, architecture)
+    description = Description(weights.architecture, weights.label_space, weights.preprocessing)
+    return Source(name, network, description, weights.sha256, path)
+
+
+def common_spec(sources: Sequence[Source], picture: tuple[int, int, int]) -> Spec:
+    """The spec that all sources share; only the number of their logits may differ.
+
+    Raises:
+        ConfigurationError: Where two sources are not of the same architecture and widths.
+    """
+    specs = [trace(source.network, picture) for source in sources]
+    first = specs[0]
+    for source, spec in zip(sources[1:], specs[1:], strict=True):
+        mine = {name: size for name, size in first.sizes.items() if name != first.output.name}
+        theirs = {name: size for name, size in spec.sizes.items() if name != spec.output.name}
+        if (first.layers, first.norms) == (spec.layers, spec.norms) and mine == theirs:
+            continue
+        raise ConfigurationError(
+            f"sources must be of one architecture, but {sources[0].path} is {_describe(sources[0], first)} "
+            f"and {source.path} is {_describe(source, spec)}."
+        )
+    return first
+
+
+def _describe(source: Source, spec: Spec) -> str:
+    widths = [group.size for group in spec.free]
+    return f"{source.architecture.name} ({len(spec.layers)} layers, widths {min(widths)} to {max(widths)})"
