@@ -27,8 +27,7 @@ def activation_similarity(statistics: Statistics, group: Group, kind: Similarity
     compare = _correlation if kind == "correlation" else _distance
     total = None
     for node in group.nodes:
-        moment = statistics.unit(node)
-        value = compare(moment.sum() / moment.count)
+        value = compare(statistics.unit(node).mean())
         total = value if total is None else total.add_(value)
     assert total is not None
     return total / len(group.nodes)

@@ -2,7 +2,8 @@
 
 from project.methods.average import Average
 from project.methods.base import Merged, Method, Problem, check_budgets
+from project.methods.ensemble import Ensemble
 from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
 
-__all__ = ["Average", "Merged", "Method", "Permutation", "PLeaS", "Problem", "check_budgets"]
+__all__ = ["Average", "Ensemble", "Merged", "Method", "Permutation", "PLeaS", "Problem", "check_budgets"]

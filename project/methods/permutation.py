@@ -16,7 +16,7 @@ class Permutation(Method):
     Args:
         matching: ``activations``: units that do the same on the calibration pictures, compared over all of them at
             every value of their group; ``weights``: units whose weights agree, by coordinate ascent, without data.
-        similarity: For activations: ``correlation`` or ``distance``.
+        similarity: For activations: ``distance`` (the paper's) or ``correlation``.
         separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
         seed: Seed of the order in which weight matching visits the groups.
     """
@@ -24,7 +24,7 @@ class Permutation(Method):
     def __init__(
         self,
         matching: Literal["activations", "weights"] = "activations",
-        similarity: Similarity = "correlation",
+        similarity: Similarity = "distance",
         separate: Literal["back", "front"] = "back",
         seed: int = 0,
     ) -> None:
@@ -54,10 +54,12 @@ class Permutation(Method):
         """One alignment, then a student for every budget."""
         alignment = self.align(problem)
         matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
+        starts = []
         for budget in budgets:
             maps = stagewise(problem.spec, alignment, problem.fixed, budget, front=self.separate == "front")
-            yield self.fit(Merged(self.name, budget, problem.start(maps), matches=matches), problem)
+            starts.append(Merged(self.name, budget, problem.start(maps), matches=matches))
+        yield from self.fit(starts, problem)
 
-    def fit(self, merged: Merged, problem: Problem) -> Merged:
-        """What follows the start point; nothing here."""
-        return merged
+    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+        """What follows the start points; nothing here."""
+        return starts

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from typing import Literal
 
+from torch import Tensor
+from tqdm import tqdm
+
 from project.errors import ConfigurationError, MergeError
-from project.alignment import Similarity, UnitMap
+from project.alignment import Similarity
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS
-from project.student import View, fit_layer, joint_matrix
+from project.student import View, fit_layer, joint_matrix, view
 from project.symmetry import Layer
 
 
@@ -20,7 +23,7 @@ class PLeaS(Permutation):
 
     Args:
         matching: How units are matched, see Permutation.
-        similarity: For matching by activations: ``correlation`` or ``distance``.
+        similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
         separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
         ridge: Pull towards the permuted average, relative to the mean second moment of a layer's inputs; 0 for none.
         targets: What merged units aim at: the ``mean`` of all sources on every picture (the paper's), or the ``own``
@@ -33,7 +36,7 @@ class PLeaS(Permutation):
     def __init__(
         self,
         matching: Literal["activations", "weights"] = "activations",
-        similarity: Similarity = "correlation",
+        similarity: Similarity = "distance",
         separate: Literal["back", "front"] = "back",
         ridge: float = 1e-2,
         targets: Literal["mean", "own"] = "mean",
@@ -64,44 +67,35 @@ class PLeaS(Permutation):
                     f"pictures give only {samples} samples; use more pictures or a ridge above 0."
                 )
 
-    def fit(self, merged: Merged, problem: Problem) -> Merged:
-        """Solve every layer; the student is changed in place."""
-        if problem.statistics is None:
-            raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
-        fits = {}
-        for layer in problem.spec.layers:
+    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+        """Solve every layer for all budgets; the students are changed in place."""
+        fits: list[dict[str, dict[str, float]]] = [{} for _ in starts]
+        for layer in tqdm(problem.spec.layers, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
             if self._kept(layer, problem):
                 continue
             matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
-            outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
-            views, samples = self._views(layer, outputs, inputs, problem)
-            fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, samples=samples)
-            merged.student.load_layer(layer.name, fit.matrix)
-            fits[layer.name] = {
-                "residual_before": fit.before,
-                "residual_after": fit.after,
-                "condition": fit.condition,
-                "fallbacks": float(fit.fallbacks),
-            }
-        return replace(merged, layers=fits)
+            views = self._views(layer, matrices, problem)
+            for merged, found in zip(starts, fits, strict=True):
+                outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+                fit = fit_layer(layer, matrices, outputs, inputs, views, self.ridge)
+                merged.student.load_layer(layer.name, fit.matrix)
+                found[layer.name] = {
+                    "residual_before": fit.before,
+                    "residual_after": fit.after,
+                    "condition": fit.condition,
+                    "fallbacks": float(fit.fallbacks),
+                }
+        return [replace(merged, layers=found) for merged, found in zip(starts, fits, strict=True)]
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
         head = layer.outputs == problem.spec.output.name
         return head and problem.labels.mode == "different" and self.heads == "original"
 
-    def _views(
-        self, layer: Layer, outputs: UnitMap, inputs: UnitMap, problem: Problem
-    ) -> tuple[list[View], int]:
+    def _views(self, layer: Layer, matrices: list[Tensor], problem: Problem) -> list[View]:
         """What the domains ask of a layer: all the same, or each its own source's outputs."""
-        assert problem.statistics is not None
+        if problem.statistics is None:
+            raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
         if self.targets == "mean":
-            moment = problem.statistics.layer(layer.name)
-            return [View(moment.sum() / moment.count, inputs.mean, outputs.mean)], moment.count
+            return [view(layer, matrices, problem.statistics.layer(layer.name))]
         moments = problem.statistics.layers[layer.name]
-        samples = sum(moment.count for moment in moments.values())
-        views = []
-        for domain, moment in moments.items():
-            owner = problem.owners.get(domain)
-            blends = [units.mean if owner is None else units.own(owner) for units in (inputs, outputs)]
-            views.append(View(moment.sum() / max(1, moment.count), *blends, weight=moment.count / samples))
-        return views, samples
+        return [view(layer, matrices, moment, problem.owners.get(domain)) for domain, moment in moments.items()]

@@ -1,5 +1,6 @@
 """From a file of weights to a network that runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ def load_network(path: str | Path, architecture: Architecture | str | None = Non
         architecture: The network or its name; by default what the file says, or else what the shapes tell.
 
     Returns:
-        The network in evaluation mode, and what was read. They share no memory.
+        The network in evaluation mode, and what was read, its architecture filled in. They share no memory.
 
     Raises:
         CheckpointError: If the file cannot be read, or its tensors are not those of the architecture.
@@ -37,4 +38,4 @@ def load_network(path: str | Path, architecture: Architecture | str | None = Non
         network = architecture.build()
     network.to_empty(device="cpu")
     load_strictly(network, weights.state_dict, str(path))
-    return network.eval(), weights
+    return network.eval(), replace(weights, architecture=architecture)

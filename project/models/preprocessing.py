@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from project.errors import ConfigurationError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Crop = Literal["center", "squash"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Preprocessing:
         image_size: Side of the square input, in pixels.
         mean: Mean of red, green and blue, for values from 0 to 1.
         std: Standard deviation of red, green and blue.
+        crop: ``center``: the shorter side is resized to ``image_size`` and the middle is kept; ``squash``: the whole
+            picture is resized to a square.
 
     Raises:
         ConfigurationError: Where a value cannot describe a picture.
@@ -25,6 +30,7 @@ class Preprocessing:
     image_size: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    crop: Crop = "center"
 
     def __post_init__(self) -> None:
         """Take lists, as JSON gives them, and refuse impossible values."""
@@ -37,3 +43,5 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ConfigurationError(f"std is {self.std}; allowed: three positive numbers.")
+        if self.crop not in get_args(Crop):
+            raise ConfigurationError(f"crop is {self.crop!r}; allowed: 'center', 'squash'.")

@@ -1,30 +1,74 @@
-"""The vectors that a layer multiplies: unfolded patches of a convolution, features of a linear layer."""
+"""The vectors that a layer multiplies: patches of a convolution, features of a linear layer."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_BYTES = 256 * 2**20  # rows held at once
+CHUNK_BYTES = 256 * 2**20  # patches held at once
 
 
-def unfold(values: Tensor, layer: nn.Module) -> Tensor:
-    """Inputs of a layer as the vectors its weight matrix multiplies.
+def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, constant: bool) -> Iterator[Tensor]:
+    """Columns u = (z¹; …; z^N; 1) of one layer in all sources, in chunks of limited size.
 
     Args:
-        values: What the layer reads: (batch, channels, height, width), or (batch, features).
-        layer: An ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
+        values: What the layer reads in every source, on the same pictures: (batch, channels, height, width), or
+            (batch, features).
+        layers: The layer of every source: ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
+        constant: Whether to append a 1, for layers that add a constant.
+
+    Yields:
+        Float32, shape (Σ inputs · taps (+ 1), samples); entries in the order of ``weight.flatten(1)``, a sample for
+        every picture and output position.
+    """
+    sizes = [cast(Tensor, layer.weight)[0].numel() for layer in layers]
+    positions = _output_size(values[0], layers[0])
+    step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions.numel()))
+    for chunk in zip(*(value.split(step) for value in values), strict=True):
+        batch = chunk[0].shape[0]
+        columns = torch.empty(sum(sizes) + constant, batch * positions.numel(), device=chunk[0].device)
+        for part, value, layer in zip(columns[: sum(sizes)].split(sizes), chunk, layers, strict=True):
+            _write(part, value, layer, positions)
+        columns[sum(sizes) :] = 1.0
+        yield columns
+
+
+def unit_columns(values: Sequence[Tensor]) -> Tensor:
+    """Columns (a¹; …; a^N; 1) of one value of the graph in all sources: every picture position is a sample.
+
+    Args:
+        values: Shape (batch, units) or (batch, units, height, width), one for each source.
 
     Returns:
-        Shape (batch, positions, inputs · taps), a view where possible; entry order is that of ``weight.flatten(1)``.
+        Float32, shape (Σ units + 1, samples).
     """
+    units = [value.float().transpose(0, 1).flatten(1) for value in values]
+    return torch.cat([*units, units[0].new_ones(1, units[0].shape[1])])
+
+
+def _output_size(value: Tensor, layer: nn.Module) -> torch.Size:
     if not isinstance(layer, nn.Conv2d):
-        return values[:, None, :]
-    if layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "same", "valid"):
-        down, right = layer.stride
-        return values[:, :, ::down, ::right].flatten(2).mT
-    return F.unfold(F.pad(values, _padding(layer)), layer.kernel_size, layer.dilation, 0, layer.stride).mT
+        return torch.Size((1, 1))
+    left, right, top, bottom = _padding(layer)
+    sides = zip((top + bottom, left + right), value.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    return torch.Size((padded + side - d * (k - 1) - 1) // s + 1 for padded, side, k, s, d in sides)
+
+
+def _write(part: Tensor, value: Tensor, layer: nn.Module, positions: torch.Size) -> None:
+    """Write one source's patches, a tap at a time, each one strided copy."""
+    if not isinstance(layer, nn.Conv2d):
+        part.copy_(value.mT)
+        return
+    padded = F.pad(value, _padding(layer)).transpose(0, 1)
+    (tall, wide), (down, right), (apart, aside) = layer.kernel_size, layer.stride, layer.dilation
+    target = part.view(padded.shape[0], tall, wide, value.shape[0], *positions)
+    for i in range(tall):
+        for j in range(wide):
+            rows = slice(i * apart, i * apart + (positions[0] - 1) * down + 1, down)
+            cols = slice(j * aside, j * aside + (positions[1] - 1) * right + 1, right)
+            target[:, i, j].copy_(padded[:, :, rows, cols])
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
@@ -36,42 +80,3 @@ def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
         return reach[1] // 2, reach[1] - reach[1] // 2, reach[0] // 2, reach[0] - reach[0] // 2
     down, right = (int(side) for side in layer.padding)
     return right, right, down, down
-
-
-def joint_rows(values: Sequence[Tensor], layers: Sequence[nn.Module], *, constant: bool) -> Iterator[Tensor]:
-    """Rows u = (z¹; …; z^N; 1) of one layer in all sources, in chunks of limited size.
-
-    Args:
-        values: The layer's input in every source, on the same pictures.
-        layers: The layer of every source.
-        constant: Whether to append a 1, for layers that add a constant.
-
-    Yields:
-        Float32, shape (samples, Σ inputs · taps (+ 1)).
-    """
-    batch = values[0].shape[0]
-    step = max(1, CHUNK_BYTES * batch // max(1, 4 * sum(_entries(v, m) for v, m in zip(values, layers, strict=True))))
-    for start in range(0, batch, step):
-        parts = [unfold(v[start : start + step].float(), m) for v, m in zip(values, layers, strict=True)]
-        if constant:
-            parts.append(parts[0].new_ones(*parts[0].shape[:2], 1))
-        yield torch.cat(parts, dim=2).flatten(0, 1)
-
-
-def _entries(values: Tensor, layer: nn.Module) -> int:
-    """Numbers in a layer's unfolded inputs, from the shape of one picture's."""
-    return values.shape[0] * unfold(values[:1].float(), layer).numel()
-
-
-def unit_rows(values: Sequence[Tensor]) -> Tensor:
-    """Rows (a¹; …; a^N; 1) of one value of the graph in all sources: every picture position is a sample.
-
-    Args:
-        values: Shape (batch, units) or (batch, units, height, width), one for each source.
-
-    Returns:
-        Float32, shape (samples, Σ units + 1).
-    """
-    flat = [value.float().flatten(2) if value.dim() > 2 else value.float()[:, :, None] for value in values]
-    rows = torch.cat([*flat, torch.ones_like(flat[0][:, :1])], dim=1)
-    return rows.mT.flatten(0, 1)

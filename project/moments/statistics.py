@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from project.errors import MergeError
 from project.moments.lockstep import Lockstep
 from project.moments.moment import Moment
-from project.moments.patches import joint_rows, unit_rows
+from project.moments.patches import joint_columns, unit_columns
 from project.symmetry import Spec
 
 LAYERS, UNITS = "layers", "units"
@@ -50,11 +50,11 @@ class Statistics:
             all_reduce: Sums a tensor over all processes in place.
         """
         for moment in self.moments():
-            count = torch.tensor(moment.count, device=moment.lower.device)
+            count = torch.tensor(moment.count, device=moment.device)
             all_reduce(count)
             all_reduce(moment.lower)
             moment.count = int(count)
-        device = next(iter(self.moments())).lower.device if self.pictures else "cpu"
+        device = next(iter(self.moments())).device if self.pictures else "cpu"
         for domain in sorted(self.pictures):
             seen = torch.tensor(self.pictures[domain], device=device)
             all_reduce(seen)
@@ -65,7 +65,7 @@ def _sum(table: dict[str, dict[str, Moment]], name: str) -> Moment:
     if name not in table or not table[name]:
         raise MergeError(f"statistics hold nothing for {name!r}; gather them on this architecture first.")
     moments = list(table[name].values())
-    total = Moment(moments[0].lower.shape[0], moments[0].lower.device)
+    total = Moment(moments[0].size, moments[0].device)
     for moment in moments:
         total.add(moment)
     return total
@@ -110,11 +110,11 @@ class Collector:
             modules = self.sources.layers(layer.name)
             size = sum(module.weight[0].numel() for module in modules) + layer.bias  # type: ignore[index, operator]
             moment = self._moment(self.statistics.layers, layer.name, size, inputs[0].device)
-            for rows in joint_rows(inputs, modules, constant=layer.bias):
-                moment.update(rows)
+            for columns in joint_columns(inputs, modules, constant=layer.bias):
+                moment.update(columns)
         if node.name in self.units:
             size = sum(value.shape[1] for value in outputs) + 1
-            self._moment(self.statistics.units, node.name, size, outputs[0].device).update(unit_rows(outputs))
+            self._moment(self.statistics.units, node.name, size, outputs[0].device).update(unit_columns(outputs))
 
     def _moment(self, table: dict[str, dict[str, Moment]], name: str, size: int, device: torch.device) -> Moment:
         if name not in table:  # one for every domain, so that processes that saw different domains agree

@@ -1,11 +1,13 @@
 """The least-squares fit of one layer in closed form, from the joint second moment of its inputs (DESIGN §4).
 
-With u = (z¹; …; z^N; 1) the layer's inputs in all sources and G = E[u uᵀ], the student's inputs are M u and its targets
-T u. The weights that minimise E‖W M u − T u‖² + λ‖W − W⁰‖² are
+With u = (z¹; …; z^N; 1) the layer's inputs in all sources, G = E[u uᵀ], and y = (y¹; …; y^N) = V u its outputs there,
+the student's inputs are M u and its targets B y: M and B blend the units that its unit maps put together. The weights
+that minimise E‖W M u − B y‖² + λ‖W − W⁰‖² are
 
-    W = W⁰ + (T − W⁰M) G Mᵀ (M G Mᵀ + λ I)⁻¹
+    W = W⁰ + (B V G Mᵀ − W⁰ M G Mᵀ) (M G Mᵀ + λ I)⁻¹
 
-row block by row block, since rows with the same sources see the same inputs.
+row block by row block, since rows with the same sources see the same inputs. G, V G and V G Vᵀ do not depend on the
+unit maps, so that a further budget costs gathers, one product with W⁰ and the factorisation.
 """
 
 from collections.abc import Sequence
@@ -16,24 +18,58 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap, overlap
 from project.errors import MergeError
+from project.moments import Moment
 from project.symmetry import Layer
 
 
 @dataclass(frozen=True)
 class View:
-    """What one part of the calibration data asks of the student.
+    """What one part of the calibration data says of a layer, for any student.
 
     Args:
-        joint: E[u uᵀ] on that part, float64.
-        inputs: Blend of the input axis: which sources' units the student's input is the mean of.
-        outputs: Blend of the output axis: which sources' outputs are the target.
-        weight: Share of this part in the whole.
+        inputs: G = E[u uᵀ], float64.
+        cross: V G = E[y uᵀ].
+        outputs: V G Vᵀ = E[y yᵀ].
+        samples: Number of samples behind them.
+        owner: Source whose units alone this part asks merged units to follow; None for the mean of all.
     """
 
-    joint: Tensor
     inputs: Tensor
+    cross: Tensor
     outputs: Tensor
-    weight: float = 1.0
+    samples: int
+    owner: int | None = None
+
+    def blend(self, units: UnitMap) -> Tensor:
+        """Shares of the sources in each student unit."""
+        return units.mean if self.owner is None else units.own(self.owner)
+
+
+def view(layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | None = None) -> View:
+    """Bring the moment of a layer's inputs through the sources' weights.
+
+    Args:
+        layer: The layer.
+        matrices: The sources' weights, from :func:`joint_matrix`.
+        moment: Of u, over the pictures of this part.
+        owner: See :class:`View`.
+    """
+    joint = moment.mean()
+    beyond = int(layer.bias)
+    constant = joint[joint.shape[0] - beyond :]
+    cross, start = [], 0
+    for matrix in matrices:
+        width = matrix.shape[1] - beyond
+        cross.append(matrix[:, :width] @ joint[start : start + width] + matrix[:, width:] @ constant)
+        start += width
+    response = torch.cat(cross)
+    outputs, start = [], 0
+    for matrix in matrices:
+        width = matrix.shape[1] - beyond
+        last = response[:, response.shape[1] - beyond :]
+        outputs.append(response[:, start : start + width] @ matrix[:, :width].mT + last @ matrix[:, width:].mT)
+        start += width
+    return View(joint, response, torch.cat(outputs, 1), moment.count, owner)
 
 
 @dataclass(frozen=True)
@@ -102,14 +138,7 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 
 
 def fit_layer(
-    layer: Layer,
-    matrices: Sequence[Tensor],
-    outputs: UnitMap,
-    inputs: UnitMap,
-    views: Sequence[View],
-    *,
-    ridge: float,
-    samples: int,
+    layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap, views: Sequence[View], ridge: float
 ) -> LayerFit:
     """Solve for one layer of the student.
 
@@ -118,50 +147,64 @@ def fit_layer(
         matrices: The sources' weights, from :func:`joint_matrix`.
         outputs: Unit map of the output axis.
         inputs: Unit map of the input axis.
-        views: Parts of the calibration data with the inputs and targets they ask for.
+        views: Parts of the calibration data; they weigh by their samples.
         ridge: λ over the mean diagonal of M G Mᵀ; pulls towards the start point.
-        samples: Number of samples behind the moments.
 
     Raises:
         MergeError: With ridge 0 and fewer samples than unknowns in a row.
     """
-    taps = layer.taps
+    taps, samples = layer.taps, sum(one.samples for one in views)
     start = start_matrix(layer, matrices, outputs, inputs).contiguous()
-    cross, gram, energy = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1]), 0.0
-    for view in views:
-        # D = T − W⁰M: exactly zero where nothing is merged, so that such a student stays exactly its sources.
-        error = targets(layer, matrices, outputs, view.outputs).mT - inputs.push(start.mT, view.inputs, taps)
-        product = view.joint @ error
-        energy += view.weight * float((product * error).sum())
-        cross.add_(inputs.pull(product, view.inputs, taps).mT, alpha=view.weight)
-        half = inputs.pull(view.joint, view.inputs, taps).mT.contiguous()
-        gram.add_(inputs.pull(half, view.inputs, taps), alpha=view.weight)
-        del product, half
-    # E‖t‖² with t = W⁰z + (t − W⁰z), from what is at hand.
-    power = float(((start @ gram) * start).sum() + 2 * (cross * start).sum()) + energy
-    before = energy / max(power, 1e-300)
-    if not bool(cross.any()):
-        return LayerFit(start, before, before, 1.0, 0)
+    if all(_exact(layer, matrices, start, outputs, inputs, one) for one in views):
+        return LayerFit(start, 0.0, 0.0, 1.0, 0)
+    cross, gram, power = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1]), 0.0
+    for one in views:
+        share, m, b = one.samples / samples, one.blend(inputs), one.blend(outputs)
+        half = inputs.pull(one.inputs, m, taps).mT.contiguous()
+        gram.add_(inputs.pull(half, m, taps), alpha=share)
+        blended = outputs.pull(one.cross, b).mT.contiguous()
+        cross.add_(inputs.pull(blended, m, taps).mT, alpha=share)
+        power += share * float(outputs.pull(outputs.pull(one.outputs, b).mT.contiguous(), b).diagonal().sum())
+    forward = start @ gram
+    energy = power - float(((2 * cross - forward) * start).sum())
+    gap = cross - forward
     shift = ridge * float(gram.diagonal()[: inputs.units * taps].mean())
-    seen = overlap(outputs, inputs).to(start.device).repeat_interleave(taps, 1)
-    if layer.bias:
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
     delta, conditions, fallbacks = torch.zeros_like(start), [1.0], 0
-    for rows, _ in outputs.blocks:
-        columns = seen[rows.start].nonzero()[:, 0]
+    for rows, columns in _blocks(layer, outputs, inputs):
         if ridge == 0 and samples < len(columns):
             raise MergeError(
                 f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples and ridge is 0; "
                 f"use more calibration pictures or a ridge above 0."
             )
+        columns = columns.to(start.device)
         matrix = gram if len(columns) == len(gram) else gram[columns][:, columns]
-        solved, condition, fell = _solve(matrix, cross[rows][:, columns], shift)
+        solved, condition, fell = _solve(matrix, gap[rows][:, columns], shift)
         delta[rows] = delta[rows].index_copy(1, columns, solved)
         conditions.append(condition)
         fallbacks += fell
-    # With Δ(A + λI) = R, the residual is E‖Dz‖² − ⟨Δ, R⟩ − λ‖Δ‖².
-    left = energy - float((delta * cross).sum()) - shift * float(delta.square().sum())
-    return LayerFit(start + delta, before, max(left, 0.0) / max(power, 1e-300), max(conditions), fallbacks)
+    # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
+    left = energy - float((delta * gap).sum()) - shift * float(delta.square().sum())
+    power = max(power, 1e-300)
+    return LayerFit(start + delta, max(energy, 0.0) / power, max(left, 0.0) / power, max(conditions), fallbacks)
+
+
+def _exact(
+    layer: Layer, matrices: Sequence[Tensor], start: Tensor, outputs: UnitMap, inputs: UnitMap, one: View
+) -> bool:
+    """Whether the start point reproduces its targets on any input: B V = W⁰ M, as where nothing is merged.
+
+    Such a layer is left as it is, so that a student without merged units is exactly its sources.
+    """
+    wanted = targets(layer, matrices, outputs, one.blend(outputs)).mT
+    return torch.equal(wanted, inputs.push(start.mT.contiguous(), one.blend(inputs), layer.taps))
+
+
+def _blocks(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> list[tuple[slice, Tensor]]:
+    """Runs of rows with the same sources, and the columns that they see."""
+    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
+    if layer.bias:
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+    return [(rows, seen[rows.start].nonzero()[:, 0]) for rows, _ in outputs.blocks]
 
 
 def _solve(gram: Tensor, cross: Tensor, shift: float) -> tuple[Tensor, float, int]:

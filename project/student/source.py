@@ -36,6 +36,12 @@ class Source:
         """What it was built as; a merged source keeps its architecture's name though its widths differ."""
         return cast(Architecture, self.description.architecture)
 
+    @property
+    def logits(self) -> int:
+        """Number of logits, whatever its architecture was built with."""
+        last = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1]
+        return last.out_features
+
 
 def load_source(path: str | Path, name: str | None = None, architecture: Architecture | str | None = None) -> Source:
     """Read a source: a Lightning checkpoint, a state dict, a safetensors file, or a student of an earlier merge.

@@ -1,0 +1,63 @@
+# make demo        fine-tune two sources on drawn pictures, merge them, print one table
+# make test        the default test suite
+# make test-slow   the tests that run for minutes
+# make lint        formatting, types, import layers
+# make constraints write configs/env/constraints.txt from what this environment holds
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := configs/env/constraints.txt
+DEMO := runs/demo
+SOURCES := $(DEMO)/sources/clipart/checkpoints/best.ckpt $(DEMO)/sources/sketch/checkpoints/best.ckpt
+
+.PHONY: demo test test-slow lint constraints clean-demo
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --group dev
+	@touch $@
+
+demo: $(VENV)/.installed
+	@for file in $(SOURCES) $(DEMO)/merge/results.json; do if [ -e $$file ]; then echo "reusing $$file"; fi; done
+	@$(MAKE) --no-print-directory $(DEMO)/merge/results.json
+	@$(BIN)/python -m project.report $(DEMO)/merge
+	@echo "Look closer: $(BIN)/tensorboard --logdir runs"
+
+$(DEMO)/sources/%/checkpoints/best.ckpt: | $(VENV)/.installed
+	$(BIN)/pleas fit --config configs/demo/fit_$*.yaml --overwrite true
+
+$(DEMO)/merge/results.json: $(SOURCES) | $(VENV)/.installed
+	$(BIN)/pleas merge --config configs/demo/merge.yaml --overwrite true
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The newest of everything that the ranges in pyproject.toml allow, in a fresh environment; nothing by hand.
+constraints:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . --group dev
+	mkdir -p $(dir $(CONSTRAINTS))
+	( echo "# Written by 'make constraints'; $$($(BIN)/python -V), $$(uname -sm). Install with pip -c."; \
+	  $(BIN)/python -m pip freeze --exclude-editable ) > $(CONSTRAINTS)
+	touch $(VENV)/.installed $(VENV)/.tested
+
+clean-demo:
+	rm -rf $(DEMO)

@@ -1,0 +1,20 @@
+"""``pleas`` and ``python -m project``."""
+
+import sys
+
+from project.cli import main
+from project.errors import PleasError
+
+
+def console() -> int:
+    """Run the command; what the user can mend is told in one sentence."""
+    try:
+        main()
+    except PleasError as error:
+        sys.stderr.write(f"pleas: error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console())

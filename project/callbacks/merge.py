@@ -1,0 +1,123 @@
+"""Merging inside Lightning's validation loop."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from project.modules import MergeModule
+from project.report.phases import PhaseClock
+from project.student import batch_norms
+
+
+class MergeCallback(Callback):
+    """Turns two passes of ``validate`` over calibration pictures into students.
+
+    In the first pass the sources run and their moments are gathered, summed over processes, and every method fits its
+    students from them. In the second the students' batch norms are re-estimated. It works in ``trainer.merge`` and in
+    plain calls::
+
+        while not callback.finished:
+            trainer.validate(merge_module, dataloaders=datamodule.calibration_dataloader())
+
+    Args:
+        renormalise: Whether to re-estimate batch norm: averaged units vary less than their sources, so that the
+            statistics of the sources no longer hold.
+    """
+
+    def __init__(self, renormalise: bool = True) -> None:
+        self.renormalise = renormalise
+        self.fitted = False
+        self.finished = False
+        self.clock = PhaseClock()
+        self.variances: dict[str, dict[str, dict[str, float]]] = {}
+        self._open = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse launchers that would lose the students."""
+        launcher = getattr(trainer.strategy, "_start_method", None)
+        if isinstance(trainer.strategy, DDPStrategy) and launcher in ("spawn", "fork", "forkserver"):
+            raise MisconfigurationException(
+                f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach the taps, or open the batch norms."""
+        if not self._ours(trainer, pl_module):
+            return
+        assert isinstance(pl_module, MergeModule)
+        if not self.fitted:
+            self._open.enter_context(self.clock.phase("gather"))
+            pl_module.start_gathering()
+        else:
+            self.variances["before"] = pl_module.variances()
+            self._open.enter_context(self.clock.phase("re-estimate"))
+            self._open.enter_context(pl_module.reestimation())
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Show how many pictures the statistics hold."""
+        collector = pl_module.collector if isinstance(pl_module, MergeModule) else None
+        if collector is not None and trainer.progress_bar_callback is not None:
+            seen = float(sum(collector.statistics.pictures.values()))
+            pl_module.log("pictures", seen, prog_bar=True, logger=False, batch_size=1, rank_zero_only=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum over processes and fit, or close the batch norms and average them over processes."""
+        if not self._ours(trainer, pl_module):
+            return
+        assert isinstance(pl_module, MergeModule)
+        if not self.fitted:
+            collector = pl_module.stop_gathering()
+            if collector is not None:
+                collector.statistics.reduce(lambda tensor: _all_reduce(trainer, tensor))
+            self._open.close()
+            with self.clock.phase("fit"):
+                pl_module.fit_students(collector)
+                for merged in pl_module.merged:
+                    for tensor in merged.student.state_dict().values():
+                        _from_rank_zero(trainer, tensor)  # solvers may differ in the last bit between machines
+            self.fitted = True
+            self.finished = not self.renormalise
+        else:
+            self._open.close()
+            for merged in pl_module.merged:
+                for norm in batch_norms(merged.student).values():
+                    for buffer in (norm.running_mean, norm.running_var):
+                        if buffer is not None:
+                            _all_reduce(trainer, buffer)
+                            buffer.div_(trainer.world_size)
+            self.variances["after"] = pl_module.variances()
+            self.finished = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._release(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._release(pl_module)
+
+    def _release(self, pl_module: LightningModule) -> None:
+        self._open.close()
+        if isinstance(pl_module, MergeModule):
+            pl_module.stop_gathering()
+
+    def _ours(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        validating = trainer.state.fn == "validate" and not trainer.sanity_checking
+        return validating and isinstance(pl_module, MergeModule) and not self.finished
+
+
+def _all_reduce(trainer: Trainer, tensor: Tensor) -> None:
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(tensor)
+
+
+def _from_rank_zero(trainer: Trainer, tensor: Tensor) -> None:
+    if trainer.world_size > 1:
+        torch.distributed.broadcast(tensor, src=0)

@@ -1,0 +1,27 @@
+"""Domains of pictures: data sets, how they are split, and the loaders a trainer draws from."""
+
+from project.data.cub import CUB
+from project.data.datamodule import DomainDataModule
+from project.data.dogs import StanfordDogs
+from project.data.domain import Domain, DomainSet, Sample
+from project.data.domainnet import DomainNet
+from project.data.folders import ImageFolders
+from project.data.nabirds import NABirds
+from project.data.pets import OxfordPets
+from project.data.shapes import Shapes
+from project.data.transforms import evaluation_transform
+
+__all__ = [
+    "CUB",
+    "Domain",
+    "DomainDataModule",
+    "DomainNet",
+    "DomainSet",
+    "ImageFolders",
+    "NABirds",
+    "OxfordPets",
+    "Sample",
+    "Shapes",
+    "StanfordDogs",
+    "evaluation_transform",
+]

@@ -1,0 +1,64 @@
+"""Finding unreadable pictures before a long run does."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import distributed
+
+from project.data.domain import Sample
+from project.data.pictures import defect
+from project.errors import ConfigurationError, DataError
+
+OnError = Literal["raise", "skip"]
+Defects: TypeAlias = dict[Path, str | None]
+NAMED = 5
+"""Unreadable files that a message names; the others are counted."""
+
+
+class PictureCheck:
+    """Decodes every picture once and remembers what it found.
+
+    Args:
+        on_error: What to do about a picture that cannot be read: ``raise``, or ``skip`` it with one warning a list.
+        threads: How many pictures are decoded at a time.
+    """
+
+    def __init__(self, on_error: OnError = "raise", threads: int = 4) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ConfigurationError(f"on_error is {on_error!r}; allowed: 'raise', 'skip'.")
+        self.on_error = on_error
+        self.threads = threads
+        self._found: Defects = {}
+
+    def readable(self, samples: list[Sample]) -> list[Sample]:
+        """The samples whose pictures can be decoded, the same in every process; all of them must ask.
+
+        Raises:
+            DataError: In mode ``raise``, where there is one that cannot.
+        """
+        new = [path for path, _ in samples if path not in self._found]
+        if new:
+            self._found |= self._examine(new)
+        bad = [f"{path} ({self._found[path]})" for path, _ in samples if self._found[path]]
+        if not bad:
+            return samples
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        message = f"{len(bad)} of {len(samples)} pictures cannot be read: {', '.join(bad[:NAMED])}{more}"
+        if self.on_error == "raise":
+            raise DataError(f"{message}; mend them, or set on_error to 'skip'.")
+        rank_zero_warn(f"{message}; they are left out.")
+        return [sample for sample in samples if not self._found[sample[0]]]
+
+    def _examine(self, paths: list[Path]) -> Defects:
+        """Decode pictures, each process its share, and tell the others."""
+        spread = distributed.is_available() and distributed.is_initialized()
+        mine = paths[distributed.get_rank() :: distributed.get_world_size()] if spread else paths
+        with ThreadPoolExecutor(self.threads) as pool:
+            found: Defects = dict(zip(mine, pool.map(defect, mine), strict=True))
+        if not spread:
+            return found
+        shares: list[Defects] = [{} for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(shares, found)
+        return {path: reason for share in shares for path, reason in share.items()}

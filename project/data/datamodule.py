@@ -1,0 +1,208 @@
+"""What the trainer sees of the data: loaders over the domains of any data sets."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import ConcatDataset, DataLoader
+
+from project.data.checking import OnError, PictureCheck
+from project.data.domain import Domain, DomainSet, Sample, choose
+from project.data.pictures import NamedPictures, Pictures, UnlabelledPictures
+from project.data.sharding import EachOnce
+from project.data.splits import Splits, split
+from project.data.transforms import Transform, evaluation_transform, training_transform
+from project.errors import ConfigurationError, DataError
+from project.models.labels import LabelMode, LabelSpace
+from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
+
+Use = Literal["train", "validation", "calibration", "test"]
+
+
+class DomainDataModule(LightningDataModule):
+    """Domains of one or several data sets, split, checked and loaded.
+
+    Training runs over all domains at once; validation, test and prediction have one loader a domain, in order.
+    Pictures are decoded once before they are first used, so that an unreadable one is found before a long run.
+
+    Args:
+        sets: Data set, or list of data sets, from which the domains come.
+        domains: Which domains, in which order; all, in the order of the data sets, when not given.
+        label_space: ``shared``: the domains have the same classes and share one head; ``different``: every domain has
+            a head of its own.
+        image_size: Side of the square network input in pixels.
+        mean: Mean of red, green and blue, for values from 0 to 1, taken off every picture.
+        std: Standard deviation of red, green and blue, by which every picture is divided.
+        crop: How pictures that are not square are fitted: ``center`` resizes the shorter side and keeps the middle,
+            ``squash`` resizes the whole.
+        batch_size: Pictures in a batch.
+        num_workers: Processes that load pictures, for each loader.
+        augment: Whether training pictures are cropped and mirrored at random.
+        validation_fraction: Share of each class's training pictures held out for validation, from 0 up to but
+            without 1.
+        calibration_pictures: Training pictures of each domain, without labels, from which a merge gathers its
+            statistics; all when null.
+        calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
+        seed: Seed of the validation split and of the choice of calibration pictures.
+        on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
+
+    Raises:
+        ConfigurationError: Where an argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        sets: DomainSet | list[DomainSet],
+        domains: list[str] | None = None,
+        label_space: LabelMode = "shared",
+        image_size: int = 64,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        crop: Crop = "center",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        augment: bool = True,
+        validation_fraction: float = 0.1,
+        calibration_pictures: int | None = 512,
+        calibration_batch_size: int | None = None,
+        seed: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__()
+        self.sets = [sets] if isinstance(sets, DomainSet) else sets
+        self.domains = domains
+        self.label_mode = label_space
+        self.preprocessing = Preprocessing(image_size, mean, std, crop)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.augment = augment
+        self.validation_fraction = validation_fraction
+        self.calibration_pictures = calibration_pictures
+        self.calibration_batch_size = batch_size if calibration_batch_size is None else calibration_batch_size
+        self.seed = seed
+        self._check_values()
+        self._check = PictureCheck(on_error)
+        self._label_space: LabelSpace | None = None
+        self._splits: dict[str, Splits] = {}
+
+    def prepare_data(self) -> None:
+        """Download or render what is missing, in one process."""
+        for domain_set in self.sets:
+            domain_set.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the lists and split them, in every process alike."""
+        self.read()
+
+    def read(self) -> None:
+        """List and split the pictures, once; needs no trainer.
+
+        Raises:
+            ConfigurationError: Where a domain is unknown or the classes do not fit the label space.
+            DataError: Where files are missing or malformed.
+        """
+        if self._label_space is not None:
+            return
+        found: dict[str, Domain] = {}
+        for domain in (domain for domain_set in self.sets for domain in domain_set.read()):
+            if domain.name in found:
+                raise ConfigurationError(f"sets holds domain {domain.name} twice; allowed: every name once.")
+            found[domain.name] = domain
+        chosen = [found[name] for name in choose(self.domains, list(found))]
+        self._label_space = LabelSpace({domain.name: domain.classes for domain in chosen}, self.label_mode)
+        self._splits = {
+            domain.name: split(domain, self.validation_fraction, self.calibration_pictures, self.seed)
+            for domain in chosen
+        }
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes of the domains; reads the lists where that has not been done."""
+        self.read()
+        assert self._label_space is not None
+        return self._label_space
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains, in order; reads the lists where that has not been done."""
+        return self.label_space.domains
+
+    def samples(self, domain: str, use: Use) -> list[Sample]:
+        """The readable pictures of a domain for one use; where there are several processes, all must ask.
+
+        Raises:
+            DataError: Where there are none, or, with ``on_error`` ``raise``, where one cannot be read.
+        """
+        self.read()
+        listed: list[Sample] = getattr(self._splits[domain], use)
+        readable = self._check.readable(listed)
+        if not readable:
+            raise DataError(f"Domain {domain} has no {use} pictures.")
+        return readable
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of pictures (B, 3, image_size, image_size) and output columns (B,), shuffled over all domains."""
+        transform = training_transform(self.preprocessing) if self.augment else self._plain
+        columns = self.label_space.columns
+        parts = [Pictures(self.samples(name, "train"), transform, columns(name).start) for name in self.domain_names]
+        dataset: ConcatDataset[Any] = ConcatDataset(parts)
+        # A last batch of one picture would break batch norm.
+        lonely = len(dataset) > self.batch_size and len(dataset) % self.batch_size == 1
+        return self._loader(dataset, shuffle=True, drop_last=lonely)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a domain: pictures (B, 3, image_size, image_size), labels (B,) among the domain's classes."""
+        if self.validation_fraction == 0:
+            return []
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return [self._evaluation_loader(name, "validation", each_once=not fitting) for name in self.domain_names]
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a domain: pictures (B, 3, image_size, image_size), labels (B,) among the domain's classes."""
+        return [self._evaluation_loader(name, "test", each_once=True) for name in self.domain_names]
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a domain, over its test pictures: pictures (B, 3, image_size, image_size), paths (B)."""
+        return [self._loader(NamedPictures(self.samples(name, "test"), self._plain)) for name in self.domain_names]
+
+    def calibration_dataloader(self) -> CombinedLoader:
+        """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
+
+        Every picture comes exactly once, over all processes together, in an order that mixes the classes.
+        """
+        loaders = {}
+        for name in self.domain_names:
+            dataset = UnlabelledPictures(self.samples(name, "calibration"), self._plain)
+            loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
+        return CombinedLoader(loaders, mode="max_size")
+
+    def _evaluation_loader(self, domain: str, use: Use, each_once: bool) -> DataLoader[Any]:
+        """Uneven shares would make processes wait for each other while fitting, so there `each_once` is off."""
+        dataset = Pictures(self.samples(domain, use), self._plain)
+        return self._loader(dataset, sampler=EachOnce(dataset) if each_once else None)
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        settings = {"batch_size": self.batch_size, "num_workers": self.num_workers, **options}
+        return DataLoader(dataset, persistent_workers=self.num_workers > 0, **settings)
+
+    @property
+    def _plain(self) -> Transform:
+        return evaluation_transform(self.preprocessing)
+
+    def _check_values(self) -> None:
+        allowed = {
+            "sets": (len(self.sets) > 0, "at least one data set"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "num_workers": (self.num_workers >= 0, "0 or more"),
+            "validation_fraction": (0 <= self.validation_fraction < 1, "0 up to, but without, 1"),
+            "calibration_pictures": (
+                self.calibration_pictures is None or self.calibration_pictures >= 1,
+                "null, or at least 1",
+            ),
+            "calibration_batch_size": (self.calibration_batch_size >= 1, "null, or at least 1"),
+            "seed": (self.seed >= 0, "0 or more"),
+        }
+        for name, (valid, values) in allowed.items():
+            if not valid:
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; allowed: {values}.")

@@ -1,0 +1,107 @@
+"""What every data set is to the rest of the project: named domains with classes and two lists of pictures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from project.errors import ConfigurationError, DataError
+
+Sample: TypeAlias = tuple[Path, int]
+"""A picture's file and its label."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The pictures of one domain; none is opened.
+
+    Args:
+        name: What the domain is called.
+        classes: Names of the classes, in the order of the labels.
+        train: Pictures to learn from.
+        test: Pictures to judge by.
+
+    Raises:
+        DataError: Where there is no training picture, or a label has no class.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: list[Sample]
+    test: list[Sample]
+
+    def __post_init__(self) -> None:
+        """Refuse a domain without pictures and labels without a class."""
+        if not self.train:
+            raise DataError(f"Domain {self.name} has no training pictures.")
+        for path, label in (*self.train, *self.test):
+            if not 0 <= label < len(self.classes):
+                raise DataError(f"{path} has label {label}; {self.name} has the labels 0 to {len(self.classes) - 1}.")
+
+
+class DomainSet(ABC):
+    """A data set of one or more domains."""
+
+    def prepare(self) -> None:  # noqa: B027 - most sets have nothing to prepare
+        """Download or render what is missing; does nothing the second time, and nothing where the user must fetch it.
+
+        Raises:
+            DataError: Where the data cannot be had.
+        """
+
+    @abstractmethod
+    def read(self) -> list[Domain]:
+        """List the pictures of every domain, in a fixed order.
+
+        Raises:
+            DataError: Where files are missing or malformed; the message says from where to fetch them.
+        """
+
+
+def require(path: Path, name: str, source: str, root: Path) -> Path:
+    """A file or folder of a data set that must be there.
+
+    Args:
+        path: What is needed.
+        name: The data set's name.
+        source: Page from which it is fetched.
+        root: Folder into which it is unpacked.
+
+    Raises:
+        DataError: Where it is missing.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is missing; fetch {name} from {source} and unpack it into {root}.")
+    return path
+
+
+def choose(domains: list[str] | None, known: list[str]) -> list[str]:
+    """The domains asked for, in the order asked for; all known ones for None.
+
+    Raises:
+        ConfigurationError: Where one is unknown or named twice, or none is named.
+    """
+    if domains is None:
+        return known
+    unknown = [name for name in domains if name not in known]
+    if unknown or not domains or len(set(domains)) < len(domains):
+        raise ConfigurationError(f"domains is {domains}; allowed: one or more, each once, of {', '.join(known)}.")
+    return domains
+
+
+def class_names(samples: list[Sample], name: Callable[[Path], str], lists: Path) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels, each taken from the path of some picture of it.
+
+    Args:
+        samples: All pictures.
+        name: Tells a class's name from a picture's path.
+        lists: Where the labels come from, for the message.
+
+    Raises:
+        DataError: Where the labels have a gap.
+    """
+    names = {label: name(path) for path, label in samples}
+    if sorted(names) != list(range(len(names))):
+        raise DataError(f"The lists in {lists} have {len(names)} labels up to {max(names) + 1}; some are missing.")
+    return tuple(names[label] for label in range(len(names)))

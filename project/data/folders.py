@@ -1,0 +1,63 @@
+"""Data sets kept as plain folders, such as PACS and Office-Home."""
+
+from pathlib import Path
+
+from project.data.domain import Domain, DomainSet, Sample, choose
+from project.data.splits import hold_out
+from project.errors import ConfigurationError, DataError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class ImageFolders(DomainSet):
+    """Domains in folders, ``<domain>/<class>/<picture>``, split here into training and test pictures.
+
+    The split is drawn class by class and depends on nothing but the names of the files and the seed.
+
+    Args:
+        root: Folder of the domains' folders.
+        domains: Which domains, in which order; all, sorted by name, when not given.
+        test_fraction: Share of each class's pictures that is kept for testing, from 0 up to but without 1.
+        seed: Seed of the split.
+    """
+
+    def __init__(
+        self, root: str | Path, domains: list[str] | None = None, test_fraction: float = 0.2, seed: int = 0
+    ) -> None:
+        if not 0 <= test_fraction < 1:
+            raise ConfigurationError(f"test_fraction is {test_fraction}; allowed: 0 up to, but without, 1.")
+        self.root = Path(root)
+        self.domains = domains
+        self.test_fraction = test_fraction
+        self.seed = seed
+
+    def read(self) -> list[Domain]:
+        """List the pictures of every domain.
+
+        Raises:
+            ConfigurationError: Where an unknown domain is asked for.
+            DataError: Where the root is missing, or a domain or a class holds no pictures.
+        """
+        known = [folder.name for folder in _folders(self.root)] if self.root.is_dir() else []
+        if not known:
+            raise DataError(f"{self.root} holds no domains; put pictures there as <domain>/<class>/<picture>.")
+        return [self._domain(name) for name in choose(self.domains, known)]
+
+    def _domain(self, name: str) -> Domain:
+        folders = _folders(self.root / name)
+        samples = [sample for label, folder in enumerate(folders) for sample in _pictures(folder, label)]
+        if not samples:
+            raise DataError(f"Domain {name} has no pictures in {self.root / name}; allowed: <class>/<picture> in it.")
+        train, test = hold_out(samples, self.test_fraction, self.seed)
+        return Domain(name, tuple(folder.name for folder in folders), train, test)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _pictures(folder: Path, label: int) -> list[Sample]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"Class folder {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); fill or remove it.")
+    return [(path, label) for path in files]

@@ -1,0 +1,5 @@
+"""The data set that comes with the project."""
+
+from project.data.shapes.dataset import Shapes
+
+__all__ = ["Shapes"]

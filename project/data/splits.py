@@ -1,0 +1,61 @@
+"""Which pictures train, validate, calibrate and test; by seed and file name alone, whatever the order of listing."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from project.data.domain import Domain, Sample
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The pictures of one domain by their use; calibration is drawn from train, the others are disjoint."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    calibration: list[Sample]
+    test: list[Sample]
+
+
+def split(domain: Domain, validation_fraction: float, calibration_pictures: int | None, seed: int) -> Splits:
+    """Divide a domain.
+
+    Args:
+        domain: What to divide.
+        validation_fraction: Share of each class's training pictures held out for validation.
+        calibration_pictures: How many of the remaining training pictures to calibrate with; all when None.
+        seed: Seed of both choices.
+    """
+    train, validation = hold_out(domain.train, validation_fraction, seed)
+    return Splits(train, validation, shuffled(train, seed)[:calibration_pictures], domain.test)
+
+
+def hold_out(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Set a share of every class aside.
+
+    Args:
+        samples: What to divide.
+        fraction: Share set aside, from 0 to 1; of a class with two pictures or more, at least one is, and one stays.
+        seed: Seed of the choice.
+
+    Returns:
+        What stays and what is set aside, each sorted by class and file.
+    """
+    by_label: defaultdict[int, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda sample: (sample[1], sample[0])):
+        by_label[sample[1]].append(sample)
+    stay: list[Sample] = []
+    aside: list[Sample] = []
+    for label, members in by_label.items():
+        count = min(max(1, round(fraction * len(members))), len(members) - 1) if fraction > 0 else 0
+        chosen = set(np.random.default_rng([seed, label]).permutation(len(members))[:count].tolist())
+        for index, member in enumerate(members):
+            (aside if index in chosen else stay).append(member)
+    return stay, aside
+
+
+def shuffled(samples: list[Sample], seed: int) -> list[Sample]:
+    """All samples in an order that mixes the classes."""
+    ordered = sorted(samples)
+    return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]

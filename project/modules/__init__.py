@@ -1,0 +1,7 @@
+"""LightningModules: fine-tuning a source, merging sources, scoring any network."""
+
+from project.modules.evaluation import EvaluationModule
+from project.modules.fine_tune import FineTuneModule
+from project.modules.merge import MergeModule, SourceFile
+
+__all__ = ["EvaluationModule", "FineTuneModule", "MergeModule", "SourceFile"]

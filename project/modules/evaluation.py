@@ -1,0 +1,182 @@
+"""Scoring any number of networks on every domain, all through one path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from project.errors import ConfigurationError
+from project.models import Description, DomainScores, LabelSpace
+from project.student import is_student, load_student, load_source
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A network to be scored.
+
+    Args:
+        name: Name in tables and logs.
+        network: Takes pictures, returns logits.
+        labels: What its columns mean; domains that it has no head for are not scored.
+    """
+
+    name: str
+    network: nn.Module
+    labels: LabelSpace
+
+    def knows(self, domain: str) -> bool:
+        """Whether it has a head for a domain."""
+        return self.labels.mode == "shared" or domain in self.labels.domains
+
+
+class EvaluationModule(LightningModule):
+    """Scores networks on every domain of the data: sources, students, any of them side by side.
+
+    ``test`` and ``validate`` log ``<name>/<domain>/accuracy`` of every network; ``predict`` gives the classes that the
+    first network sees.
+
+    Args:
+        networks: Files: students, checkpoints of FineTuneModule, state dicts or safetensors.
+    """
+
+    def __init__(self, networks: Sequence[Path] = ()) -> None:
+        super().__init__()
+        if not networks:
+            raise ConfigurationError("networks is empty; at least one file of a network is needed.")
+        self.paths = [Path(path) for path in networks]
+        self._contenders: list[Contender] = []
+
+    def setup(self, stage: str) -> None:
+        """Load the networks and take the classes from the data."""
+        labels = data_labels(self)
+        if not self._contenders:
+            self.enter([load_contender(path, labels) for path in self.paths])
+        for contender in self._contenders:
+            check_classes(contender.name, contender.labels, labels)
+        self.reset_scores()
+
+    def enter(self, contenders: Sequence[Contender]) -> None:
+        """Score these networks from now on."""
+        self._contenders = list(contenders)
+        self.scored = nn.ModuleList(contender.network for contender in contenders)  # so that they move along
+
+    def reset_scores(self) -> None:
+        """Forget all batches."""
+        labels = data_labels(self)
+        self.domains = labels.domains
+        self.scores = nn.ModuleList(DomainScores(labels) for _ in self._contenders).to(self.device)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pictures of one domain by their classes (batch,), indices within that domain."""
+        self._score(batch, dataloader_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pictures of one domain by their classes (batch,), indices within that domain."""
+        self._score(batch, dataloader_idx)
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Classes that the first network sees in pictures of one domain.
+
+        Returns:
+            ``paths``; ``probabilities`` (batch, classes of the domain); ``predicted``, names of classes.
+        """
+        pictures, paths = batch
+        contender, domain = self._contenders[0], data_labels(self).domains[dataloader_idx]
+        if not contender.knows(domain):
+            raise ConfigurationError(f"network {contender.name} has no head for domain {domain!r}.")
+        probabilities = contender.network(pictures)[:, contender.labels.columns(domain)].softmax(1)
+        names = data_labels(self).classes[domain]
+        return {
+            "paths": paths,
+            "domain": domain,
+            "probabilities": probabilities,
+            "predicted": [names[index] for index in probabilities.argmax(1).tolist()],
+        }
+
+    def on_test_epoch_end(self) -> None:
+        """Log accuracies."""
+        self._log("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracies."""
+        self._log("val")
+
+    def accuracies(self) -> dict[str, dict[str, float]]:
+        """network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
+        found: dict[str, dict[str, float]] = {}
+        for contender, scores in zip(self._contenders, self.scores, strict=True):
+            values = scores.compute()  # type: ignore[operator]
+            known = [domain for domain in self.domains if contender.knows(domain)]
+            found[contender.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
+        return found
+
+    def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
+        pictures, labels = batch
+        domain = self.domains[dataloader_idx]
+        for contender, scores in zip(self._contenders, self.scores, strict=True):
+            if contender.knows(domain):
+                logits = contender.network(pictures)[:, contender.labels.columns(domain)]
+                scores.update(dataloader_idx, logits, labels, cross_entropy(logits, labels))  # type: ignore[operator]
+
+    def _log(self, stage: str) -> None:
+        for name, accuracies in self.accuracies().items():
+            values = {f"{stage}/{name}/{domain}/accuracy": value / 100 for domain, value in accuracies.items()}
+            self.log_dict(values, sync_dist=True)  # equal in all processes; the flag says so to Lightning
+
+
+def data_labels(module: LightningModule) -> LabelSpace:
+    """The label space of the data that the module's trainer was given.
+
+    Raises:
+        ConfigurationError: If there is no data module, or one without label space.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    labels = getattr(data, "label_space", None)
+    if not isinstance(labels, LabelSpace):
+        raise ConfigurationError("data must be a DomainDataModule, which says what the domains and their classes are.")
+    return labels
+
+
+def load_contender(path: Path, labels: LabelSpace) -> Contender:
+    """A network from any file; without classes of its own, it takes the data's."""
+    if is_student(path):
+        student = load_student(path)
+        return Contender(path.stem, student, student.labels)
+    source = load_source(path)
+    return Contender(path.stem, source.network, own_labels(source.description, labels, str(path)))
+
+
+def own_labels(description: Description, labels: LabelSpace, origin: str) -> LabelSpace:
+    """What a network's columns mean: what its file says, else the data's classes where their number is the same."""
+    width = description.architecture.num_classes if description.architecture else 0
+    if description.label_space is not None:
+        known = description.label_space
+        if labels.mode == "different" and known.mode == "shared" and len(known.domains) == 1:
+            return LabelSpace(known.classes, "different")  # one domain: its only head is its own
+        return known
+    if labels.mode == "shared" and width == labels.width:
+        return labels
+    raise ConfigurationError(f"{origin} has {width} logits and says nothing of classes; the data have {labels.width}.")
+
+
+def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
+    """Refuse a network whose classes are not the data's.
+
+    Raises:
+        ConfigurationError: With the classes that differ.
+    """
+    for domain in labels.domains:
+        mine = next(iter(known.classes.values())) if known.mode == "shared" else known.classes.get(domain)
+        theirs = labels.classes[domain]
+        if mine is None or mine == theirs:
+            continue
+        extra, lacking = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+        what = f"only the network has: {', '.join(extra) or '–'}; only the data have: {', '.join(lacking) or '–'}"
+        raise ConfigurationError(
+            f"{name} was trained on {len(mine)} classes that are not the {len(theirs)} of domain {domain} "
+            f"({what if extra or lacking else 'the same ones in another order'})."
+        )

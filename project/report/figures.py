@@ -1,0 +1,48 @@
+"""What to look at first: accuracy against size, and where in the network merging hurts."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from project.report.results import Row
+
+INK, MUTED = "#222222", "#8a8a8a"
+COLOURS = ("#3366cc", "#dc7b1e", "#2a8c5a", "#a23b9a", "#b8322a", "#5b7083")
+
+
+def accuracy_figure(rows: Sequence[Row]) -> Figure:
+    """Mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    methods = dict.fromkeys(row.name.rsplit("-", 1)[0] for row in rows if row.kind == "student")
+    for colour, method in zip(COLOURS * len(methods), methods, strict=False):
+        points = [(r.executed, r.mean) for r in rows if r.kind == "student" and r.name.rsplit("-", 1)[0] == method]
+        axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=method, linewidth=2, markersize=6)
+    for row in (row for row in rows if row.kind == "reference"):
+        axes.plot(row.executed, row.mean, "D", color=INK, markersize=7)
+        axes.annotate(row.name, (row.executed, row.mean), (-8, 6), textcoords="offset points", ha="right", color=INK)
+    own = [max(row.accuracy.values()) for row in rows if row.kind == "source"]
+    if own:
+        limit = sum(own) / len(own)
+        axes.axhline(limit, color=MUTED, linestyle="--", linewidth=1)
+        axes.annotate("every source on its best domain", (1, limit), (2, 4), textcoords="offset points", color=MUTED)
+    axes.set(xlabel="multiply-accumulates, over one source", ylabel="mean top-1 over domains (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    if methods:
+        axes.legend(frameon=False)
+    return figure
+
+
+def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str) -> Figure:
+    """Values along the layers of the network, a line for each series."""
+    figure = Figure(figsize=(max(6, 0.32 * len(labels)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, series) in zip(COLOURS * len(values), values.items(), strict=False):
+        axes.plot(range(len(series)), series, "o-", color=colour, label=name, markersize=4)
+    axes.set(ylabel=ylabel)
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,64 @@
+"""What each phase of a run costs: seconds and peak memory."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class PhaseClock:
+    """Seconds and peak memory of named phases.
+
+    Attributes:
+        seconds: phase -> wall-clock seconds, added up over its blocks.
+        peak: phase -> largest memory in MiB seen during its blocks: on a GPU what torch allocated there, else the
+            process's resident memory.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a block."""
+        _forget_peak()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.peak[name] = max(self.peak.get(name, 0.0), _peak())
+
+    def rows(self) -> list[dict[str, float | str]]:
+        """One row a phase, in the order in which they came."""
+        return [{"phase": n, "seconds": round(s, 2), "peak_mib": round(self.peak[n])} for n, s in self.seconds.items()]
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    clear = Path("/proc/self/clear_refs")  # Linux: "5" sets the high-water mark back to what is resident now
+    if clear.exists():
+        try:
+            clear.write_text("5")
+        except OSError:
+            return  # not permitted in some containers: the peak is then that of the process so far
+
+
+def _peak() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if line:
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,120 @@
+"""Every number of a merge in one table: as rows, as text, as JSON and CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from project.models import atomic_file
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the table.
+
+    Args:
+        name: Its name.
+        kind: ``source``, ``reference`` or ``student``.
+        budget: What was asked for, over one source; None for sources and references without one.
+        nominal: Multiply-accumulates by its unit maps, over one source's.
+        executed: Multiply-accumulates counted while it ran, over one source's.
+        parameters: Number of parameters.
+        accuracy: domain -> top-1 in percent; domains it has no head for are left out.
+        before: The same before batch norm was re-estimated; empty where that was not measured.
+        residual: Mean over layers of the fit's relative residual; None where nothing was fitted.
+    """
+
+    name: str
+    kind: str
+    budget: float | None
+    nominal: float
+    executed: float
+    parameters: int
+    accuracy: Mapping[str, float]
+    before: Mapping[str, float] = field(default_factory=dict)
+    residual: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the domains it knows."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+    def cells(self, domains: Sequence[str]) -> dict[str, str | float | int | None]:
+        """Flat values under column names, figures rounded as they are printed."""
+        cells: dict[str, str | float | int | None] = {
+            "network": self.name,
+            "kind": self.kind,
+            "budget": self.budget,
+            "nominal": round(self.nominal, 3),
+            "executed": round(self.executed, 3),
+            "parameters": self.parameters,
+        }
+        for domain in domains:
+            cells[domain] = round(self.accuracy[domain], 1) if domain in self.accuracy else None
+        cells["mean"] = round(self.mean, 1)
+        cells["before BN"] = round(sum(self.before.values()) / len(self.before), 1) if self.before else None
+        cells["residual"] = None if self.residual is None else round(self.residual, 3)
+        return cells
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a merge found.
+
+    Args:
+        rows: One a network.
+        domains: The domains, in order.
+        phases: Seconds and peak memory of each phase.
+        details: Further plain values: layers, matches, variances, lineage.
+    """
+
+    rows: Sequence[Row]
+    domains: Sequence[str]
+    phases: Sequence[Mapping[str, Any]] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def cells(self) -> list[dict[str, str | float | int | None]]:
+        """The printed table's cells."""
+        return [row.cells(self.domains) for row in self.rows]
+
+    def text(self) -> str:
+        """The table for a terminal."""
+        cells = [{name: _shown(value) for name, value in row.items()} for row in self.cells()]
+        widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
+        lines = ["  ".join(_aligned(name, name, width) for name, width in widths.items())]
+        lines.append("  ".join("-" * width for width in widths.values()))
+        lines += ["  ".join(_aligned(row[name], name, width) for name, width in widths.items()) for row in cells]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def markdown(self) -> str:
+        """The table for TensorBoard and documents."""
+        cells = self.cells()
+        lines = ["| " + " | ".join(cells[0]) + " |", "|" + "---|" * len(cells[0])]
+        lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in cells]
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> None:
+        """Write ``results.json`` and ``results.csv``, each whole or not at all."""
+        content = {"table": self.cells(), "phases": list(self.phases), **self.details}
+        with atomic_file(folder / "results.json") as file:
+            file.write(json.dumps(content, indent=2).encode())
+        text = io.StringIO(newline="")
+        cells = self.cells()
+        writer = csv.DictWriter(text, fieldnames=list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
+        with atomic_file(folder / "results.csv") as file:
+            file.write(text.getvalue().encode())
+
+
+def _shown(value: str | float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _aligned(text: str, column: str, width: int) -> str:
+    return text.ljust(width) if column in ("network", "kind") else text.rjust(width)

@@ -1,0 +1,51 @@
+"""A merge in TensorBoard: layer by layer, and the table with its figure."""
+
+from collections.abc import Mapping, Sequence
+
+from torch.utils.tensorboard import SummaryWriter
+
+from project.methods import Merged
+from project.report.figures import accuracy_figure, layer_figure
+from project.report.results import Results
+
+
+def write_results(writer: SummaryWriter, results: Results) -> None:
+    """The table, the accuracy-over-size figure, and accuracies as scalars over size in per cent of one source."""
+    writer.add_text("table", results.markdown(), 0)
+    writer.add_figure("accuracy over size", accuracy_figure(results.rows), 0)
+    for row in results.rows:
+        if row.kind == "student":
+            method = row.name.rsplit("-", 1)[0]
+            for domain, accuracy in {**row.accuracy, "mean": row.mean}.items():
+                writer.add_scalar(f"accuracy/{method}/{domain}", accuracy, round(100 * row.executed))
+
+
+def write_fits(writer: SummaryWriter, merged: Sequence[Merged]) -> None:
+    """Residual and condition of every fitted layer over depth, and how well the units match."""
+    for one in merged:
+        for step, fit in enumerate(one.layers.values()):
+            for name, value in fit.items():
+                writer.add_scalar(f"{name}/{one.name}", value, step)
+        for step, value in enumerate(one.matches.values()):
+            writer.add_scalar(f"match/{one.name}", value, step)
+    fitted = {one.name: [fit["residual_after"] for fit in one.layers.values()] for one in merged if one.layers}
+    if fitted:
+        names = max((list(one.layers) for one in merged), key=len)
+        writer.add_figure("residual by layer", layer_figure(fitted, names, "relative residual of the fit"), 0)
+    matched = {one.method: list(one.matches.values()) for one in merged if one.matches}
+    if matched:
+        groups = list(next(one.matches for one in merged if one.matches))
+        writer.add_figure("match by group", layer_figure(matched, groups, "mean similarity of matched units"), 0)
+
+
+def write_variances(writer: SummaryWriter, variances: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Variance after re-estimation over variance before, for every batch norm of every student."""
+    before, after = variances.get("before", {}), variances.get("after", {})
+    for student, norms in after.items():
+        for step, (norm, value) in enumerate(norms.items()):
+            writer.add_scalar(f"variance before/{student}", before[student][norm], step)
+            writer.add_scalar(f"variance after/{student}", value, step)
+    ratios = {s: [v / max(before[s][n], 1e-12) for n, v in norms.items()] for s, norms in after.items()}
+    if ratios:
+        names = list(next(iter(after.values())))
+        writer.add_figure("variance kept by norm", layer_figure(ratios, names, "variance, new over old"), 0)
