@@ -1,5 +1,6 @@
 """The command: LightningCLI with a ``merge`` subcommand and one folder for everything a run writes."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def main(args: ArgsType = None) -> MergeCLI:
     Raises:
         PleasError: If something about the arguments or the files they name is wrong; nothing was written then.
     """
+    # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     return MergeCLI(
         LightningModule,
         LightningDataModule,

@@ -1,6 +1,7 @@
 """The trainer with one more verb."""
 
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class MergeTrainer(Trainer):
         results = collect(model, callback, before, after)
         if self.is_global_zero:
             self._write(folder, model, callback, results)
+            sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
         return results
 
@@ -119,7 +121,7 @@ def collect(
         executed = executed_macs(source.network, picture) / unit
         rows.append(Row(source.name, "source", None, executed, executed, _parameters(source.network), after[source.name]))
     parameters = sum(_parameters(source) for source in problem.sources)
-    rows.append(Row("ensemble", "reference", None, count, count, parameters, after["ensemble"]))
+    rows.append(Row("ensemble", "reference", None, float(count), float(count), parameters, after["ensemble"]))
     rows += [_student_row(merged, model, before.get(merged.name, {}), after[merged.name]) for merged in model.merged]
     details = {
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
@@ -162,7 +164,7 @@ def lineage(merged: Merged, model: MergeModule) -> dict[str, Any]:
             {"name": source.name, "sha256": source.sha256, "architecture": asdict(source.architecture)}
             for source in model.loaded
         ],
-        "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
+        "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
     }
 
 

@@ -1,5 +1,6 @@
 """What the trainer sees of the data: loaders over the domains of any data sets."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -28,6 +29,7 @@ class DomainDataModule(LightningDataModule):
 
     Args:
         sets: Data set, or list of data sets, from which the domains come.
+        root: Folder of the data, in place of the one that the only data set of ``sets`` names.
         domains: Which domains, in which order; all, in the order of the data sets, when not given.
         label_space: ``shared``: the domains have the same classes and share one head; ``different``: every domain has
             a head of its own.
@@ -54,6 +56,7 @@ class DomainDataModule(LightningDataModule):
     def __init__(
         self,
         sets: DomainSet | list[DomainSet],
+        root: Path | None = None,
         domains: list[str] | None = None,
         label_space: LabelMode = "shared",
         image_size: int = 64,
@@ -71,6 +74,10 @@ class DomainDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.sets = [sets] if isinstance(sets, DomainSet) else sets
+        if root is not None:
+            if len(self.sets) != 1:
+                raise ConfigurationError(f"root is {root}, which needs one data set; sets holds {len(self.sets)}.")
+            self.sets[0].root = Path(root)
         self.domains = domains
         self.label_mode = label_space
         self.preprocessing = Preprocessing(image_size, mean, std, crop)

@@ -41,7 +41,13 @@ class Domain:
 
 
 class DomainSet(ABC):
-    """A data set of one or more domains."""
+    """A data set of one or more domains.
+
+    Attributes:
+        root: Folder in which it lies.
+    """
+
+    root: Path
 
     def prepare(self) -> None:  # noqa: B027 - most sets have nothing to prepare
         """Download or render what is missing; does nothing the second time, and nothing where the user must fetch it.

@@ -1,5 +1,6 @@
 """What a merging method is given and what it gives back."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,10 +93,23 @@ class Method(ABC):
     needs: frozenset[str] = frozenset()
     """Kinds of moments that calibration must gather: ``layers``, ``units``."""
 
+    def __init__(self, label: str | None = None) -> None:
+        """Take a name other than the class's, so that one run can compare settings of one method.
+
+        Args:
+            label: Name in tables and files: letters, digits, dots, dashes, underscores.
+
+        Raises:
+            ConfigurationError: If a file could not be named so.
+        """
+        if label is not None and not re.fullmatch(r"[\w.-]+", label):
+            raise ConfigurationError(f"label is {label!r}; allowed: letters, digits, dots, dashes and underscores.")
+        self.label = label
+
     @property
     def name(self) -> str:
         """Name in tables and files."""
-        return type(self).__name__.lower()
+        return self.label or type(self).__name__.lower()
 
     def check(self, problem: Problem, pictures: int) -> None:  # noqa: B027, most methods have nothing to refuse
         """Refuse, before calibration, what cannot work.

@@ -19,6 +19,7 @@ class Permutation(Method):
         similarity: For activations: ``distance`` (the paper's) or ``correlation``.
         separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
         seed: Seed of the order in which weight matching visits the groups.
+        label: Name in tables and files; default: ``permutation``.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class Permutation(Method):
         similarity: Similarity = "distance",
         separate: Literal["back", "front"] = "back",
         seed: int = 0,
+        label: str | None = None,
     ) -> None:
+        super().__init__(label)
         for name, value, allowed in (
             ("matching", matching, ("activations", "weights")),
             ("similarity", similarity, ("correlation", "distance")),

@@ -31,6 +31,7 @@ class PLeaS(Permutation):
         heads: With different label spaces, keep the ``original`` heads on the units they can read, or fit them too
             (``fitted``). A shared head is an ordinary layer and always fitted.
         seed: Seed of the order in which weight matching visits the groups.
+        label: Name in tables and files; default: ``pleas``.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class PLeaS(Permutation):
         targets: Literal["mean", "own"] = "mean",
         heads: Literal["original", "fitted"] = "original",
         seed: int = 0,
+        label: str | None = None,
     ) -> None:
-        super().__init__(matching, similarity, separate, seed)
+        super().__init__(matching, similarity, separate, seed, label)
         if not ridge >= 0:
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if targets not in ("mean", "own"):
@@ -77,7 +79,9 @@ class PLeaS(Permutation):
             views = self._views(layer, matrices, problem)
             for merged, found in zip(starts, fits, strict=True):
                 outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
-                fit = fit_layer(layer, matrices, outputs, inputs, views, self.ridge)
+                fit = fit_layer(
+                    layer, matrices, outputs, inputs, views, ridge=self.ridge, same_input=layer.inputs == problem.spec.input.name
+                )
                 merged.student.load_layer(layer.name, fit.matrix)
                 found[layer.name] = {
                     "residual_before": fit.before,

@@ -4,7 +4,7 @@ from project.models.architecture import Architecture, architectures
 from project.models.description import Description
 from project.models.files import Weights, read_weights
 from project.models.labels import LabelSpace
-from project.models.network import load_network
+from project.models.network import build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
 from project.models.recognise import recognise
@@ -21,6 +21,7 @@ __all__ = [
     "architectures",
     "atomic_file",
     "atomic_save",
+    "build_network",
     "load_network",
     "pretrained",
     "read_weights",

@@ -27,11 +27,13 @@ class Weights(Description):
         state_dict: Tensors on the CPU, floating ones in float32, named as in the bare network.
         sha256: Hash of the file's content.
         path: The file.
+        entries: What else stands in the file beside the tensors.
     """
 
     state_dict: dict[str, Tensor]
     sha256: str
     path: Path
+    entries: Mapping[str, Any]
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -55,7 +57,7 @@ def read_weights(path: str | Path) -> Weights:
         raise CheckpointError(f"{path}: {error}") from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(state_dict=_clean(tensors, path), sha256=sha256, path=path, **vars(description))
+    return Weights(state_dict=_clean(tensors, path), sha256=sha256, path=path, entries=entries, **vars(description))
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -27,15 +27,19 @@ def load_network(path: str | Path, architecture: Architecture | str | None = Non
         CheckpointError: If the file cannot be read, or its tensors are not those of the architecture.
         ConfigurationError: If the name of the architecture is not known.
     """
-    weights = read_weights(path)
+    return build_network(read_weights(path), architecture)
+
+
+def build_network(weights: Weights, architecture: Architecture | str | None = None) -> tuple[nn.Module, Weights]:
+    """Build the network that weights belong to; see :func:`load_network`."""
     try:
         if isinstance(architecture, str):
             architecture = candidate(architecture, weights.state_dict)
         architecture = architecture or weights.architecture or recognise(weights.state_dict)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{weights.path}: {error}") from error
     with torch.device("meta"):  # no random numbers are drawn, so a seed means the same with and without loading
         network = architecture.build()
     network.to_empty(device="cpu")
-    load_strictly(network, weights.state_dict, str(path))
+    load_strictly(network, weights.state_dict, str(weights.path))
     return network.eval(), replace(weights, architecture=architecture)

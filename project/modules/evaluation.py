@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from project.errors import ConfigurationError
-from project.models import Description, DomainScores, LabelSpace
-from project.student import is_student, load_student, load_source
+from project.models import Description, DomainScores, LabelSpace, build_network, read_weights
+from project.student import build_student, is_student
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,6 @@ class EvaluationModule(LightningModule):
             self.enter([load_contender(path, labels) for path in self.paths])
         for contender in self._contenders:
             check_classes(contender.name, contender.labels, labels)
-        self.reset_scores()
 
     def enter(self, contenders: Sequence[Contender]) -> None:
         """Score these networks from now on."""
@@ -68,7 +67,16 @@ class EvaluationModule(LightningModule):
         """Forget all batches."""
         labels = data_labels(self)
         self.domains = labels.domains
-        self.scores = nn.ModuleList(DomainScores(labels) for _ in self._contenders).to(self.device)
+        self.known = [[domain for domain in self.domains if one.knows(domain)] for one in self._contenders]
+        self.scores = nn.ModuleList(DomainScores(labels, tuple(known)) for known in self.known).to(self.device)
+
+    def on_test_start(self) -> None:
+        """Forget the last round."""
+        self.reset_scores()
+
+    def on_validation_start(self) -> None:
+        """Forget the last round."""
+        self.reset_scores()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score pictures of one domain by their classes (batch,), indices within that domain."""
@@ -108,19 +116,18 @@ class EvaluationModule(LightningModule):
     def accuracies(self) -> dict[str, dict[str, float]]:
         """network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
         found: dict[str, dict[str, float]] = {}
-        for contender, scores in zip(self._contenders, self.scores, strict=True):
+        for contender, known, scores in zip(self._contenders, self.known, self.scores, strict=True):
             values = scores.compute()  # type: ignore[operator]
-            known = [domain for domain in self.domains if contender.knows(domain)]
             found[contender.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
         return found
 
     def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         pictures, labels = batch
         domain = self.domains[dataloader_idx]
-        for contender, scores in zip(self._contenders, self.scores, strict=True):
-            if contender.knows(domain):
+        for contender, known, scores in zip(self._contenders, self.known, self.scores, strict=True):
+            if domain in known:
                 logits = contender.network(pictures)[:, contender.labels.columns(domain)]
-                scores.update(dataloader_idx, logits, labels, cross_entropy(logits, labels))  # type: ignore[operator]
+                scores.update(known.index(domain), logits, labels, cross_entropy(logits, labels))  # type: ignore[operator]
 
     def _log(self, stage: str) -> None:
         for name, accuracies in self.accuracies().items():
@@ -143,11 +150,12 @@ def data_labels(module: LightningModule) -> LabelSpace:
 
 def load_contender(path: Path, labels: LabelSpace) -> Contender:
     """A network from any file; without classes of its own, it takes the data's."""
-    if is_student(path):
-        student = load_student(path)
+    weights = read_weights(path)
+    if is_student(weights):
+        student = build_student(weights)
         return Contender(path.stem, student, student.labels)
-    source = load_source(path)
-    return Contender(path.stem, source.network, own_labels(source.description, labels, str(path)))
+    network, weights = build_network(weights)
+    return Contender(path.stem, network, own_labels(weights, labels, str(path)))
 
 
 def own_labels(description: Description, labels: LabelSpace, origin: str) -> LabelSpace:

@@ -167,6 +167,9 @@ class MergeModule(EvaluationModule):
             for merged in self.merged:
                 merged.student(mixed)
 
+    def on_validation_start(self) -> None:
+        """Calibration scores nothing."""
+
     def on_validation_epoch_end(self) -> None:
         """Calibration scores nothing."""
 

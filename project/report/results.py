@@ -82,12 +82,7 @@ class Results:
 
     def text(self) -> str:
         """The table for a terminal."""
-        cells = [{name: _shown(value) for name, value in row.items()} for row in self.cells()]
-        widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
-        lines = ["  ".join(_aligned(name, name, width) for name, width in widths.items())]
-        lines.append("  ".join("-" * width for width in widths.values()))
-        lines += ["  ".join(_aligned(row[name], name, width) for name, width in widths.items()) for row in cells]
-        return "\n".join(line.rstrip() for line in lines)
+        return text_table(self.cells())
 
     def markdown(self) -> str:
         """The table for TensorBoard and documents."""
@@ -108,6 +103,16 @@ class Results:
         writer.writerows(cells)
         with atomic_file(folder / "results.csv") as file:
             file.write(text.getvalue().encode())
+
+
+def text_table(rows: Sequence[Mapping[str, str | float | int | None]]) -> str:
+    """Rows of cells as aligned text; the first row names the columns."""
+    cells = [{name: _shown(value) for name, value in row.items()} for row in rows]
+    widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
+    lines = ["  ".join(_aligned(name, name, width) for name, width in widths.items())]
+    lines.append("  ".join("-" * width for width in widths.values()))
+    lines += ["  ".join(_aligned(row[name], name, width) for name, width in widths.items()) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _shown(value: str | float | int | None) -> str:

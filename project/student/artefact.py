@@ -1,14 +1,13 @@
 """Student files: one checkpoint that rebuilds the student without its sources."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from project.alignment import UnitMap
 from project.errors import CheckpointError, PleasError
-from project.models import Architecture, read_weights
+from project.models import Architecture, Weights, read_weights
 from project.models.description import Description
 from project.models.saving import atomic_save
 from project.models.strict import load_strictly
@@ -43,9 +42,9 @@ def save_student(student: Student, path: str | Path) -> None:
     atomic_save(content, path)
 
 
-def is_student(path: str | Path) -> bool:
-    """Whether a file that :func:`~project.models.read_weights` can read holds a student."""
-    return _content(path) is not None
+def is_student(weights: Weights) -> bool:
+    """Whether what was read from a file is a student."""
+    return weights.entries.get("format") == FORMAT
 
 
 def load_student(path: str | Path) -> Student:
@@ -60,9 +59,13 @@ def load_student(path: str | Path) -> Student:
     Raises:
         CheckpointError: If the file is missing, damaged or no student.
     """
-    weights = read_weights(path)
-    content = _content(path)
-    if content is None:
+    return build_student(read_weights(path))
+
+
+def build_student(weights: Weights) -> Student:
+    """Rebuild a student from what was read of its file; see :func:`load_student`."""
+    content, path = weights.entries, weights.path
+    if not is_student(weights):
         raise CheckpointError(f"{path} holds weights, but no student; students are written by 'pleas merge'.")
     if content["version"] != VERSION:
         raise CheckpointError(f"{path} is a student of version {content['version']}; this release reads {VERSION}.")
@@ -75,9 +78,7 @@ def load_student(path: str | Path) -> Student:
     except (PleasError, KeyError) as error:
         raise CheckpointError(f"{path} is a student whose unit maps do not fit its architecture: {error}") from error
     load_strictly(network, weights.state_dict, str(path))
-    return Student(
-        network.eval(), spec, maps, labels, architecture, weights.preprocessing, content["lineage"]
-    )  # fmt: skip
+    return Student(network.eval(), spec, maps, labels, architecture, weights.preprocessing, content["lineage"])
 
 
 def _blank(
@@ -88,14 +89,3 @@ def _blank(
         spec = trace(plain, picture)
         network = blank_network(plain, spec, maps)
     return network.to_empty(device="cpu"), spec
-
-
-def _content(path: str | Path) -> dict[str, Any] | None:
-    """The whole content of a student file; None for any other file of weights."""
-    with Path(path).open("rb") as file:
-        if file.read(2) != b"PK":
-            return None
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
-
-

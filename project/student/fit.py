@@ -138,7 +138,14 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 
 
 def fit_layer(
-    layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap, views: Sequence[View], ridge: float
+    layer: Layer,
+    matrices: Sequence[Tensor],
+    outputs: UnitMap,
+    inputs: UnitMap,
+    views: Sequence[View],
+    *,
+    ridge: float,
+    same_input: bool = False,
 ) -> LayerFit:
     """Solve for one layer of the student.
 
@@ -149,13 +156,14 @@ def fit_layer(
         inputs: Unit map of the input axis.
         views: Parts of the calibration data; they weigh by their samples.
         ridge: λ over the mean diagonal of M G Mᵀ; pulls towards the start point.
+        same_input: Whether all sources read the same values, as in a layer on the picture.
 
     Raises:
         MergeError: With ridge 0 and fewer samples than unknowns in a row.
     """
     taps, samples = layer.taps, sum(one.samples for one in views)
     start = start_matrix(layer, matrices, outputs, inputs).contiguous()
-    if all(_exact(layer, matrices, start, outputs, inputs, one) for one in views):
+    if all(_exact(layer, matrices, start, outputs, inputs, one, same_input) for one in views):
         return LayerFit(start, 0.0, 0.0, 1.0, 0)
     cross, gram, power = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1]), 0.0
     for one in views:
@@ -189,13 +197,21 @@ def fit_layer(
 
 
 def _exact(
-    layer: Layer, matrices: Sequence[Tensor], start: Tensor, outputs: UnitMap, inputs: UnitMap, one: View
+    layer: Layer,
+    matrices: Sequence[Tensor],
+    start: Tensor,
+    outputs: UnitMap,
+    inputs: UnitMap,
+    one: View,
+    same_input: bool,
 ) -> bool:
     """Whether the start point reproduces its targets on any input: B V = W⁰ M, as where nothing is merged.
 
     Such a layer is left as it is, so that a student without merged units is exactly its sources.
     """
-    wanted = targets(layer, matrices, outputs, one.blend(outputs)).mT
+    wanted = targets(layer, matrices, outputs, one.blend(outputs)).mT.contiguous()
+    if same_input:
+        return torch.equal(inputs.pull(wanted, taps=layer.taps), start.mT)
     return torch.equal(wanted, inputs.push(start.mT.contiguous(), one.blend(inputs), layer.taps))
 
 

@@ -8,8 +8,8 @@ from typing import cast
 from torch import nn
 
 from project.errors import ConfigurationError
-from project.models import Architecture, Description, load_network, read_weights
-from project.student.artefact import is_student, load_student
+from project.models import Architecture, Description, build_network, read_weights
+from project.student.artefact import build_student, is_student
 from project.symmetry import Spec, trace
 
 
@@ -54,16 +54,15 @@ def load_source(path: str | Path, name: str | None = None, architecture: Archite
     Raises:
         CheckpointError: If the file cannot be read or does not fit the architecture.
     """
-    path = Path(path)
-    name = name or path.stem
     weights = read_weights(path)
-    if is_student(path):
-        student = load_student(path)
+    name = name or weights.path.stem
+    if is_student(weights):
+        student = build_student(weights)
         description = Description(student.architecture, student.labels, student.preprocessing)
-        return Source(name, student.dense().eval(), description, weights.sha256, path)
-    network, weights = load_network(path, architecture)
+        return Source(name, student.dense().eval(), description, weights.sha256, weights.path)
+    network, weights = build_network(weights, architecture)
     description = Description(weights.architecture, weights.label_space, weights.preprocessing)
-    return Source(name, network, description, weights.sha256, path)
+    return Source(name, network, description, weights.sha256, weights.path)
 
 
 def common_spec(sources: Sequence[Source], picture: tuple[int, int, int]) -> Spec:

@@ -98,6 +98,11 @@ class Spec:
         return {name: group.size for name, group in self.groups.items()}
 
     @property
+    def input(self) -> Group:
+        """The group of the picture's channels."""
+        return next(group for group in self.groups.values() if group.fixed == "input")
+
+    @property
     def output(self) -> Group:
         """The group of the logits."""
         return next(group for group in self.groups.values() if group.fixed == "output")

@@ -1,0 +1,128 @@
+"""The unit map's invariants, by brute force over its entries (DESIGN §3)."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_map
+from torch import Tensor
+
+from project.alignment import UnitMap, overlap
+from project.errors import MergeError
+
+CASES = [(sources, seed) for sources in (2, 3, 4) for seed in range(6)]
+
+
+def pull_matrix(units: UnitMap, blend: Tensor, taps: int, beyond: int) -> np.ndarray:
+    """The matrix that ``pull`` applies, entry by entry."""
+    starts = np.cumsum([0, *units.sizes]) * taps
+    result = np.zeros((units.units * taps + beyond, starts[-1] + beyond))
+    for j, s in itertools.product(range(units.units), range(units.sources)):
+        if (unit := int(units.members[j, s])) >= 0:
+            for tap in range(taps):
+                result[j * taps + tap, starts[s] + unit * taps + tap] = float(blend[j, s])
+    for extra in range(beyond):
+        result[units.units * taps + extra, starts[-1] + extra] = 1
+    return result
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_pull_and_push_are_transposes(sources: int, seed: int, beyond: int) -> None:
+    units, taps = random_map(5, sources, seed), 1 + seed % 3
+    for blend in (None, units.mean, units.own(seed % sources)):
+        factors = torch.ones(units.units, sources) if blend is None else blend
+        matrix = pull_matrix(units, factors, taps, beyond)
+        generator = torch.Generator().manual_seed(seed)
+        joint = torch.randn(matrix.shape[1], 3, dtype=torch.float64, generator=generator)
+        student = torch.randn(matrix.shape[0], 3, dtype=torch.float64, generator=generator)
+        kept = joint.clone(), student.clone()
+        assert np.allclose(units.pull(joint, blend, taps).numpy(), matrix @ joint.numpy(), atol=1e-12)
+        assert np.allclose(units.push(student, blend, taps).numpy(), matrix.T @ student.numpy(), atol=1e-12)
+        assert torch.equal(joint, kept[0])
+        assert torch.equal(student, kept[1])
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_blends(sources: int, seed: int) -> None:
+    units = random_map(6, sources, seed)
+    present = units.members.numpy() >= 0
+    assert np.allclose(units.mean.numpy(), present / present.sum(1, keepdims=True))
+    for source in range(sources):
+        own = units.own(source).numpy()
+        for row, there, mean in zip(own, present, units.mean.numpy(), strict=True):
+            assert np.allclose(row, np.eye(sources)[source] if there[source] else mean)
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_rows_are_sorted_into_blocks(sources: int, seed: int) -> None:
+    units = random_map(6, sources, seed)
+    rows = [tuple(row) for row in (units.members >= 0).tolist()]
+    counts = [sum(row) for row in rows]
+    assert counts == sorted(counts, reverse=True)
+    assert [row for row, _ in itertools.groupby(rows)] == list(dict.fromkeys(sorted(rows, key=rows.index)))
+    assert len(set(rows)) == len(units.blocks)  # rows of equal sets are neighbours
+    position = 0
+    for block, there in units.blocks:
+        assert block.start == position
+        assert all(row == there for row in rows[block])
+        position = block.stop
+    assert position == units.units
+    assert units.sizes == (6,) * sources
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_rows_keep_their_members(sources: int, seed: int) -> None:
+    units = random_map(6, sources, seed)
+    shuffled = units.members[torch.randperm(units.units, generator=torch.Generator().manual_seed(seed))]
+    assert sorted(map(tuple, UnitMap(shuffled).members.tolist())) == sorted(map(tuple, units.members.tolist()))
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_overlap(sources: int, seed: int) -> None:
+    outputs, inputs = random_map(4, sources, seed), random_map(5, sources, seed + 100)
+    found = overlap(outputs, inputs)
+    for o, i in itertools.product(range(outputs.units), range(inputs.units)):
+        shared = any(a >= 0 and b >= 0 for a, b in zip(outputs.members[o], inputs.members[i], strict=True))
+        assert bool(found[o, i]) == shared
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_splitting_separates_rows(sources: int, seed: int) -> None:
+    units = random_map(5, sources, seed)
+    rows = torch.arange(units.units)[:: 1 + seed % 3]
+    found = units.split(rows)
+    expected = []
+    for j, row in enumerate(units.members.tolist()):
+        if j not in rows.tolist():
+            expected.append(tuple(row))
+            continue
+        for s, unit in enumerate(row):
+            if unit >= 0:
+                expected.append(tuple(unit if other == s else -1 for other in range(sources)))
+    assert sorted(map(tuple, found.members.tolist())) == sorted(expected)
+    assert torch.equal(units.split(torch.arange(0)).members, units.members)
+
+
+def test_identity_and_apart() -> None:
+    assert UnitMap.identity(3, 2).members.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert UnitMap.apart((2, 1)).members.tolist() == [[0, -1], [1, -1], [-1, 0]]
+    assert UnitMap.apart((2, 1)).sizes == (2, 1)
+    everything = torch.arange(3)
+    assert torch.equal(UnitMap.identity(3, 2).split(everything).members, UnitMap.apart((3, 3)).members)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([[0, 0], [0, 1]], "source 0 twice or leaves"),
+        ([[0, 0], [1, 2]], "source 1 twice or leaves"),
+        ([[1, 0], [2, 1]], "source 0 twice or leaves"),
+        ([[0, 0], [-1, -1]], "empty row"),
+        ([0, 1], "empty row|shape"),
+    ],
+)
+def test_what_is_no_unit_map(members: list[list[int]], words: str) -> None:
+    with pytest.raises(MergeError, match=words):
+        UnitMap(torch.tensor(members))

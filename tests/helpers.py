@@ -1,0 +1,252 @@
+"""Random networks, unit maps and problems, all from seeds."""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from project.alignment import UnitMap
+from project.methods import Problem
+from project.models import Architecture, LabelSpace
+from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
+from project.symmetry import Spec, permute_state, trace
+
+PICTURE = (3, 11, 13)
+DOMAINS = ("art", "birds", "cars")
+
+
+class Residual(nn.Module):
+    """A body and a shortcut that are added, in place or not."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, inplace: bool) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.inplace = body, shortcut, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        if self.inplace:
+            out += self.shortcut(x)
+        else:
+            out = self.shortcut(x) + out
+        return torch.relu(out)
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class Draw:
+    """Random choices of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+
+    def pick(self, *options: Any) -> Any:
+        return options[int(self.random.integers(len(options)))]
+
+    def width(self) -> int:
+        return int(self.random.integers(4, 8))
+
+    def act(self) -> nn.Module:
+        return self.pick(nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), nn.Tanh(), nn.LeakyReLU(0.1))
+
+    def norm(self, width: int) -> nn.Module:
+        norm = nn.BatchNorm2d(width, affine=self.pick(True, True, False))
+        return self.pick(norm, norm, nn.Identity())
+
+    def conv(self, inputs: int, outputs: int) -> nn.Conv2d:
+        stride, bias = self.pick(1, 1, 2, (1, 2)), self.pick(True, False)
+        padding = self.pick(0, 1, (2, 1), "valid", "same" if stride == 1 else 1)
+        kernels = (1, 3, (3, 1)) if padding == "same" else (1, 2, 3, (3, 1), (2, 3))  # torch warns of even kernels
+        kernel, dilation = self.pick(*kernels), self.pick(1, 1, 2, (1, 2))
+        return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=bias)
+
+
+def random_network(structure: int, weights: int = 0, classes: int = 5) -> nn.Module:
+    """A small network for pictures of ``PICTURE``; networks of one structure differ in weights and classes alone."""
+    draw = Draw(structure)
+    width = draw.width()
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=draw.pick(0, 1), bias=draw.pick(True, False))]
+    layers += [draw.norm(width), draw.act()]
+    shape = _size(layers)
+    for _ in range(3):
+        if draw.pick(True, False):  # a stage of plain layers
+            wider = draw.width()
+            plain = [draw.conv(width, wider), draw.norm(wider), draw.act()]
+            if (reached := _size(layers + plain)) is not None:
+                layers, width, shape = layers + plain, wider, reached
+        inner, outer = draw.width(), draw.pick(width, draw.width())
+        stride = draw.pick(1, 1, 2) if shape is not None and min(shape) > 4 else 1
+        body = nn.Sequential(
+            nn.Conv2d(width, inner, 3, stride, padding=1, bias=False), draw.norm(inner), draw.act(),
+            nn.Conv2d(inner, outer, draw.pick(1, 3), padding="same", bias=draw.pick(True, False)), draw.norm(outer),
+        )  # fmt: skip
+        plain_shortcut = stride == 1 and outer == width
+        shortcut = nn.Identity() if plain_shortcut else nn.Conv2d(width, outer, 1, stride, bias=draw.pick(True, False))
+        layers.append(Residual(body, shortcut, draw.pick(True, False)))
+        width = outer
+    layers.append(draw.pick(nn.Identity(), nn.AvgPool2d(2), nn.MaxPool2d(2, padding=1)))
+    head = draw.pick("mean", "one", "many", "many")
+    layers += {
+        "mean": [Mean()],
+        "one": [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        "many": [nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten()],
+    }[head]
+    features = width * (6 if head == "many" else 1)
+    if draw.pick(True, False):
+        hidden = draw.width()
+        layers += [nn.Linear(features, hidden, bias=draw.pick(True, False)), nn.BatchNorm1d(hidden), draw.act()]
+        features = hidden
+    layers.append(nn.Linear(features, classes, bias=draw.pick(True, False)))
+    return randomised(nn.Sequential(*layers), weights)
+
+
+def _size(layers: Sequence[nn.Module]) -> torch.Size | None:
+    """Rows and columns that layers leave; None where fewer than three."""
+    try:
+        with torch.no_grad():
+            sides = nn.Sequential(*layers).eval()(torch.zeros(1, *PICTURE)).shape[2:]
+    except RuntimeError:
+        return None
+    return sides if min(sides) > 2 else None
+
+
+def randomised(network: nn.Module, seed: int) -> nn.Module:
+    """The network in eval mode with random weights, biases, affine parameters and running statistics."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> None:
+        tensor.data.normal_(mean, std, generator=generator)
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            normal(module.weight, std=(3.0 / module.weight[0].numel()) ** 0.5)
+            if module.bias is not None:
+                normal(module.bias, std=0.2)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if module.affine:
+                module.weight.data.uniform_(0.5, 1.5, generator=generator)
+                normal(module.bias, std=0.3)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            normal(module.running_mean, std=0.3)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+    return network.eval()
+
+
+def resnet(name: str, weights: int = 0, classes: int = 5, width: int = 1) -> nn.Module:
+    """A named network with random batch-norm statistics."""
+    return randomised(Architecture(name, classes, width=width).build(), weights)
+
+
+def permuted_copy(network: nn.Module, copy: nn.Module, spec: Spec, seed: int) -> dict[str, Tensor]:
+    """Make ``copy`` the network with all its groups permuted; returns, for each old unit, its new number."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = {group.name: torch.randperm(group.size, generator=generator) for group in spec.free}
+    copy.load_state_dict(permute_state(network.state_dict(), spec, orders))
+    return {name: order.argsort() for name, order in orders.items()}
+
+
+def pictures(count: int, seed: int, shape: tuple[int, int, int] = PICTURE) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_map(size: int, sources: int, seed: int) -> UnitMap:
+    """Random matches; every row whole or split at random into rows for some of its sources."""
+    random = np.random.default_rng(seed)
+    matched = np.stack([random.permutation(size) for _ in range(sources)], 1)
+    rows = []
+    for row in matched:
+        part = random.integers(0, sources, sources) if random.random() < 0.6 else np.zeros(sources, int)
+        for block in set(part.tolist()):
+            rows.append(np.where(part == block, row, -1))
+    return UnitMap(torch.from_numpy(np.stack(rows)))
+
+
+def make_problem(
+    sources: Sequence[nn.Module],
+    mode: str = "shared",
+    *,
+    shape: tuple[int, int, int] = PICTURE,
+    batches: Sequence[tuple[str, Tensor]] | None = None,
+    needs: Collection[str] = (LAYERS, UNITS),
+    architecture: Architecture | None = None,
+    **others: Any,
+) -> Problem:
+    """The sources with statistics of random pictures, source s owning domain s."""
+    spec = trace(sources[0], shape)
+    classes = {
+        domain: tuple(f"{domain if mode == 'different' else ''}{i}" for i in range(logits(source)))
+        for domain, source in zip(DOMAINS, sources, strict=False)
+    }
+    if batches is None:
+        batches = [(domain, pictures(40, 100 + i, shape)) for i, domain in enumerate(classes)]
+    return Problem(
+        sources=tuple(sources),
+        owners={domain: index for index, domain in enumerate(classes)},
+        spec=spec,
+        labels=LabelSpace(classes, mode),  # type: ignore[arg-type]
+        architecture=architecture,
+        statistics=gathered(sources, spec, batches, tuple(classes), needs),
+        **others,
+    )
+
+
+def gathered(
+    sources: Sequence[nn.Module],
+    spec: Spec,
+    batches: Sequence[tuple[str, Tensor]],
+    domains: Collection[str],
+    needs: Collection[str] = (LAYERS, UNITS),
+) -> Statistics:
+    collector = Collector(spec, Lockstep(sources), needs, domains)
+    for domain, batch in batches:
+        collector.gather(domain, batch)
+    return collector.statistics
+
+
+def logits(network: nn.Module) -> int:
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1].out_features
+
+
+def unfolded(value: Tensor, layer: nn.Module) -> Tensor:
+    """What a layer multiplies, in float64 by ``torch.nn.functional.unfold``: shape (inputs · taps, samples)."""
+    value = value.double()
+    if not isinstance(layer, nn.Conv2d):
+        return value.mT
+    kernel, dilation = layer.kernel_size, layer.dilation
+    if layer.padding == "same":
+        down, right = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        value = F.pad(value, (right // 2, right - right // 2, down // 2, down - down // 2))
+    elif not isinstance(layer.padding, str):
+        value = F.pad(value, (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]))
+    return F.unfold(value, kernel, dilation, stride=layer.stride).transpose(0, 1).flatten(1)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether the largest difference is below the tolerance times the largest value."""
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def same_state(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def brute_start(weights: Sequence[np.ndarray], outputs: UnitMap, inputs: UnitMap, taps: int, bias: bool) -> np.ndarray:
+    """W⁰ by its definition, a weight at a time, from the sources' (outputs, inputs · taps (+ 1)) matrices."""
+    result = np.zeros((outputs.units, inputs.units * taps + bias))
+    for o, i in itertools.product(range(outputs.units), range(inputs.units)):
+        out, into = outputs.members[o].tolist(), inputs.members[i].tolist()
+        share = 1 / sum(unit >= 0 for unit in out)
+        for matrix, a, b in zip(weights, out, into, strict=True):
+            if a >= 0 and b >= 0:
+                result[o, i * taps : (i + 1) * taps] += share * matrix[a, b * taps : (b + 1) * taps]
+    if bias:
+        for o, out in enumerate(outputs.members.tolist()):
+            result[o, -1] = np.mean([matrix[a, -1] for matrix, a in zip(weights, out, strict=True) if a >= 0])
+    return result

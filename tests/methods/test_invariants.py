@@ -1,0 +1,186 @@
+"""What must hold of every student: copies merge to themselves, sources apart are the sources (DESIGN §11.2, §11.3)."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import DOMAINS, PICTURE, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
+from torch import Tensor, nn
+
+from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem
+from project.student import BlockLayer, nominal_macs
+from project.symmetry import trace
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "permutation by weights": lambda: Permutation("weights"),
+    "permutation by correlation": lambda: Permutation(similarity="correlation"),
+    "permutation by distance, front": lambda: Permutation(similarity="distance", separate="front"),
+    "pleas mean": lambda: PLeaS(),
+    "pleas own": lambda: PLeaS(targets="own", similarity="correlation"),
+    "pleas by weights, front, fitted heads": lambda: PLeaS("weights", separate="front", heads="fitted"),
+}
+SEEDS = [(seed, 2 + seed % 2) for seed in range(6)]
+
+
+def only(method: Method, problem: Problem, budget: float) -> Merged:
+    (merged,) = method.merge(problem, [budget])
+    return merged
+
+
+def family(network: nn.Module, count: int) -> list[nn.Module]:
+    spec = trace(network, PICTURE)
+    copies = [copy.deepcopy(network) for _ in range(count - 1)]
+    for seed, twin in enumerate(copies):
+        permuted_copy(network, twin, spec, seed)
+    return [network, *copies]
+
+
+@torch.no_grad()
+def run(network: nn.Module, batch: Tensor) -> Tensor:
+    return network(batch)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("seed", "count"), SEEDS)
+def test_permuted_copies_merge_to_themselves(name: str, seed: int, count: int) -> None:
+    sources = family(random_network(seed, seed), count)
+    batch = pictures(6, 7)
+    for mode in ("shared", "different"):
+        merged = only(METHODS[name](), make_problem(sources, mode), 1.0)
+        expected = run(sources[0], batch)
+        assert close(run(merged.student, batch), expected.repeat(1, 1 if mode == "shared" else count), 1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("seed", "count"), SEEDS)
+def test_sources_apart_keep_their_own_heads(name: str, seed: int, count: int) -> None:
+    sources = [random_network(seed, weights, classes) for weights, classes in zip(range(count), (3, 7, 2), strict=False)]
+    problem = make_problem(sources, "different")
+    merged, batch = only(METHODS[name](), problem, float(count)), pictures(6, 7)
+    logits = run(merged.student, batch)
+    assert logits.shape == (6, sum((3, 7, 2)[:count]))
+    for domain, source in zip(DOMAINS, sources, strict=False):
+        assert close(logits[:, problem.labels.columns(domain)], run(source, batch))
+    assert_copies(merged, problem)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pleas own"])  # it fits the one shared head
+@pytest.mark.parametrize(("seed", "count"), SEEDS)
+def test_sources_apart_average_a_shared_head(name: str, seed: int, count: int) -> None:
+    sources = [random_network(seed, weights) for weights in range(count)]
+    problem = make_problem(sources)
+    merged, batch = only(METHODS[name](), problem, float(count)), pictures(6, 7)
+    assert close(run(merged.student, batch), torch.stack([run(source, batch) for source in sources]).mean(0))
+    assert_copies(merged, problem)
+
+
+def assert_copies(merged: Merged, problem: Problem) -> None:
+    """Every layer inside holds bitwise copies of the sources' weights, source after source, units as matched."""
+    network, maps = merged.student.network, merged.student.maps
+    for layer in problem.spec.layers:
+        if layer.outputs == problem.spec.output.name and problem.labels.mode == "shared":
+            continue
+        found = network.get_submodule(layer.name)
+        parts = list(found.parts) if isinstance(found, BlockLayer) else [found]
+        weights, biases = [], []
+        for index, source in enumerate(problem.sources):
+            rows, columns = (maps[group].members[:, index] for group in (layer.outputs, layer.inputs))
+            rows, columns = rows[rows >= 0], columns[columns >= 0]
+            original = source.get_submodule(layer.name)
+            matrix = original.weight.flatten(1).unflatten(1, (len(columns), -1))
+            weights.append(matrix[rows][:, columns].flatten())
+            if layer.bias:
+                biases.append(original.bias[rows])
+        assert torch.equal(torch.cat([part.weight.flatten() for part in parts]), torch.cat(weights))
+        if layer.bias:
+            assert torch.equal(torch.cat([part.bias for part in parts]), torch.cat(biases))
+    for norm in problem.spec.norms:
+        for tensor in ("weight", "bias", "running_mean", "running_var"):
+            originals = [getattr(source.get_submodule(norm.name), tensor) for source in problem.sources]
+            if originals[0] is not None:
+                columns = maps[norm.group].members.unbind(1)
+                pairs = zip(originals, columns, strict=True)
+                expected = torch.cat([original[column[column >= 0]] for original, column in pairs])
+                assert torch.equal(getattr(network.get_submodule(norm.name), tensor), expected)
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_resnet20_at_both_ends(mode: str) -> None:
+    batch = pictures(4, 7)
+    twins = make_problem(family(resnet("resnet20", 0), 2), mode, batches=[("art", pictures(20, 1)), ("birds", pictures(20, 2))])
+    merged = only(PLeaS(), twins, 1.0)
+    assert close(run(merged.student, batch)[:, :5], run(twins.sources[0], batch), 1e-4)
+    others = make_problem([resnet("resnet20", 1), resnet("resnet20", 2)], mode)
+    merged = only(PLeaS("weights"), others, 2.0)
+    logits = [run(source, batch) for source in others.sources]
+    expected = torch.cat(logits, 1) if mode == "different" else torch.stack(logits).mean(0)
+    assert close(run(merged.student, batch), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("budget", [1.0, 1.4, 2.0])
+def test_same_seed_same_student_and_sources_untouched(name: str, budget: float) -> None:
+    students = []
+    for _ in range(2):
+        sources = [random_network(5, weights) for weights in (0, 1)]
+        before = [{key: tensor.clone() for key, tensor in source.state_dict().items()} for source in sources]
+        students.append(only(METHODS[name](), make_problem(sources, "different"), budget).student.state_dict())
+        for source, state in zip(sources, before, strict=True):
+            assert same_state(state, source.state_dict())
+            assert not any(module.training for module in source.modules())
+    assert same_state(*students)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budgets_together_are_budgets_alone(name: str) -> None:
+    """One alignment and one set of statistics serve every budget."""
+    problem = make_problem([random_network(2, weights) for weights in (0, 1, 2)])
+    budgets = (1.0, 1.7, 2.4, 3.0)
+    together = list(METHODS[name]().merge(problem, budgets))
+    for merged, budget in zip(together, budgets, strict=True):
+        assert same_state(merged.student.state_dict(), only(METHODS[name](), problem, budget).student.state_dict())
+        assert merged.name == f"{merged.method}-{budget:.2f}"
+    sizes = [nominal_macs(problem.spec, merged.student.maps) for merged in together]
+    assert sizes == sorted(sizes)
+
+
+def test_fits_report_less_than_their_start_points() -> None:
+    problem = make_problem([random_network(2, weights) for weights in (0, 1)])
+    for merged in PLeaS().merge(problem, [1.0, 1.5]):
+        assert set(merged.layers) == {layer.name for layer in problem.spec.layers}
+        for found in merged.layers.values():
+            assert 0 <= found["residual_after"] <= found["residual_before"] * (1 + 1e-9)
+    different = make_problem([random_network(2, weights) for weights in (0, 1)], "different")
+    head = different.spec.layers[-1].name
+    assert head not in only(PLeaS(), different, 1.0).layers
+    assert head in only(PLeaS(heads="fitted"), different, 1.0).layers
+
+
+def test_average_is_the_mean_of_the_weights() -> None:
+    sources = [random_network(3, weights) for weights in (0, 1, 2)]
+    student = only(Average(), make_problem(sources), 2.0).student.network.state_dict()
+    for name, tensor in sources[0].state_dict().items():
+        if "num_batches" not in name:
+            mean = torch.stack([source.state_dict()[name].double() for source in sources]).mean(0)
+            assert torch.allclose(student[name].double(), mean, atol=1e-6)
+
+
+def test_a_norm_that_never_runs_is_not_shared_with_the_student() -> None:
+    """Sources stay bit-identical whatever happens to the student afterwards."""
+    from project.student import reestimate
+
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.spare = random_network(0), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    sources = [Spare().eval() for _ in range(2)]
+    assert sources[0].spare.running_var is not None
+    sources[0].spare.running_var.fill_(7.0)
+    student = only(Permutation("weights"), make_problem(sources), 1.0).student
+    reestimate(student, [pictures(4, 0)])
+    assert bool((sources[0].spare.running_var == 7.0).all())

@@ -1,0 +1,48 @@
+"""Re-estimated statistics are the mean over batches of the batches' statistics."""
+
+import pytest
+import torch
+from helpers import pictures, random_network, same_state
+from torch import nn
+
+from project.student import reestimate, reestimation, running_variances
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5)).eval()
+
+
+def test_statistics_of_one_norm_by_hand() -> None:
+    net, batches = network(), [pictures(4, 0), pictures(7, 1), pictures(2, 2)]
+    with torch.no_grad():
+        net[1].running_mean.fill_(100.0)  # what was there before is forgotten
+        values = [net[0](batch).double().transpose(0, 1).flatten(1) for batch in batches]
+    parameters = {name: tensor.clone() for name, tensor in net.named_parameters()}
+    reestimate(net, batches)
+    mean = torch.stack([value.mean(1) for value in values]).mean(0)
+    variance = torch.stack([value.var(1) for value in values]).mean(0)
+    assert torch.allclose(net[1].running_mean.double(), mean, atol=1e-6)
+    assert torch.allclose(net[1].running_var.double(), variance, rtol=1e-5)
+    assert same_state(parameters, dict(net.named_parameters()))
+    assert net[1].momentum == 0.3
+    assert not any(module.training for module in net.modules())
+    assert running_variances(net) == {"1": pytest.approx(float(variance.mean()), rel=1e-5)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twice_is_once(seed: int) -> None:
+    net, batches = random_network(seed, seed), [pictures(5, 0), pictures(6, 1)]
+    reestimate(net, batches)
+    once = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    reestimate(net, batches)
+    assert same_state(once, net.state_dict())
+
+
+def test_only_norms_train_inside_and_nothing_after_a_failure() -> None:
+    net = network()
+    with pytest.raises(RuntimeError, match="stop"), reestimation(net):
+        assert [module.training for module in net] == [False, True, False]
+        raise RuntimeError("stop")
+    assert not any(module.training for module in net.modules())
+    assert net[1].momentum == 0.3

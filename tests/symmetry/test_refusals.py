@@ -1,0 +1,138 @@
+"""Architectures whose groups cannot be derived are refused by the name of what is in the way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import PICTURE, random_network
+from torch import Tensor, nn
+
+from project.errors import TraceError
+from project.symmetry import trace
+
+
+class Net(nn.Module):
+    """A small network around the odd part."""
+
+    def __init__(self, odd: nn.Module | None = None, through: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.odd = odd or nn.Identity()
+        self.through = through
+        self.head = nn.Linear(8, 5)
+        self.table = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.odd(self.first(x))
+        if self.through is not None:
+            x = self.through(self, x)
+        return self.head(x.mean((2, 3)))
+
+
+class TwoInputs(Net):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x) + y
+
+
+class TwoOutputs(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+class Branching(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_the_harness_is_sound() -> None:
+    assert [group.name for group in trace(Net().eval(), PICTURE).free] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (nn.GroupNorm(2, 8), ("'odd'", "GroupNorm")),
+        (nn.Conv2d(8, 8, 3, groups=2), ("'odd'", "2 groups")),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), ("'odd'", "circular")),
+        (nn.PReLU(8), ("'odd'", "PReLU")),
+        (nn.ConvTranspose2d(8, 8, 3), ("'odd'", "ConvTranspose2d")),
+        (nn.InstanceNorm2d(8, affine=True), ("'odd'", "InstanceNorm2d")),
+        (nn.PixelShuffle(1), ("'odd'", "PixelShuffle")),
+        (nn.Softmax(1), ("'odd'", "Softmax")),
+        (nn.Sequential(nn.Identity(), nn.LayerNorm([8, 11, 13])), ("'odd.1'", "LayerNorm")),
+    ],
+)
+def test_unknown_layers_are_named(odd: nn.Module, words: tuple[str, ...]) -> None:
+    with pytest.raises(TraceError) as caught:
+        trace(Net(odd).eval(), PICTURE)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("through", "words"),
+    [
+        (lambda net, x: torch.softmax(x, 1), "softmax"),
+        (lambda net, x: torch.cat([x, x], 1)[:, :8], "cat"),
+        (lambda net, x: x.flip(1), "flip"),
+        (lambda net, x: x * net.table, "'table'"),
+        (lambda net, x: x + x.mean(1, keepdim=True), "averages over axes"),
+        (lambda net, x: torch.flatten(x, 2).unflatten(2, (11, 13)), "flattens from axis"),
+        (lambda net, x: x.sum((2, 3), keepdim=True), "sum"),
+        (lambda net, x: x.transpose(2, 3).transpose(1, 2).transpose(1, 2), "transpose"),
+        (lambda net, x: x + x.mean((2, 3), keepdim=True).mean((2, 3), keepdim=True).amax(1, keepdim=True), "amax"),
+    ],
+)
+def test_unknown_calls_are_named(through: Callable[..., Tensor], words: str) -> None:
+    with pytest.raises(TraceError, match=words):
+        trace(Net(through=through).eval(), PICTURE)
+
+
+def test_a_layer_that_runs_twice_is_named() -> None:
+    net = Net(nn.Conv2d(8, 8, 1), lambda net, x: net.odd(x))
+    with pytest.raises(TraceError, match="layer 'odd' runs more than once"):
+        trace(net.eval(), PICTURE)
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(TraceError, match="training mode"):
+        trace(random_network(0).train(), PICTURE)
+
+
+def test_two_inputs_are_refused() -> None:
+    with pytest.raises(TraceError, match="'y'|does not run"):
+        trace(TwoInputs().eval(), PICTURE)
+
+
+def test_more_than_logits_is_refused() -> None:
+    with pytest.raises(TraceError, match="logits"):
+        trace(TwoOutputs().eval(), PICTURE)
+
+
+def test_control_flow_is_refused() -> None:
+    with pytest.raises(TraceError, match="cannot be traced"):
+        trace(Branching().eval(), PICTURE)
+
+
+def test_pictures_that_are_too_small_are_refused() -> None:
+    net = Net(nn.Conv2d(8, 8, 7))
+    with pytest.raises(TraceError, match="does not run on pictures"):
+        trace(net.eval(), (3, 4, 4))
+
+
+def test_a_linear_layer_on_maps_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(11, 6), nn.Flatten(), nn.Linear(216, 5)).eval()
+    with pytest.raises(TraceError, match="layer '1' is a linear layer"):
+        trace(net, PICTURE)
+
+
+def test_a_norm_over_flattened_maps_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(396), nn.Linear(396, 5)).eval()
+    with pytest.raises(TraceError, match="layer '2'"):
+        trace(net, PICTURE)
+
+
+def test_logits_tied_to_channels_are_refused() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3)).eval()
+    with pytest.raises(TraceError, match="tied"):
+        trace(net, PICTURE)
