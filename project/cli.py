@@ -4,11 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, PleasError
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
@@ -32,16 +33,22 @@ class MergeCLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="Whether a fit or merge may write into a folder of an earlier run."
         )
 
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return Path(self.config[self.subcommand].run or Path("runs", str(self.subcommand)))
+
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, before anything is built."""
         config = self.config[self.subcommand]
-        folder = Path(config.run or Path("runs", str(self.subcommand)))
         resumed = self.subcommand == "fit" and config.get("ckpt_path")
-        self._claim(folder, guarded=self.subcommand in GUARDED and not config.overwrite and not resumed)
-        config.trainer.default_root_dir = str(folder)
-        if config.trainer.logger in (None, True):
-            logger = {"save_dir": str(folder), "name": "", "version": ""}
-            config.trainer.logger = _namespace("lightning.pytorch.loggers.TensorBoardLogger", logger)
+        self._claim(self.run, guarded=self.subcommand in GUARDED and not config.overwrite and not resumed)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
+        if self.config[self.subcommand].trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(self.run, name="", version="")
+        return super().instantiate_trainer(default_root_dir=self.run, **kwargs)
 
     @rank_zero_only
     def _claim(self, folder: Path, *, guarded: bool) -> None:
@@ -51,12 +58,6 @@ class MergeCLI(LightningCLI):
                 f"run is {folder}, which holds an earlier run; choose another folder, or pass --overwrite true."
             )
         writable(folder)
-
-
-def _namespace(class_path: str, init_args: dict[str, Any]) -> Any:
-    from jsonargparse import Namespace
-
-    return Namespace(class_path=class_path, init_args=Namespace(init_args))
 
 
 def main(args: ArgsType = None) -> MergeCLI:
@@ -70,17 +71,31 @@ def main(args: ArgsType = None) -> MergeCLI:
     """
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-    return MergeCLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=MergeTrainer,
-        # Gathered moments are reduced and read after the loop, where tensors made under inference mode are refused.
-        trainer_defaults={"inference_mode": False},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},  # _claim has refused what must not be
-        parser_kwargs={"prog": "pleas"},
-        args=args,
-    )
+    try:
+        return MergeCLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=MergeTrainer,
+            # Gathered moments are reduced and read after the loop, which tensors made under inference mode refuse.
+            trainer_defaults={"inference_mode": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},  # _claim has refused what must not be
+            parser_kwargs={"prog": "pleas"},
+            args=args,
+        )
+    except ValueError as error:
+        # What a class refuses in its __init__, jsonargparse wraps in a page about types.
+        plain = _origin(error)
+        if plain is None or plain is error:
+            raise
+        raise plain from None
+
+
+def _origin(error: BaseException | None) -> PleasError | None:
+    """The error of ours behind an error."""
+    while error is not None and not isinstance(error, PleasError):
+        error = error.__cause__ or error.__context__
+    return error

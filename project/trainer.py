@@ -44,8 +44,8 @@ class MergeTrainer(Trainer):
             raise ConfigurationError(f"data is a {type(datamodule).__name__}; merge needs a DomainDataModule.")
         callback = self._merge_callback()
         folder = writable(Path(self.log_dir or self.default_root_dir))
-        datamodule.prepare_data()
-        datamodule.read()
+        self._prepare_data(datamodule)
+        model.prepare(datamodule)
         self.datamodule = datamodule  # passes below get loaders, and the module asks for the classes behind them
         while not callback.fitted:
             self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
@@ -63,6 +63,12 @@ class MergeTrainer(Trainer):
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
         return results
+
+    def _prepare_data(self, datamodule: DomainDataModule) -> None:
+        """Render or download, in one process; the others wait."""
+        if self.is_global_zero:
+            datamodule.prepare_data()
+        self.strategy.barrier("prepare_data")
 
     def _merge_callback(self) -> MergeCallback:
         """The one MergeCallback, added where there is none."""

@@ -1,6 +1,25 @@
-"""Makes ``helpers`` importable from every test folder, whatever pytest's import mode."""
+"""What all tests share."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """One thread: the tests' networks are small, and more threads than free cores make each other wait."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def plain_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI warns where it is handed arguments while the process has its own, as pytest does."""
+    monkeypatch.setattr("sys.argv", ["pleas"])
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -59,17 +59,20 @@ def align_by_activations(spec: Spec, statistics: Statistics, sources: int, kind:
 
 
 def align_by_weights(
-    spec: Spec, states: Sequence[Mapping[str, Tensor]], *, sweeps: int = 100, seed: int = 0
+    spec: Spec, states: Sequence[Mapping[str, Tensor]], *, heads: bool = True, sweeps: int = 100, seed: int = 0
 ) -> Alignment:
     """Match units whose weights agree, by coordinate ascent over the groups (Git Re-Basin, arXiv 2209.04836).
 
     Args:
         spec: Groups of the sources.
         states: State dict of every source.
+        heads: Whether the heads' weights count: only where their rows mean the same classes.
         sweeps: Most passes over all groups; it stops at the first that changes nothing.
         seed: Seed of the order in which groups are visited.
     """
-    finals = [_ascend(spec, states[0], other, sweeps, seed) for other in states[1:]]
+    ignored = set() if heads else {axis.tensor for axis in spec.output.axes}
+    kept = [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
+    finals = [_ascend(spec, kept[0], other, sweeps, seed) for other in kept[1:]]
     members, scores = {}, {}
     for group in spec.free:
         members[group.name], scores[group.name] = _match(group.size, [final[group.name] for final in finals])
@@ -116,7 +119,7 @@ def _weight_similarity(
     """Σ over the group's tensors of ⟨reference's unit i, other's unit j⟩, the other axes permuted as they stand."""
     total = torch.zeros(group.size, group.size, dtype=torch.float64)
     for axis in group.axes:
-        if axis.tensor.endswith(BUFFERS):
+        if axis.tensor.endswith(BUFFERS) or axis.tensor not in reference:
             continue
         mine, theirs = reference[axis.tensor].cpu(), other[axis.tensor].cpu()
         for name, dim, taps in tied[axis.tensor]:

@@ -37,8 +37,8 @@ def _correlation(second: Tensor) -> Tensor:
     mean = second[:-1, -1]
     covariance = second[:-1, :-1] - torch.outer(mean, mean)
     variance = covariance.diagonal()
-    # Below rounding of the second moment, a variance is that of a unit which never varies.
-    alive = variance > 1e-9 * second.diagonal()[:-1].clamp_min(1e-30)
+    # Below the rounding of float32 products, a variance is that of a unit which never varies.
+    alive = variance > 1e-5 * second.diagonal()[:-1].clamp_min(1e-30)
     scale = torch.where(alive, variance.clamp_min(1e-300).rsqrt(), 0.0)
     return covariance * scale[:, None] * scale
 

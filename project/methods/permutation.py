@@ -48,7 +48,7 @@ class Permutation(Method):
         """Match the units of all sources."""
         if self.matching == "weights":
             states = [source.state_dict() for source in problem.sources]
-            return align_by_weights(problem.spec, states, seed=self.seed)
+            return align_by_weights(problem.spec, states, heads=problem.labels.mode == "shared", seed=self.seed)
         if problem.statistics is None:
             raise MergeError("matching by activations needs statistics; gather them, or match by weights.")
         return align_by_activations(problem.spec, problem.statistics, len(problem.sources), self.similarity)

@@ -61,8 +61,9 @@ class PLeaS(Permutation):
         """Without ridge, refuse a layer with more unknowns than samples."""
         if self.ridge > 0:
             return
-        for layer in problem.spec.layers:
-            unknowns, samples = problem.spec.sizes[layer.inputs] * layer.taps, pictures * layer.positions
+        for layer in (layer for layer in problem.spec.layers if not self._kept(layer, problem)):
+            unknowns = problem.spec.sizes[layer.inputs] * layer.taps + layer.bias
+            samples = pictures * layer.positions
             if samples < unknowns:
                 raise ConfigurationError(
                     f"ridge is 0, but layer {layer.name!r} has {unknowns} unknowns a row and {pictures} calibration "

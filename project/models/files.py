@@ -74,7 +74,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             f"{path} is damaged, or holds objects other than tensors and plain values, which are not loaded since they "
             "can run code; save its state dict alone."
         ) from error
-    except (RuntimeError, EOFError, SafetensorError, json.JSONDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, SafetensorError, json.JSONDecodeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged: {reason}.") from error
     raise CheckpointError(f"{path} is not a file of weights, neither of PyTorch nor safetensors.")

@@ -13,11 +13,12 @@ class DomainScores(nn.Module):
 
     Args:
         label_space: The domains and their classes.
+        domains: Which of them are looked at; by default all.
     """
 
-    def __init__(self, label_space: LabelSpace) -> None:
+    def __init__(self, label_space: LabelSpace, domains: tuple[str, ...] | None = None) -> None:
         super().__init__()
-        self.classes = dict(label_space.classes)
+        self.classes = {domain: label_space.classes[domain] for domain in domains or label_space.domains}
         self.counts = [MulticlassStatScores(len(names), average=None) for names in self.classes.values()]
         self.losses = [MeanMetric() for _ in self.classes]
         self.metrics = nn.ModuleList([*self.counts, *self.losses])  # so that they move with the module

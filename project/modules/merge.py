@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
 from project.models import LabelSpace
@@ -80,11 +80,22 @@ class MergeModule(EvaluationModule):
         return frozenset().union(*(method.needs for method in self.methods))
 
     def setup(self, stage: str) -> None:
-        """Load and check the sources, once, before any long work."""
+        """Load and check the sources where that has not been done."""
+        data_labels(self)
+        self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def prepare(self, data: DomainDataModule) -> None:
+        """Load the sources and check that they, the methods and the data go together; once, before any long work.
+
+        Args:
+            data: The domains.
+
+        Raises:
+            PleasError: If they do not.
+        """
         if self.problem is not None:
             return
-        data: Any = getattr(self.trainer, "datamodule", None)
-        labels, preprocessing = data_labels(self), data.preprocessing
+        labels, preprocessing = data.label_space, data.preprocessing
         loaded = [load_source(file.path, file.name, file.architecture) for file in self.files]
         spec = common_spec(loaded, (3, preprocessing.image_size, preprocessing.image_size))
         owned = own_domains(self.files, loaded, labels)
@@ -114,6 +125,8 @@ class MergeModule(EvaluationModule):
             preprocessing,
         )
         pictures = sum(len(data.samples(domain, "calibration")) for domain in labels.domains)
+        for domain in labels.domains:
+            data.samples(domain, "test")  # an unreadable one is found now and not after the fit
         for method in self.methods:
             method.check(self.problem, pictures)
         self.lockstep = Lockstep(self.problem.sources)

@@ -1,6 +1,7 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
 from collections.abc import Callable, Collection, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -9,7 +10,7 @@ from project.errors import MergeError
 from project.moments.lockstep import Lockstep
 from project.moments.moment import Moment
 from project.moments.patches import joint_columns, unit_columns
-from project.symmetry import Spec
+from project.symmetry import Layer, Spec
 
 LAYERS, UNITS = "layers", "units"
 
@@ -54,7 +55,7 @@ class Statistics:
             all_reduce(count)
             all_reduce(moment.lower)
             moment.count = int(count)
-        device = next(iter(self.moments())).device if self.pictures else "cpu"
+        device = next((moment.device for moment in self.moments()), "cpu")
         for domain in sorted(self.pictures):
             seen = torch.tensor(self.pictures[domain], device=device)
             all_reduce(seen)
@@ -90,6 +91,13 @@ class Collector:
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)
         self.statistics.pictures = dict.fromkeys(self.domains, 0)
+        # All of them now, so that processes that see nothing of a domain still take part in its sum.
+        device = next(sources.parameters()).device
+        for layer in self.layers.values():
+            size = sum(weight[0].numel() for weight in self._weights(layer)) + layer.bias
+            self.statistics.layers[layer.name] = {domain: Moment(size, device) for domain in self.domains}
+        for node, size in self._unit_sizes(spec).items():
+            self.statistics.units[node] = {domain: Moment(size, device) for domain in self.domains}
 
     @torch.no_grad()
     def gather(self, domain: str, pictures: Tensor) -> list[Tensor]:
@@ -107,16 +115,18 @@ class Collector:
         """Add one value; called by the lockstep."""
         if node.name in self.layers:
             layer = self.layers[node.name]
-            modules = self.sources.layers(layer.name)
-            size = sum(module.weight[0].numel() for module in modules) + layer.bias  # type: ignore[index, operator]
-            moment = self._moment(self.statistics.layers, layer.name, size, inputs[0].device)
-            for columns in joint_columns(inputs, modules, constant=layer.bias):
+            moment = self.statistics.layers[layer.name][self.domain]
+            for columns in joint_columns(inputs, self.sources.layers(layer.name), constant=layer.bias):
                 moment.update(columns)
         if node.name in self.units:
-            size = sum(value.shape[1] for value in outputs) + 1
-            self._moment(self.statistics.units, node.name, size, outputs[0].device).update(unit_columns(outputs))
+            self.statistics.units[node.name][self.domain].update(unit_columns(outputs))
 
-    def _moment(self, table: dict[str, dict[str, Moment]], name: str, size: int, device: torch.device) -> Moment:
-        if name not in table:  # one for every domain, so that processes that saw different domains agree
-            table[name] = {domain: Moment(size, device) for domain in self.domains}
-        return table[name][self.domain]
+    def _unit_sizes(self, spec: Spec) -> dict[str, int]:
+        """Length of the joint vector of each wanted value; heads may differ between sources."""
+        writers = {layer.outputs: layer for layer in spec.layers}
+        joint = {group: sum(len(weight) for weight in self._weights(layer)) + 1 for group, layer in writers.items()}
+        groups = (group for group in spec.groups.values() if group.fixed != "input")
+        return {node: joint[group.name] for group in groups for node in group.nodes if node in self.units}
+
+    def _weights(self, layer: Layer) -> list[Tensor]:
+        return [cast(Tensor, module.weight) for module in self.sources.layers(layer.name)]

@@ -67,18 +67,19 @@ def build_student(weights: Weights) -> Student:
     content, path = weights.entries, weights.path
     if not is_student(weights):
         raise CheckpointError(f"{path} holds weights, but no student; students are written by 'pleas merge'.")
-    if content["version"] != VERSION:
-        raise CheckpointError(f"{path} is a student of version {content['version']}; this release reads {VERSION}.")
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{path} is a student of version {content.get('version')}; this release reads {VERSION}.")
     architecture, labels = weights.architecture, weights.label_space
     if architecture is None or labels is None or weights.preprocessing is None:
         raise CheckpointError(f"{path} is a student without architecture, classes or preprocessing.")
     try:
         maps = {name: UnitMap(members) for name, members in content["unit_maps"].items()}
+        lineage = content["lineage"]
         network, spec = _blank(architecture, maps, tuple(content["picture"]))
     except (PleasError, KeyError) as error:
-        raise CheckpointError(f"{path} is a student whose unit maps do not fit its architecture: {error}") from error
+        raise CheckpointError(f"{path} is a student with an entry that is missing or does not fit its architecture: {error}") from error
     load_strictly(network, weights.state_dict, str(path))
-    return Student(network.eval(), spec, maps, labels, architecture, weights.preprocessing, content["lineage"])
+    return Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
 
 
 def _blank(

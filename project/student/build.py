@@ -1,6 +1,7 @@
 """A student network from an architecture and its unit maps."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,6 +12,9 @@ from project.models import Architecture, LabelSpace, Preprocessing
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.symmetry import Spec
+
+
+Change = Callable[[nn.Module], nn.Module]
 
 
 class Student(nn.Module):
@@ -74,29 +78,31 @@ def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -
         spec: Its spec.
         maps: Unit map of every group.
     """
-    changes = {}
+    changes: dict[str, Change] = {}
     for layer in spec.layers:
         changes[layer.name] = lambda old, layer=layer: student_layer(
             old, maps[layer.outputs], maps[layer.inputs], layer.taps
         )
     for norm in spec.norms:
         changes[norm.name] = lambda old, norm=norm: _resized_norm(old, maps[norm.group].units)
-    return _replaced(network, changes)
+    return _replaced(network, changes, copy.deepcopy)  # a module that never runs must not be shared with a source
 
 
-def _replaced(network: nn.Module, changes: Mapping[str, object]) -> nn.Module:
-    """A copy of a module tree in which some modules are replaced; what is not replaced is shared."""
-    copy = network.__class__.__new__(network.__class__)
-    copy.__dict__ = {**network.__dict__, "_modules": dict(network._modules)}
+def _replaced(
+    network: nn.Module, changes: Mapping[str, Change], others: Change = lambda module: module
+) -> nn.Module:
+    """A copy of a module tree in which some modules are replaced; what is not replaced is shared, unless copied."""
+    result = network.__class__.__new__(network.__class__)
+    result.__dict__ = {**network.__dict__, "_modules": dict(network._modules)}
     for name, child in network._modules.items():
         if child is None:
             continue
         if name in changes:
-            copy._modules[name] = changes[name](child)  # type: ignore[operator]
+            result._modules[name] = changes[name](child)
             continue
         below = {path.removeprefix(f"{name}."): change for path, change in changes.items() if path.startswith(f"{name}.")}
-        copy._modules[name] = _replaced(child, below) if below else child
-    return copy
+        result._modules[name] = _replaced(child, below, others) if below else others(child)
+    return result
 
 
 def _resized_norm(norm: nn.Module, units: int) -> nn.Module:
@@ -123,8 +129,8 @@ def start_student(
         architecture: Their architecture.
         preprocessing: Their preprocessing.
     """
-    network = blank_network(sources[0], spec, maps).to(next(sources[0].parameters()).device).eval()
-    student = Student(network, spec, maps, labels, architecture, preprocessing)
+    network = blank_network(sources[0], spec, maps).to(next(sources[0].parameters()).device)
+    student = Student(network, spec, maps, labels, architecture, preprocessing).eval()
     for layer in spec.layers:
         matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in sources])
         student.load_layer(layer.name, start_matrix(layer, matrices, maps[layer.outputs], maps[layer.inputs]))

@@ -27,7 +27,7 @@ def affine(norm):
 
 
 @torch.no_grad()
-def fit_sequentially(student, sources, spec, owners, batches, *, ridge=1e-2, own=True, after=True, fold=True, compensate=False, weights=None, log=None, blockridge=None):
+def fit_sequentially(student, sources, spec, owners, batches, *, ridge=1e-2, own=True, after=True, fold=True, compensate=False, weights=None, log=None, blockridge=None, relu=0):
     """batches: domain -> list of pictures"""
     sg = student_graph(student.network)
     graphs = [graph_of(s) for s in sources]
@@ -75,6 +75,13 @@ def fit_sequentially(student, sources, spec, owners, batches, *, ridge=1e-2, own
             D = start.shape[1]
             G = Moment(D); C = torch.zeros(outs.units, D, dtype=torch.float64); P = 0.0; n = 0
             module = sg.get_submodule(layer.name)
+            rectified = None; store = []
+            if relu and norm is not None:
+                u = list(norm.users)
+                if any(isinstance(sg.get_submodule(str(k.target)), nn.ReLU) for k in u if k.op == 'call_module'):
+                    rectified = 'direct'
+                elif extra is not None:
+                    rectified = 'sum'
             proto = mods[0]
             shape_proto = proto
             for d, r, rs in runs:
@@ -99,6 +106,9 @@ def fit_sequentially(student, sources, spec, owners, batches, *, ridge=1e-2, own
                     t = t - r.env[extra]
                 # own: rows that lack the owner get no target from this domain -> mask rows
                 tt = t.transpose(0, 1).flatten(1)
+                if rectified is not None:
+                    ex = r.env[extra].transpose(0, 1).flatten(1) if extra is not None else None
+                    store.append((d, x, tt, ex))
                 lay = _Proto(proto, ins.units)
                 pos = 0
                 for cols in joint_columns([x], [lay], constant=const):
@@ -118,6 +128,30 @@ def fit_sequentially(student, sources, spec, owners, batches, *, ridge=1e-2, own
                 mtx = G if len(cols) == len(G) else G[cols][:, cols]
                 sol, cond, fell = _solve(mtx, gap[rows][:, cols], shift)
                 delta[rows] = delta[rows].index_copy(1, cols, sol)
+            if rectified is not None:
+                for it in range(relu):
+                    W = start+delta
+                    C2 = torch.zeros_like(C)
+                    Wf = W.float()
+                    for d, x, tt, ex in store:
+                        pos = 0
+                        for cols in joint_columns([x], [lay], constant=const):
+                            k = cols.shape[1]
+                            pred = Wf @ cols
+                            tgt = tt[:, pos:pos+k]
+                            if ex is None:
+                                tgt = torch.where(tgt < 0, pred.clamp_max(0), tgt)
+                            else:
+                                e = ex[:, pos:pos+k]
+                                tgt = torch.where(tgt+e < 0, (pred+e).clamp_max(0)-e, tgt)
+                            C2 += tgt @ cols.mT
+                            pos += k
+                    gap = C2/n - forward
+                    delta = torch.zeros_like(start)
+                    for rows, cols in _blocks(L, outs, ins):
+                        mtx = G if len(cols) == len(G) else G[cols][:, cols]
+                        sol, cond, fell = _solve(mtx, gap[rows][:, cols], shift)
+                        delta[rows] = delta[rows].index_copy(1, cols, sol)
             left = energy-float((delta*gap).sum())-shift*float(delta.square().sum())
             W = start+delta
             fits[layer.name] = dict(before=energy/P, after=left/P)

@@ -36,6 +36,12 @@ def permute_state(state: Mapping[str, Tensor], spec: Spec, orders: Mapping[str, 
     return result
 
 
+def derangement(size: int, generator: torch.Generator) -> Tensor:
+    """A random permutation that moves every unit, since one that moves none would prove nothing."""
+    order = torch.randperm(size, generator=generator)
+    return order.roll(1)[order.argsort()]
+
+
 @torch.no_grad()
 def largest_difference(network: nn.Module, spec: Spec, groups: tuple[Group, ...], generator: torch.Generator) -> float:
     """Permute some groups at random and measure what that does to the logits.
@@ -50,7 +56,7 @@ def largest_difference(network: nn.Module, spec: Spec, groups: tuple[Group, ...]
         max |Δlogit| over two random pictures, relative to max |logit|.
     """
     state = dict(network.state_dict())
-    orders = {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+    orders = {group.name: derangement(group.size, generator) for group in groups}
     device = next(network.parameters()).device
     pictures = torch.randn(2, *spec.picture, generator=generator).to(device)
     before = functional_call(network, state, (pictures,))

@@ -57,7 +57,7 @@ def test_resnet_by_weights(count: int) -> None:
 
 def test_weight_scores_belong_to_the_matched_units() -> None:
     """Score of a row: products of the matched units' weights, all other axes matched too."""
-    sources, spec, truths = family(random_network(4, 4), 2)
+    sources, spec, _truths = family(random_network(4, 4), 2)
     mine, theirs = (source.state_dict() for source in sources)
     alignment = align_by_weights(spec, [mine, theirs])
     for group in spec.free:

@@ -60,7 +60,9 @@ def test_similarities_over_all_batches_and_values(seed: int, count: int) -> None
 
 def test_units_that_never_vary_correlate_with_nothing() -> None:
     """Constants come with rounding: a float32 sum of squares is not the square of a float32 sum."""
-    sources = [nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)).eval()] * 2
+    sources = [
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)).eval()
+    ] * 2
     with torch.no_grad():
         sources[0][0].weight[:4] = 0.0
         sources[0][0].bias[:4] = torch.tensor([0.1, 0.7, 3.3, 0.0])

@@ -9,7 +9,7 @@ from helpers import DOMAINS, PICTURE, close, make_problem, permuted_copy, pictur
 from torch import Tensor, nn
 
 from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem
-from project.student import BlockLayer, nominal_macs
+from project.student import BlockLayer, nominal_macs, reestimate
 from project.symmetry import trace
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -20,7 +20,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "pleas own": lambda: PLeaS(targets="own", similarity="correlation"),
     "pleas by weights, front, fitted heads": lambda: PLeaS("weights", separate="front", heads="fitted"),
 }
-SEEDS = [(seed, 2 + seed % 2) for seed in range(6)]
+SEEDS = [(seed, 2 + seed % 2) for seed in range(3)]
 
 
 def only(method: Method, problem: Problem, budget: float) -> Merged:
@@ -55,7 +55,9 @@ def test_permuted_copies_merge_to_themselves(name: str, seed: int, count: int) -
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("seed", "count"), SEEDS)
 def test_sources_apart_keep_their_own_heads(name: str, seed: int, count: int) -> None:
-    sources = [random_network(seed, weights, classes) for weights, classes in zip(range(count), (3, 7, 2), strict=False)]
+    sources = [
+        random_network(seed, weights, classes) for weights, classes in zip(range(count), (3, 7, 2), strict=False)
+    ]
     problem = make_problem(sources, "different")
     merged, batch = only(METHODS[name](), problem, float(count)), pictures(6, 7)
     logits = run(merged.student, batch)
@@ -108,7 +110,9 @@ def assert_copies(merged: Merged, problem: Problem) -> None:
 @pytest.mark.parametrize("mode", ["shared", "different"])
 def test_resnet20_at_both_ends(mode: str) -> None:
     batch = pictures(4, 7)
-    twins = make_problem(family(resnet("resnet20", 0), 2), mode, batches=[("art", pictures(20, 1)), ("birds", pictures(20, 2))])
+    twins = make_problem(
+        family(resnet("resnet20", 0), 2), mode, batches=[("art", pictures(20, 1)), ("birds", pictures(20, 2))]
+    )
     merged = only(PLeaS(), twins, 1.0)
     assert close(run(merged.student, batch)[:, :5], run(twins.sources[0], batch), 1e-4)
     others = make_problem([resnet("resnet20", 1), resnet("resnet20", 2)], mode)
@@ -136,7 +140,7 @@ def test_same_seed_same_student_and_sources_untouched(name: str, budget: float) 
 def test_budgets_together_are_budgets_alone(name: str) -> None:
     """One alignment and one set of statistics serve every budget."""
     problem = make_problem([random_network(2, weights) for weights in (0, 1, 2)])
-    budgets = (1.0, 1.7, 2.4, 3.0)
+    budgets = (1.0, 1.7, 3.0)
     together = list(METHODS[name]().merge(problem, budgets))
     for merged, budget in zip(together, budgets, strict=True):
         assert same_state(merged.student.state_dict(), only(METHODS[name](), problem, budget).student.state_dict())
@@ -160,7 +164,7 @@ def test_fits_report_less_than_their_start_points() -> None:
 def test_average_is_the_mean_of_the_weights() -> None:
     sources = [random_network(3, weights) for weights in (0, 1, 2)]
     student = only(Average(), make_problem(sources), 2.0).student.network.state_dict()
-    for name, tensor in sources[0].state_dict().items():
+    for name in sources[0].state_dict():
         if "num_batches" not in name:
             mean = torch.stack([source.state_dict()[name].double() for source in sources]).mean(0)
             assert torch.allclose(student[name].double(), mean, atol=1e-6)
@@ -168,7 +172,6 @@ def test_average_is_the_mean_of_the_weights() -> None:
 
 def test_a_norm_that_never_runs_is_not_shared_with_the_student() -> None:
     """Sources stay bit-identical whatever happens to the student afterwards."""
-    from project.student import reestimate
 
     class Spare(nn.Module):
         def __init__(self) -> None:

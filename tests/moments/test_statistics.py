@@ -47,7 +47,9 @@ def test_statistics_are_second_moments_of_what_sources_read_and_write(seed: int)
     found = gathered(sources, spec, batches, DOMAINS)
     assert found.pictures == {"art": 7, "birds": 2, "cars": 0}
     runs = {
-        domain: [values_of(source, torch.cat([batch for name, batch in batches if name == domain])) for source in sources]
+        domain: [
+            values_of(source, torch.cat([batch for name, batch in batches if name == domain])) for source in sources
+        ]
         for domain in ("art", "birds")
     }
     for layer in spec.layers:

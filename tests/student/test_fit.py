@@ -68,7 +68,11 @@ class Scene:
 
     def start(self) -> np.ndarray:
         return brute_start(
-            [m.numpy() for m in joint_matrix(self.layer, self.modules)], self.outputs, self.inputs, self.layer.taps, self.layer.bias
+            [m.numpy() for m in joint_matrix(self.layer, self.modules)],
+            self.outputs,
+            self.inputs,
+            self.layer.taps,
+            self.layer.bias,
         )
 
     def allowed(self) -> np.ndarray:

@@ -18,7 +18,7 @@ def case(name: str, seed: int) -> tuple[nn.Module, Spec]:
     return network, trace(network, PICTURE if name != "resnet18" else (3, 40, 33))
 
 
-CASES = [*(("random", seed) for seed in range(20)), ("resnet20", 0), ("resnet20", 1), ("resnet18", 0)]
+CASES = [*(("random", seed) for seed in range(12)), ("resnet20", 0), ("resnet18", 0)]
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
@@ -82,7 +82,9 @@ def test_layers_count_their_positions() -> None:
     for name, module in network.named_modules():
         module.register_forward_hook(lambda _m, _i, out, name=name: sizes.update({name: out.shape[2:].numel()}))
     network(torch.zeros(1, *PICTURE))
-    assert {layer.name: layer.positions for layer in spec.layers} == {layer.name: sizes[layer.name] for layer in spec.layers}
+    assert {layer.name: layer.positions for layer in spec.layers} == {
+        layer.name: sizes[layer.name] for layer in spec.layers
+    }
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -108,7 +110,9 @@ def test_units_keep_their_taps_together(taps: int) -> None:
 
 def test_a_wrong_spec_is_found_whatever_the_seed() -> None:
     """A permutation that moves nothing proves nothing."""
-    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5)).eval()
+    network = nn.Sequential(
+        nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5)
+    ).eval()
     spec = trace(network, PICTURE)
     group = spec.free[0]
     wrong = replace(spec, groups={**spec.groups, group.name: replace(group, axes=group.axes[:-1])})

@@ -100,7 +100,7 @@ def test_training_mode_is_refused() -> None:
 
 
 def test_two_inputs_are_refused() -> None:
-    with pytest.raises(TraceError, match="'y'|does not run"):
+    with pytest.raises(TraceError, match=r"'y'|does not run"):
         trace(TwoInputs().eval(), PICTURE)
 
 

@@ -1,0 +1,181 @@
+"""Students on disk: rebuilt bit for bit, refused when damaged, sources of further merges."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import DOMAINS, PICTURE, close, make_problem, pictures, resnet, same_state
+
+from project.errors import CheckpointError, ConfigurationError, MergeError
+from project.methods import Merged, Permutation, PLeaS, Problem
+from project.models import Architecture, Description, LabelSpace, Preprocessing
+from project.models.saving import atomic_save
+from project.student import Student, common_spec, load_source, load_student, save_student
+
+ARCHITECTURE = Architecture("resnet20", 4)
+PREPROCESSING = Preprocessing(32)
+LINEAGE = {"sources": ["abc", "def"], "budget": 1.4, "nested": {"seed": 3}}
+
+
+def problem(mode: str = "different") -> Problem:
+    classes = (4, 3) if mode == "different" else (4, 4)
+    sources = [resnet("resnet20", weights, count) for weights, count in enumerate(classes)]
+    return make_problem(sources, mode, architecture=ARCHITECTURE, preprocessing=PREPROCESSING, needs=["units"],
+                        batches=[(DOMAINS[0], pictures(8, 0)), (DOMAINS[1], pictures(8, 1))])  # fmt: skip
+
+
+def student(budget: float = 1.4, mode: str = "different") -> Student:
+    (merged,) = Permutation().merge(problem(mode), [budget])
+    merged.student.lineage.update(LINEAGE)
+    return merged.student
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.4, 2.0])
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_round_trip(tmp_path: Path, budget: float, mode: str) -> None:
+    before = student(budget, mode)
+    save_student(before, tmp_path / "student.ckpt")
+    after = load_student(tmp_path / "student.ckpt")
+    batch = pictures(5, 9)
+    with torch.no_grad():
+        assert torch.equal(before(batch), after(batch))
+    assert same_state(before.state_dict(), after.state_dict())
+    assert {name: units.members.tolist() for name, units in before.maps.items()} == {
+        name: units.members.tolist() for name, units in after.maps.items()
+    }
+    assert after.labels == before.labels
+    assert after.lineage == LINEAGE
+    assert (after.architecture, after.preprocessing) == (ARCHITECTURE, PREPROCESSING)
+    assert after.spec.layers == before.spec.layers or mode == "different"
+    assert [file.name for file in tmp_path.iterdir()] == ["student.ckpt"]
+    torch.load(tmp_path / "student.ckpt", weights_only=True)  # plain values and tensors alone
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    save_student(student(), tmp_path / "student.ckpt")
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_student(tmp_path / "student.ckpt")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_students_are_in_eval_mode(tmp_path: Path) -> None:
+    made = student()
+    save_student(made, tmp_path / "student.ckpt")
+    for found in (made, load_student(tmp_path / "student.ckpt")):
+        assert [name for name, module in found.named_modules() if module.training] == []
+
+
+def test_what_cannot_be_rebuilt_is_not_written(tmp_path: Path) -> None:
+    nameless = student()
+    nameless.architecture = None
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_student(nameless, tmp_path / "student.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_files_are_refused(tmp_path: Path, content: dict[str, Any], kept: float) -> None:
+    path = tmp_path / "student.ckpt"
+    torch.save(content, path)
+    entire = path.read_bytes()
+    path.write_bytes(entire[: int(len(entire) * kept)])
+    for load in (load_student, load_source):
+        with pytest.raises(CheckpointError, match=r"student\.ckpt"):
+            load(path)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    plain, text = tmp_path / "plain.pt", tmp_path / "text.pt"
+    torch.save(resnet("resnet20").state_dict(), plain)
+    text.write_text("no weights here")
+    for path in (plain, text, tmp_path / "missing.pt", tmp_path):
+        with pytest.raises(CheckpointError, match=path.name):
+            load_student(path)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a student file holds."""
+    path = tmp_path_factory.mktemp("student") / "student.ckpt"
+    save_student(student(), path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("entry", ["version", "unit_maps", "picture", "lineage", "pleas", "state_dict"])
+def test_students_with_an_entry_missing_are_refused(tmp_path: Path, content: dict[str, Any], entry: str) -> None:
+    path = tmp_path / "student.ckpt"
+    torch.save({name: value for name, value in content.items() if name != entry}, path)
+    with pytest.raises(CheckpointError, match=r"student\.ckpt"):
+        load_student(path)
+
+
+def test_students_that_contradict_themselves_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = tmp_path / "student.ckpt"
+    for change in (
+        {"version": 99},
+        {"unit_maps": {**content["unit_maps"], "conv1": content["unit_maps"]["conv1"][:-1]}},
+        {"unit_maps": {name: members for name, members in content["unit_maps"].items() if name != "conv1"}},
+        {"state_dict": {**content["state_dict"], "bn1.weight": torch.zeros(3)}},
+    ):
+        torch.save({**content, **change}, path)
+        with pytest.raises(CheckpointError, match=r"student\.ckpt"):
+            load_student(path)
+
+
+def test_a_student_merges_again(tmp_path: Path) -> None:
+    """Merged with itself, a student of a partial budget is itself, saved, loaded and all."""
+    first = student(1.4)
+    save_student(first, tmp_path / "first.ckpt")
+    sources = [load_source(tmp_path / "first.ckpt"), load_source(tmp_path / "first.ckpt", "other")]
+    assert [source.name for source in sources] == ["first", "other"]
+    assert sources[0].logits == 7
+    spec = common_spec(sources, PICTURE)
+    batch = pictures(4, 9)
+    with torch.no_grad():
+        expected = first(batch)
+        assert close(sources[0].network(batch), expected)
+    labels = {domain: tuple(f"{domain}{i}" for i in range(7)) for domain in ("once", "twice")}
+    again = Problem(tuple(s.network for s in sources), {"once": 0, "twice": 1}, spec, LabelSpace(labels, "different"),
+                    sources[0].architecture, PREPROCESSING)  # fmt: skip
+    for merged in Permutation("weights").merge(again, [1.0, 1.5, 2.0]):
+        save_student(merged.student, tmp_path / "again.ckpt")
+        with torch.no_grad():
+            assert close(load_student(tmp_path / "again.ckpt")(batch), expected.repeat(1, 2), 1e-4)
+
+
+def test_plain_files_are_sources(tmp_path: Path) -> None:
+    network = resnet("resnet20", 0, 4)
+    description = Description(ARCHITECTURE, LabelSpace({"art": tuple("abcd")}, "shared"), PREPROCESSING)
+    atomic_save({"state_dict": network.state_dict(), **description.to_entries()}, tmp_path / "art.ckpt")
+    source = load_source(tmp_path / "art.ckpt")
+    assert (source.name, source.architecture, source.logits) == ("art", ARCHITECTURE, 4)
+    assert same_state(source.network.state_dict(), network.state_dict())
+    assert not source.network.training
+
+
+def test_unequal_architectures_are_refused(tmp_path: Path) -> None:
+    paths = []
+    for name, network in (
+        ("narrow", resnet("resnet20", 0, 4)), ("heads", resnet("resnet20", 0, 9)),
+        ("wide", resnet("resnet20", 0, 4, width=2)), ("deep", resnet("resnet32", 0, 4)),
+    ):  # fmt: skip
+        paths.append(tmp_path / f"{name}.pt")
+        torch.save(network.state_dict(), paths[-1])
+    narrow, heads, wide, deep = map(load_source, paths)
+    assert common_spec([narrow, heads], PICTURE).output.size == 4
+    for other in (wide, deep):
+        with pytest.raises(ConfigurationError) as caught:
+            common_spec([narrow, other], PICTURE)
+        assert str(narrow.path) in str(caught.value)
+        assert str(other.path) in str(caught.value)
+
+
+def test_merging_without_statistics_says_so() -> None:
+    bare = replace(problem("shared"), statistics=None)
+    for method in (Permutation(), PLeaS("weights")):
+        with pytest.raises(MergeError, match="statistics"):
+            list[Merged](method.merge(bare, [1.0]))

@@ -1,0 +1,231 @@
+"""The command from end to end: fit, merge, test, predict, and the sentences for what cannot work."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import project
+from project.cli import main
+from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
+
+TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
+
+
+def run(subcommand: str, config: str, *extra: str) -> object:
+    return main([subcommand, "--config", str(TINY / f"{config}.yaml"), "--trainer.enable_progress_bar", "false", *extra])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which both tiny sources are trained and merged."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["pleas"])
+        run("fit", "fit_clipart")
+        run("fit", "fit_sketch")
+        run("merge", "merge")
+    return folder
+
+
+@pytest.fixture
+def tiny(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace / "runs" / "tiny"
+
+
+def test_a_merge_leaves_its_table_students_and_logs(tiny: Path) -> None:
+    folder = tiny / "merge"
+    found = json.loads((folder / "results.json").read_text())
+    rows = {row["network"]: row for row in found["table"]}
+    assert {"clipart", "sketch", "ensemble", "average-1.00", "permutation-1.00", "pleas-1.50", "pleas-2.00"} <= set(rows)
+    with (folder / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["network"] for row in table] == list(rows)
+    for row in table:
+        expected = {name: "" if value is None else str(value) for name, value in rows[row["network"]].items()}
+        assert row == expected, "the CSV holds the numbers of the JSON"
+    for row in rows.values():
+        assert row["nominal"] == row["executed"], "blocks are executed without their zeros"
+    assert rows["pleas-2.00"]["nominal"] == 2.0
+    assert all(value < 1e-4 for value in found["equivalence"].values())
+    assert {phase["phase"] for phase in found["phases"]} >= {"gather", "fit", "re-estimate", "test"}
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert (folder / "config.yaml").exists()
+    assert {path.stem for path in (folder / "students").iterdir()} == {n for n in rows if "-" in n}
+
+
+def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tiny / "merge"), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()
+    assert {"accuracy over size", "residual by layer", "match by group", "variance kept by norm"} <= set(tags["images"])
+    assert "table/text_summary" in tags["tensors"]
+    assert len(events.Scalars("residual_after/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
+    assert {"accuracy/pleas/mean", "variance before/pleas-1.00", "variance after/pleas-1.00"} <= set(tags["scalars"])
+
+
+def test_a_student_loads_without_its_sources(tiny: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "student.ckpt"
+    kept.write_bytes((tiny / "merge" / "students" / "pleas-1.50.ckpt").read_bytes())
+    student = project.load_student(kept)
+    assert not student.training
+    assert student(torch.zeros(2, 3, 16, 16)).shape == (2, 12)
+    assert student.labels.domains == ("clipart", "sketch")
+    assert len(student.lineage["sources"]) == 2  # type: ignore[arg-type]
+
+
+def test_test_scores_what_merge_scored(tiny: Path) -> None:
+    run("test", "test")
+    rows = {row["network"]: row for row in json.loads((tiny / "merge" / "results.json").read_text())["table"]}
+    cli = run("test", "test", "--run", "runs/tiny/again")
+    logged = {k: float(v) for k, v in cli.trainer.callback_metrics.items()}  # type: ignore[attr-defined]
+    for domain in ("clipart", "sketch"):
+        assert 100 * logged[f"test/pleas-1.50/{domain}/accuracy"] == pytest.approx(rows["pleas-1.50"][domain], abs=0.05)
+        assert 100 * logged[f"test/best/{domain}/accuracy"] == pytest.approx(rows["clipart"][domain], abs=0.05)
+
+
+def test_validate_and_predict(tiny: Path) -> None:
+    run("validate", "validate")
+    run("predict", "predict")
+    with (tiny / "predict" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 12 * 2, "two test pictures of each class in each domain"
+    assert {row["domain"] for row in rows} == {"clipart", "sketch"}
+    assert all(Path(row["path"]).exists() for row in rows)
+
+
+def test_different_label_spaces_get_a_head_each(tiny: Path) -> None:
+    run("merge", "merge_different")
+    student = project.load_student(tiny / "merge_different" / "students" / "pleas-1.00.ckpt")
+    assert student(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
+    assert student.labels.columns("sketch") == slice(12, 24)
+
+
+def test_a_saved_config_replays_its_run(tiny: Path) -> None:
+    first = tiny / "merge"
+    main(["merge", "--config", str(first / "config.yaml"), "--run", "runs/tiny/replayed"])
+    second = tiny / "replayed"
+    for name in ("average-1.00", "pleas-1.00", "pleas-1.50"):
+        mine, theirs = (project.load_student(f / "students" / f"{name}.ckpt").state_dict() for f in (first, second))
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), "same seed, same files: bit for bit"
+    tables = [json.loads((f / "results.json").read_text())["table"] for f in (first, second)]
+    assert tables[0] == tables[1]
+
+
+def test_students_are_sources_again(tiny: Path) -> None:
+    students = tiny / "merge" / "students"
+    sources = json.dumps([
+        {"path": str(students / "permutation-1.50.ckpt"), "domains": ["clipart"]},
+        {"path": str(students / "pleas-1.50.ckpt"), "domains": ["sketch"]},
+    ])  # fmt: skip
+    run("merge", "merge", "--run", "runs/tiny/second", "--model.init_args.sources", sources, "--model.init_args.budgets", "[1.0]")
+    rows = json.loads((tiny / "second" / "results.json").read_text())["table"]
+    assert rows[-1]["network"] == "pleas-1.00"
+    assert rows[-1]["executed"] < 1.01
+
+
+def test_print_config_and_help(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("merge", "merge", "--print_config")
+    assert "project.modules.MergeModule" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["merge", "--model.help", "project.modules.MergeModule"])
+    assert "from 1 to the number of sources" in " ".join(capsys.readouterr().out.split())
+
+
+def refused(kind: type[PleasError], words: list[str], *arguments: str, folder: str = "runs/tiny/refused") -> None:
+    """A merge that is refused with one sentence that holds some words, and leaves no students behind."""
+    with pytest.raises(kind) as caught:
+        run("merge", "merge", "--run", folder, *arguments)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert not list(Path(folder).glob("students/*"))
+    assert not list(Path(folder).glob("results.*"))
+
+
+@pytest.mark.parametrize("budget", ["0.5", "2.5", ".nan"])
+def test_impossible_budgets(tiny: Path, budget: str) -> None:
+    refused(ConfigurationError, ["budgets", budget.strip("."), "between 1"], "--model.init_args.budgets", f"[{budget}]")
+
+
+def test_sources_that_are_no_checkpoints(tiny: Path, tmp_path: Path) -> None:
+    good = tiny / "clipart" / "checkpoints" / "best.ckpt"
+    cases = {"text.ckpt": b"not a checkpoint", "short.ckpt": good.read_bytes()[:2000]}
+    for name, content in cases.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        refused(CheckpointError, [name], "--model.init_args.sources", json.dumps([str(good), str(path)]))
+    refused(CheckpointError, ["absent.ckpt"], "--model.init_args.sources", json.dumps([str(good), "absent.ckpt"]))
+
+
+def test_sources_with_nan_or_another_architecture(tiny: Path, tmp_path: Path) -> None:
+    good = tiny / "clipart" / "checkpoints" / "best.ckpt"
+    content = torch.load(good, weights_only=True)
+    content["state_dict"]["network.conv1.weight"][0] = float("nan")
+    torch.save(content, tmp_path / "nan.ckpt")
+    refused(CheckpointError, ["nan.ckpt", "conv1.weight"], "--model.init_args.sources", json.dumps([str(good), str(tmp_path / "nan.ckpt")]))
+    wide = project.models.Architecture("resnet20", 12, width=2).build()
+    torch.save(wide.state_dict(), tmp_path / "wide.pth")
+    refused(ConfigurationError, ["wide.pth", "best.ckpt"], "--model.init_args.sources", json.dumps([str(good), str(tmp_path / "wide.pth")]))
+
+
+def test_one_source_or_unknown_domain(tiny: Path) -> None:
+    good = str(tiny / "clipart" / "checkpoints" / "best.ckpt")
+    refused(ConfigurationError, ["sources", "at least 2"], "--model.init_args.sources", json.dumps([good]))
+    wrong = json.dumps([good, {"path": str(tiny / "sketch" / "checkpoints" / "best.ckpt"), "domains": ["birds"]}])
+    refused(ConfigurationError, ["birds", "clipart, sketch"], "--model.init_args.sources", wrong)
+
+
+def test_ridge_zero_needs_samples(tiny: Path) -> None:
+    methods = json.dumps([{"class_path": "project.methods.PLeaS", "init_args": {"ridge": 0}}])
+    refused(
+        ConfigurationError, ["ridge is 0", "samples"],
+        "--model.init_args.methods", methods, "--data.init_args.calibration_pictures", "8",
+    )  # fmt: skip
+
+
+def test_unequal_classes_in_shared_mode(tiny: Path) -> None:
+    root = tiny.parent / "unequal"
+    for domain, names in {"left": ("cat", "dog"), "right": ("cat", "bird")}.items():
+        for name in names:
+            folder = root / domain / name
+            folder.mkdir(parents=True, exist_ok=True)
+            source = next((tiny / "data" / "clipart" / "cup").glob("*.png"))
+            for number in range(6):
+                (folder / f"{number}.png").write_bytes(source.read_bytes())
+    sets = json.dumps({"class_path": "project.data.ImageFolders", "init_args": {"root": str(root), "domains": None}})
+    # Sources before data: what the domains are called comes from the data alone here.
+    refused(
+        ConfigurationError, ["dog", "bird", "shared"],
+        "--data.init_args.sets", sets, "--data.init_args.domains", "[left, right]",
+    )  # fmt: skip
+
+
+def test_pictures_that_cannot_be_read(tiny: Path) -> None:
+    root = tiny.parent / "damaged"
+    shutil.copytree(tiny / "data", root)
+    for path in (root / "sketch" / "fish").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:100])
+    refused(DataError, ["damaged", ".png"], "--data.init_args.root", str(root))
+    with pytest.warns(UserWarning, match="pictures cannot be read"):
+        run("merge", "merge", "--run", "runs/tiny/skipped", "--data.init_args.root", str(root), "--data.init_args.on_error", "skip")
+    assert (tiny / "skipped" / "results.json").exists()
+
+
+def test_two_runs_into_one_folder(tiny: Path) -> None:
+    before = (tiny / "merge" / "results.json").read_bytes()
+    with pytest.raises(ConfigurationError, match="overwrite"):
+        run("merge", "merge")
+    assert (tiny / "merge" / "results.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_to(tiny: Path) -> None:
+    Path("runs/tiny/file").write_text("in the way")
+    with pytest.raises(ConfigurationError, match="cannot be written to"):
+        run("merge", "merge", "--run", "runs/tiny/file/below")

@@ -1,0 +1,29 @@
+"""Every shipped YAML parses, and builds what it names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from project import cli
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+class Built(cli.MergeCLI):
+    """Builds data, model and trainer, and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        assert self.model is not None
+        assert self.datamodule is not None
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_builds(name: str, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "MergeCLI", Built)
+    subcommand = Path(name).stem.split("_")[0]
+    overrides: list[Any] = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    built = cli.main([subcommand, "--config", str(CONFIGS / name), *overrides])
+    assert built.config[subcommand].run is not None, "every run says where it writes"
