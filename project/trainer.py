@@ -49,9 +49,11 @@ class MergeTrainer(Trainer):
         self.datamodule = datamodule  # passes below get loaders, and the module asks for the classes behind them
         while not callback.fitted:
             self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
-        with callback.clock.phase("test before re-estimation"):
-            model.enter_students()
-            before = self._score(model, datamodule) if callback.renormalise else {}
+        before = {}
+        if not callback.finished:
+            with callback.clock.phase("test before re-estimation"):
+                model.enter_unsettled()
+                before = self._score(model, datamodule)
         while not callback.finished:
             self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
         with callback.clock.phase("test"):

@@ -192,6 +192,7 @@ def make_problem(
         labels=LabelSpace(classes, mode),  # type: ignore[arg-type]
         architecture=architecture,
         statistics=gathered(sources, spec, batches, tuple(classes), needs),
+        pictures={domain: [batch for name, batch in batches if name == domain] for domain in classes},
         **others,
     )
 

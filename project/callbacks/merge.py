@@ -78,15 +78,15 @@ class MergeCallback(Callback):
                 collector.statistics.reduce(lambda tensor: _all_reduce(trainer, tensor))
             self._open.close()
             with self.clock.phase("fit"):
-                pl_module.fit_students(collector)
+                pl_module.fit_students(collector, lambda tensor: _all_reduce(trainer, tensor))
                 for merged in pl_module.merged:
                     for tensor in merged.student.state_dict().values():
                         _from_rank_zero(trainer, tensor)  # solvers may differ in the last bit between machines
             self.fitted = True
-            self.finished = not self.renormalise
+            self.finished = not (self.renormalise and pl_module.unsettled)
         else:
             self._open.close()
-            for merged in pl_module.merged:
+            for merged in pl_module.unsettled:
                 for norm in batch_norms(merged.student).values():
                     for buffer in (norm.running_mean, norm.running_var):
                         if buffer is not None:

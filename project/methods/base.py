@@ -2,10 +2,10 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import ConfigurationError
@@ -27,6 +27,8 @@ class Problem:
         architecture: The sources' architecture.
         preprocessing: What pictures go through.
         statistics: What calibration left behind; None before it, or where no method needs any.
+        pictures: domain -> batches of calibration pictures, for methods that look at them again.
+        reduce: Sums a tensor over all processes in place.
     """
 
     sources: tuple[nn.Module, ...]
@@ -36,6 +38,8 @@ class Problem:
     architecture: Architecture | None = None
     preprocessing: Preprocessing | None = None
     statistics: Statistics | None = None
+    pictures: Mapping[str, Sequence[Tensor]] | None = None
+    reduce: Callable[[Tensor], object] = lambda tensor: tensor
 
     @property
     def fixed(self) -> dict[str, UnitMap]:
@@ -70,9 +74,10 @@ class Merged:
     Args:
         method: Name of the method.
         budget: Budget it was asked to meet.
-        student: The student, batch norm not yet re-estimated.
+        student: The student.
         layers: layer -> measurements of its fit.
         matches: group -> mean similarity of its matched units.
+        settled: Whether its batch norms already hold the statistics of its own activations.
     """
 
     method: str
@@ -80,6 +85,7 @@ class Merged:
     student: Student
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matches: Mapping[str, float] = field(default_factory=dict)
+    settled: bool = False
 
     @property
     def name(self) -> str:
@@ -91,7 +97,7 @@ class Method(ABC):
     """A way to turn sources, and what calibration says of them, into students."""
 
     needs: frozenset[str] = frozenset()
-    """Kinds of moments that calibration must gather: ``layers``, ``units``."""
+    """What calibration must leave behind: moments of ``layers`` and ``units``, the ``pictures`` themselves."""
 
     def __init__(self, label: str | None = None) -> None:
         """Take a name other than the class's, so that one run can compare settings of one method.

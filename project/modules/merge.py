@@ -1,6 +1,6 @@
 """The sources of a merge and the students that come of it, as Lightning sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from project.errors import ConfigurationError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
 from project.models import LabelSpace
 from project.modules.evaluation import Contender, EvaluationModule, check_classes, data_labels, own_labels
-from project.moments import Collector, Lockstep
+from project.moments import LAYERS, PICTURES, UNITS, Collector, Lockstep
 from project.student import Source, common_spec, load_source, reestimation, running_variances
 from project.symmetry import check_equivalence
 
@@ -71,6 +71,8 @@ class MergeModule(EvaluationModule):
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.collector: Collector | None = None
+        self.pictures: dict[str, list[Tensor]] = {}
+        self.gathering = False
         self.equivalence: dict[str, float] = {}
         self.loaded: list[Source] = []
 
@@ -152,14 +154,17 @@ class MergeModule(EvaluationModule):
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
 
     def start_gathering(self) -> None:
-        """From now on, validation steps gather moments of the sources."""
+        """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks."""
         assert self.problem is not None
-        if self.needs:
-            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, data_labels(self).domains)
+        self.gathering = True
+        domains = data_labels(self).domains
+        self.pictures = {domain: [] for domain in domains}
+        if self.needs & {LAYERS, UNITS}:
+            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, domains)
 
     def stop_gathering(self) -> Collector | None:
         """Stop, and hand over what was gathered."""
-        collector, self.collector = self.collector, None
+        collector, self.collector, self.gathering = self.collector, None, False
         return collector
 
     def validation_step(self, batch: dict[str, Tensor | None], batch_idx: int) -> None:  # type: ignore[override]
@@ -172,12 +177,15 @@ class MergeModule(EvaluationModule):
         if not isinstance(batch, dict):
             raise ConfigurationError("calibration batches must map domains to pictures; validate on the data module's calibration_dataloader().")
         present = {domain: pictures for domain, pictures in batch.items() if pictures is not None}
-        if self.collector is not None:
+        if self.gathering:
             for domain, pictures in present.items():
-                self.collector.gather(domain, pictures)
+                if self.collector is not None:
+                    self.collector.gather(domain, pictures)
+                if PICTURES in self.needs:
+                    self.pictures[domain].append(pictures)
         else:
             mixed = torch.cat(list(present.values()))
-            for merged in self.merged:
+            for merged in self.unsettled:
                 merged.student(mixed)
 
     def on_validation_start(self) -> None:
@@ -187,34 +195,50 @@ class MergeModule(EvaluationModule):
         """Calibration scores nothing."""
 
     @torch.no_grad()
-    def fit_students(self, collector: Collector | None) -> list[Merged]:
-        """Let every method make its students from the statistics."""
+    def fit_students(self, collector: Collector | None, reduce: Callable[[Tensor], object]) -> list[Merged]:
+        """Let every method make its students from what was gathered.
+
+        Args:
+            collector: What was gathered, summed over processes.
+            reduce: Sums a tensor over all processes in place.
+        """
         assert self.problem is not None
-        problem = replace(self.problem, statistics=collector.statistics if collector else None)
+        problem = replace(
+            self.problem,
+            statistics=collector.statistics if collector else None,
+            pictures=self.pictures if PICTURES in self.needs else None,
+            reduce=reduce,
+        )
         self.merged = []
         for method in self.methods:
             for merged in method.merge(problem, self.budgets):
                 rank_zero_info(f"fitted {merged.name}")
                 self.merged.append(merged)
         self.students = nn.ModuleList(merged.student for merged in self.merged)
+        self.pictures = {}
         return self.merged
 
+    @property
+    def unsettled(self) -> list[Merged]:
+        """Students whose batch norm is still that of their sources."""
+        return [merged for merged in self.merged if not merged.settled]
+
     def reestimation(self) -> ExitStack:
-        """A context in which validation steps re-estimate the batch norm of every student."""
+        """A context in which validation steps re-estimate the batch norm of every student that needs it."""
         stack = ExitStack()
-        for merged in self.merged:
+        for merged in self.unsettled:
             stack.enter_context(reestimation(merged.student))
         return stack
 
     def variances(self) -> dict[str, dict[str, float]]:
         """student -> batch norm -> mean running variance."""
-        return {merged.name: running_variances(merged.student) for merged in self.merged}
+        return {merged.name: running_variances(merged.student) for merged in self.unsettled}
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
-    def enter_students(self) -> None:
-        """Score the students alone."""
-        self.enter([Contender(merged.name, merged.student, merged.student.labels) for merged in self.merged])
+    def enter_unsettled(self) -> None:
+        """Score the students whose batch norm is about to be re-estimated."""
+        self.enter([Contender(merged.name, merged.student, merged.student.labels) for merged in self.unsettled])
 
     def enter_all(self) -> None:
         """Score the sources, their ensemble and the students."""

@@ -1,8 +1,8 @@
 """Second moments of what the sources read and write, gathered in one pass."""
 
-from project.moments.lockstep import Lockstep
+from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment
-from project.moments.patches import joint_columns, unit_columns
-from project.moments.statistics import LAYERS, UNITS, Collector, Statistics
+from project.moments.patches import cross_moment, joint_columns, unit_columns
+from project.moments.statistics import LAYERS, PICTURES, UNITS, Collector, Statistics
 
-__all__ = ["LAYERS", "UNITS", "Collector", "Lockstep", "Moment", "Statistics", "joint_columns", "unit_columns"]
+__all__ = ["LAYERS", "PICTURES", "UNITS", "Collector", "Lockstep", "Moment", "Run", "Statistics", "cross_moment", "joint_columns", "unit_columns"]

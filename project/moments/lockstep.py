@@ -30,7 +30,7 @@ class Lockstep(nn.Module):
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Run all networks on the same pictures and return the logits of each."""
-        runs = [_Run(graph, pictures) for graph in self.graphs]
+        runs = [Run(graph, pictures) for graph in self.graphs]
         for nodes in zip(*(run.module.graph.nodes for run in runs), strict=True):
             inputs = [run.first_argument(node) for run, node in zip(runs, nodes, strict=True)]
             outputs = [run.step(node) for run, node in zip(runs, nodes, strict=True)]
@@ -43,23 +43,32 @@ class Lockstep(nn.Module):
         raise AssertionError("a graph ends with its output")
 
 
-class _Run(fx.Interpreter):
-    """One network's pass, a node at a time."""
+class Run(fx.Interpreter):
+    """One network's pass over one batch, a value of the graph at a time.
+
+    Args:
+        graph: The traced network.
+        pictures: The batch.
+    """
 
     def __init__(self, graph: nn.Module, pictures: Tensor) -> None:
         assert isinstance(graph, fx.GraphModule)
         super().__init__(graph)
         self.env = {}
         self.args_iter = iter((pictures,))
+        self.nodes = {node.name: node for node in graph.graph.nodes}
 
     def first_argument(self, node: fx.Node) -> Tensor:
+        """What a node reads first."""
         first = node.args[0] if node.args else None
         return self.env.get(first) if isinstance(first, fx.Node) else None  # type: ignore[return-value]
 
     def step(self, node: fx.Node) -> Tensor:
+        """Compute a node."""
         self.env[node] = self.run_node(node)
         return self.env[node]
 
     def release(self, node: fx.Node) -> None:
+        """Forget what nothing after this node reads."""
         for dead in self.user_to_last_uses.get(node, ()):
             del self.env[dead]

@@ -1,5 +1,7 @@
 """A second moment: the sum of x xᵀ over samples, gathered in pieces."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,17 @@ class Moment:
         """Add another moment of the same size, such as another shard's."""
         self.lower.add_(other.lower.to(self._lower.device))
         self.count += other.count
+
+    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+        """Sum over processes, in place and without copies.
+
+        Args:
+            all_reduce: Sums a tensor over all processes in place.
+        """
+        count = torch.tensor(self.count, device=self.device)
+        all_reduce(count)
+        all_reduce(self.lower)
+        self.count = int(count)
 
     def sum(self) -> Tensor:
         """The full symmetric sum, float64, shape (size, size)."""

@@ -1,11 +1,13 @@
 """The vectors that a layer multiplies: patches of a convolution, features of a linear layer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 CHUNK_BYTES = 256 * 2**20  # patches held at once
 
@@ -23,7 +25,7 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
         Float32, shape (Σ inputs · taps (+ 1), samples); entries in the order of ``weight.flatten(1)``, a sample for
         every picture and output position.
     """
-    sizes = [cast(Tensor, layer.weight)[0].numel() for layer in layers]
+    sizes = [_inputs(value, layer) for value, layer in zip(values, layers, strict=True)]
     positions = _output_size(values[0], layers[0])
     step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions.numel()))
     for chunk in zip(*(value.split(step) for value in values), strict=True):
@@ -33,6 +35,31 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
             _write(part, value, layer, positions)
         columns[sum(sizes) :] = 1.0
         yield columns
+
+
+def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant: bool) -> Tensor:
+    """The sum over samples of t zᵀ for targets t of a layer and its inputs z, without unfolding.
+
+    For a convolution this is the gradient of ⟨t, layer(z)⟩ with respect to its weight.
+
+    Args:
+        targets: Shape of the layer's output: (batch, outputs, height, width), or (batch, outputs).
+        values: What the layer reads.
+        layer: An ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
+        constant: Whether to append a 1 to z.
+
+    Returns:
+        Float32, shape (outputs, inputs · taps (+ 1)).
+    """
+    if isinstance(layer, nn.Conv2d):
+        padded = F.pad(values, _padding(layer))
+        shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            cross = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation).flatten(1)
+        sums = targets.sum((0, 2, 3))
+    else:
+        cross, sums = targets.mT @ values, targets.sum(0)
+    return torch.cat([cross, sums[:, None]], 1) if constant else cross
 
 
 def unit_columns(values: Sequence[Tensor]) -> Tensor:
@@ -46,6 +73,11 @@ def unit_columns(values: Sequence[Tensor]) -> Tensor:
     """
     units = [value.float().transpose(0, 1).flatten(1) for value in values]
     return torch.cat([*units, units[0].new_ones(1, units[0].shape[1])])
+
+
+def _inputs(value: Tensor, layer: nn.Module) -> int:
+    """Entries of z: as many as the values have, whatever width the layer was made for."""
+    return value.shape[1] * (cast(int, math.prod(layer.kernel_size)) if isinstance(layer, nn.Conv2d) else 1)
 
 
 def _output_size(value: Tensor, layer: nn.Module) -> torch.Size:

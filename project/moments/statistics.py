@@ -12,7 +12,7 @@ from project.moments.moment import Moment
 from project.moments.patches import joint_columns, unit_columns
 from project.symmetry import Layer, Spec
 
-LAYERS, UNITS = "layers", "units"
+LAYERS, UNITS, PICTURES = "layers", "units", "pictures"
 
 
 class Statistics:
@@ -51,10 +51,7 @@ class Statistics:
             all_reduce: Sums a tensor over all processes in place.
         """
         for moment in self.moments():
-            count = torch.tensor(moment.count, device=moment.device)
-            all_reduce(count)
-            all_reduce(moment.lower)
-            moment.count = int(count)
+            moment.reduce(all_reduce)
         device = next((moment.device for moment in self.moments()), "cpu")
         for domain in sorted(self.pictures):
             seen = torch.tensor(self.pictures[domain], device=device)

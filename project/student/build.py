@@ -106,8 +106,9 @@ def _replaced(
 
 
 def _resized_norm(norm: nn.Module, units: int) -> nn.Module:
+    """Always with scale and shift, which a fit may need where the sources' norms have none."""
     norm = cast(nn.BatchNorm2d, norm)
-    return type(norm)(units, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return type(norm)(units, norm.eps, norm.momentum, True, norm.track_running_stats)
 
 
 @torch.no_grad()
@@ -137,8 +138,8 @@ def start_student(
     for norm in spec.norms:
         units = maps[norm.group]
         for tensor in ("weight", "bias", "running_mean", "running_var"):
-            target = getattr(network.get_submodule(norm.name), tensor)
-            if target is not None:
-                joint = torch.cat([getattr(source.get_submodule(norm.name), tensor) for source in sources])
-                target.copy_(units.pull(joint.double(), units.mean))
+            parts = [getattr(source.get_submodule(norm.name), tensor) for source in sources]
+            if all(part is not None for part in parts):
+                target = getattr(network.get_submodule(norm.name), tensor)
+                target.copy_(units.pull(torch.cat(parts).double(), units.mean))
     return student

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from project.alignment import UnitMap, overlap
-from project.errors import MergeError
+from project.alignment import UnitMap
 from project.moments import Moment
+from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 
 
@@ -70,26 +70,6 @@ def view(layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | 
         outputs.append(response[:, start : start + width] @ matrix[:, :width].mT + last @ matrix[:, width:].mT)
         start += width
     return View(joint, response, torch.cat(outputs, 1), moment.count, owner)
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """A fitted layer and what is known of the fit.
-
-    Args:
-        matrix: Shape (outputs, inputs · taps (+ 1 for the constant)), float64.
-        before: Residual of the start point, E‖W⁰z − t‖² / E‖t‖².
-        after: Residual of the fit.
-        condition: Largest over the row blocks of an estimate of the solved matrix's condition: the squared ratio of
-            the extreme entries of its Cholesky factor's diagonal, or the ratio of eigenvalues after a fallback.
-        fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
-    """
-
-    matrix: Tensor
-    before: float
-    after: float
-    condition: float
-    fallbacks: int
 
 
 def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -147,7 +127,7 @@ def fit_layer(
     ridge: float,
     same_input: bool = False,
 ) -> LayerFit:
-    """Solve for one layer of the student.
+    """Solve for one layer of the student, on the sources' inputs.
 
     Args:
         layer: The layer.
@@ -155,7 +135,7 @@ def fit_layer(
         outputs: Unit map of the output axis.
         inputs: Unit map of the input axis.
         views: Parts of the calibration data; they weigh by their samples.
-        ridge: λ over the mean diagonal of M G Mᵀ; pulls towards the start point.
+        ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
         same_input: Whether all sources read the same values, as in a layer on the picture.
 
     Raises:
@@ -165,35 +145,16 @@ def fit_layer(
     start = start_matrix(layer, matrices, outputs, inputs).contiguous()
     if all(_exact(layer, matrices, start, outputs, inputs, one, same_input) for one in views):
         return LayerFit(start, 0.0, 0.0, 1.0, 0)
-    cross, gram, power = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1]), 0.0
+    cross, gram = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1])
+    power = start.new_zeros(len(start))
     for one in views:
         share, m, b = one.samples / samples, one.blend(inputs), one.blend(outputs)
         half = inputs.pull(one.inputs, m, taps).mT.contiguous()
         gram.add_(inputs.pull(half, m, taps), alpha=share)
         blended = outputs.pull(one.cross, b).mT.contiguous()
         cross.add_(inputs.pull(blended, m, taps).mT, alpha=share)
-        power += share * float(outputs.pull(outputs.pull(one.outputs, b).mT.contiguous(), b).diagonal().sum())
-    forward = start @ gram
-    energy = power - float(((2 * cross - forward) * start).sum())
-    gap = cross - forward
-    shift = ridge * float(gram.diagonal()[: inputs.units * taps].mean())
-    delta, conditions, fallbacks = torch.zeros_like(start), [1.0], 0
-    for rows, columns in _blocks(layer, outputs, inputs):
-        if ridge == 0 and samples < len(columns):
-            raise MergeError(
-                f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples and ridge is 0; "
-                f"use more calibration pictures or a ridge above 0."
-            )
-        columns = columns.to(start.device)
-        matrix = gram if len(columns) == len(gram) else gram[columns][:, columns]
-        solved, condition, fell = _solve(matrix, gap[rows][:, columns], shift)
-        delta[rows] = delta[rows].index_copy(1, columns, solved)
-        conditions.append(condition)
-        fallbacks += fell
-    # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
-    left = energy - float((delta * gap).sum()) - shift * float(delta.square().sum())
-    power = max(power, 1e-300)
-    return LayerFit(start + delta, max(energy, 0.0) / power, max(left, 0.0) / power, max(conditions), fallbacks)
+        power.add_(outputs.pull(outputs.pull(one.outputs, b).mT.contiguous(), b).diagonal(), alpha=share)
+    return LayerSolver(layer, start, outputs, inputs, [Equations(gram, samples)], ridge).solve([cross], [power])
 
 
 def _exact(
@@ -213,27 +174,3 @@ def _exact(
     if same_input:
         return torch.equal(inputs.pull(wanted, taps=layer.taps), start.mT)
     return torch.equal(wanted, inputs.push(start.mT.contiguous(), one.blend(inputs), layer.taps))
-
-
-def _blocks(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> list[tuple[slice, Tensor]]:
-    """Runs of rows with the same sources, and the columns that they see."""
-    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
-    if layer.bias:
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
-    return [(rows, seen[rows.start].nonzero()[:, 0]) for rows, _ in outputs.blocks]
-
-
-def _solve(gram: Tensor, cross: Tensor, shift: float) -> tuple[Tensor, float, int]:
-    """Δ with Δ (gram + shift·I) = cross; its condition estimate; whether eigenvalues were needed."""
-    matrix = gram.clone()
-    matrix.diagonal().add_(shift)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if not int(failed):
-        pivots = factor.diagonal()
-        solved = torch.cholesky_solve(cross.mT, factor).mT
-        return solved, float((pivots.max() / pivots.min()) ** 2), 0
-    values, vectors = torch.linalg.eigh(matrix)
-    floor = values[-1] * torch.finfo(torch.float32).eps  # the moments are sums of float32 products
-    inverse = torch.where(values > floor, values.reciprocal(), 0.0)  # least-norm step in what the data determine
-    smallest = values[values > floor].min()
-    return ((cross @ vectors) * inverse) @ vectors.mT, float(values[-1] / smallest), 1

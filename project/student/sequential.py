@@ -1,193 +1,352 @@
-import math
+"""The sequential fit: each layer on what the student itself feeds it, in execution order, in closed form.
+
+The whole calibration set is carried through student and sources together, a value of the graph at a time. At every
+layer the student's own inputs x, its earlier layers already fitted, give E[x xᵀ]; the sources give the targets t; the
+layer is solved and the walk goes on with its new outputs. One forward pass of each network is all it takes, and the
+layer's moments are those of one network instead of N.
+
+What makes it close to the sources (DESIGN §5):
+
+- A picture's target is what the source that owns its domain does (``own``), or the mean of all sources (``mean``).
+- A layer followed by a batch norm is fitted to what the norm puts out: each source's scale and shift are brought into
+  its weights first, since the scale of weights before a norm is arbitrary and differs between sources. The student's
+  norm then takes the exact statistics of its new inputs, with scale and shift that undo them, so that nothing is left
+  to re-estimate.
+- Where the norm's output is added to something that the student has already computed (a residual sum), the target is
+  the source's sum less the student's other addend: what earlier layers got wrong is put right.
+- Where a rectifier follows, all negative targets are alike: where both target and prediction are negative, the
+  prediction is its own target. A few rounds with the same factorisation settle which those are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
 import torch
-from collections.abc import Mapping, Sequence, Callable
-from torch import Tensor, nn, fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
 from project.alignment import UnitMap
-from project.moments import Moment
-from project.moments.lockstep import _Run
-from project.moments.patches import joint_columns
+from project.moments import Moment, Run, cross_moment, joint_columns
 from project.student.build import Student
-from project.student.fit import _solve, _blocks, joint_matrix, start_matrix, LayerFit
-from project.student.layers import BlockLayer
-from project.symmetry import graph_of
+from project.student.fit import joint_matrix, start_matrix
+from project.student.layers import BlockLayer, load_matrix, resized
+from project.student.normalise import BATCH_NORMS
+from project.student.solver import Equations, LayerFit, LayerSolver
+from project.symmetry import Layer, graph_of
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+Reduce = Callable[[Tensor], object]
+RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
+
+
+@dataclass(eq=False)
+class _Batch:
+    """One batch of one domain on its way through the student and the sources that it needs."""
+
+    domain: int
+    owner: int | None
+    student: Run
+    sources: dict[int, Run]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What follows a layer in the graph.
+
+    Args:
+        norm: The batch norm that reads it alone, if one does.
+        other: What the norm's output is added to, if that is already known.
+        rectified: Whether a rectifier reads the result.
+    """
+
+    norm: str | None = None
+    other: str | None = None
+    rectified: bool = False
+
+
+class SequentialFit:
+    """Fits a student in place, layer after layer.
+
+    Args:
+        student: At its start point, in eval mode.
+        sources: The sources, left bit-identical.
+        owners: domain -> index of its source.
+        batches: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
+        ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
+        own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
+        rounds: Rounds in which rectified targets are settled; 0 for plain targets.
+        reduce: Sums a tensor over all processes in place.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        sources: Sequence[nn.Module],
+        owners: Mapping[str, int],
+        batches: Mapping[str, Sequence[Tensor]],
+        *,
+        ridge: float,
+        own: bool = True,
+        rounds: int = 2,
+        reduce: Reduce = lambda tensor: tensor,
+    ) -> None:
+        self.student, self.sources, self.ridge, self.rounds, self.reduce = student, sources, ridge, rounds, reduce
+        self.spec = student.spec
+        self.layers = {layer.node: layer for layer in self.spec.layers}
+        self.graph = fx.GraphModule(student.network, _Tracer().trace(student.network)).eval()
+        graphs = [graph_of(source) for source in sources]
+        self.owners = [owners.get(domain) if own else None for domain in batches]
+        self.batches = []
+        for index, (pictures, owner) in enumerate(zip(batches.values(), self.owners, strict=True)):
+            needed = range(len(sources)) if owner is None else (owner,)
+            for batch in pictures:
+                runs = {source: Run(graphs[source], batch) for source in needed}
+                self.batches.append(_Batch(index, owner, Run(self.graph, batch), runs))
+        self.exact = {group.name: True for group in self.spec.groups.values()}
+        self.settled: set[str] = set()  # norms whose statistics are those of the student
+
+    @torch.no_grad()
+    def run(self, progress: Callable[[str], object] = lambda name: name) -> dict[str, LayerFit]:
+        """Walk through the graph.
+
+        Args:
+            progress: Told the name of every layer when it is done.
+
+        Returns:
+            layer -> its fit.
+        """
+        fits = {}
+        for node in self.graph.graph.nodes:
+            if node.op == "output":
+                break
+            for batch in self.batches:
+                for source in batch.sources.values():
+                    source.step(_twin(source, node))
+            layer = self.layers.get(node.name)
+            if layer is not None:
+                fit = self._layer(layer, node)
+                if fit is not None:
+                    fits[layer.name] = fit
+                progress(layer.name)
+            elif node.op == "call_module" and str(node.target) not in self.settled:
+                self._norm(node)
+            for batch in self.batches:
+                batch.student.step(node)
+                batch.student.release(node)
+                for source in batch.sources.values():
+                    source.release(_twin(source, node))
+        return fits
+
+    def _layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
+        """Fit one layer, unless it already does exactly what its sources do."""
+        outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
+        if self.exact[layer.inputs] and _single(outputs) and (_single(inputs) or layer.inputs == self.spec.input.name):
+            self.settled |= {str(user.target) for user in node.users if self._is_norm(user)}
+            return None
+        self.exact[layer.outputs] = False
+        plan = self._plan(node)
+        modules = [source.get_submodule(layer.name) for source in self.sources]
+        scales = [_scale(source, plan.norm, module) for source, module in zip(self.sources, modules, strict=True)]
+        fitted = replace(layer, bias=layer.bias or plan.norm is not None)
+        matrices = joint_matrix(layer, modules)
+        if plan.norm is not None:
+            matrices = [_scaled(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
+        start = start_matrix(fitted, matrices, outputs, inputs).contiguous()
+        reader = resized_reader(modules[0], inputs)
+        wanted = [self._target(batch, node, outputs, scales, plan) for batch in self.batches]
+        equations = self._equations(node, fitted, reader, start)
+        solver = LayerSolver(fitted, start, outputs, inputs, equations, self.ridge)
+        fit = solver.solve(*self._crosses(node, fitted, reader, wanted, equations))
+        for _ in range(self.rounds if plan.rectified else 0):
+            settled = [self._rectified(b, node, reader, fitted, fit.matrix, t, plan) for b, t in zip(self.batches, wanted, strict=True)]
+            fit = solver.solve(*self._crosses(node, fitted, reader, settled, equations))
+        self._write(layer, plan, fit, equations)
+        return fit
+
+    def _plan(self, node: fx.Node) -> _Plan:
+        """Look at what reads a layer."""
+        norm = next(iter(node.users))
+        if len(node.users) != 1 or not self._is_norm(norm) or len(norm.users) != 1:
+            return _Plan(str(norm.target)) if len(node.users) == 1 and self._is_norm(norm) else _Plan()
+        reader = next(iter(norm.users))
+        others = [value for value in reader.all_input_nodes if value is not norm]
+        if self._is_rectifier(reader):
+            return _Plan(str(norm.target), None, True)
+        if len(others) == 1 and len(reader.all_input_nodes) == 2 and others[0] in self.batches[0].student.env:
+            readers = list(reader.users)
+            return _Plan(str(norm.target), others[0].name, all(self._is_rectifier(one) for one in readers))
+        return _Plan(str(norm.target))
+
+    def _target(
+        self, batch: _Batch, node: fx.Node, outputs: UnitMap, scales: Sequence[tuple[Tensor, Tensor]], plan: _Plan
+    ) -> Tensor:
+        """What a batch asks of a layer's outputs: the blend of its sources', less what the student has already."""
+        blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
+        result: Tensor | None = None
+        for source, run in batch.sources.items():
+            values = run.env[_twin(run, node)]
+            shape = (1, -1) + (1,) * (values.dim() - 2)
+            if plan.norm is not None:
+                scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
+                values = values * scale + shift
+            if plan.other is not None:
+                values = values + run.env[run.nodes[plan.other]]
+            rows = outputs.present[:, source].nonzero()[:, 0]
+            if result is None:
+                result = values.new_zeros(values.shape[0], outputs.units, *values.shape[2:])
+            share = blend[rows, source].to(values).view(shape)
+            result[:, rows.to(values.device)] += values[:, outputs.members[rows, source].to(values.device)] * share
+        assert result is not None
+        return result if plan.other is None else result - batch.student.env[batch.student.nodes[plan.other]]
+
+    def _equations(self, node: fx.Node, layer: Layer, reader: nn.Module, start: Tensor) -> list[Equations]:
+        """E[x xᵀ] of every domain, over all processes."""
+        moments = [Moment(start.shape[1], start.device) for _ in self.owners]
+        for batch in self.batches:
+            for columns in joint_columns([batch.student.first_argument(node)], [reader], constant=layer.bias):
+                moments[batch.domain].update(columns)
+        for moment in moments:
+            moment.reduce(self.reduce)
+        return [Equations(moment.mean(), moment.count, owner) for moment, owner in zip(moments, self.owners, strict=True)]
+
+    def _crosses(
+        self, node: fx.Node, layer: Layer, reader: nn.Module, wanted: Sequence[Tensor], equations: Sequence[Equations]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """E[t xᵀ] and E[t²] of every domain, over all processes."""
+        units, size = wanted[0].shape[1], equations[0].gram.shape[0]
+        crosses = [equations[0].gram.new_zeros(units, size) for _ in equations]
+        powers = [equations[0].gram.new_zeros(units) for _ in equations]
+        for batch, target in zip(self.batches, wanted, strict=True):
+            values = batch.student.first_argument(node)
+            crosses[batch.domain] += cross_moment(target, values, reader, constant=layer.bias)
+            powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
+        for cross, power, one in zip(crosses, powers, equations, strict=True):
+            self.reduce(cross)
+            self.reduce(power)
+            cross.div_(max(1, one.samples))
+            power.div_(max(1, one.samples))
+        return crosses, powers
+
+    def _rectified(
+        self, batch: _Batch, node: fx.Node, reader: nn.Module, layer: Layer, matrix: Tensor, target: Tensor, plan: _Plan
+    ) -> Tensor:
+        """The target, and the prediction instead where both would be cut off by the rectifier."""
+        predicted = _apply(reader, batch.student.first_argument(node), matrix)
+        other = 0.0 if plan.other is None else batch.student.env[batch.student.nodes[plan.other]]
+        return torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
+
+    def _write(self, layer: Layer, plan: _Plan, fit: LayerFit, equations: Sequence[Equations]) -> None:
+        """Put the weights into the student, and the statistics of its outputs into the norm behind it."""
+        if plan.norm is None:
+            self.student.load_layer(layer.name, fit.matrix)
+            return
+        weight, constant = fit.matrix[:, :-1], fit.matrix[:, -1]
+        load_matrix(self.graph.get_submodule(layer.name), weight, torch.zeros_like(constant) if layer.bias else None)
+        total = max(1, sum(one.samples for one in equations))
+        gram = sum(one.gram * (one.samples / total) for one in equations)
+        assert isinstance(gram, Tensor)
+        mean = weight @ gram[:-1, -1]
+        variance = (((weight @ gram[:-1, :-1]) * weight).sum(1) - mean.square()).clamp_min(0)
+        norm = self.graph.get_submodule(plan.norm)
+        assert isinstance(norm, BATCH_NORMS)
+        rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
+        self.settled.add(plan.norm)
+
+    def _norm(self, node: fx.Node) -> None:
+        """Fit a norm that no layer was fitted through: one scale and one shift a unit, towards its sources' outputs."""
+        norm = self.graph.get_submodule(str(node.target))
+        if not self._is_norm(node) or not isinstance(norm, BATCH_NORMS):
+            return
+        units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
+        sums = torch.zeros(len(self.owners), 5, units.units, dtype=torch.float64, device=norm.weight.device)
+        for batch in self.batches:
+            x = batch.student.first_argument(node).double().transpose(0, 1).flatten(1)
+            t = self._target(batch, node, units, (), _Plan()).double().transpose(0, 1).flatten(1)
+            moments = [torch.ones_like(x).sum(1), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
+            sums[batch.domain] += torch.stack(moments)
+        self.reduce(sums)
+        for domain, owner in enumerate(self.owners):
+            if owner is not None:  # units without this source do not follow its domain
+                sums[domain, :, ~units.present[:, owner]] = 0
+        count, x, t, xx, xt = sums.sum(0).unbind()
+        mean, aim = x / count.clamp_min(1), t / count.clamp_min(1)
+        variance = (xx / count.clamp_min(1) - mean.square()).clamp_min(0)
+        kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()  # type: ignore[union-attr]
+        slope = torch.where(variance > 1e-9, (xt / count.clamp_min(1) - mean * aim) / variance.clamp_min(1e-9), kept)
+        rewrite(norm, mean, variance, slope, aim)
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        """Whether a value is that of a batch norm which can take on any scale and shift."""
+        if node.op != "call_module":
+            return False
+        norm = self.graph.get_submodule(str(node.target))
+        return isinstance(norm, BATCH_NORMS) and norm.affine and norm.track_running_stats
+
+    def _is_rectifier(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.graph.get_submodule(str(node.target)), nn.ReLU)
+        return node.target in RECTIFIERS
 
 
 class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m, name):
-        return isinstance(m, BlockLayer) or super().is_leaf_module(m, name)
+    """Keeps block layers whole, so that student and sources have the same graph."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BlockLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def student_graph(network):
-    return fx.GraphModule(network, _Tracer().trace(network)).eval()
+def rewrite(norm: Norm, mean: Tensor, variance: Tensor, slope: Tensor, aim: Tensor) -> None:
+    """Let a norm hold these statistics of its input x and put out slope · (x − mean) + aim."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_(slope * (variance + norm.eps).sqrt())
+    norm.bias.copy_(aim)
 
 
-def affine(norm):
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    return scale, norm.bias.double() - norm.running_mean.double() * scale
-
-
-@torch.no_grad()
-def fit_sequentially(student, sources, spec, owners, batches, *, ridge=1e-2, own=True, after=True, fold=True, compensate=False, weights=None, log=None, blockridge=None, relu=0):
-    """batches: domain -> list of pictures"""
-    sg = student_graph(student.network)
-    graphs = [graph_of(s) for s in sources]
-    runs = []  # (domain, student run, {source: run})
-    for d, list_ in batches.items():
-        for x in list_:
-            who = [owners[d]] if own else range(len(sources))
-            runs.append((d, _Run(sg, x), {s: _Run(graphs[s], x) for s in who}))
-    layers = {l.node: l for l in spec.layers}
-    norms = {n.name: n for n in spec.norms}
-    nodes = list(sg.graph.nodes)
-    total = sum(len(x) for l in batches.values() for x in l)
-    fits = {}
-    srcnodes = [{n.name: n for n in g.graph.nodes} for g in graphs]
-    done = set()
-    for node in nodes:
-        if node.op == 'output':
-            break
-        for d, r, rs in runs:
-            for s, q in rs.items():
-                q.step(srcnodes[s][node.name])
-        layer = layers.get(node.name)
-        if layer is not None:
-            users = list(node.users)
-            norm = next((u for u in users if u.op == 'call_module' and str(u.target) in norms), None)
-            norm = norm if after else None
-            outs, ins = student.maps[layer.outputs], student.maps[layer.inputs]
-            mods = [s.get_submodule(layer.name) for s in sources]
-            mats = joint_matrix(layer, mods)
-            affs = None
-            extra = None
-            if norm is not None:
-                affs = [affine(s.get_submodule(str(norm.target))) for s in sources]
-                mats = [torch.cat([m[:, :m.shape[1]-layer.bias]*a[:, None], ((m[:, -1] if layer.bias else 0)*a + b)[:, None]], 1) for m, (a, b) in zip(mats, affs)]
-                if compensate:
-                    nu = list(norm.users)
-                    if len(nu) == 1 and len(nu[0].all_input_nodes) == 2 and len([1 for _ in nu]) == 1:
-                        other = next(a for a in nu[0].all_input_nodes if a is not norm)
-                        if other.name in done:
-                            extra = other
-            const = layer.bias or norm is not None
-            import dataclasses
-            L = dataclasses.replace(layer, bias=const)
-            start = start_matrix(L, mats, outs, ins).contiguous()
-            D = start.shape[1]
-            G = Moment(D); C = torch.zeros(outs.units, D, dtype=torch.float64); P = 0.0; n = 0
-            module = sg.get_submodule(layer.name)
-            rectified = None; store = []
-            if relu and norm is not None:
-                u = list(norm.users)
-                if any(isinstance(sg.get_submodule(str(k.target)), nn.ReLU) for k in u if k.op == 'call_module'):
-                    rectified = 'direct'
-                elif extra is not None:
-                    rectified = 'sum'
-            proto = mods[0]
-            shape_proto = proto
-            for d, r, rs in runs:
-                x = r.first_argument(node)
-                m = outs.own(owners[d]) if own else outs.mean
-                t = 0
-                y0 = None
-                for s, q in rs.items():
-                    y = q.env[srcnodes[s][node.name]]
-                    if affs is not None:
-                        a, b = affs[s]
-                        sh = (1, -1) + (1,)*(y.dim()-2)
-                        y = y*a.float().view(sh)+b.float().view(sh)
-                    if extra is not None:
-                        y = y + q.env[srcnodes[s][extra.name]]
-                    rows = outs.present[:, s].nonzero()[:, 0]
-                    contrib = torch.zeros(y.shape[0], outs.units, *y.shape[2:])
-                    contrib[:, rows] = y[:, outs.members[rows, s]]
-                    t = t + contrib * m[:, s].float().view((1, -1)+(1,)*(y.dim()-2))
-                # rows without owner
-                if extra is not None:
-                    t = t - r.env[extra]
-                # own: rows that lack the owner get no target from this domain -> mask rows
-                tt = t.transpose(0, 1).flatten(1)
-                if rectified is not None:
-                    ex = r.env[extra].transpose(0, 1).flatten(1) if extra is not None else None
-                    store.append((d, x, tt, ex))
-                lay = _Proto(proto, ins.units)
-                pos = 0
-                for cols in joint_columns([x], [lay], constant=const):
-                    G.update(cols)
-                    k = cols.shape[1]
-                    C += (tt[:, pos:pos+k] @ cols.mT)
-                    pos += k
-                P += float(tt.square().sum()); n += tt.shape[1]
-            G = G.mean(); C /= n; P /= n
-            forward = start @ G
-            energy = P - float(((2*C-forward)*start).sum())
-            gap = C - forward
-            lam = ridge if blockridge is None else blockridge(layer, n, D)
-            shift = lam*float(G.diagonal()[:ins.units*layer.taps].mean())
-            delta = torch.zeros_like(start)
-            for rows, cols in _blocks(L, outs, ins):
-                mtx = G if len(cols) == len(G) else G[cols][:, cols]
-                sol, cond, fell = _solve(mtx, gap[rows][:, cols], shift)
-                delta[rows] = delta[rows].index_copy(1, cols, sol)
-            if rectified is not None:
-                for it in range(relu):
-                    W = start+delta
-                    C2 = torch.zeros_like(C)
-                    Wf = W.float()
-                    for d, x, tt, ex in store:
-                        pos = 0
-                        for cols in joint_columns([x], [lay], constant=const):
-                            k = cols.shape[1]
-                            pred = Wf @ cols
-                            tgt = tt[:, pos:pos+k]
-                            if ex is None:
-                                tgt = torch.where(tgt < 0, pred.clamp_max(0), tgt)
-                            else:
-                                e = ex[:, pos:pos+k]
-                                tgt = torch.where(tgt+e < 0, (pred+e).clamp_max(0)-e, tgt)
-                            C2 += tgt @ cols.mT
-                            pos += k
-                    gap = C2/n - forward
-                    delta = torch.zeros_like(start)
-                    for rows, cols in _blocks(L, outs, ins):
-                        mtx = G if len(cols) == len(G) else G[cols][:, cols]
-                        sol, cond, fell = _solve(mtx, gap[rows][:, cols], shift)
-                        delta[rows] = delta[rows].index_copy(1, cols, sol)
-            left = energy-float((delta*gap).sum())-shift*float(delta.square().sum())
-            W = start+delta
-            fits[layer.name] = dict(before=energy/P, after=left/P)
-            if norm is not None:
-                w, c = W[:, :-1], W[:, -1]
-                from project.student.layers import load_matrix
-                load_matrix(module, w, torch.zeros(len(w)) if layer.bias else None)
-                bn = sg.get_submodule(str(norm.target))
-                mean = w @ G[:-1, -1]
-                second = ((w @ G[:-1, :-1])*w).sum(1)
-                var = (second-mean**2).clamp_min(0)
-                bn.running_mean.copy_(mean); bn.running_var.copy_(var)
-                bn.weight.copy_((var+bn.eps).sqrt()); bn.bias.copy_(mean+c)
-            else:
-                student.load_layer(layer.name, W)
-        elif node.op == 'call_module' and str(node.target) in norms and not after:
-            bn = sg.get_submodule(str(node.target))
-            vals = [r.first_argument(node) for _, r, _ in runs]
-            cnt = sum(v[:, 0].numel() for v in vals)
-            mean = sum(v.double().sum((0, 2, 3)) for v in vals)/cnt
-            var = sum((v.double()**2).sum((0, 2, 3)) for v in vals)/cnt-mean**2
-            bn.running_mean.copy_(mean); bn.running_var.copy_(var)
-        for d, r, rs in runs:
-            r.step(node)
-        done.add(node.name)
-        for d, r, rs in runs:
-            r.release(node)
-            for s, q in rs.items():
-                q.release(srcnodes[s][node.name])
-    return fits
-
-
-def _Proto(layer, units):
-    from project.student.layers import resized
-    wide = 1
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(units, layer.out_features)
+def resized_reader(layer: nn.Module, inputs: UnitMap) -> nn.Module:
+    """A layer without values that reads the student's inputs as a source's layer reads its own."""
+    wide = layer.in_features // inputs.sizes[0] if isinstance(layer, nn.Linear) else 1
     with torch.device("meta"):
-        return resized(layer, units, 1)
+        return resized(layer, inputs.units * wide, 1)
+
+
+def _apply(reader: nn.Module, values: Tensor, matrix: Tensor) -> Tensor:
+    """The layer's output with these weights and constant."""
+    matrix = matrix.to(values)
+    if not isinstance(reader, nn.Conv2d):
+        return F.linear(values, matrix[:, :-1], matrix[:, -1])
+    weight = matrix[:, :-1].reshape(len(matrix), values.shape[1], *reader.kernel_size)
+    return F.conv2d(values, weight, matrix[:, -1], reader.stride, reader.padding, reader.dilation)
+
+
+def _single(units: UnitMap) -> bool:
+    return bool((units.present.sum(1) == 1).all())
+
+
+def _scale(source: nn.Module, norm: str | None, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift by which a source's norm turns the layer's output into its own: float64."""
+    if norm is None:
+        ones = layer.weight.new_ones(layer.weight.shape[0], dtype=torch.float64)  # type: ignore[operator, union-attr, index]
+        return ones, torch.zeros_like(ones)
+    module = source.get_submodule(norm)
+    assert isinstance(module, BATCH_NORMS)
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    if module.affine:
+        scale = scale * module.weight.double()
+    shift = -module.running_mean.double() * scale
+    return scale, shift + module.bias.double() if module.affine else shift
+
+
+def _scaled(matrix: Tensor, scale: Tensor, shift: Tensor, biased: bool) -> Tensor:
+    """A layer's matrix with the norm behind it brought in, its constant as a last column."""
+    weight, bias = (matrix[:, :-1], matrix[:, -1]) if biased else (matrix, torch.zeros_like(shift))
+    return torch.cat([weight * scale[:, None], (bias * scale + shift)[:, None]], 1)
+
+
+def _twin(run: Run, node: fx.Node) -> fx.Node:
+    """The node of the same name in a run's own graph."""
+    return run.nodes[node.name]

@@ -49,8 +49,9 @@ def test_arguments(arguments: dict[str, Any], words: str) -> None:
 def test_needs() -> None:
     assert Permutation("weights").needs == frozenset()
     assert Permutation().needs == {"units"}
-    assert PLeaS("weights").needs == {"layers"}
-    assert PLeaS().needs == {"units", "layers"}
+    assert PLeaS("weights", fit="joint").needs == {"layers"}
+    assert PLeaS(fit="joint").needs == {"units", "layers"}
+    assert PLeaS().needs == {"units", "pictures"}
 
 
 @pytest.mark.parametrize("mode", ["shared", "different"])
@@ -59,7 +60,7 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
     """``check`` and the fit agree on whether the pictures suffice for a full merge."""
     sources = [random_network(0, weights) for weights in (0, 1)]
     problem = make_problem(sources, mode, batches=[("art", pictures(count, 0))])
-    method = PLeaS(ridge=0.0)
+    method = PLeaS(fit="joint", targets="mean", ridge=0.0)
     refusals = []
     for attempt in (lambda: list(method.merge(problem, [1.0])), lambda: method.check(problem, count)):
         try:
@@ -68,4 +69,4 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
         except (MergeError, ConfigurationError):
             refusals.append(True)
     assert refusals[0] == refusals[1]
-    PLeaS().check(problem, count)
+    PLeaS(fit="joint").check(problem, count)

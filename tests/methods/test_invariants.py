@@ -16,9 +16,13 @@ METHODS: dict[str, Callable[[], Method]] = {
     "permutation by weights": lambda: Permutation("weights"),
     "permutation by correlation": lambda: Permutation(similarity="correlation"),
     "permutation by distance, front": lambda: Permutation(similarity="distance", separate="front"),
-    "pleas mean": lambda: PLeaS(),
-    "pleas own": lambda: PLeaS(targets="own", similarity="correlation"),
-    "pleas by weights, front, fitted heads": lambda: PLeaS("weights", separate="front", heads="fitted"),
+    "pleas joint, mean": lambda: PLeaS(fit="joint", targets="mean"),
+    "pleas joint, own": lambda: PLeaS(fit="joint", similarity="correlation"),
+    "pleas joint, mean, by weights, front, fitted heads": lambda: PLeaS(
+        "weights", separate="front", fit="joint", targets="mean", heads="fitted"
+    ),
+    "pleas": lambda: PLeaS(),
+    "pleas mean, by weights, front": lambda: PLeaS("weights", separate="front", targets="mean"),
 }
 SEEDS = [(seed, 2 + seed % 2) for seed in range(3)]
 
@@ -67,7 +71,7 @@ def test_sources_apart_keep_their_own_heads(name: str, seed: int, count: int) ->
     assert_copies(merged, problem)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "pleas own"])  # it fits the one shared head
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("pleas", "pleas joint, own")])  # heads follow their own
 @pytest.mark.parametrize(("seed", "count"), SEEDS)
 def test_sources_apart_average_a_shared_head(name: str, seed: int, count: int) -> None:
     sources = [random_network(seed, weights) for weights in range(count)]
@@ -116,7 +120,7 @@ def test_resnet20_at_both_ends(mode: str) -> None:
     merged = only(PLeaS(), twins, 1.0)
     assert close(run(merged.student, batch)[:, :5], run(twins.sources[0], batch), 1e-4)
     others = make_problem([resnet("resnet20", 1), resnet("resnet20", 2)], mode)
-    merged = only(PLeaS("weights"), others, 2.0)
+    merged = only(PLeaS("weights", targets="mean"), others, 2.0)
     logits = [run(source, batch) for source in others.sources]
     expected = torch.cat(logits, 1) if mode == "different" else torch.stack(logits).mean(0)
     assert close(run(merged.student, batch), expected)
@@ -157,8 +161,8 @@ def test_fits_report_less_than_their_start_points() -> None:
             assert 0 <= found["residual_after"] <= found["residual_before"] * (1 + 1e-9)
     different = make_problem([random_network(2, weights) for weights in (0, 1)], "different")
     head = different.spec.layers[-1].name
-    assert head not in only(PLeaS(), different, 1.0).layers
-    assert head in only(PLeaS(heads="fitted"), different, 1.0).layers
+    assert head not in only(PLeaS(fit="joint"), different, 1.0).layers
+    assert head in only(PLeaS(fit="joint", heads="fitted"), different, 1.0).layers
 
 
 def test_average_is_the_mean_of_the_weights() -> None:

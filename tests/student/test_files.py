@@ -175,7 +175,9 @@ def test_unequal_architectures_are_refused(tmp_path: Path) -> None:
 
 
 def test_merging_without_statistics_says_so() -> None:
-    bare = replace(problem("shared"), statistics=None)
-    for method in (Permutation(), PLeaS("weights")):
+    bare = replace(problem("shared"), statistics=None, pictures=None)
+    with pytest.raises(MergeError, match="pictures"):
+        list(PLeaS("weights").merge(bare, [1.0]))
+    for method in (Permutation(), PLeaS("weights", fit="joint")):
         with pytest.raises(MergeError, match="statistics"):
             list[Merged](method.merge(bare, [1.0]))

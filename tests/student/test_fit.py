@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.errors import MergeError
 from project.moments import Moment, joint_columns
-from project.student import View, fit_layer, joint_matrix, start_matrix, view
+from project.student import View, damping, fit_layer, joint_matrix, start_matrix, view
 from project.symmetry import Layer
 
 
@@ -90,9 +90,9 @@ class Scene:
         z, t = self.stacked(own)
         start, allowed = self.start(), self.allowed()
         count = self.inputs.units * self.layer.taps
-        weight = np.sqrt(ridge * np.mean(z[:, :count] ** 2) * len(z))
         result = np.zeros_like(start)
         for row, seen in enumerate(allowed):
+            weight = np.sqrt(damping(ridge, int(seen.sum()), len(z)) * np.mean(z[:, :count] ** 2) * len(z))
             system = np.concatenate([z[:, seen], weight * np.eye(seen.sum())])
             right = np.concatenate([t[:, row], weight * start[row, seen]])
             result[row, seen] = np.linalg.lstsq(system, right, rcond=rcond)[0]

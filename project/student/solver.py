@@ -1,0 +1,174 @@
+"""Solving a layer's normal equations, row block by row block."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from project.alignment import UnitMap, overlap
+from project.errors import MergeError
+from project.symmetry import Layer
+
+
+@dataclass(frozen=True)
+class Equations:
+    """What one part of the calibration data asks of a layer of the student.
+
+    Args:
+        gram: E[x xᵀ] of the student's inputs x, float64.
+        samples: Number of samples behind it; parts weigh by it.
+        owner: Source that the part belongs to: rows without that source do not follow it. None: all rows do.
+    """
+
+    gram: Tensor
+    samples: int
+    owner: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """A fitted layer and what is known of the fit.
+
+    Args:
+        matrix: Shape (outputs, inputs · taps (+ 1 for the constant)), float64.
+        before: Residual of the start point, E‖W⁰z − t‖² / E‖t‖².
+        after: Residual of the fit.
+        condition: Largest over the row blocks of an estimate of the solved matrix's condition: the squared ratio of
+            the extreme entries of its Cholesky factor's diagonal, or the ratio of eigenvalues after a fallback.
+        fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
+    """
+
+    matrix: Tensor
+    before: float
+    after: float
+    condition: float
+    fallbacks: int
+
+
+def damping(ridge: float, unknowns: int, samples: int) -> float:
+    """λ over the mean diagonal of E[x xᵀ]: the ridge where there are as many samples as unknowns, less with more.
+
+    Positions of one picture are no independent samples, hence the part that does not vanish.
+    """
+    return ridge * (0.02 + unknowns / samples)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A run of rows with the same sources, its columns, its factorised matrix and the parts that it follows."""
+
+    rows: slice
+    columns: Tensor
+    parts: list[tuple[int, float]]
+    gram: Tensor
+    factor: "_Factor"
+
+
+class LayerSolver:
+    """Minimises E‖W x − t‖² + λ‖W − W⁰‖² for targets t, factorising once for any number of targets.
+
+    Args:
+        layer: The layer.
+        start: W⁰, shape (outputs, inputs · taps (+ 1)).
+        outputs: Unit map of the output axis.
+        inputs: Unit map of the input axis.
+        equations: Parts of the calibration data.
+        ridge: Pull towards the start point, see :func:`damping`.
+
+    Raises:
+        MergeError: With ridge 0 and fewer samples than unknowns in a row.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        start: Tensor,
+        outputs: UnitMap,
+        inputs: UnitMap,
+        equations: Sequence[Equations],
+        ridge: float,
+    ) -> None:
+        self.start = start
+        self.blocks: list[_Block] = []
+        for (rows, columns), (_, sources) in zip(_blocks(layer, outputs, inputs), outputs.blocks, strict=True):
+            followed = [i for i, one in enumerate(equations) if one.samples and (one.owner is None or sources[one.owner])]
+            samples = sum(equations[i].samples for i in followed)
+            if not samples:
+                continue  # rows of a source that owns no picture stay at their start
+            if ridge == 0 and samples < len(columns):
+                raise MergeError(
+                    f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples and ridge is 0; "
+                    f"use more calibration pictures or a ridge above 0."
+                )
+            parts = [(i, equations[i].samples / samples) for i in followed]
+            gram = equations[followed[0]].gram * parts[0][1]
+            for i, share in parts[1:]:
+                gram.add_(equations[i].gram, alpha=share)
+            shift = damping(ridge, len(columns), samples) * float(gram.diagonal()[: inputs.units * layer.taps].mean())
+            columns = columns.to(start.device)
+            if len(columns) < len(gram):
+                gram = gram[columns][:, columns]
+            self.blocks.append(_Block(rows, columns, parts, gram, _Factor(gram, shift)))
+
+    def solve(self, crosses: Sequence[Tensor], powers: Sequence[Tensor]) -> LayerFit:
+        """Fit to targets.
+
+        Args:
+            crosses: E[t xᵀ] of every part.
+            powers: E[t²] of every part, shape (outputs,).
+        """
+        matrix, before, after, power = self.start.clone(), 0.0, 0.0, 0.0
+        for block in self.blocks:
+            rows, columns = block.rows, block.columns
+            start = self.start[rows][:, columns]
+            cross = torch.zeros_like(self.start[rows])
+            for i, share in block.parts:
+                cross.add_(crosses[i][rows], alpha=share)
+            cross = cross[:, columns]
+            forward = start @ block.gram
+            gap = cross - forward
+            delta = block.factor.solve(gap)
+            matrix[rows] = matrix[rows].index_add(1, columns, delta)
+            wanted = sum(share * float(powers[i][rows].sum()) for i, share in block.parts)
+            energy = wanted - float(((2 * cross - forward) * start).sum())
+            # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
+            fall = float((delta * gap).sum()) + block.factor.shift * float(delta.square().sum())
+            before, after, power = before + energy, after + energy - fall, power + wanted
+        power = max(power, 1e-300)
+        condition = max((block.factor.condition for block in self.blocks), default=1.0)
+        fallbacks = sum(block.factor.fallback for block in self.blocks)
+        return LayerFit(matrix, max(before, 0.0) / power, max(after, 0.0) / power, condition, fallbacks)
+
+
+class _Factor:
+    """A factorised gram + shift·I: by Cholesky, or by eigenvalues where that fails."""
+
+    def __init__(self, gram: Tensor, shift: float) -> None:
+        matrix = gram.clone()
+        matrix.diagonal().add_(shift)
+        self.shift = shift
+        self._cholesky, failed = torch.linalg.cholesky_ex(matrix)
+        self.fallback = bool(failed)
+        if not self.fallback:
+            pivots = self._cholesky.diagonal()
+            self.condition = float((pivots.max() / pivots.min()) ** 2)
+            return
+        values, self._vectors = torch.linalg.eigh(matrix)
+        floor = values[-1] * torch.finfo(torch.float32).eps  # the moments are sums of float32 products
+        self._inverse = torch.where(values > floor, values.reciprocal(), 0.0)  # least norm in what the data determine
+        self.condition = float(values[-1] / values[values > floor].min())
+
+    def solve(self, right: Tensor) -> Tensor:
+        """X with X (gram + shift·I) = right."""
+        if not self.fallback:
+            return torch.cholesky_solve(right.mT, self._cholesky).mT
+        return ((right @ self._vectors) * self._inverse) @ self._vectors.mT
+
+
+def _blocks(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> list[tuple[slice, Tensor]]:
+    """Runs of rows with the same sources, and the columns that they see."""
+    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
+    if layer.bias:
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+    return [(rows, seen[rows.start].nonzero()[:, 0]) for rows, _ in outputs.blocks]

@@ -1,0 +1,154 @@
+"""The sequential fit against least squares on the stacked data, and what its parts promise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import PICTURE, make_problem, pictures, random_network
+from torch import Tensor, nn
+
+from project.alignment import UnitMap
+from project.methods import PLeaS, Problem
+from project.student import SequentialFit, Student, damping
+
+
+class Small(nn.Module):
+    """One convolution with its norm and rectifier, and a head."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=bool(seed % 2))
+        self.norm = nn.BatchNorm2d(6)
+        nn.init.uniform_(self.norm.weight, 0.5, 2.0)
+        nn.init.normal_(self.norm.bias)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def problem(count: int) -> Problem:
+    return make_problem([Small(2 * seed).eval() for seed in range(count)])
+
+
+def fitted(problem: Problem, rounds: int, *, ridge: float = 0.3, own: bool = True) -> Student:
+    names = [group.name for group in problem.spec.free]
+    maps = {**problem.fixed, names[0]: UnitMap.identity(6, len(problem.sources)).split(torch.tensor([1, 4]))}
+    student = problem.start(maps)
+    assert problem.pictures is not None
+    walk = SequentialFit(
+        student, problem.sources, problem.owners, problem.pictures, ridge=ridge, own=own, rounds=rounds
+    )
+    walk.run()
+    return student
+
+
+def rows(values: Tensor) -> np.ndarray:
+    return values.transpose(0, 1).flatten(1).T.double().numpy()
+
+
+def data(problem: Problem, own: bool) -> list[tuple[int, np.ndarray, list[np.ndarray]]]:
+    """For every domain: its owner, patches with a 1, and each source's normalised outputs, one row a position."""
+    assert problem.pictures is not None
+    found = []
+    for domain, batches in problem.pictures.items():
+        x = torch.cat(list(batches))
+        patches = nn.functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1).double().numpy()
+        patches = np.concatenate([patches, np.ones((len(patches), 1))], 1)
+        with torch.no_grad():
+            outputs = [source.norm(source.conv(x)).permute(0, 2, 3, 1).flatten(0, 2) for source in problem.sources]  # type: ignore[operator, union-attr]
+        found.append((problem.owners[domain], patches, [y.double().numpy() for y in outputs]))
+    return found
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_first_layer_is_least_squares_towards_the_normalised_outputs(count: int, own: bool) -> None:
+    it = problem(count)
+    student = fitted(it, 0, own=own)
+    units = student.maps["conv"]
+    folded = []
+    for source in it.sources:
+        scale = source.norm.weight / (source.norm.running_var + source.norm.eps).sqrt()  # type: ignore[operator, union-attr]
+        shift = source.norm.bias - source.norm.running_mean * scale  # type: ignore[operator, union-attr]
+        folded.append(torch.cat([source.conv.weight.flatten(1) * scale[:, None], shift[:, None]], 1).detach().double())
+    probe = pictures(5, 99)
+    with torch.no_grad():
+        found = rows(student.network.norm(student.network.conv(probe)))  # type: ignore[operator, union-attr]
+    patches = nn.functional.unfold(probe, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1).double().numpy()
+    # rows() runs over pictures and positions of one unit, as unfold does
+    patches = np.concatenate([patches, np.ones((len(patches), 1))], 1)
+    for row, members in enumerate(units.members.tolist()):
+        present = [s for s, unit in enumerate(members) if unit >= 0]
+        start = np.mean([folded[s][members[s]].numpy() for s in present], 0)
+        xs, ts = [], []
+        for owner, x, outputs in data(it, own):
+            if own and owner not in present:
+                continue
+            sources = [owner] if own else present
+            xs.append(x)
+            ts.append(np.mean([outputs[s][:, members[s]] for s in sources], 0))
+        x, t = np.concatenate(xs), np.concatenate(ts)
+        weight = np.sqrt(damping(0.3, x.shape[1], len(x)) * np.mean(x[:, :-1] ** 2) * len(x))
+        system = np.concatenate([x, weight * np.eye(x.shape[1])])
+        solution = np.linalg.lstsq(system, np.concatenate([t, weight * start]), rcond=None)[0]
+        assert np.allclose(found[:, row], patches @ solution, atol=2e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_rounds_lower_the_error_that_a_rectifier_lets_through(count: int) -> None:
+    """Each round minimises an upper bound that touches the error, in which a negative target asks for no more than 0."""
+    it = problem(count)
+
+    def error(student: Student) -> float:
+        total = 0.0
+        for owner, _, outputs in data(it, True):
+            domain = next(name for name, index in it.owners.items() if index == owner)
+            assert it.pictures is not None
+            with torch.no_grad():
+                y = student.network.norm(student.network.conv(torch.cat(list(it.pictures[domain]))))  # type: ignore[operator, union-attr]
+            y = y.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+            for row, members in enumerate(student.maps["conv"].members.tolist()):
+                if members[owner] >= 0:
+                    target = outputs[owner][:, members[owner]]
+                    missed = np.where(target < 0, np.maximum(y[:, row], 0), y[:, row] - target)
+                    total += float(np.square(missed).sum())
+        return total
+
+    errors = [error(fitted(it, rounds, ridge=1e-9)) for rounds in (0, 1, 3, 8)]
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_norms_hold_the_statistics_of_what_they_read() -> None:
+    sources = [random_network(3, weights) for weights in (0, 1)]
+    it = make_problem(sources)
+    (merged,) = PLeaS().merge(it, [1.2])
+    assert it.pictures is not None
+    everything = torch.cat([batch for batches in it.pictures.values() for batch in batches])
+    seen: dict[str, Tensor] = {}
+    norms = {norm.name: merged.student.network.get_submodule(norm.name) for norm in it.spec.norms}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0].clone()}))
+    with torch.no_grad():
+        merged.student(everything)
+    for name, norm in norms.items():
+        values = seen[name].double().transpose(0, 1).flatten(1)
+        scale = float(values.square().mean())
+        assert np.allclose(norm.running_mean, values.mean(1), atol=1e-3 * scale**0.5)
+        assert np.allclose(norm.running_var, values.var(1, correction=0), atol=1e-3 * scale)
+
+
+def test_the_order_and_size_of_batches_do_not_matter() -> None:
+    sources = [random_network(6, weights) for weights in (0, 1)]
+    whole = make_problem(sources)
+    assert whole.pictures is not None
+    pieces = replace(whole, pictures={name: list(b[0].flip(0).split(7)) for name, b in whole.pictures.items()})
+    probe = pictures(5, 99, PICTURE)
+    students = [next(iter(PLeaS().merge(one, [1.3]))).student for one in (whole, pieces)]
+    with torch.no_grad():
+        a, b = (student(probe) for student in students)
+    assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
