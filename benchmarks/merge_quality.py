@@ -2,9 +2,9 @@
 
     python benchmarks/merge_quality.py --real FOLDER --shapes runs/demo --out benchmarks/results/merge_quality.json
 
-FOLDER holds a pair of domains in DomainNet's layout (or ``pacs64.tar`` with them) and a ``<domain>.safetensors`` for each.
-Everything goes through ``pleas merge``, so what is measured is the product. Test lists are read once, at the end of
-each merge; settings are chosen elsewhere, on held-out training pictures.
+FOLDER holds a pair of domains in DomainNet's layout (or ``pacs64.tar`` with them) and a ``<domain>.safetensors`` for
+each. Everything goes through ``pleas merge``, so what is measured is the product. Test lists are read once, at the end
+of each merge; settings are chosen elsewhere, on held-out training pictures.
 """
 
 import argparse

@@ -27,10 +27,14 @@ class MergeCLI(LightningCLI):
         """Arguments of the command itself."""
         parser.add_argument(
             "--run", type=Path | None, default=None,
-            help="Folder for everything this run writes: config, logs, checkpoints, results. Default: runs/<subcommand>.",
+            help="Folder for everything this run writes: config, logs, checkpoints, results. "
+            "Default: runs/<subcommand>.",
         )  # fmt: skip
         parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Whether a fit or merge may write into a folder of an earlier run."
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Whether a fit or merge may write into a folder of an earlier run.",
         )
 
     @property
@@ -89,7 +93,7 @@ def main(args: ArgsType = None) -> MergeCLI:
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)
-        if plain is None or plain is error:
+        if plain is None or isinstance(error, PleasError):
             raise
         raise plain from None
 

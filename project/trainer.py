@@ -8,21 +8,23 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from project.callbacks import MergeCallback
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
 from project.modules import MergeModule
-from project.report import Results, Row, write_fits, write_results, write_variances
+from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
 from project.student import executed_macs, save_student
 
 
 class MergeTrainer(Trainer):
     """Lightning's Trainer, which can also merge."""
+
+    callbacks: list[Callback]  # Lightning sets it without declaring it
 
     def merge(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> Results:
         """Merge fine-tuned networks into one, at every budget asked for.
@@ -90,6 +92,7 @@ class MergeTrainer(Trainer):
         for merged in model.merged:
             save_student(merged.student, folder / "students" / f"{merged.name}.ckpt")
         results.write(folder)
+        accuracy_figure(results.rows).savefig(folder / "accuracy.png", dpi=150)
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
         for logger in loggers:
             write_fits(logger.experiment, model.merged)
@@ -127,7 +130,9 @@ def collect(
     rows = []
     for source in model.loaded:
         executed = executed_macs(source.network, picture) / unit
-        rows.append(Row(source.name, "source", None, executed, executed, _parameters(source.network), after[source.name]))
+        rows.append(
+            Row(source.name, "source", None, executed, executed, _parameters(source.network), after[source.name])
+        )
     parameters = sum(_parameters(source) for source in problem.sources)
     rows.append(Row("ensemble", "reference", None, float(count), float(count), parameters, after["ensemble"]))
     rows += [_student_row(merged, model, before.get(merged.name, {}), after[merged.name]) for merged in model.merged]

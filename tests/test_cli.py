@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,9 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
 
 def run(subcommand: str, config: str, *extra: str) -> object:
-    return main([subcommand, "--config", str(TINY / f"{config}.yaml"), "--trainer.enable_progress_bar", "false", *extra])
+    return main(
+        [subcommand, "--config", str(TINY / f"{config}.yaml"), "--trainer.enable_progress_bar", "false", *extra]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,9 @@ def test_a_merge_leaves_its_table_students_and_logs(tiny: Path) -> None:
     folder = tiny / "merge"
     found = json.loads((folder / "results.json").read_text())
     rows = {row["network"]: row for row in found["table"]}
-    assert {"clipart", "sketch", "ensemble", "average-1.00", "permutation-1.00", "pleas-1.50", "pleas-2.00"} <= set(rows)
+    assert {"clipart", "sketch", "ensemble", "average-1.00", "permutation-1.00", "pleas-1.50", "pleas-2.00"} <= set(
+        rows
+    )
     with (folder / "results.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["network"] for row in table] == list(rows)
@@ -123,7 +130,16 @@ def test_students_are_sources_again(tiny: Path) -> None:
         {"path": str(students / "permutation-1.50.ckpt"), "domains": ["clipart"]},
         {"path": str(students / "pleas-1.50.ckpt"), "domains": ["sketch"]},
     ])  # fmt: skip
-    run("merge", "merge", "--run", "runs/tiny/second", "--model.init_args.sources", sources, "--model.init_args.budgets", "[1.0]")
+    run(
+        "merge",
+        "merge",
+        "--run",
+        "runs/tiny/second",
+        "--model.init_args.sources",
+        sources,
+        "--model.init_args.budgets",
+        "[1.0]",
+    )
     rows = json.loads((tiny / "second" / "results.json").read_text())["table"]
     assert rows[-1]["network"] == "pleas-1.00"
     assert rows[-1]["executed"] < 1.01
@@ -169,10 +185,20 @@ def test_sources_with_nan_or_another_architecture(tiny: Path, tmp_path: Path) ->
     content = torch.load(good, weights_only=True)
     content["state_dict"]["network.conv1.weight"][0] = float("nan")
     torch.save(content, tmp_path / "nan.ckpt")
-    refused(CheckpointError, ["nan.ckpt", "conv1.weight"], "--model.init_args.sources", json.dumps([str(good), str(tmp_path / "nan.ckpt")]))
+    refused(
+        CheckpointError,
+        ["nan.ckpt", "conv1.weight"],
+        "--model.init_args.sources",
+        json.dumps([str(good), str(tmp_path / "nan.ckpt")]),
+    )
     wide = project.models.Architecture("resnet20", 12, width=2).build()
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
-    refused(ConfigurationError, ["wide.pth", "best.ckpt"], "--model.init_args.sources", json.dumps([str(good), str(tmp_path / "wide.pth")]))
+    refused(
+        ConfigurationError,
+        ["wide.pth", "best.ckpt"],
+        "--model.init_args.sources",
+        json.dumps([str(good), str(tmp_path / "wide.pth")]),
+    )
 
 
 def test_one_source_or_unknown_domain(tiny: Path) -> None:
@@ -214,7 +240,16 @@ def test_pictures_that_cannot_be_read(tiny: Path) -> None:
         path.write_bytes(path.read_bytes()[:100])
     refused(DataError, ["damaged", ".png"], "--data.init_args.root", str(root))
     with pytest.warns(UserWarning, match="pictures cannot be read"):
-        run("merge", "merge", "--run", "runs/tiny/skipped", "--data.init_args.root", str(root), "--data.init_args.on_error", "skip")
+        run(
+            "merge",
+            "merge",
+            "--run",
+            "runs/tiny/skipped",
+            "--data.init_args.root",
+            str(root),
+            "--data.init_args.on_error",
+            "skip",
+        )
     assert (tiny / "skipped" / "results.json").exists()
 
 
@@ -229,3 +264,37 @@ def test_a_folder_that_cannot_be_written_to(tiny: Path) -> None:
     Path("runs/tiny/file").write_text("in the way")
     with pytest.raises(ConfigurationError, match="cannot be written to"):
         run("merge", "merge", "--run", "runs/tiny/file/below")
+
+
+@pytest.mark.ddp
+def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
+    """Through the command line, since the second process runs it again; gloo on the CPU."""
+    methods = json.dumps([
+        {"class_path": "project.methods.PLeaS"},
+        {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}},
+    ])  # fmt: skip
+    shared = [
+        "--config",
+        str(TINY / "merge.yaml"),
+        "--model.init_args.methods",
+        methods,
+        "--data.init_args.calibration_pictures",
+        "50",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, extra in (("one", []), ("two", ["--trainer.strategy", "ddp", "--trainer.devices", "2"])):
+        command = [sys.executable, "-m", "project", "merge", *shared, "--run", f"runs/tiny/{name}", *extra]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    probe = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for path in sorted((tiny / "one" / "students").glob("*.ckpt")):
+        one, two = (project.load_student(tiny / name / "students" / path.name) for name in ("one", "two"))
+        with torch.no_grad():
+            a, b = one(probe), two(probe)
+        if "joint" in path.name and "2.00" not in path.name:  # batch norm sees other batches with two processes
+            for layer in one.spec.layers:
+                mine, theirs = (dict(s.network.get_submodule(layer.name).named_parameters()) for s in (one, two))
+                for key in mine:
+                    assert torch.allclose(mine[key], theirs[key], rtol=1e-3, atol=1e-4), f"{path.stem}: {layer.name}"
+        else:
+            assert torch.allclose(a, b, atol=2e-3 * float(a.abs().max())), path.stem

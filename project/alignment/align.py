@@ -131,4 +131,4 @@ def _weight_similarity(
 
 def _unit_rows(tensor: Tensor, dim: int, size: int) -> Tensor:
     """A tensor with one row for each unit on an axis."""
-    return tensor.movedim(dim, 0).unflatten(0, (size, -1)).flatten(1)
+    return tensor.movedim(dim, 0).reshape(size, -1)

@@ -4,9 +4,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from project.modules import MergeModule
@@ -59,7 +59,13 @@ class MergeCallback(Callback):
             self._open.enter_context(pl_module.reestimation())
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Show how many pictures the statistics hold."""
         collector = pl_module.collector if isinstance(pl_module, MergeModule) else None

@@ -6,4 +6,4 @@ from project.methods.ensemble import Ensemble
 from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
 
-__all__ = ["Average", "Ensemble", "Merged", "Method", "Permutation", "PLeaS", "Problem", "check_budgets"]
+__all__ = ["Average", "Ensemble", "Merged", "Method", "PLeaS", "Permutation", "Problem", "check_budgets"]

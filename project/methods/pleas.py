@@ -6,8 +6,8 @@ from typing import Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from project.errors import ConfigurationError, MergeError
 from project.alignment import Similarity
+from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS, PICTURES
@@ -99,7 +99,9 @@ class PLeaS(Permutation):
             rounds=self.rounds,
             reduce=problem.reduce,
         )
-        with tqdm(total=len(problem.spec.layers), desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None) as bar:
+        with tqdm(
+            total=len(problem.spec.layers), desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None
+        ) as bar:
             fits = walk.run(lambda name: bar.update())
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
 

@@ -114,7 +114,7 @@ class EvaluationModule(LightningModule):
         self._log("val")
 
     def accuracies(self) -> dict[str, dict[str, float]]:
-        """network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
+        """Network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
         found: dict[str, dict[str, float]] = {}
         for contender, known, scores in zip(self._contenders, self.known, self.scores, strict=True):
             values = scores.compute()  # type: ignore[operator]

@@ -109,7 +109,9 @@ class MergeModule(EvaluationModule):
         claimed = [domain for domains in owned for domain in domains]
         for source in self.loaded:
             if source.description.preprocessing not in (None, preprocessing):
-                rank_zero_warn(f"{source.path} was trained on {source.description.preprocessing}, but data gives {preprocessing}.")
+                rank_zero_warn(
+                    f"{source.path} was trained on {source.description.preprocessing}, but data gives {preprocessing}."
+                )
             differences = check_equivalence(source.network, spec, tolerance=self.tolerance)
             self.equivalence[source.name] = max(differences.values())
             rank_zero_info(
@@ -148,7 +150,8 @@ class MergeModule(EvaluationModule):
             head = source.logits
             if head != width:
                 raise ConfigurationError(
-                    f"source {source.path} has {head} logits, but its domains {', '.join(domains)} have {width} classes."
+                    f"source {source.path} has {head} logits, "
+                    f"but its domains {', '.join(domains)} have {width} classes."
                 )
 
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
@@ -175,7 +178,10 @@ class MergeModule(EvaluationModule):
             batch_idx: Number of the batch.
         """
         if not isinstance(batch, dict):
-            raise ConfigurationError("calibration batches must map domains to pictures; validate on the data module's calibration_dataloader().")
+            raise ConfigurationError(
+                "calibration batches must map domains to pictures; "
+                "validate on the data module's calibration_dataloader()."
+            )
         present = {domain: pictures for domain, pictures in batch.items() if pictures is not None}
         if self.gathering:
             for domain, pictures in present.items():
@@ -231,7 +237,7 @@ class MergeModule(EvaluationModule):
         return stack
 
     def variances(self) -> dict[str, dict[str, float]]:
-        """student -> batch norm -> mean running variance."""
+        """Student -> batch norm -> mean running variance."""
         return {merged.name: running_variances(merged.student) for merged in self.unsettled}
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
@@ -277,7 +283,9 @@ def own_domains(files: Sequence[SourceFile], loaded: Sequence[Source], labels: L
         elif len(files) == len(labels.domains):
             owned.append([labels.domains[index]])
         else:
-            raise ConfigurationError(f"source {file.path} does not say its domains; state them: {', '.join(labels.domains)}.")
+            raise ConfigurationError(
+                f"source {file.path} does not say its domains; state them: {', '.join(labels.domains)}."
+            )
     claimed = [domain for domains in owned for domain in domains]
     for domain in claimed:
         if domain not in labels.domains:

@@ -5,4 +5,16 @@ from project.moments.moment import Moment
 from project.moments.patches import cross_moment, joint_columns, unit_columns
 from project.moments.statistics import LAYERS, PICTURES, UNITS, Collector, Statistics
 
-__all__ = ["LAYERS", "PICTURES", "UNITS", "Collector", "Lockstep", "Moment", "Run", "Statistics", "cross_moment", "joint_columns", "unit_columns"]
+__all__ = [
+    "LAYERS",
+    "PICTURES",
+    "UNITS",
+    "Collector",
+    "Lockstep",
+    "Moment",
+    "Run",
+    "Statistics",
+    "cross_moment",
+    "joint_columns",
+    "unit_columns",
+]

@@ -31,7 +31,7 @@ class Lockstep(nn.Module):
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Run all networks on the same pictures and return the logits of each."""
         runs = [Run(graph, pictures) for graph in self.graphs]
-        for nodes in zip(*(run.module.graph.nodes for run in runs), strict=True):
+        for nodes in zip(*(run.nodes.values() for run in runs), strict=True):
             inputs = [run.first_argument(node) for run, node in zip(runs, nodes, strict=True)]
             outputs = [run.step(node) for run, node in zip(runs, nodes, strict=True)]
             if nodes[0].op == "output":
@@ -56,7 +56,7 @@ class Run(fx.Interpreter):
         super().__init__(graph)
         self.env = {}
         self.args_iter = iter((pictures,))
-        self.nodes = {node.name: node for node in graph.graph.nodes}
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.graph.nodes}
 
     def first_argument(self, node: fx.Node) -> Tensor:
         """What a node reads first."""
@@ -65,8 +65,9 @@ class Run(fx.Interpreter):
 
     def step(self, node: fx.Node) -> Tensor:
         """Compute a node."""
-        self.env[node] = self.run_node(node)
-        return self.env[node]
+        value: Tensor = self.run_node(node)
+        self.env[node] = value
+        return value
 
     def release(self, node: fx.Node) -> None:
         """Forget what nothing after this node reads."""

@@ -28,10 +28,10 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
     sizes = [_inputs(value, layer) for value, layer in zip(values, layers, strict=True)]
     positions = _output_size(values[0], layers[0])
     step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions.numel()))
-    for chunk in zip(*(value.split(step) for value in values), strict=True):
+    for chunk in zip(*(torch.split(value, step) for value in values), strict=True):
         batch = chunk[0].shape[0]
         columns = torch.empty(sum(sizes) + constant, batch * positions.numel(), device=chunk[0].device)
-        for part, value, layer in zip(columns[: sum(sizes)].split(sizes), chunk, layers, strict=True):
+        for part, value, layer in zip(torch.split(columns[: sum(sizes)], sizes), chunk, layers, strict=True):
             _write(part, value, layer, positions)
         columns[sum(sizes) :] = 1.0
         yield columns
@@ -55,7 +55,8 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
         padded = F.pad(values, _padding(layer))
         shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            cross = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation).flatten(1)
+            cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation)  # type: ignore[no-untyped-call]
+        cross = cross.flatten(1)
         sums = targets.sum((0, 2, 3))
     else:
         cross, sums = targets.mT @ values, targets.sum(0)
@@ -84,7 +85,9 @@ def _output_size(value: Tensor, layer: nn.Module) -> torch.Size:
     if not isinstance(layer, nn.Conv2d):
         return torch.Size((1, 1))
     left, right, top, bottom = _padding(layer)
-    sides = zip((top + bottom, left + right), value.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    sides = zip(
+        (top + bottom, left + right), value.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
+    )
     return torch.Size((padded + side - d * (k - 1) - 1) // s + 1 for padded, side, k, s, d in sides)
 
 

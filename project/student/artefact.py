@@ -77,7 +77,9 @@ def build_student(weights: Weights) -> Student:
         lineage = content["lineage"]
         network, spec = _blank(architecture, maps, tuple(content["picture"]))
     except (PleasError, KeyError) as error:
-        raise CheckpointError(f"{path} is a student with an entry that is missing or does not fit its architecture: {error}") from error
+        raise CheckpointError(
+            f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
+        ) from error
     load_strictly(network, weights.state_dict, str(path))
     return Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
 

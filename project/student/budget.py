@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,18 +59,18 @@ def stagewise(
     Returns:
         Unit map of every group; its nominal size is the largest within the budget, but never below a full merge.
     """
-    full = {group.name: UnitMap(alignment.members[group.name]) for group in spec.free}
-    maps = {**fixed, **full}
+    maps = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
     limit = budget * source_macs(spec, fixed) * (1 + 1e-9)
     for group in spec.free if front else spec.free[::-1]:
         worst = alignment.scores[group.name].argsort(stable=True)
-
-        def separate(units: int, name: str = group.name, worst: Tensor = worst) -> dict[str, UnitMap]:
-            return {**maps, name: full[name].split(worst[:units])}
-
-        separable = range(1, group.size + 1)
-        units = bisect_right(separable, limit, key=lambda units: nominal_macs(spec, separate(units)))
-        maps = separate(units)
+        separated = partial(_separated, maps, group.name, worst)
+        units = bisect_right(range(1, group.size + 1), limit, key=lambda units: nominal_macs(spec, separated(units)))
+        maps = separated(units)
         if units < group.size:
             break
     return maps
+
+
+def _separated(maps: Mapping[str, UnitMap], name: str, worst: Tensor, units: int) -> dict[str, UnitMap]:
+    """The unit maps with a group's worst matched units given up: that many of them."""
+    return {**maps, name: maps[name].split(worst[:units])}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,7 +13,6 @@ from project.models import Architecture, LabelSpace, Preprocessing
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.symmetry import Spec
-
 
 Change = Callable[[nn.Module], nn.Module]
 
@@ -80,17 +80,14 @@ def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -
     """
     changes: dict[str, Change] = {}
     for layer in spec.layers:
-        changes[layer.name] = lambda old, layer=layer: student_layer(
-            old, maps[layer.outputs], maps[layer.inputs], layer.taps
-        )
+        outputs, inputs = maps[layer.outputs], maps[layer.inputs]
+        changes[layer.name] = partial(student_layer, outputs=outputs, inputs=inputs, taps=layer.taps)
     for norm in spec.norms:
-        changes[norm.name] = lambda old, norm=norm: _resized_norm(old, maps[norm.group].units)
+        changes[norm.name] = partial(_resized_norm, units=maps[norm.group].units)
     return _replaced(network, changes, copy.deepcopy)  # a module that never runs must not be shared with a source
 
 
-def _replaced(
-    network: nn.Module, changes: Mapping[str, Change], others: Change = lambda module: module
-) -> nn.Module:
+def _replaced(network: nn.Module, changes: Mapping[str, Change], others: Change = lambda module: module) -> nn.Module:
     """A copy of a module tree in which some modules are replaced; what is not replaced is shared, unless copied."""
     result = network.__class__.__new__(network.__class__)
     result.__dict__ = {**network.__dict__, "_modules": dict(network._modules)}
@@ -100,7 +97,9 @@ def _replaced(
         if name in changes:
             result._modules[name] = changes[name](child)
             continue
-        below = {path.removeprefix(f"{name}."): change for path, change in changes.items() if path.startswith(f"{name}.")}
+        below = {
+            path.removeprefix(f"{name}."): change for path, change in changes.items() if path.startswith(f"{name}.")
+        }
         result._modules[name] = _replaced(child, below, others) if below else others(child)
     return result
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.moments import Moment
+from project.student.layers import bias_of, weight_of
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 
@@ -76,8 +77,8 @@ def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
     """The layer's weight matrix of every source, its constant as a last column: float64."""
     matrices = []
     for module in modules:
-        weight = module.weight.detach().flatten(1).double()  # type: ignore[operator, union-attr]
-        bias = [module.bias.detach().double()[:, None]] if layer.bias else []  # type: ignore[operator, union-attr]
+        weight = weight_of(module).detach().flatten(1).double()
+        bias = [bias_of(module).detach().double()[:, None]] if layer.bias else []
         matrices.append(torch.cat([weight, *bias], 1))
     return matrices
 

@@ -40,8 +40,20 @@ def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs, bias=layer.bias is not None)
     layer = cast(nn.Conv2d, layer)
     return nn.Conv2d(
-        inputs, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=layer.bias is not None
-    )  # fmt: skip
+        inputs,
+        outputs,
+        _pair(layer.kernel_size),
+        _pair(layer.stride),
+        layer.padding if isinstance(layer.padding, str) else _pair(layer.padding),
+        _pair(layer.dilation),
+        bias=layer.bias is not None,
+    )
+
+
+def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width), which torch declares as a tuple of any length."""
+    height, width = sides
+    return height, width
 
 
 def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int) -> nn.Module:
@@ -91,7 +103,7 @@ def load_matrix(layer: nn.Module, matrix: Tensor, bias: Tensor | None) -> None:
         return
     start = 0
     for part, slices in zip(layer.parts, layer.columns, strict=True):
-        stop = start + _weight(part).shape[0]
+        stop = start + weight_of(part).shape[0]
         taps = _taps(part)
         columns = torch.cat([matrix[start:stop, s.start * taps : s.stop * taps] for s in slices], 1)
         _write(part, columns, None if bias is None else bias[start:stop])
@@ -104,11 +116,11 @@ def dense_layer(layer: nn.Module) -> nn.Module:
         return layer
     inputs = max(s.stop for slices in layer.columns for s in slices)
     first, taps = layer.parts[0], _taps(layer.parts[0])
-    outputs = sum(_weight(part).shape[0] for part in layer.parts)
-    matrix = _weight(first).new_zeros(outputs, inputs * taps)
+    outputs = sum(weight_of(part).shape[0] for part in layer.parts)
+    matrix = weight_of(first).new_zeros(outputs, inputs * taps)
     start = 0
     for part, slices in zip(layer.parts, layer.columns, strict=True):
-        weight, column = _weight(part).detach().flatten(1), 0
+        weight, column = weight_of(part).detach().flatten(1), 0
         for s in slices:
             width = (s.stop - s.start) * taps
             matrix[start : start + len(weight), s.start * taps : s.stop * taps] = weight[:, column : column + width]
@@ -122,17 +134,23 @@ def dense_layer(layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _write(layer: nn.Module, matrix: Tensor, bias: Tensor | None) -> None:
-    weight = _weight(layer)
+    weight = weight_of(layer)
     weight.copy_(matrix.reshape(weight.shape))
     if bias is not None:
-        cast(Tensor, layer.bias).copy_(bias)
+        bias_of(layer).copy_(bias)
 
 
-def _weight(layer: nn.Module) -> Tensor:
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a plain convolution or linear layer."""
     return cast(Tensor, layer.weight)
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The constant of a plain convolution or linear layer that adds one."""
+    return cast(Tensor, layer.bias)
 
 
 def _taps(layer: nn.Module) -> int:
     """Entries of ``weight.flatten(1)`` for each entry of the input axis."""
-    weight = _weight(layer)
+    weight = weight_of(layer)
     return weight[0, 0].numel() if weight.dim() > 2 else 1

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+from project.symmetry import NORMS
 
 
 def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm1d | nn.BatchNorm2d]:
@@ -14,7 +14,7 @@ def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm1d | nn.BatchNorm2d
     return {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, BATCH_NORMS) and module.track_running_stats
+        if isinstance(module, NORMS) and module.track_running_stats
     }
 
 

@@ -18,6 +18,7 @@ What makes it close to the sources (DESIGN §5):
   prediction is its own target. A few rounds with the same factorisation settle which those are.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,18 +26,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from project.alignment import UnitMap
+from project.alignment import UnitMap, overlap
 from project.moments import Moment, Run, cross_moment, joint_columns
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
-from project.student.layers import BlockLayer, load_matrix, resized
-from project.student.normalise import BATCH_NORMS
+from project.student.layers import BlockLayer, load_matrix, resized, weight_of
 from project.student.solver import Equations, LayerFit, LayerSolver
-from project.symmetry import Layer, graph_of
+from project.symmetry import NORMS, Layer, graph_of
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 Reduce = Callable[[Tensor], object]
 RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(eq=False)
@@ -103,7 +104,9 @@ class SequentialFit:
                 runs = {source: Run(graphs[source], batch) for source in needed}
                 self.batches.append(_Batch(index, owner, Run(self.graph, batch), runs))
         self.exact = {group.name: True for group in self.spec.groups.values()}
-        self.settled: set[str] = set()  # norms whose statistics are those of the student
+        self.constants: dict[str, Tensor] = {}  # norm -> what it must add to its fitted inputs
+        self.known: set[str] = set()  # values that the student has computed
+        self.settled: set[str] = set()  # norms that already do what their sources' norms do
 
     @torch.no_grad()
     def run(self, progress: Callable[[str], object] = lambda name: name) -> dict[str, LayerFit]:
@@ -130,6 +133,7 @@ class SequentialFit:
                 progress(layer.name)
             elif node.op == "call_module" and str(node.target) not in self.settled:
                 self._norm(node)
+            self.known.add(node.name)
             for batch in self.batches:
                 batch.student.step(node)
                 batch.student.release(node)
@@ -158,24 +162,28 @@ class SequentialFit:
         solver = LayerSolver(fitted, start, outputs, inputs, equations, self.ridge)
         fit = solver.solve(*self._crosses(node, fitted, reader, wanted, equations))
         for _ in range(self.rounds if plan.rectified else 0):
-            settled = [self._rectified(b, node, reader, fitted, fit.matrix, t, plan) for b, t in zip(self.batches, wanted, strict=True)]
+            matrix = fit.matrix.to(start.device, torch.float32)
+            settled = [
+                self._rectified(batch, node, reader, fitted, matrix, target, plan)
+                for batch, target in zip(self.batches, wanted, strict=True)
+            ]
             fit = solver.solve(*self._crosses(node, fitted, reader, settled, equations))
-        self._write(layer, plan, fit, equations)
+        self._write(layer, plan, fit)
         return fit
 
     def _plan(self, node: fx.Node) -> _Plan:
         """Look at what reads a layer."""
-        norm = next(iter(node.users))
-        if len(node.users) != 1 or not self._is_norm(norm) or len(norm.users) != 1:
-            return _Plan(str(norm.target)) if len(node.users) == 1 and self._is_norm(norm) else _Plan()
-        reader = next(iter(norm.users))
-        others = [value for value in reader.all_input_nodes if value is not norm]
+        norm, last, reader = None, node, _only_reader(node)
+        if reader is not None and self._is_norm(reader):
+            norm, last, reader = str(reader.target), reader, _only_reader(reader)
+        if reader is None:
+            return _Plan(norm)
         if self._is_rectifier(reader):
-            return _Plan(str(norm.target), None, True)
-        if len(others) == 1 and len(reader.all_input_nodes) == 2 and others[0] in self.batches[0].student.env:
-            readers = list(reader.users)
-            return _Plan(str(norm.target), others[0].name, all(self._is_rectifier(one) for one in readers))
-        return _Plan(str(norm.target))
+            return _Plan(norm, None, True)
+        others = [value for value in reader.all_input_nodes if value is not last]
+        if reader.target in SUMS and not reader.kwargs and len(others) == 1 and others[0].name in self.known:
+            return _Plan(norm, others[0].name, all(self._is_rectifier(one) for one in reader.users))
+        return _Plan(norm)
 
     def _target(
         self, batch: _Batch, node: fx.Node, outputs: UnitMap, scales: Sequence[tuple[Tensor, Tensor]], plan: _Plan
@@ -200,22 +208,34 @@ class SequentialFit:
         return result if plan.other is None else result - batch.student.env[batch.student.nodes[plan.other]]
 
     def _equations(self, node: fx.Node, layer: Layer, reader: nn.Module, start: Tensor) -> list[Equations]:
-        """E[x xᵀ] of every domain, over all processes."""
-        moments = [Moment(start.shape[1], start.device) for _ in self.owners]
+        """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees."""
+        outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
+        units = [followed_inputs(outputs, inputs, owner) for owner in self.owners]
+        columns = [_columns(seen, inputs.units, layer) for seen in units]
+        moments = [Moment(len(column), start.device) for column in columns]
         for batch in self.batches:
-            for columns in joint_columns([batch.student.first_argument(node)], [reader], constant=layer.bias):
-                moments[batch.domain].update(columns)
+            values = batch.student.first_argument(node)
+            if len(columns[batch.domain]) < start.shape[1]:
+                wide = values.shape[1] // inputs.units  # entries of a unit on the axis, after flattening
+                grouped = torch.unflatten(values, 1, (-1, wide))
+                values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
+            for piece in joint_columns([values], [reader], constant=layer.bias):
+                moments[batch.domain].update(piece)
         for moment in moments:
             moment.reduce(self.reduce)
-        return [Equations(moment.mean(), moment.count, owner) for moment, owner in zip(moments, self.owners, strict=True)]
+        return [
+            Equations(moment.mean(), moment.count, owner, column)
+            for moment, owner, column in zip(moments, self.owners, columns, strict=True)
+        ]
 
     def _crosses(
         self, node: fx.Node, layer: Layer, reader: nn.Module, wanted: Sequence[Tensor], equations: Sequence[Equations]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """E[t xᵀ] and E[t²] of every domain, over all processes."""
-        units, size = wanted[0].shape[1], equations[0].gram.shape[0]
-        crosses = [equations[0].gram.new_zeros(units, size) for _ in equations]
-        powers = [equations[0].gram.new_zeros(units) for _ in equations]
+        outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
+        like = equations[0].gram
+        crosses = [like.new_zeros(outputs.units, inputs.units * layer.taps + layer.bias) for _ in equations]
+        powers = [like.new_zeros(outputs.units) for _ in equations]
         for batch, target in zip(self.batches, wanted, strict=True):
             values = batch.student.first_argument(node)
             crosses[batch.domain] += cross_moment(target, values, reader, constant=layer.bias)
@@ -231,48 +251,49 @@ class SequentialFit:
         self, batch: _Batch, node: fx.Node, reader: nn.Module, layer: Layer, matrix: Tensor, target: Tensor, plan: _Plan
     ) -> Tensor:
         """The target, and the prediction instead where both would be cut off by the rectifier."""
-        predicted = _apply(reader, batch.student.first_argument(node), matrix)
+        predicted = _apply(reader, batch.student.first_argument(node), matrix, constant=layer.bias)
         other = 0.0 if plan.other is None else batch.student.env[batch.student.nodes[plan.other]]
         return torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
-    def _write(self, layer: Layer, plan: _Plan, fit: LayerFit, equations: Sequence[Equations]) -> None:
-        """Put the weights into the student, and the statistics of its outputs into the norm behind it."""
+    def _write(self, layer: Layer, plan: _Plan, fit: LayerFit) -> None:
+        """Put the weights into the student; a constant goes into the norm behind it, once that is reached."""
         if plan.norm is None:
             self.student.load_layer(layer.name, fit.matrix)
             return
         weight, constant = fit.matrix[:, :-1], fit.matrix[:, -1]
         load_matrix(self.graph.get_submodule(layer.name), weight, torch.zeros_like(constant) if layer.bias else None)
-        total = max(1, sum(one.samples for one in equations))
-        gram = sum(one.gram * (one.samples / total) for one in equations)
-        assert isinstance(gram, Tensor)
-        mean = weight @ gram[:-1, -1]
-        variance = (((weight @ gram[:-1, :-1]) * weight).sum(1) - mean.square()).clamp_min(0)
-        norm = self.graph.get_submodule(plan.norm)
-        assert isinstance(norm, BATCH_NORMS)
-        rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
-        self.settled.add(plan.norm)
+        self.constants[plan.norm] = constant
 
     def _norm(self, node: fx.Node) -> None:
-        """Fit a norm that no layer was fitted through: one scale and one shift a unit, towards its sources' outputs."""
+        """Give a norm the statistics of what it reads, and the scale and shift that its place asks for.
+
+        Behind a fitted layer it only adds the layer's constant. Elsewhere scale and shift are themselves fitted, one
+        of each a unit, towards what the sources' norms put out.
+        """
         norm = self.graph.get_submodule(str(node.target))
-        if not self._is_norm(node) or not isinstance(norm, BATCH_NORMS):
+        if not self._is_norm(node) or not isinstance(norm, NORMS):
             return
         units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
+        constant = self.constants.get(str(node.target))
         sums = torch.zeros(len(self.owners), 5, units.units, dtype=torch.float64, device=norm.weight.device)
         for batch in self.batches:
-            x = batch.student.first_argument(node).double().transpose(0, 1).flatten(1)
-            t = self._target(batch, node, units, (), _Plan()).double().transpose(0, 1).flatten(1)
-            moments = [torch.ones_like(x).sum(1), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
+            x = batch.student.first_argument(node)
+            t = x if constant is not None else self._target(batch, node, units, (), _Plan())
+            x, t = (values.double().transpose(0, 1).flatten(1) for values in (x, t))
+            moments = [torch.full_like(x[:, 0], x.shape[1]), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
             sums[batch.domain] += torch.stack(moments)
         self.reduce(sums)
+        if constant is not None:
+            _, mean, _, variance, _ = _central(sums.sum(0))
+            rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
+            return
         for domain, owner in enumerate(self.owners):
             if owner is not None:  # units without this source do not follow its domain
                 sums[domain, :, ~units.present[:, owner]] = 0
-        count, x, t, xx, xt = sums.sum(0).unbind()
-        mean, aim = x / count.clamp_min(1), t / count.clamp_min(1)
-        variance = (xx / count.clamp_min(1) - mean.square()).clamp_min(0)
-        kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()  # type: ignore[union-attr]
-        slope = torch.where(variance > 1e-9, (xt / count.clamp_min(1) - mean * aim) / variance.clamp_min(1e-9), kept)
+        _, mean, aim, variance, covariance = _central(sums.sum(0))
+        assert norm.running_var is not None
+        kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+        slope = torch.where(variance > 1e-9, covariance / variance.clamp_min(1e-9), kept)
         rewrite(norm, mean, variance, slope, aim)
 
     def _is_norm(self, node: fx.Node) -> bool:
@@ -280,7 +301,7 @@ class SequentialFit:
         if node.op != "call_module":
             return False
         norm = self.graph.get_submodule(str(node.target))
-        return isinstance(norm, BATCH_NORMS) and norm.affine and norm.track_running_stats
+        return isinstance(norm, NORMS) and norm.affine and norm.track_running_stats
 
     def _is_rectifier(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -293,6 +314,26 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, BlockLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def followed_inputs(outputs: UnitMap, inputs: UnitMap, owner: int | None) -> Tensor:
+    """Input units that some output unit sees which follows a domain of this owner: boolean, shape (inputs,)."""
+    rows = torch.ones(outputs.units, dtype=torch.bool) if owner is None else outputs.present[:, owner]
+    return overlap(outputs, inputs)[rows].any(0)
+
+
+def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:
+    """Entries of x that belong to some input units, the constant with them."""
+    columns = (units.nonzero() * layer.taps + torch.arange(layer.taps)).flatten()
+    return torch.cat([columns, torch.tensor([count * layer.taps])]) if layer.bias else columns
+
+
+def _central(sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Count, means of x and t, variance of x and covariance with t, from (count, Σx, Σt, Σx², Σxt) of every unit."""
+    count, x, t, xx, xt = sums.unbind()
+    n = count.clamp_min(1)
+    mean, aim = x / n, t / n
+    return count, mean, aim, (xx / n - mean.square()).clamp_min(0), xt / n - mean * aim
 
 
 def rewrite(norm: Norm, mean: Tensor, variance: Tensor, slope: Tensor, aim: Tensor) -> None:
@@ -312,13 +353,18 @@ def resized_reader(layer: nn.Module, inputs: UnitMap) -> nn.Module:
         return resized(layer, inputs.units * wide, 1)
 
 
-def _apply(reader: nn.Module, values: Tensor, matrix: Tensor) -> Tensor:
-    """The layer's output with these weights and constant."""
-    matrix = matrix.to(values)
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """The one value that reads another, or None where there are several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool) -> Tensor:
+    """The layer's output with these weights, their last column a constant."""
+    weight, bias = (matrix[:, :-1], matrix[:, -1]) if constant else (matrix, None)
     if not isinstance(reader, nn.Conv2d):
-        return F.linear(values, matrix[:, :-1], matrix[:, -1])
-    weight = matrix[:, :-1].reshape(len(matrix), values.shape[1], *reader.kernel_size)
-    return F.conv2d(values, weight, matrix[:, -1], reader.stride, reader.padding, reader.dilation)
+        return F.linear(values, weight, bias)
+    weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
+    return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
 
 
 def _single(units: UnitMap) -> bool:
@@ -328,10 +374,11 @@ def _single(units: UnitMap) -> bool:
 def _scale(source: nn.Module, norm: str | None, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift by which a source's norm turns the layer's output into its own: float64."""
     if norm is None:
-        ones = layer.weight.new_ones(layer.weight.shape[0], dtype=torch.float64)  # type: ignore[operator, union-attr, index]
+        weight = weight_of(layer)
+        ones = weight.new_ones(weight.shape[0], dtype=torch.float64)
         return ones, torch.zeros_like(ones)
     module = source.get_submodule(norm)
-    assert isinstance(module, BATCH_NORMS)
+    assert isinstance(module, NORMS)
     assert module.running_mean is not None
     assert module.running_var is not None
     scale = (module.running_var.double() + module.eps).rsqrt()

@@ -19,11 +19,22 @@ class Equations:
         gram: E[x xᵀ] of the student's inputs x, float64.
         samples: Number of samples behind it; parts weigh by it.
         owner: Source that the part belongs to: rows without that source do not follow it. None: all rows do.
+        columns: Which entries of x the gram holds, ascending; None for all of them.
     """
 
     gram: Tensor
     samples: int
     owner: int | None = None
+    columns: Tensor | None = None
+
+    def block(self, columns: Tensor) -> Tensor:
+        """The gram of some entries of x."""
+        if self.columns is not None:
+            columns = torch.searchsorted(self.columns, columns)
+        if len(columns) == len(self.gram):
+            return self.gram
+        columns = columns.to(self.gram.device)
+        return self.gram[columns][:, columns]
 
 
 @dataclass(frozen=True)
@@ -56,12 +67,13 @@ def damping(ridge: float, unknowns: int, samples: int) -> float:
 
 @dataclass(frozen=True)
 class _Block:
-    """A run of rows with the same sources, its columns, its factorised matrix and the parts that it follows."""
+    """A run of rows with the same sources: its columns, the parts it follows, W⁰, W⁰ E[x xᵀ], and the factorisation."""
 
     rows: slice
     columns: Tensor
     parts: list[tuple[int, float]]
-    gram: Tensor
+    start: Tensor
+    forward: Tensor
     factor: "_Factor"
 
 
@@ -92,24 +104,26 @@ class LayerSolver:
         self.start = start
         self.blocks: list[_Block] = []
         for (rows, columns), (_, sources) in zip(_blocks(layer, outputs, inputs), outputs.blocks, strict=True):
-            followed = [i for i, one in enumerate(equations) if one.samples and (one.owner is None or sources[one.owner])]
+            followed = [
+                i for i, one in enumerate(equations) if one.samples and (one.owner is None or sources[one.owner])
+            ]
             samples = sum(equations[i].samples for i in followed)
             if not samples:
                 continue  # rows of a source that owns no picture stay at their start
             if ridge == 0 and samples < len(columns):
                 raise MergeError(
-                    f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples and ridge is 0; "
-                    f"use more calibration pictures or a ridge above 0."
+                    f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples "
+                    f"and ridge is 0; use more calibration pictures or a ridge above 0."
                 )
             parts = [(i, equations[i].samples / samples) for i in followed]
-            gram = equations[followed[0]].gram * parts[0][1]
+            gram = equations[followed[0]].block(columns) * parts[0][1]
             for i, share in parts[1:]:
-                gram.add_(equations[i].gram, alpha=share)
-            shift = damping(ridge, len(columns), samples) * float(gram.diagonal()[: inputs.units * layer.taps].mean())
+                gram.add_(equations[i].block(columns), alpha=share)
+            level = float(gram.diagonal()[: len(columns) - layer.bias].mean())
+            shift = damping(ridge, len(columns), samples) * level
             columns = columns.to(start.device)
-            if len(columns) < len(gram):
-                gram = gram[columns][:, columns]
-            self.blocks.append(_Block(rows, columns, parts, gram, _Factor(gram, shift)))
+            mine = start[rows][:, columns]
+            self.blocks.append(_Block(rows, columns, parts, mine, mine @ gram, _Factor(gram, shift)))
 
     def solve(self, crosses: Sequence[Tensor], powers: Sequence[Tensor]) -> LayerFit:
         """Fit to targets.
@@ -121,17 +135,15 @@ class LayerSolver:
         matrix, before, after, power = self.start.clone(), 0.0, 0.0, 0.0
         for block in self.blocks:
             rows, columns = block.rows, block.columns
-            start = self.start[rows][:, columns]
             cross = torch.zeros_like(self.start[rows])
             for i, share in block.parts:
                 cross.add_(crosses[i][rows], alpha=share)
             cross = cross[:, columns]
-            forward = start @ block.gram
-            gap = cross - forward
+            gap = cross - block.forward
             delta = block.factor.solve(gap)
-            matrix[rows] = matrix[rows].index_add(1, columns, delta)
+            matrix[rows][:, columns] = block.start + delta  # rows is a slice, so that this writes through
             wanted = sum(share * float(powers[i][rows].sum()) for i, share in block.parts)
-            energy = wanted - float(((2 * cross - forward) * start).sum())
+            energy = wanted - float(((2 * cross - block.forward) * block.start).sum())
             # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
             fall = float((delta * gap).sum()) + block.factor.shift * float(delta.square().sum())
             before, after, power = before + energy, after + energy - fall, power + wanted
@@ -154,10 +166,12 @@ class _Factor:
             pivots = self._cholesky.diagonal()
             self.condition = float((pivots.max() / pivots.min()) ** 2)
             return
-        values, self._vectors = torch.linalg.eigh(matrix)
+        values, vectors = torch.linalg.eigh(matrix)
+        self._vectors: Tensor = vectors
         floor = values[-1] * torch.finfo(torch.float32).eps  # the moments are sums of float32 products
         self._inverse = torch.where(values > floor, values.reciprocal(), 0.0)  # least norm in what the data determine
-        self.condition = float(values[-1] / values[values > floor].min())
+        kept = values[values > floor]
+        self.condition = float(kept[-1] / kept[0]) if len(kept) else 1.0  # none where all inputs are dead
 
     def solve(self, right: Tensor) -> Tensor:
         """X with X (gram + shift·I) = right."""

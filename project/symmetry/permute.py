@@ -14,7 +14,7 @@ def permute_axis(tensor: Tensor, dim: int, order: Tensor, taps: int = 1) -> Tens
     """Reorder the units on one axis: position i of the result holds what unit ``order[i]`` held."""
     if taps == 1:
         return tensor.index_select(dim, order)
-    return tensor.unflatten(dim, (-1, taps)).index_select(dim, order).flatten(dim, dim + 1)
+    return torch.unflatten(tensor, dim, (-1, taps)).index_select(dim, order).flatten(dim, dim + 1)
 
 
 def permute_state(state: Mapping[str, Tensor], spec: Spec, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,6 +84,8 @@ def check_equivalence(network: nn.Module, spec: Spec, *, seed: int = 0, toleranc
     worst = max(differences, key=lambda name: differences[name], default=None)
     broken = [name for name, value in differences.items() if not value <= tolerance]
     if broken or worst is None:
-        found = f"permuting group {broken[0]!r} changes the logits by {differences[broken[0]]:.2g}" if broken else "none"
+        found = (
+            f"permuting group {broken[0]!r} changes the logits by {differences[broken[0]]:.2g}" if broken else "none"
+        )
         raise MergeError(f"the traced groups do not hold on this source: {found} relative; allowed: {tolerance:g}.")
     return differences

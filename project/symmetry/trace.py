@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from project.errors import TraceError
@@ -41,7 +41,7 @@ def graph_of(network: nn.Module) -> fx.GraphModule:
         graph = fx.symbolic_trace(network)
     except Exception as error:
         raise TraceError(f"{type(network).__name__} cannot be traced by torch.fx: {error}") from error
-    return cast(fx.GraphModule, graph.eval())
+    return graph.eval()
 
 
 def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
@@ -119,7 +119,9 @@ class _Tracer:
                 name=name,
                 size=self.sizes[root],
                 axes=tuple(axis for index, axis in self.axes if self._find(index) == root),
-                nodes=tuple(n.name for n, (index, taps) in self.carried.items() if self._find(index) == root and taps == 1),
+                nodes=tuple(
+                    n.name for n, (index, taps) in self.carried.items() if self._find(index) == root and taps == 1
+                ),
                 fixed=fixed,  # type: ignore[arg-type]
             )
         layers = tuple(
@@ -144,7 +146,9 @@ class _Tracer:
     def _unite(self, a: int, b: int, where: str) -> None:
         a, b = self._find(a), self._find(b)
         if self.sizes[a] != self.sizes[b]:
-            raise TraceError(f"{where} joins {self.sizes[a]} units with {self.sizes[b]}; broadcasting units is unknown.")
+            raise TraceError(
+                f"{where} joins {self.sizes[a]} units with {self.sizes[b]}; broadcasting units is unknown."
+            )
         self.parent[max(a, b)] = min(a, b)
 
     def _module(self, node: fx.Node) -> None:
@@ -227,8 +231,3 @@ def _shape(node: fx.Node) -> torch.Size:
 
 def _rank(node: fx.Node) -> int:
     return len(_shape(node))
-
-
-def layer_matrix(weight: Tensor) -> Tensor:
-    """View a layer's weight as its matrix of shape (outputs, inputs · taps)."""
-    return weight.flatten(1)

@@ -71,7 +71,9 @@ def test_sources_apart_keep_their_own_heads(name: str, seed: int, count: int) ->
     assert_copies(merged, problem)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("pleas", "pleas joint, own")])  # heads follow their own
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if name not in ("pleas", "pleas joint, own")]
+)  # heads follow their own
 @pytest.mark.parametrize(("seed", "count"), SEEDS)
 def test_sources_apart_average_a_shared_head(name: str, seed: int, count: int) -> None:
     sources = [random_network(seed, weights) for weights in range(count)]

@@ -92,7 +92,9 @@ class Scene:
         count = self.inputs.units * self.layer.taps
         result = np.zeros_like(start)
         for row, seen in enumerate(allowed):
-            weight = np.sqrt(damping(ridge, int(seen.sum()), len(z)) * np.mean(z[:, :count] ** 2) * len(z))
+            weight = np.sqrt(
+                damping(ridge, int(seen.sum()), len(z)) * np.mean(z[:, :count][:, seen[:count]] ** 2) * len(z)
+            )
             system = np.concatenate([z[:, seen], weight * np.eye(seen.sum())])
             right = np.concatenate([t[:, row], weight * start[row, seen]])
             result[row, seen] = np.linalg.lstsq(system, right, rcond=rcond)[0]

@@ -101,7 +101,7 @@ def test_the_first_layer_is_least_squares_towards_the_normalised_outputs(count: 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_rounds_lower_the_error_that_a_rectifier_lets_through(count: int) -> None:
-    """Each round minimises an upper bound that touches the error, in which a negative target asks for no more than 0."""
+    """Each round minimises an upper bound that touches the error, where a negative target asks for no more than 0."""
     it = problem(count)
 
     def error(student: Student) -> float:
