@@ -18,7 +18,6 @@ What makes it close to the sources (DESIGN §5):
   prediction is its own target. A few rounds with the same factorisation settle which those are.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,16 +27,15 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.moments import Moment, Run, cross_moment, joint_columns
+from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
-from project.student.layers import BlockLayer, load_matrix, resized, weight_of
+from project.student.layers import load_matrix, resized
 from project.student.solver import Equations, LayerFit, LayerSolver
+from project.student.surroundings import Surroundings, is_norm, student_graph, surroundings
 from project.symmetry import NORMS, Layer, graph_of
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 Reduce = Callable[[Tensor], object]
-RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
-SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(eq=False)
@@ -48,21 +46,6 @@ class _Batch:
     owner: int | None
     student: Run
     sources: dict[int, Run]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What follows a layer in the graph.
-
-    Args:
-        norm: The batch norm that reads it alone, if one does.
-        other: What the norm's output is added to, if that is already known.
-        rectified: Whether a rectifier reads the result.
-    """
-
-    norm: str | None = None
-    other: str | None = None
-    rectified: bool = False
 
 
 class SequentialFit:
@@ -94,7 +77,7 @@ class SequentialFit:
         self.student, self.sources, self.ridge, self.rounds, self.reduce = student, sources, ridge, rounds, reduce
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
-        self.graph = fx.GraphModule(student.network, _Tracer().trace(student.network)).eval()
+        self.graph = student_graph(student.network)
         graphs = [graph_of(source) for source in sources]
         self.owners = [owners.get(domain) if own else None for domain in batches]
         self.batches = []
@@ -145,16 +128,18 @@ class SequentialFit:
         """Fit one layer, unless it already does exactly what its sources do."""
         outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
         if self.exact[layer.inputs] and _single(outputs) and (_single(inputs) or layer.inputs == self.spec.input.name):
-            self.settled |= {str(user.target) for user in node.users if self._is_norm(user)}
+            self.settled |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
         self.exact[layer.outputs] = False
-        plan = self._plan(node)
+        plan = surroundings(self.graph, node, self.known)
         modules = [source.get_submodule(layer.name) for source in self.sources]
-        scales = [_scale(source, plan.norm, module) for source, module in zip(self.sources, modules, strict=True)]
+        scales = [
+            scale_and_shift(source, plan.norm, module) for source, module in zip(self.sources, modules, strict=True)
+        ]
         fitted = replace(layer, bias=layer.bias or plan.norm is not None)
         matrices = joint_matrix(layer, modules)
         if plan.norm is not None:
-            matrices = [_scaled(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
+            matrices = [absorbed(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
         start = start_matrix(fitted, matrices, outputs, inputs).contiguous()
         reader = resized_reader(modules[0], inputs)
         wanted = [self._target(batch, node, outputs, scales, plan) for batch in self.batches]
@@ -171,22 +156,13 @@ class SequentialFit:
         self._write(layer, plan, fit)
         return fit
 
-    def _plan(self, node: fx.Node) -> _Plan:
-        """Look at what reads a layer."""
-        norm, last, reader = None, node, _only_reader(node)
-        if reader is not None and self._is_norm(reader):
-            norm, last, reader = str(reader.target), reader, _only_reader(reader)
-        if reader is None:
-            return _Plan(norm)
-        if self._is_rectifier(reader):
-            return _Plan(norm, None, True)
-        others = [value for value in reader.all_input_nodes if value is not last]
-        if reader.target in SUMS and not reader.kwargs and len(others) == 1 and others[0].name in self.known:
-            return _Plan(norm, others[0].name, all(self._is_rectifier(one) for one in reader.users))
-        return _Plan(norm)
-
     def _target(
-        self, batch: _Batch, node: fx.Node, outputs: UnitMap, scales: Sequence[tuple[Tensor, Tensor]], plan: _Plan
+        self,
+        batch: _Batch,
+        node: fx.Node,
+        outputs: UnitMap,
+        scales: Sequence[tuple[Tensor, Tensor]],
+        plan: Surroundings,
     ) -> Tensor:
         """What a batch asks of a layer's outputs: the blend of its sources', less what the student has already."""
         blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
@@ -248,14 +224,21 @@ class SequentialFit:
         return crosses, powers
 
     def _rectified(
-        self, batch: _Batch, node: fx.Node, reader: nn.Module, layer: Layer, matrix: Tensor, target: Tensor, plan: _Plan
+        self,
+        batch: _Batch,
+        node: fx.Node,
+        reader: nn.Module,
+        layer: Layer,
+        matrix: Tensor,
+        target: Tensor,
+        plan: Surroundings,
     ) -> Tensor:
         """The target, and the prediction instead where both would be cut off by the rectifier."""
         predicted = _apply(reader, batch.student.first_argument(node), matrix, constant=layer.bias)
         other = 0.0 if plan.other is None else batch.student.env[batch.student.nodes[plan.other]]
         return torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
-    def _write(self, layer: Layer, plan: _Plan, fit: LayerFit) -> None:
+    def _write(self, layer: Layer, plan: Surroundings, fit: LayerFit) -> None:
         """Put the weights into the student; a constant goes into the norm behind it, once that is reached."""
         if plan.norm is None:
             self.student.load_layer(layer.name, fit.matrix)
@@ -271,49 +254,30 @@ class SequentialFit:
         of each a unit, towards what the sources' norms put out.
         """
         norm = self.graph.get_submodule(str(node.target))
-        if not self._is_norm(node) or not isinstance(norm, NORMS):
+        if not is_norm(self.graph, node) or not isinstance(norm, NORMS):
             return
         units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
         constant = self.constants.get(str(node.target))
         sums = torch.zeros(len(self.owners), 5, units.units, dtype=torch.float64, device=norm.weight.device)
         for batch in self.batches:
             x = batch.student.first_argument(node)
-            t = x if constant is not None else self._target(batch, node, units, (), _Plan())
+            t = x if constant is not None else self._target(batch, node, units, (), Surroundings())
             x, t = (values.double().transpose(0, 1).flatten(1) for values in (x, t))
             moments = [torch.full_like(x[:, 0], x.shape[1]), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
             sums[batch.domain] += torch.stack(moments)
         self.reduce(sums)
         if constant is not None:
-            _, mean, _, variance, _ = _central(sums.sum(0))
+            _, mean, _, variance, _ = central_moments(sums.sum(0))
             rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
             return
         for domain, owner in enumerate(self.owners):
             if owner is not None:  # units without this source do not follow its domain
                 sums[domain, :, ~units.present[:, owner]] = 0
-        _, mean, aim, variance, covariance = _central(sums.sum(0))
+        _, mean, aim, variance, covariance = central_moments(sums.sum(0))
         assert norm.running_var is not None
         kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
         slope = torch.where(variance > 1e-9, covariance / variance.clamp_min(1e-9), kept)
         rewrite(norm, mean, variance, slope, aim)
-
-    def _is_norm(self, node: fx.Node) -> bool:
-        """Whether a value is that of a batch norm which can take on any scale and shift."""
-        if node.op != "call_module":
-            return False
-        norm = self.graph.get_submodule(str(node.target))
-        return isinstance(norm, NORMS) and norm.affine and norm.track_running_stats
-
-    def _is_rectifier(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return isinstance(self.graph.get_submodule(str(node.target)), nn.ReLU)
-        return node.target in RECTIFIERS
-
-
-class _Tracer(fx.Tracer):
-    """Keeps block layers whole, so that student and sources have the same graph."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BlockLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 def followed_inputs(outputs: UnitMap, inputs: UnitMap, owner: int | None) -> Tensor:
@@ -328,34 +292,11 @@ def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:
     return torch.cat([columns, torch.tensor([count * layer.taps])]) if layer.bias else columns
 
 
-def _central(sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Count, means of x and t, variance of x and covariance with t, from (count, Σx, Σt, Σx², Σxt) of every unit."""
-    count, x, t, xx, xt = sums.unbind()
-    n = count.clamp_min(1)
-    mean, aim = x / n, t / n
-    return count, mean, aim, (xx / n - mean.square()).clamp_min(0), xt / n - mean * aim
-
-
-def rewrite(norm: Norm, mean: Tensor, variance: Tensor, slope: Tensor, aim: Tensor) -> None:
-    """Let a norm hold these statistics of its input x and put out slope · (x − mean) + aim."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_(slope * (variance + norm.eps).sqrt())
-    norm.bias.copy_(aim)
-
-
 def resized_reader(layer: nn.Module, inputs: UnitMap) -> nn.Module:
     """A layer without values that reads the student's inputs as a source's layer reads its own."""
     wide = layer.in_features // inputs.sizes[0] if isinstance(layer, nn.Linear) else 1
     with torch.device("meta"):
         return resized(layer, inputs.units * wide, 1)
-
-
-def _only_reader(node: fx.Node) -> fx.Node | None:
-    """The one value that reads another, or None where there are several."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool) -> Tensor:
@@ -369,29 +310,6 @@ def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool)
 
 def _single(units: UnitMap) -> bool:
     return bool((units.present.sum(1) == 1).all())
-
-
-def _scale(source: nn.Module, norm: str | None, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift by which a source's norm turns the layer's output into its own: float64."""
-    if norm is None:
-        weight = weight_of(layer)
-        ones = weight.new_ones(weight.shape[0], dtype=torch.float64)
-        return ones, torch.zeros_like(ones)
-    module = source.get_submodule(norm)
-    assert isinstance(module, NORMS)
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    if module.affine:
-        scale = scale * module.weight.double()
-    shift = -module.running_mean.double() * scale
-    return scale, shift + module.bias.double() if module.affine else shift
-
-
-def _scaled(matrix: Tensor, scale: Tensor, shift: Tensor, biased: bool) -> Tensor:
-    """A layer's matrix with the norm behind it brought in, its constant as a last column."""
-    weight, bias = (matrix[:, :-1], matrix[:, -1]) if biased else (matrix, torch.zeros_like(shift))
-    return torch.cat([weight * scale[:, None], (bias * scale + shift)[:, None]], 1)
 
 
 def _twin(run: Run, node: fx.Node) -> fx.Node:
