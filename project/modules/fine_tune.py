@@ -165,16 +165,23 @@ class FineTuneModule(LightningModule):
         """Classes of pictures of one domain.
 
         Returns:
-            ``paths`` of the pictures; ``logits`` and ``probabilities`` (batch, classes of the domain); ``predicted``
-            (batch,), indices of classes of the domain.
+            ``domain``; ``paths`` of the pictures; ``logits`` and ``probabilities`` (batch, classes of the domain);
+            ``predicted``, names of classes of the domain.
+
+        Raises:
+            ConfigurationError: If nothing says what the classes are.
         """
+        labels = self.description.label_space
+        if labels is None:
+            raise ConfigurationError("There is no data module that says which classes there are to be predicted.")
         x, paths = batch
-        logits = self._logits(x, dataloader_idx)
+        domain, logits = labels.domains[dataloader_idx], self._logits(x, dataloader_idx)
         return {
+            "domain": domain,
             "paths": paths,
             "logits": logits,
             "probabilities": logits.softmax(dim=1),
-            "predicted": logits.argmax(dim=1),
+            "predicted": [labels.classes[domain][index] for index in logits.argmax(dim=1).tolist()],
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -133,7 +133,9 @@ def test_predictions_carry_paths_and_the_domains_classes(fitted: tuple[FineTuneM
     assert [path for batch in sketches for path in batch["paths"]] == [f"sketch/{i}.png" for i in range(3)]
     assert photos[0]["logits"].shape == (2, 2)
     assert sketches[1]["probabilities"].shape == (1, 3)
-    assert torch.equal(sketches[0]["predicted"], sketches[0]["logits"].argmax(1))
+    names = Data().label_space.classes["sketch"]
+    assert sketches[0]["domain"] == "sketch"
+    assert sketches[0]["predicted"] == [names[index] for index in sketches[0]["logits"].argmax(1)]
     assert sketches[0]["probabilities"].sum(1).allclose(torch.ones(2))
 
 

@@ -1,5 +1,6 @@
 """The sequential fit against least squares on the stacked data, and what its parts promise."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.methods import PLeaS, Problem
 from project.student import SequentialFit, Student, damping
+from project.student.surroundings import Surroundings, student_graph, surroundings
 
 
 class Small(nn.Module):
@@ -152,3 +154,39 @@ def test_the_order_and_size_of_batches_do_not_matter() -> None:
     with torch.no_grad():
         a, b = (student(probe) for student in students)
     assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
+
+
+class Gate(nn.Module):
+    """A product, which is no residual sum; and a rectifier behind a layer without norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        x = torch.relu(x * self.norm(self.gate(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_only_sums_are_taken_for_sums() -> None:
+    graph = student_graph(Gate())
+    nodes = {node.name: node for node in graph.graph.nodes}
+    assert surroundings(graph, nodes["conv"], {"x"}) == Surroundings(None, None, True)
+    assert surroundings(graph, nodes["gate"], set(nodes)) == Surroundings("norm", None, False)
+    small = student_graph(random_network(0, 0))
+    sums = [node for node in small.graph.nodes if "add" in node.name]
+    assert sums, "the example has a residual sum"
+
+
+def test_networks_with_products_merge_with_themselves() -> None:
+    gate = Gate().eval()
+    it = make_problem([gate, copy.deepcopy(gate)])
+    (merged,) = PLeaS().merge(it, [1.0])
+    probe = pictures(4, 5)
+    with torch.no_grad():
+        assert torch.allclose(merged.student(probe), gate(probe), atol=1e-4)
