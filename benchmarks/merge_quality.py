@@ -1,6 +1,6 @@
 """Accuracy of every method and budget, and what each phase costs, on real pictures and on Shapes.
 
-    python benchmarks/merge_quality.py --real FOLDER --shapes runs/demo --out benchmarks/results/merge_quality.json
+    python benchmarks/merge_quality.py --real FOLDER --shapes --out benchmarks/results/merge_quality.json
 
 FOLDER holds a pair of domains in DomainNet's layout (or ``pacs64.tar`` with them) and a ``<domain>.safetensors`` for
 each. Everything goes through ``pleas merge``, so what is measured is the product. Test lists are read once, at the end
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from project.cli import main as pleas
-from project.models import atomic_file
+from project.models import atomic_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -28,7 +28,7 @@ def main() -> None:
     """Run what the arguments ask for and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of the real pair")
-    parser.add_argument("--shapes", type=Path, help="folder of 'make demo', whose sources are merged")
+    parser.add_argument("--shapes", action="store_true", help="merge the sources of 'make demo' too")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the real pair's calibration pictures")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/merge_quality.json"))
     arguments = parser.parse_args()
@@ -40,8 +40,7 @@ def main() -> None:
         if arguments.shapes:
             found["shapes"] = shapes(Path(scratch))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(arguments.out) as file:
-        file.write(json.dumps(found, indent=2).encode())
+    atomic_text(json.dumps(found, indent=2), arguments.out)
     print(f"wrote {arguments.out}")
 
 

@@ -46,7 +46,9 @@ class MergeCLI(LightningCLI):
         """Settle the run's folder, before anything is built."""
         config = self.config[self.subcommand]
         resumed = self.subcommand == "fit" and config.get("ckpt_path")
-        self._claim(self.run, guarded=self.subcommand in GUARDED and not config.overwrite and not resumed)
+        if not config.overwrite and not resumed:
+            self._refuse_earlier_run(self.run)
+        writable(self.run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
@@ -55,13 +57,13 @@ class MergeCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=self.run, **kwargs)
 
     @rank_zero_only
-    def _claim(self, folder: Path, *, guarded: bool) -> None:
-        """Refuse a folder that cannot be written to or holds another run."""
-        if guarded and (folder / "config.yaml").exists():
+    def _refuse_earlier_run(self, folder: Path) -> None:
+        """A fit or merge may not write over any run; what only reads may not write over a fit or merge."""
+        traces = ("config.yaml",) if self.subcommand in GUARDED else ("results.json", "checkpoints")
+        if any((folder / trace).exists() for trace in traces):
             raise ConfigurationError(
                 f"run is {folder}, which holds an earlier run; choose another folder, or pass --overwrite true."
             )
-        writable(folder)
 
 
 def main(args: ArgsType = None) -> MergeCLI:
@@ -86,7 +88,7 @@ def main(args: ArgsType = None) -> MergeCLI:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},  # _claim has refused what must not be
+            save_config_kwargs={"overwrite": True},  # _refuse_earlier_run has seen to the rest
             parser_kwargs={"prog": "pleas"},
             args=args,
         )

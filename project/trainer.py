@@ -2,13 +2,9 @@
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import lightning
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -31,7 +27,8 @@ class MergeTrainer(Trainer):
 
         Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm,
         scores sources, references and students on the test pictures, and writes the students and every number to
-        the run's folder.
+        the run's folder. Where a cluster starts the processes itself (torchrun, SLURM), the data must be there already:
+        only the first process renders or downloads, and the others do not wait for it.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.
@@ -46,42 +43,42 @@ class MergeTrainer(Trainer):
             raise ConfigurationError(f"data is a {type(datamodule).__name__}; merge needs a DomainDataModule.")
         callback = self._merge_callback()
         folder = writable(Path(self.log_dir or self.default_root_dir))
-        self._prepare_data(datamodule)
+        model.read(datamodule.preprocessing)
+        if self.is_global_zero:
+            datamodule.prepare_data()
         model.prepare(datamodule)
-        self.datamodule = datamodule  # passes below get loaders, and the module asks for the classes behind them
-        while not callback.fitted:
-            self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
+        self.datamodule = datamodule  # the passes below get loaders, and scoring asks for the classes behind them
+        self._calibrate(model, datamodule)
+        if not callback.fitted:
+            raise ConfigurationError("no calibration batch was run (limit_val_batches?); nothing could be fitted.")
         before = {}
         if not callback.finished:
             with callback.clock.phase("test before re-estimation"):
                 model.enter_unsettled()
                 before = self._score(model, datamodule)
-        while not callback.finished:
-            self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
+            self._calibrate(model, datamodule)
         with callback.clock.phase("test"):
             model.enter_all()
             after = self._score(model, datamodule)
-        results = collect(model, callback, before, after)
+        results = collect(model, datamodule, callback, before, after)
         if self.is_global_zero:
             self._write(folder, model, callback, results)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
         return results
 
-    def _prepare_data(self, datamodule: DomainDataModule) -> None:
-        """Render or download, in one process; the others wait."""
-        if self.is_global_zero:
-            datamodule.prepare_data()
-        self.strategy.barrier("prepare_data")
+    def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
+        self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
 
     def _merge_callback(self) -> MergeCallback:
         """The one MergeCallback, added where there is none."""
         found = [callback for callback in self.callbacks if isinstance(callback, MergeCallback)]
         if len(found) > 1:
-            raise MisconfigurationException(f"callbacks holds {len(found)} MergeCallbacks; one is allowed.")
+            raise ConfigurationError(f"callbacks holds {len(found)} MergeCallbacks; one is allowed.")
         if not found:
             found = [MergeCallback()]
             self.callbacks.insert(0, found[0])
+        found[0].reset()
         return found[0]
 
     def _score(self, model: MergeModule, datamodule: DomainDataModule) -> dict[str, dict[str, float]]:
@@ -89,13 +86,15 @@ class MergeTrainer(Trainer):
         return model.accuracies()
 
     def _write(self, folder: Path, model: MergeModule, callback: MergeCallback, results: Results) -> None:
+        for stale in (folder / "students").glob("*.ckpt"):
+            stale.unlink()  # of an earlier run that this one was told to overwrite
         for merged in model.merged:
             save_student(merged.student, folder / "students" / f"{merged.name}.ckpt")
         results.write(folder)
         accuracy_figure(results.rows).savefig(folder / "accuracy.png", dpi=150)
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
         for logger in loggers:
-            write_fits(logger.experiment, model.merged)
+            write_fits(logger.experiment, model.merged, model.layer_names)
             write_variances(logger.experiment, callback.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()
@@ -119,6 +118,7 @@ def writable(folder: Path) -> Path:
 
 def collect(
     model: MergeModule,
+    datamodule: DomainDataModule,
     callback: MergeCallback,
     before: dict[str, dict[str, float]],
     after: dict[str, dict[str, float]],
@@ -141,6 +141,8 @@ def collect(
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
         "variances": callback.variances,
         "equivalence": model.equivalence,
+        "lineage": {merged.name: merged.student.lineage for merged in model.merged},
+        "skipped_pictures": datamodule.skipped,
         "macs_of_one_source": unit,
     }
     return Results(rows, list(problem.labels.domains), callback.clock.rows(), details)
@@ -150,7 +152,6 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     problem = model.problem
     assert problem is not None
     student = merged.student
-    student.lineage = lineage(merged, model)
     left = [fit["residual_after"] for fit in merged.layers.values()]
     return Row(
         merged.name,
@@ -163,22 +164,6 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         before,
         sum(left) / len(left) if left else None,
     )
-
-
-def lineage(merged: Merged, model: MergeModule) -> dict[str, Any]:
-    """Where a student comes from, as plain values for its file."""
-    method = next(method for method in model.methods if method.name == merged.method)
-    options = {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)}
-    return {
-        "method": merged.method,
-        "options": options,
-        "budget": merged.budget,
-        "sources": [
-            {"name": source.name, "sha256": source.sha256, "architecture": asdict(source.architecture)}
-            for source in model.loaded
-        ],
-        "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
-    }
 
 
 def _parameters(network: torch.nn.Module) -> int:

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import project
+from project.callbacks import MergeCallback
 from project.cli import main
+from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
+from project.modules import MergeModule, SourceFile
+from project.student import load_source
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -73,7 +78,7 @@ def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
     assert {"accuracy over size", "residual by layer", "match by group", "variance kept by norm"} <= set(tags["images"])
     assert "table/text_summary" in tags["tensors"]
     assert len(events.Scalars("residual_after/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
-    assert {"accuracy/pleas/mean", "variance before/pleas-1.00", "variance after/pleas-1.00"} <= set(tags["scalars"])
+    assert {"accuracy/pleas/mean", "variance before/permutation-1.00", "variance after/permutation-1.00"} <= set(tags["scalars"])
 
 
 def test_a_student_loads_without_its_sources(tiny: Path, tmp_path: Path) -> None:
@@ -94,6 +99,82 @@ def test_test_scores_what_merge_scored(tiny: Path) -> None:
     for domain in ("clipart", "sketch"):
         assert 100 * logged[f"test/pleas-1.50/{domain}/accuracy"] == pytest.approx(rows["pleas-1.50"][domain], abs=0.05)
         assert 100 * logged[f"test/best/{domain}/accuracy"] == pytest.approx(rows["clipart"][domain], abs=0.05)
+
+
+def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
+    both = json.dumps([str(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")])
+    done = run("test", "test", "--run", "runs/tiny/both", "--model.init_args.networks", both)
+    logged = set(done.trainer.callback_metrics)  # type: ignore[attr-defined]
+    for name in ("clipart", "sketch"):
+        assert f"test/{name}/checkpoints/best/{name}/accuracy" in logged
+
+
+def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
+    """Property 3 on the written students: nothing after the fit may undo it."""
+    run("merge", "merge_different", "--run", "runs/tiny/apart", "--model.init_args.budgets", "[2.0]")
+    probe = torch.randn(4, 3, 16, 16)
+    sources = [load_source(tiny / name / "checkpoints" / "best.ckpt").network for name in ("clipart", "sketch")]
+    with torch.no_grad():
+        expected = torch.cat([source(probe) for source in sources], 1)
+        for name in ("permutation-2.00", "pleas-2.00"):
+            student = project.load_student(tiny / "apart" / "students" / f"{name}.ckpt")
+            assert torch.allclose(student(probe), expected, atol=1e-3 * float(expected.abs().max())), name
+
+
+def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
+    root = tiny / "data"
+    data = DomainDataModule(DomainNet(root), image_size=16, batch_size=16, calibration_pictures=20)
+    files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
+    module, callback = MergeModule(files, budgets=[1.0, 1.5]), MergeCallback()
+    module.prepare(data)
+    trainer = Trainer(callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu")
+    while not callback.finished:
+        trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
+    assert [merged.name for merged in module.merged][-1] == "pleas-1.50"
+    student = module.merged[-1].student
+    student(torch.zeros(1, 3, 16, 16)).sum().backward()  # made under inference mode, it could not be trained
+
+
+def test_a_source_that_is_silent_takes_the_domain_that_is_left(tiny: Path) -> None:
+    """The first file says sketch, so that the second is clipart's, whatever the order of the data."""
+    said = tiny / "sketch" / "checkpoints" / "best.ckpt"
+    silent = tiny / "silent.pth"
+    torch.save(load_source(tiny / "clipart" / "checkpoints" / "best.ckpt").network.state_dict(), silent)
+    sources = json.dumps([str(said), str(silent)])
+    run(
+        "merge",
+        "merge",
+        "--run",
+        "runs/tiny/left",
+        "--model.init_args.sources",
+        sources,
+        "--model.init_args.budgets",
+        "[1.0]",
+    )
+    rows = json.loads((tiny / "left" / "results.json").read_text())["table"]
+    assert [row["network"] for row in rows[:2]] == ["sketch", "clipart"]
+
+
+def test_three_sources(tiny: Path) -> None:
+    run("fit", "fit_clipart", "--run", "runs/tiny/third", "--seed_everything", "7")
+    names = {"clipart": "clipart", "sketch": "sketch", "third": "again"}
+    sources = json.dumps([
+        {"path": str(tiny / folder / "checkpoints" / "best.ckpt"), "name": name} for folder, name in names.items()
+    ])  # fmt: skip
+    with pytest.warns(UserWarning, match="domain 'clipart' has 2 sources"):
+        run(
+            "merge",
+            "merge",
+            "--run",
+            "runs/tiny/three",
+            "--model.init_args.sources",
+            sources,
+            "--model.init_args.budgets",
+            "[1.0, 2.2, 3.0]",
+        )
+    rows = {row["network"]: row for row in json.loads((tiny / "three" / "results.json").read_text())["table"]}
+    assert rows["pleas-3.00"]["executed"] == 3.0
+    assert rows["pleas-2.20"]["executed"] == pytest.approx(2.2, abs=0.02)
 
 
 def test_validate_and_predict(tiny: Path) -> None:

@@ -4,14 +4,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from project.errors import ConfigurationError
 from project.modules import MergeModule
 from project.report.phases import PhaseClock
-from project.student import batch_norms
 
 
 class MergeCallback(Callback):
@@ -21,6 +20,8 @@ class MergeCallback(Callback):
     students from them. In the second the students' batch norms are re-estimated. It works in ``trainer.merge`` and in
     plain calls::
 
+        merge_module.prepare(datamodule)
+        trainer = Trainer(callbacks=[callback])
         while not callback.finished:
             trainer.validate(merge_module, dataloaders=datamodule.calibration_dataloader())
 
@@ -31,6 +32,10 @@ class MergeCallback(Callback):
 
     def __init__(self, renormalise: bool = True) -> None:
         self.renormalise = renormalise
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last merge."""
         self.fitted = False
         self.finished = False
         self.clock = PhaseClock()
@@ -41,7 +46,7 @@ class MergeCallback(Callback):
         """Refuse launchers that would lose the students."""
         launcher = getattr(trainer.strategy, "_start_method", None)
         if isinstance(trainer.strategy, DDPStrategy) and launcher in ("spawn", "fork", "forkserver"):
-            raise MisconfigurationException(
+            raise ConfigurationError(
                 f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
             )
 
@@ -56,7 +61,7 @@ class MergeCallback(Callback):
         else:
             self.variances["before"] = pl_module.variances()
             self._open.enter_context(self.clock.phase("re-estimate"))
-            self._open.enter_context(pl_module.reestimation())
+            self._open.enter_context(pl_module.reestimation(lambda tensor: _all_reduce(trainer, tensor)))
 
     def on_validation_batch_end(
         self,
@@ -74,7 +79,7 @@ class MergeCallback(Callback):
             pl_module.log("pictures", seen, prog_bar=True, logger=False, batch_size=1, rank_zero_only=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over processes and fit, or close the batch norms and average them over processes."""
+        """Sum over processes and fit, or close the batch norms."""
         if not self._ours(trainer, pl_module):
             return
         assert isinstance(pl_module, MergeModule)
@@ -92,12 +97,6 @@ class MergeCallback(Callback):
             self.finished = not (self.renormalise and pl_module.unsettled)
         else:
             self._open.close()
-            for merged in pl_module.unsettled:
-                for norm in batch_norms(merged.student).values():
-                    for buffer in (norm.running_mean, norm.running_var):
-                        if buffer is not None:
-                            _all_reduce(trainer, buffer)
-                            buffer.div_(trainer.world_size)
             self.variances["after"] = pl_module.variances()
             self.finished = True
 

@@ -32,6 +32,11 @@ class PictureCheck:
         self.threads = threads
         self._found: Defects = {}
 
+    @property
+    def unreadable(self) -> list[str]:
+        """Paths of the pictures that could not be decoded so far, sorted."""
+        return sorted(str(path) for path, reason in self._found.items() if reason)
+
     def readable(self, samples: list[Sample]) -> list[Sample]:
         """The samples whose pictures can be decoded, the same in every process; all of them must ask.
 

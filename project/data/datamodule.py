@@ -135,6 +135,16 @@ class DomainDataModule(LightningDataModule):
         """Names of the domains, in order; reads the lists where that has not been done."""
         return self.label_space.domains
 
+    def counts(self, use: Use) -> dict[str, int]:
+        """Domain -> number of listed pictures for one use, before any has been looked at."""
+        self.read()
+        return {domain: len(getattr(splits, use)) for domain, splits in self._splits.items()}
+
+    @property
+    def skipped(self) -> list[str]:
+        """Unreadable pictures that were left out so far."""
+        return self._check.unreadable
+
     def samples(self, domain: str, use: Use) -> list[Sample]:
         """The readable pictures of a domain for one use; where there are several processes, all must ask.
 

@@ -117,12 +117,15 @@ class Method(ABC):
         """Name in tables and files."""
         return self.label or type(self).__name__.lower()
 
-    def check(self, problem: Problem, pictures: int) -> None:  # noqa: B027, most methods have nothing to refuse
+    def check(  # noqa: B027, most methods have nothing to refuse
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]
+    ) -> None:
         """Refuse, before calibration, what cannot work.
 
         Args:
             problem: Without statistics.
-            pictures: Number of calibration pictures to come.
+            pictures: Domain -> number of calibration pictures to come.
+            budgets: Multiply-accumulates over one source's, 1 to N.
         """
 
     @abstractmethod

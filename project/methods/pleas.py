@@ -1,5 +1,6 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -68,17 +69,24 @@ class PLeaS(Permutation):
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
-    def check(self, problem: Problem, pictures: int) -> None:
-        """Without ridge, refuse a layer with more unknowns than samples."""
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
+        """Without ridge, refuse a layer that may come to have more unknowns than samples.
+
+        Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
+        follows its own domain's pictures alone.
+        """
         if self.ridge > 0:
             return
+        partial = max(budgets) > 1
+        fewest = min(pictures.values()) if partial and self.sequential else sum(pictures.values())
         for layer in (layer for layer in problem.spec.layers if not self._kept(layer, problem)):
-            unknowns = problem.spec.sizes[layer.inputs] * layer.taps + layer.bias
-            samples = pictures * layer.positions
+            units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
+            constant = layer.bias or self.sequential  # the norm behind a layer adds one
+            unknowns, samples = units * layer.taps + constant, fewest * layer.positions
             if samples < unknowns:
                 raise ConfigurationError(
-                    f"ridge is 0, but layer {layer.name!r} has {unknowns} unknowns a row and {pictures} calibration "
-                    f"pictures give only {samples} samples; use more pictures or a ridge above 0."
+                    f"ridge is 0, but layer {layer.name!r} may have {unknowns} unknowns a row, and {fewest} "
+                    f"calibration pictures give only {samples} samples; use more pictures or a ridge above 0."
                 )
 
     def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
@@ -113,7 +121,7 @@ class PLeaS(Permutation):
                 continue
             matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
             views = self._views(layer, matrices, problem)
-            same = layer.inputs == problem.spec.input.name
+            same = layer.inputs == problem.spec.plain_input
             for merged, found in zip(starts, fits, strict=True):
                 outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
                 fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, same_input=same)

@@ -8,7 +8,7 @@ from project.models.network import build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
 from project.models.recognise import recognise
-from project.models.saving import atomic_file, atomic_save
+from project.models.saving import atomic_file, atomic_save, atomic_text
 from project.models.scores import DomainScores
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "architectures",
     "atomic_file",
     "atomic_save",
+    "atomic_text",
     "build_network",
     "load_network",
     "pretrained",

@@ -39,3 +39,14 @@ def atomic_save(content: Any, path: str | Path) -> None:
     """
     with atomic_file(path) as file:
         torch.save(content, file)
+
+
+def atomic_text(text: str, path: str | Path) -> None:
+    """Write a text file in UTF-8 that appears whole or not at all.
+
+    Args:
+        text: Its content.
+        path: Where the file is to be.
+    """
+    with atomic_file(path) as file:
+        file.write(text.encode())

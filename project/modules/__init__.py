@@ -2,6 +2,7 @@
 
 from project.modules.evaluation import EvaluationModule
 from project.modules.fine_tune import FineTuneModule
-from project.modules.merge import MergeModule, SourceFile
+from project.modules.merge import MergeModule
+from project.modules.sources import SourceFile
 
 __all__ = ["EvaluationModule", "FineTuneModule", "MergeModule", "SourceFile"]

@@ -54,7 +54,8 @@ class EvaluationModule(LightningModule):
         """Load the networks and take the classes from the data."""
         labels = data_labels(self)
         if not self._contenders:
-            self.enter([load_contender(path, labels) for path in self.paths])
+            names = distinct_names(self.paths)
+            self.enter([load_contender(path, name, labels) for path, name in zip(self.paths, names, strict=True)])
         for contender in self._contenders:
             check_classes(contender.name, contender.labels, labels)
 
@@ -148,14 +149,31 @@ def data_labels(module: LightningModule) -> LabelSpace:
     return labels
 
 
-def load_contender(path: Path, labels: LabelSpace) -> Contender:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The files' stems, with as many of their folders before them as it takes to tell them apart.
+
+    Raises:
+        ConfigurationError: If a file stands twice.
+    """
+    for path in paths:
+        if list(paths).count(path) > 1:
+            raise ConfigurationError(f"networks holds {path} twice; each network is scored once.")
+    parts = [path.absolute().with_suffix("").parts[1:] for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigurationError(f"networks holds {paths[0]} and others that differ by their suffix alone; rename them.")
+
+
+def load_contender(path: Path, name: str, labels: LabelSpace) -> Contender:
     """A network from any file; without classes of its own, it takes the data's."""
     weights = read_weights(path)
     if is_student(weights):
         student = build_student(weights)
-        return Contender(path.stem, student, student.labels)
+        return Contender(name, student, student.labels)
     network, weights = build_network(weights)
-    return Contender(path.stem, network, own_labels(weights, labels, str(path)))
+    return Contender(name, network, own_labels(weights, labels, str(path)))
 
 
 def own_labels(description: Description, labels: LabelSpace, origin: str) -> LabelSpace:

@@ -2,38 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import lightning
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from project.data import DomainDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, MergeError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
-from project.models import LabelSpace
-from project.modules.evaluation import Contender, EvaluationModule, check_classes, data_labels, own_labels
+from project.models import LabelSpace, Preprocessing
+from project.modules.evaluation import Contender, EvaluationModule
+from project.modules.sources import SourceFile, place_sources, read_sources
 from project.moments import LAYERS, PICTURES, UNITS, Collector, Lockstep
-from project.student import Source, common_spec, load_source, reestimation, running_variances
-from project.symmetry import check_equivalence
-
-
-@dataclass
-class SourceFile:
-    """Where a source comes from.
-
-    Args:
-        path: Lightning checkpoint, state dict, safetensors file or student.
-        domains: Domains it was trained on; default: what its file says, else the domain in its own place in the list.
-        name: Name in tables; default: its domains.
-        architecture: Name of the network; default: what the file says, else what its shapes tell.
-    """
-
-    path: Path
-    domains: list[str] | None = None
-    name: str | None = None
-    architecture: str | None = None
+from project.student import Source, batch_norms, common_spec, reestimation, running_variances
+from project.symmetry import Spec, check_equivalence
 
 
 class MergeModule(EvaluationModule):
@@ -57,9 +43,9 @@ class MergeModule(EvaluationModule):
         tolerance: float = 1e-3,
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
-        super().__init__([file.path for file in files])
         if len(files) < 2:
-            raise ConfigurationError(f"sources holds {len(files)} file; at least 2 are needed to merge.")
+            raise ConfigurationError(f"sources holds {len(files)} files; at least 2 are needed to merge.")
+        super().__init__([file.path for file in files])
         self.files = files
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]
         names = [method.name for method in self.methods]
@@ -82,12 +68,21 @@ class MergeModule(EvaluationModule):
         return frozenset().union(*(method.needs for method in self.methods))
 
     def setup(self, stage: str) -> None:
-        """Load and check the sources where that has not been done."""
-        data_labels(self)
-        self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+        """Refuse to run on data that nobody has checked."""
+        if self.problem is None:
+            raise ConfigurationError("MergeModule is not prepared; call its prepare(datamodule) before validate.")
+
+    def read(self, preprocessing: Preprocessing) -> Spec:
+        """Load the sources, once; needs no data yet, so that a wrong file is found before anything is downloaded.
+
+        Raises:
+            PleasError: If a file is no source, or the sources are not of one architecture.
+        """
+        self.loaded = self.loaded or read_sources(self.files)
+        return common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
 
     def prepare(self, data: DomainDataModule) -> None:
-        """Load the sources and check that they, the methods and the data go together; once, before any long work.
+        """Check that sources, methods and data go together; once, before any long work.
 
         Args:
             data: The domains.
@@ -97,62 +92,42 @@ class MergeModule(EvaluationModule):
         """
         if self.problem is not None:
             return
-        labels, preprocessing = data.label_space, data.preprocessing
-        loaded = [load_source(file.path, file.name, file.architecture) for file in self.files]
-        spec = common_spec(loaded, (3, preprocessing.image_size, preprocessing.image_size))
-        owned = own_domains(self.files, loaded, labels)
-        self.loaded = [
-            replace(source, name=file.name or "+".join(domains))
-            for file, source, domains in zip(self.files, loaded, owned, strict=True)
-        ]
-        self._check(labels, owned)
+        labels, spec = data.label_space, self.read(data.preprocessing)
+        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing)
         claimed = [domain for domains in owned for domain in domains]
-        for source in self.loaded:
-            if source.description.preprocessing not in (None, preprocessing):
-                rank_zero_warn(
-                    f"{source.path} was trained on {source.description.preprocessing}, but data gives {preprocessing}."
-                )
-            differences = check_equivalence(source.network, spec, tolerance=self.tolerance)
-            self.equivalence[source.name] = max(differences.values())
-            rank_zero_info(
-                f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "
-                f"{self.equivalence[source.name]:.1e} (relative)"
-            )
-        ordered = {domain: labels.classes[domain] for domains in owned for domain in domains}
-        student_labels = LabelSpace(ordered, "different") if labels.mode == "different" else labels
+        ordered = {domain: labels.classes[domain] for domain in claimed}
         self.problem = Problem(
             tuple(source.network for source in self.loaded),
             {d: index for index, domains in enumerate(owned) for d in domains if claimed.count(d) == 1},
             spec,
-            student_labels,
+            LabelSpace(ordered, "different") if labels.mode == "different" else labels,
             self.loaded[0].architecture,
-            preprocessing,
+            data.preprocessing,
         )
-        pictures = sum(len(data.samples(domain, "calibration")) for domain in labels.domains)
-        for domain in labels.domains:
-            data.samples(domain, "test")  # an unreadable one is found now and not after the fit
         for method in self.methods:
-            method.check(self.problem, pictures)
+            method.check(self.problem, data.counts("calibration"), self.budgets)
+        for source in self.loaded:
+            self.equivalence[source.name] = self._equivalence(source)
+        for use in ("calibration", "test"):  # an unreadable picture is found now and not after the fit
+            for domain in labels.domains:
+                data.samples(domain, use)
+        self.domain_names = labels.domains
         self.lockstep = Lockstep(self.problem.sources)
         self.lockstep.requires_grad_(False)
 
-    def _check(self, labels: LabelSpace, owned: list[list[str]]) -> None:
-        """Refuse sources whose heads or names cannot go together."""
-        names = [source.name for source in self.loaded]
-        if len(set(names)) < len(names):
-            raise ConfigurationError(f"sources have the names {', '.join(names)}; give each a name of its own.")
-        for source, domains in zip(self.loaded, owned, strict=True):
-            known = source.description.label_space
-            if known is not None:
-                check_classes(str(source.path), own_labels(source.description, labels, str(source.path)), labels)
-            counts = [len(labels.classes[domain]) for domain in domains]
-            width = counts[0] if labels.mode == "shared" else sum(counts)
-            head = source.logits
-            if head != width:
-                raise ConfigurationError(
-                    f"source {source.path} has {head} logits, "
-                    f"but its domains {', '.join(domains)} have {width} classes."
-                )
+    def _equivalence(self, source: Source) -> float:
+        """Largest relative change of a source's logits that permuting a group makes."""
+        assert self.problem is not None
+        try:
+            differences = check_equivalence(source.network, self.problem.spec, tolerance=self.tolerance)
+        except MergeError as error:
+            raise MergeError(f"source {source.path}: {error}") from error
+        worst = max(differences.values())
+        rank_zero_info(
+            f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "
+            f"{worst:.1e} (relative)"
+        )
+        return worst
 
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
 
@@ -160,10 +135,9 @@ class MergeModule(EvaluationModule):
         """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks."""
         assert self.problem is not None
         self.gathering = True
-        domains = data_labels(self).domains
-        self.pictures = {domain: [] for domain in domains}
+        self.pictures = {domain: [] for domain in self.domain_names}
         if self.needs & {LAYERS, UNITS}:
-            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, domains)
+            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.domain_names)
 
     def stop_gathering(self) -> Collector | None:
         """Stop, and hand over what was gathered."""
@@ -200,6 +174,7 @@ class MergeModule(EvaluationModule):
     def on_validation_epoch_end(self) -> None:
         """Calibration scores nothing."""
 
+    @torch.inference_mode(False)  # students made under it could never be trained
     @torch.no_grad()
     def fit_students(self, collector: Collector | None, reduce: Callable[[Tensor], object]) -> list[Merged]:
         """Let every method make its students from what was gathered.
@@ -219,6 +194,7 @@ class MergeModule(EvaluationModule):
         for method in self.methods:
             for merged in method.merge(problem, self.budgets):
                 rank_zero_info(f"fitted {merged.name}")
+                merged.student.lineage = self.lineage(method, merged)
                 self.merged.append(merged)
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
@@ -226,19 +202,47 @@ class MergeModule(EvaluationModule):
 
     @property
     def unsettled(self) -> list[Merged]:
-        """Students whose batch norm is still that of their sources."""
-        return [merged for merged in self.merged if not merged.settled]
+        """Students with batch norms that no longer fit what they read."""
+        return [
+            one for one in self.merged if not one.settled and batch_norms(one.student.network, one.student.exact_norms)
+        ]
 
-    def reestimation(self) -> ExitStack:
-        """A context in which validation steps re-estimate the batch norm of every student that needs it."""
+    def lineage(self, method: Method, merged: Merged) -> dict[str, Any]:
+        """Where a student comes from, as plain values for its file."""
+        return {
+            "method": merged.method,
+            "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
+            "budget": merged.budget,
+            "sources": [
+                {"name": source.name, "sha256": source.sha256, "architecture": asdict(source.architecture)}
+                for source in self.loaded
+            ],
+            "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
+        }
+
+    def reestimation(self, reduce: Callable[[Tensor], object]) -> ExitStack:
+        """A context in which validation steps re-estimate the batch norm of every student that needs it.
+
+        Args:
+            reduce: Sums a tensor over all processes in place.
+        """
         stack = ExitStack()
         for merged in self.unsettled:
-            stack.enter_context(reestimation(merged.student))
+            stack.enter_context(reestimation(merged.student.network, merged.student.exact_norms, reduce))
         return stack
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of all layers, in execution order."""
+        assert self.problem is not None
+        return [layer.name for layer in self.problem.spec.layers]
 
     def variances(self) -> dict[str, dict[str, float]]:
         """Student -> batch norm -> mean running variance."""
-        return {merged.name: running_variances(merged.student) for merged in self.unsettled}
+        return {
+            merged.name: running_variances(merged.student.network, merged.student.exact_norms)
+            for merged in self.unsettled
+        }
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
@@ -265,34 +269,3 @@ class MergeModule(EvaluationModule):
             return labels
         mine = [domain for domain, owner in self.problem.owners.items() if owner == index]
         return LabelSpace({domain: labels.classes[domain] for domain in mine}, "different")
-
-
-def own_domains(files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace) -> list[list[str]]:
-    """Which domains each source was trained on: as stated, else as its file says, else by its place in the list.
-
-    Raises:
-        ConfigurationError: If a domain is unknown, claimed twice, or, with different label spaces, has no source.
-    """
-    owned = []
-    for index, (file, source) in enumerate(zip(files, loaded, strict=True)):
-        said = [domain for domain in source.description.domains if domain in labels.domains]
-        if file.domains:
-            owned.append(list(file.domains))
-        elif said:
-            owned.append(said)
-        elif len(files) == len(labels.domains):
-            owned.append([labels.domains[index]])
-        else:
-            raise ConfigurationError(
-                f"source {file.path} does not say its domains; state them: {', '.join(labels.domains)}."
-            )
-    claimed = [domain for domains in owned for domain in domains]
-    for domain in claimed:
-        if domain not in labels.domains:
-            raise ConfigurationError(f"a source names domain {domain!r}; the data have: {', '.join(labels.domains)}.")
-        if claimed.count(domain) > 1 and labels.mode == "different":
-            raise ConfigurationError(f"domain {domain!r} belongs to more than one source; one head each is allowed.")
-    orphans = [domain for domain in labels.domains if domain not in claimed]
-    if orphans and labels.mode == "different":
-        raise ConfigurationError(f"domain {orphans[0]!r} has no source, so there is no head for its classes.")
-    return owned

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -54,7 +55,7 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
     if isinstance(layer, nn.Conv2d):
         padded = F.pad(values, _padding(layer))
         shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with _exact_convolutions():
             cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation)  # type: ignore[no-untyped-call]
         cross = cross.flatten(1)
         sums = targets.sum((0, 2, 3))
@@ -74,6 +75,17 @@ def unit_columns(values: Sequence[Tensor]) -> Tensor:
     """
     units = [value.float().transpose(0, 1).flatten(1) for value in values]
     return torch.cat([*units, units[0].new_ones(1, units[0].shape[1])])
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Without TF32, everything else as the user has set it."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _inputs(value: Tensor, layer: nn.Module) -> int:

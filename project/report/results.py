@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from project.models import atomic_file
+from project.models import atomic_text
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,13 @@ class Results:
     def write(self, folder: Path) -> None:
         """Write ``results.json`` and ``results.csv``, each whole or not at all."""
         content = {"table": self.cells(), "phases": list(self.phases), **self.details}
-        with atomic_file(folder / "results.json") as file:
-            file.write(json.dumps(content, indent=2).encode())
+        atomic_text(json.dumps(content, indent=2), folder / "results.json")
         text = io.StringIO(newline="")
         cells = self.cells()
         writer = csv.DictWriter(text, fieldnames=list(cells[0]))
         writer.writeheader()
         writer.writerows(cells)
-        with atomic_file(folder / "results.csv") as file:
-            file.write(text.getvalue().encode())
+        atomic_text(text.getvalue(), folder / "results.csv")
 
 
 def text_table(rows: Sequence[Mapping[str, str | float | int | None]]) -> str:

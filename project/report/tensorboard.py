@@ -20,18 +20,26 @@ def write_results(writer: SummaryWriter, results: Results) -> None:
                 writer.add_scalar(f"accuracy/{method}/{domain}", accuracy, round(100 * row.executed))
 
 
-def write_fits(writer: SummaryWriter, merged: Sequence[Merged]) -> None:
-    """Residual and condition of every fitted layer over depth, and how well the units match."""
+def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence[str]) -> None:
+    """Residual and condition of every fitted layer over depth, and how well the units match.
+
+    Args:
+        writer: Where to.
+        merged: The students.
+        layers: Names of all layers in execution order; a layer's place among them is its step.
+    """
     for one in merged:
-        for step, fit in enumerate(one.layers.values()):
-            for name, value in fit.items():
-                writer.add_scalar(f"{name}/{one.name}", value, step)
+        for name, fit in one.layers.items():
+            for quantity, value in fit.items():
+                writer.add_scalar(f"{quantity}/{one.name}", value, layers.index(name))
         for step, value in enumerate(one.matches.values()):
             writer.add_scalar(f"match/{one.name}", value, step)
-    fitted = {one.name: [fit["residual_after"] for fit in one.layers.values()] for one in merged if one.layers}
+    absent = {"residual_after": float("nan")}  # a layer that needed no fit leaves a gap
+    fitted = {
+        one.name: [one.layers.get(name, absent)["residual_after"] for name in layers] for one in merged if one.layers
+    }
     if fitted:
-        names = max((list(one.layers) for one in merged), key=len)
-        writer.add_figure("residual by layer", layer_figure(fitted, names, "relative residual of the fit"), 0)
+        writer.add_figure("residual by layer", layer_figure(fitted, layers, "relative residual of the fit"), 0)
     matched = {one.method: list(one.matches.values()) for one in merged if one.matches}
     if matched:
         groups = list(next(one.matches for one in merged if one.matches))
@@ -47,5 +55,9 @@ def write_variances(writer: SummaryWriter, variances: Mapping[str, Mapping[str, 
             writer.add_scalar(f"variance after/{student}", value, step)
     ratios = {s: [v / max(before[s][n], 1e-12) for n, v in norms.items()] for s, norms in after.items()}
     if ratios:
-        names = list(next(iter(after.values())))
+        names = max((list(norms) for norms in after.values()), key=len)
+        ratios = {
+            s: [dict(zip(after[s], series, strict=True)).get(n, float("nan")) for n in names]
+            for s, series in ratios.items()
+        }
         writer.add_figure("variance kept by norm", layer_figure(ratios, names, "variance, new over old"), 0)

@@ -65,9 +65,25 @@ class Student(nn.Module):
         weight, bias = (matrix[:, :-1], matrix[:, -1]) if layer.bias else (matrix, None)
         load_matrix(self.network.get_submodule(name), weight, bias)
 
+    @property
+    def exact_norms(self) -> frozenset[str]:
+        """Norms whose inputs are exactly those of one source: nothing before them is merged."""
+        exact = exact_groups(self.spec, self.maps)
+        return frozenset(norm.name for norm in self.spec.norms if norm.group in exact)
+
     def dense(self) -> nn.Module:
         """The same function as a plain network, zero blocks written out: what can be traced and merged again."""
         return _replaced(self.network, {layer.name: dense_layer for layer in self.spec.layers})
+
+
+def exact_groups(spec: Spec, maps: Mapping[str, UnitMap]) -> frozenset[str]:
+    """Groups in which every student unit does exactly what its one source's unit does, at the start point."""
+    single = {name: bool((units.present.sum(1) == 1).all()) for name, units in maps.items()}
+    exact = dict.fromkeys(maps, True)
+    for layer in spec.layers:
+        known = exact[layer.inputs] and (single[layer.inputs] or layer.inputs == spec.plain_input)
+        exact[layer.outputs] = exact[layer.outputs] and known and single[layer.outputs]
+    return frozenset(name for name, holds in exact.items() if holds and name != spec.input.name)
 
 
 def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -> nn.Module:

@@ -1,62 +1,118 @@
 """Re-estimating batch norm: averaged units vary less than their sources' (variance collapse), so statistics move."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from project.errors import MergeError
 from project.symmetry import NORMS
 
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
-def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm1d | nn.BatchNorm2d]:
-    """Batch-norm layers that keep running statistics, by name."""
+
+def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, Norm]:
+    """Batch-norm layers that keep running statistics, by name.
+
+    Args:
+        network: Any network.
+        skip: Names to leave out.
+    """
     return {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, NORMS) and module.track_running_stats
+        if isinstance(module, NORMS) and module.track_running_stats and name not in skip
     }
 
 
+class _Counted:
+    """Gives each picture the same weight in a norm's cumulative average, whatever the size of its batch."""
+
+    def __init__(self, norm: Norm) -> None:
+        self.norm, self.seen, self.lone, self.momentum = norm, 0, False, norm.momentum
+        self.before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+        norm.reset_running_stats()
+        self.handle = norm.register_forward_pre_hook(self._before)
+
+    def _before(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0]
+        # A lone value a unit has no variance; such a rest of a batch is let through as it is.
+        norm.train(values.numel() > values.shape[1])
+        self.lone |= not norm.training
+        if norm.training:
+            self.seen += values.shape[0]
+            self.norm.momentum = values.shape[0] / self.seen
+
+    def close(self) -> None:
+        """Put the norm back as it was, but for its statistics."""
+        self.handle.remove()
+        self.norm.momentum = self.momentum
+
+    def settle(self, reduce: Callable[[Tensor], object]) -> None:
+        """Average over processes, by pictures."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        seen = torch.tensor(float(self.seen), device=mean.device)
+        mean.mul_(seen)
+        variance.mul_(seen)
+        for tensor in (mean, variance, seen):
+            reduce(tensor)
+        if not bool(seen) and not self.lone:
+            self.norm.load_state_dict(self.before, strict=False)  # it never runs
+            return
+        if not bool(seen):
+            raise MergeError("batch norm cannot be re-estimated: no batch held two values a unit; use larger batches.")
+        mean.div_(seen)
+        variance.div_(seen)
+
+
 @contextmanager
-def reestimation(network: nn.Module) -> Iterator[None]:
-    """While open, every forward pass adds one batch to the cumulative average of each batch norm's statistics.
+def reestimation(
+    network: nn.Module, skip: Collection[str] = (), reduce: Callable[[Tensor], object] = lambda tensor: tensor
+) -> Iterator[None]:
+    """While open, every forward pass adds its pictures to the cumulative average of each batch norm's statistics.
 
     Everything but the batch norms is in eval mode inside, and everything afterwards. Statistics from before are
     forgotten. Pass pictures of all domains in every batch, in the shares they shall have.
+
+    Args:
+        network: Changed in place.
+        skip: Names of norms whose statistics stay.
+        reduce: Sums a tensor over all processes in place.
     """
     network.eval()
-    norms = batch_norms(network)
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
+    counted = [_Counted(norm) for norm in batch_norms(network, skip).values()]
     try:
         yield
+        with torch.no_grad():
+            for one in counted:
+                one.settle(reduce)
     finally:
-        for name, norm in norms.items():
-            norm.momentum = momenta[name]
+        for one in counted:
+            one.close()
         network.eval()
 
 
 @torch.no_grad()
-def reestimate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate(network: nn.Module, batches: Iterable[Tensor], skip: Collection[str] = ()) -> None:
     """Replace the running statistics of a network by those of some pictures.
 
     Args:
         network: Changed in place; in eval mode afterwards.
         batches: Pictures of all domains mixed, shape (batch, channels, height, width).
+        skip: Names of norms whose statistics stay.
     """
-    with reestimation(network):
+    with reestimation(network, skip):
         for pictures in batches:
             network(pictures)
 
 
-def running_variances(network: nn.Module) -> dict[str, float]:
+def running_variances(network: nn.Module, skip: Collection[str] = ()) -> dict[str, float]:
     """Mean over units of the running variance of each batch norm."""
     return {
         name: float(norm.running_var.mean())
-        for name, norm in batch_norms(network).items()
+        for name, norm in batch_norms(network, skip).items()
         if norm.running_var is not None
     }

@@ -18,7 +18,7 @@ What makes it close to the sources (DESIGN §5):
   prediction is its own target. A few rounds with the same factorisation settle which those are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,7 +89,7 @@ class SequentialFit:
         self.exact = {group.name: True for group in self.spec.groups.values()}
         self.constants: dict[str, Tensor] = {}  # norm -> what it must add to its fitted inputs
         self.known: set[str] = set()  # values that the student has computed
-        self.settled: set[str] = set()  # norms that already do what their sources' norms do
+        self.untouched: set[str] = set()  # norms that already do what their sources' norms do
 
     @torch.no_grad()
     def run(self, progress: Callable[[str], object] = lambda name: name) -> dict[str, LayerFit]:
@@ -114,7 +114,7 @@ class SequentialFit:
                 if fit is not None:
                     fits[layer.name] = fit
                 progress(layer.name)
-            elif node.op == "call_module" and str(node.target) not in self.settled:
+            elif node.op == "call_module" and str(node.target) not in self.untouched:
                 self._norm(node)
             self.known.add(node.name)
             for batch in self.batches:
@@ -127,8 +127,8 @@ class SequentialFit:
     def _layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
         """Fit one layer, unless it already does exactly what its sources do."""
         outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
-        if self.exact[layer.inputs] and _single(outputs) and (_single(inputs) or layer.inputs == self.spec.input.name):
-            self.settled |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
+        if self.exact[layer.inputs] and _single(outputs) and (_single(inputs) or layer.inputs == self.spec.plain_input):
+            self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
         self.exact[layer.outputs] = False
         plan = surroundings(self.graph, node, self.known)
@@ -148,11 +148,12 @@ class SequentialFit:
         fit = solver.solve(*self._crosses(node, fitted, reader, wanted, equations))
         for _ in range(self.rounds if plan.rectified else 0):
             matrix = fit.matrix.to(start.device, torch.float32)
-            settled = [
+            cut = (
                 self._rectified(batch, node, reader, fitted, matrix, target, plan)
                 for batch, target in zip(self.batches, wanted, strict=True)
-            ]
-            fit = solver.solve(*self._crosses(node, fitted, reader, settled, equations))
+            )
+            better = solver.solve(*self._crosses(node, fitted, reader, cut, equations))
+            fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
         self._write(layer, plan, fit)
         return fit
 
@@ -205,7 +206,7 @@ class SequentialFit:
         ]
 
     def _crosses(
-        self, node: fx.Node, layer: Layer, reader: nn.Module, wanted: Sequence[Tensor], equations: Sequence[Equations]
+        self, node: fx.Node, layer: Layer, reader: nn.Module, wanted: Iterable[Tensor], equations: Sequence[Equations]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """E[t xᵀ] and E[t²] of every domain, over all processes."""
         outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]

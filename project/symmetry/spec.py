@@ -103,6 +103,12 @@ class Spec:
         return next(group for group in self.groups.values() if group.fixed == "input")
 
     @property
+    def plain_input(self) -> str | None:
+        """Name of the picture's group, if all sources read the picture as it is; None where norms stand before."""
+        name = self.input.name
+        return None if any(norm.group == name for norm in self.norms) else name
+
+    @property
     def output(self) -> Group:
         """The group of the logits."""
         return next(group for group in self.groups.values() if group.fixed == "output")

@@ -62,11 +62,11 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
     problem = make_problem(sources, mode, batches=[("art", pictures(count, 0))])
     method = PLeaS(fit="joint", targets="mean", ridge=0.0)
     refusals = []
-    for attempt in (lambda: list(method.merge(problem, [1.0])), lambda: method.check(problem, count)):
+    for attempt in (lambda: list(method.merge(problem, [1.0])), lambda: method.check(problem, {"art": count}, [1.0])):
         try:
             attempt()
             refusals.append(False)
         except (MergeError, ConfigurationError):
             refusals.append(True)
     assert refusals[0] == refusals[1]
-    PLeaS(fit="joint").check(problem, count)
+    PLeaS(fit="joint").check(problem, {"art": count}, [1.0])

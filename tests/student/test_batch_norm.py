@@ -1,10 +1,11 @@
-"""Re-estimated statistics are the mean over batches of the batches' statistics."""
+"""Re-estimated statistics are the mean over pictures of their batches' statistics."""
 
 import pytest
 import torch
 from helpers import pictures, random_network, same_state
 from torch import nn
 
+from project.errors import MergeError
 from project.student import reestimate, reestimation, running_variances
 
 
@@ -20,8 +21,9 @@ def test_statistics_of_one_norm_by_hand() -> None:
         values = [net[0](batch).double().transpose(0, 1).flatten(1) for batch in batches]
     parameters = {name: tensor.clone() for name, tensor in net.named_parameters()}
     reestimate(net, batches)
-    mean = torch.stack([value.mean(1) for value in values]).mean(0)
-    variance = torch.stack([value.var(1) for value in values]).mean(0)
+    shares = [len(batch) / 13 for batch in batches]
+    mean = sum(share * value.mean(1) for share, value in zip(shares, values, strict=True))
+    variance = sum(share * value.var(1) for share, value in zip(shares, values, strict=True))
     assert torch.allclose(net[1].running_mean.double(), mean, atol=1e-6)
     assert torch.allclose(net[1].running_var.double(), variance, rtol=1e-5)
     assert same_state(parameters, dict(net.named_parameters()))
@@ -39,9 +41,20 @@ def test_twice_is_once(seed: int) -> None:
     assert same_state(once, net.state_dict())
 
 
+def test_the_rest_of_a_batch_that_has_no_variance_is_let_through() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
+    reestimate(net, [pictures(6, 0), pictures(1, 1)])
+    alone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
+    reestimate(alone, [pictures(6, 0)])
+    assert same_state(net.state_dict(), alone.state_dict())
+    with pytest.raises(MergeError, match="larger batches"):
+        reestimate(net, [pictures(1, 1)])
+
+
 def test_only_norms_train_inside_and_nothing_after_a_failure() -> None:
     net = network()
     with reestimation(net):
+        net(pictures(2, 0))
         assert [module.training for module in net] == [False, True, False]
     with pytest.raises(RuntimeError), reestimation(net):
         net(torch.zeros(1, 5, 4, 4))  # not the channels it takes

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from project.data.atomic import write_text
 from project.data.domain import Domain, DomainSet, choose
 from project.data.domainnet import DomainNet
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
 from project.errors import ConfigurationError, DataError
+from project.models.saving import atomic_text
 
 RECIPE = 1
 """Counts the changes to how pictures are drawn; pictures drawn by another recipe are not mixed in."""
@@ -123,8 +123,8 @@ class Shapes(DomainSet):
                 lists["train" if index < self.train_per_class else "test"].append(f"{picture} {label}\n")
                 yield self.root / picture
         for split, lines in lists.items():
-            write_text(self.root / f"{domain}_{split}.txt", "".join(lines))
+            atomic_text("".join(lines), self.root / f"{domain}_{split}.txt")
         self._mark(domain, complete=True)
 
     def _mark(self, domain: str, complete: bool) -> None:
-        write_text(self._marker(domain), json.dumps({"parameters": self._parameters, "complete": complete}))
+        atomic_text(json.dumps({"parameters": self._parameters, "complete": complete}), self._marker(domain))

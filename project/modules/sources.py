@@ -1,0 +1,130 @@
+"""The sources of a merge as a user names them, and whether they go together with the data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from project.errors import ConfigurationError
+from project.models import LabelSpace, Preprocessing
+from project.modules.evaluation import check_classes, own_labels
+from project.student import Source, load_source
+
+
+@dataclass
+class SourceFile:
+    """Where a source comes from.
+
+    Args:
+        path: Lightning checkpoint, state dict, safetensors file or student.
+        domains: Domains it was trained on, in the order of its heads; default: what its file says, else, where as many
+            sources as domains are left without each other, the domain in its place among those.
+        name: Name in tables; default: its domains.
+        architecture: Name of the network; default: what the file says, else what its shapes tell.
+    """
+
+    path: Path
+    domains: list[str] | None = None
+    name: str | None = None
+    architecture: str | None = None
+
+
+def read_sources(files: Sequence[SourceFile]) -> list[Source]:
+    """Load the files.
+
+    Raises:
+        ConfigurationError: If there are fewer than two, or one of them stands twice.
+    """
+    paths = [file.path for file in files]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigurationError(f"sources holds {path} twice; each source is merged once.")
+    return [load_source(file.path, file.name, file.architecture) for file in files]
+
+
+def place_sources(
+    files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, preprocessing: Preprocessing
+) -> tuple[list[Source], list[list[str]]]:
+    """Settle which domains each source was trained on, and check that its head is made for them.
+
+    Returns:
+        The sources under their names, and the domains of each.
+
+    Raises:
+        ConfigurationError: If they do not go together with the data.
+    """
+    owned = own_domains(files, loaded, labels)
+    named = [
+        replace(source, name=file.name or "+".join(domains))
+        for file, source, domains in zip(files, loaded, owned, strict=True)
+    ]
+    names = [source.name for source in named]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"sources have the names {', '.join(names)}; give each a name of its own.")
+    for source, domains in zip(named, owned, strict=True):
+        if source.description.label_space is not None:
+            check_classes(str(source.path), own_labels(source.description, labels, str(source.path)), labels)
+        counts = [len(labels.classes[domain]) for domain in domains]
+        width = counts[0] if labels.mode == "shared" else sum(counts)
+        if source.logits != width:
+            raise ConfigurationError(
+                f"source {source.path} has {source.logits} logits, "
+                f"but its domains {', '.join(domains)} have {width} classes."
+            )
+        if source.description.preprocessing not in (None, preprocessing):
+            rank_zero_warn(
+                f"{source.path} was trained on {source.description.preprocessing}, but data gives {preprocessing}."
+            )
+    return named, owned
+
+
+def own_domains(files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace) -> list[list[str]]:
+    """Which domains each source was trained on: as stated, else as its file says, else by place among what is left.
+
+    Raises:
+        ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the
+            file's heads, or without a source where that leaves its classes without a head.
+    """
+    stated = [_stated(file, source, labels) for file, source in zip(files, loaded, strict=True)]
+    left = [domain for domain in labels.domains if not any(domain in domains for domains in stated)]
+    silent = [index for index, domains in enumerate(stated) if not domains]
+    if silent and len(silent) != len(left):
+        raise ConfigurationError(
+            f"source {files[silent[0]].path} does not say its domains; state them: {', '.join(labels.domains)}."
+        )
+    for index, domain in zip(silent, left, strict=False):
+        stated[index] = [domain]
+    claims = {domain: sum(domain in domains for domains in stated) for domain in labels.domains}
+    for domain, count in claims.items():
+        if count != 1 and labels.mode == "different":
+            what = "more than one source" if count else "no source"
+            raise ConfigurationError(f"domain {domain!r} has {what}; with different label spaces each needs one head.")
+        if count != 1:
+            rank_zero_warn(
+                f"domain {domain!r} has {count} sources: on its pictures, merged units follow the mean of all sources."
+            )
+    return stated
+
+
+def _stated(file: SourceFile, source: Source, labels: LabelSpace) -> list[str]:
+    """Domains that a source is said to have; empty where nothing says."""
+    known = source.description.label_space
+    if file.domains is None:
+        return [domain for domain in source.description.domains if domain in labels.domains]
+    for domain in file.domains:
+        if domain not in labels.domains:
+            raise ConfigurationError(
+                f"source {file.path} names domain {domain!r}; the data have: {', '.join(labels.domains)}."
+            )
+    if (
+        known is not None
+        and known.mode == "different"
+        and labels.mode == "different"
+        and file.domains != list(known.domains)
+    ):
+        raise ConfigurationError(
+            f"source {file.path} names domains {', '.join(file.domains)}, but its heads are for "
+            f"{', '.join(known.domains)}, in this order."
+        )
+    return list(file.domains)
