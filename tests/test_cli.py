@@ -78,7 +78,9 @@ def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
     assert {"accuracy over size", "residual by layer", "match by group", "variance kept by norm"} <= set(tags["images"])
     assert "table/text_summary" in tags["tensors"]
     assert len(events.Scalars("residual_after/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
-    assert {"accuracy/pleas/mean", "variance before/permutation-1.00", "variance after/permutation-1.00"} <= set(tags["scalars"])
+    assert {"accuracy/pleas/mean", "variance before/permutation-1.00", "variance after/permutation-1.00"} <= set(
+        tags["scalars"]
+    )
 
 
 def test_a_student_loads_without_its_sources(tiny: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS, PICTURES
 from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, view
+from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer
 
 
@@ -70,11 +71,19 @@ class PLeaS(Permutation):
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
-        """Without ridge, refuse a layer that may come to have more unknowns than samples.
+        """Refuse what will not fit into memory and, without ridge, more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
+        if self.sequential:
+            needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
+            if needed > free:
+                raise ConfigurationError(
+                    f"calibration_pictures comes to {sum(pictures.values())} pictures, for which the sequential fit "
+                    f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
+                    f"use fewer pictures, or fit 'joint'."
+                )
         if self.ridge > 0:
             return
         partial = max(budgets) > 1

@@ -7,6 +7,7 @@ from helpers import make_problem, pictures, random_network
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import Permutation, PLeaS, check_budgets
+from project.student.memory import free_bytes, walk_bytes
 
 
 @pytest.mark.parametrize("budgets", [[1], [1.0, 1.5, 2.0], [2]])
@@ -70,3 +71,18 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
             refusals.append(True)
     assert refusals[0] == refusals[1]
     PLeaS(fit="joint").check(problem, {"art": count}, [1.0])
+
+
+def test_more_activations_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [random_network(0, weights) for weights in (0, 1)]
+    problem = make_problem(sources)
+    monkeypatch.setattr("project.methods.pleas.free_bytes", lambda: 2**30)
+    pictures_of_a_gibibyte = {"art": 2**30 // walk_bytes(problem.spec, 1, 2.0)}
+    PLeaS().check(problem, pictures_of_a_gibibyte, [1.0, 2.0])
+    PLeaS(fit="joint").check(problem, {"art": 10**9}, [2.0])
+    with pytest.raises(ConfigurationError, match=r"calibration_pictures .* 1\.0 GiB are free; use fewer"):
+        PLeaS().check(problem, {"art": pictures_of_a_gibibyte["art"] + 1}, [1.0, 2.0])
+
+
+def test_free_memory_is_some() -> None:
+    assert free_bytes() > 2**20
