@@ -27,8 +27,8 @@ $(VENV)/.tested: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@for file in $(SOURCES) $(DEMO)/merge/results.json; do if [ -e $$file ]; then echo "reusing $$file"; fi; done
-	@$(MAKE) --no-print-directory $(DEMO)/merge/results.json
-	@$(BIN)/python -m project.report $(DEMO)/merge
+	@if $(MAKE) --question $(DEMO)/merge/results.json; then $(BIN)/python -m project.report $(DEMO)/merge; \
+	else $(MAKE) --no-print-directory $(DEMO)/merge/results.json; fi
 	@echo "Look closer: $(BIN)/tensorboard --logdir runs"
 
 $(DEMO)/sources/%/checkpoints/best.ckpt: | $(VENV)/.installed
