@@ -49,7 +49,7 @@ def test_file_decides_before_shapes_do(saved: tuple[nn.Module, Path], tmp_path: 
         CheckpointError, match=r"w.ckpt does not fit the architecture: layer1.3.conv1.weight is missing"
     ):
         load_network(tmp_path / "w.ckpt")
-    assert load_network(tmp_path / "w.ckpt", "resnet20")[1].architecture.name == "resnet32"
+    assert load_network(tmp_path / "w.ckpt", "resnet20")[1].architecture.name == "resnet20"
 
 
 def test_first_differences_are_told(saved: tuple[nn.Module, Path]) -> None:
