@@ -4,11 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from project.callbacks import PredictionTable
 from project.errors import ConfigurationError, PleasError
 from project.trainer import MergeTrainer, writable
 
@@ -52,9 +53,17 @@ class MergeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
+        if self.subcommand == "predict":
+            kwargs["callbacks"] = self._with_table(self.config_init[self.subcommand].trainer.callbacks)
         if self.config[self.subcommand].trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run, name="", version="")
         return super().instantiate_trainer(default_root_dir=self.run, **kwargs)
+
+    @staticmethod
+    def _with_table(callbacks: Callback | list[Callback] | None) -> list[Callback]:
+        """The user's callbacks, and one that writes the predictions where there is none."""
+        given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        return given if any(isinstance(one, PredictionTable) for one in given) else [*given, PredictionTable()]
 
     @rank_zero_only
     def _refuse_earlier_run(self, folder: Path) -> None:
@@ -89,7 +98,7 @@ def main(args: ArgsType = None) -> MergeCLI:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},  # _refuse_earlier_run has seen to the rest
-            parser_kwargs={"prog": "pleas"},
+            parser_kwargs={"prog": "pleas", "description": "Turn several fine-tuned vision networks into one."},
             args=args,
         )
     except ValueError as error:

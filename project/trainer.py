@@ -2,11 +2,15 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from scipy.optimize import linear_sum_assignment
 
 from project.callbacks import MergeCallback
 from project.data import DomainDataModule
@@ -60,6 +64,7 @@ class MergeTrainer(Trainer):
         with callback.clock.phase("test"):
             model.enter_all()
             after = self._score(model, datamodule)
+        warn_of_swapped_domains(model, after)
         results = collect(model, datamodule, callback, before, after)
         if self.is_global_zero:
             self._write(folder, model, callback, results)
@@ -101,19 +106,32 @@ class MergeTrainer(Trainer):
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made where missing.
+    """The folder, if it can be written to or made; nothing is made yet.
 
     Raises:
-        ConfigurationError: If it cannot be written to.
+        ConfigurationError: If it cannot.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(f"the run's folder {folder} cannot be written to ({error.strerror}).") from error
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is no folder" if not there.is_dir() else "does not allow it"
+        raise ConfigurationError(f"run is {folder}, which cannot be written to: {there} {what}.")
     return folder
+
+
+def warn_of_swapped_domains(model: MergeModule, accuracies: Mapping[str, Mapping[str, float]]) -> None:
+    """Say so where the sources would score better, taken together, with their domains dealt out in another way."""
+    assert model.problem is not None
+    owners, names = model.problem.owners, [source.name for source in model.loaded]
+    own = [[domain for domain, owner in owners.items() if owner == index] for index in range(len(names))]
+    if not all(own) or any(len(accuracies[name]) < len(owners) for name in names):
+        return  # heads of their own say which domain is whose
+    scores = np.array([[np.mean([accuracies[name][d] for d in domains]) for domains in own] for name in names])
+    best = linear_sum_assignment(scores, maximize=True)[1]
+    if scores[range(len(names)), best].sum() > np.trace(scores) + 1e-6:
+        better = ", ".join(f"{name} on {'+'.join(own[j])}" for name, j in zip(names, best, strict=True))
+        rank_zero_warn(f"the sources do better the other way round ({better}); are sources and domains in one order?")
 
 
 def collect(

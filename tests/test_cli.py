@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
 from project.modules import MergeModule, SourceFile
 from project.student import load_source
+from project.trainer import warn_of_swapped_domains
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -98,6 +100,10 @@ def test_test_scores_what_merge_scored(tiny: Path) -> None:
     rows = {row["network"]: row for row in json.loads((tiny / "merge" / "results.json").read_text())["table"]}
     cli = run("test", "test", "--run", "runs/tiny/again")
     logged = {k: float(v) for k, v in cli.trainer.callback_metrics.items()}  # type: ignore[attr-defined]
+    with (tiny / "again" / "scores.csv").open(newline="") as file:
+        scores = {row["network"]: row for row in csv.DictReader(file)}
+    assert set(scores) == {"pleas-1.50", "best"}
+    assert float(scores["pleas-1.50"]["mean"]) == rows["pleas-1.50"]["mean"]
     for domain in ("clipart", "sketch"):
         assert 100 * logged[f"test/pleas-1.50/{domain}/accuracy"] == pytest.approx(rows["pleas-1.50"][domain], abs=0.05)
         assert 100 * logged[f"test/best/{domain}/accuracy"] == pytest.approx(rows["clipart"][domain], abs=0.05)
@@ -177,6 +183,24 @@ def test_three_sources(tiny: Path) -> None:
     rows = {row["network"]: row for row in json.loads((tiny / "three" / "results.json").read_text())["table"]}
     assert rows["pleas-3.00"]["executed"] == 3.0
     assert rows["pleas-2.20"]["executed"] == pytest.approx(2.2, abs=0.02)
+
+
+def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) -> None:
+    sources = [SimpleNamespace(name=name) for name in ("a", "b")]
+    model = SimpleNamespace(loaded=sources, problem=SimpleNamespace(owners={"left": 0, "right": 1}))
+    easy_right = {"a": {"left": 80.0, "right": 90.0}, "b": {"left": 10.0, "right": 95.0}}
+    warn_of_swapped_domains(model, easy_right)  # type: ignore[arg-type]
+    assert not recwarn
+    swapped = {"a": easy_right["b"], "b": easy_right["a"]}
+    with pytest.warns(UserWarning, match=r"other way round \(a on right, b on left\)"):
+        warn_of_swapped_domains(model, swapped)  # type: ignore[arg-type]
+
+
+def test_another_picture_size_is_noticed(tiny: Path) -> None:
+    student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])
+    larger = ["--data.init_args.image_size", "24", "--model.init_args.networks", student]
+    with pytest.warns(UserWarning, match="pleas-1.50 was made for .*image_size=16.* data gives .*image_size=24"):
+        run("test", "test", "--run", "runs/tiny/larger", *larger)
 
 
 def test_validate_and_predict(tiny: Path) -> None:

@@ -1,6 +1,7 @@
 """Writing predictions to a table."""
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,4 @@ class PredictionTable(BasePredictionWriter):
             writer.writerow(COLUMNS)
             writer.writerows(self._rows)
         self._rows = []
+        sys.stdout.write(f"Predictions: {path}\n")

@@ -1,16 +1,19 @@
 """Scoring any number of networks on every domain, all through one path."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from project.errors import ConfigurationError
-from project.models import Description, DomainScores, LabelSpace, build_network, read_weights
+from project.models import Description, DomainScores, LabelSpace, Preprocessing, build_network, read_weights
+from project.report.results import text_table, write_csv
 from project.student import build_student, is_student
 
 
@@ -22,11 +25,13 @@ class Contender:
         name: Name in tables and logs.
         network: Takes pictures, returns logits.
         labels: What its columns mean; domains that it has no head for are not scored.
+        preprocessing: What its pictures must go through, where that is known.
     """
 
     name: str
     network: nn.Module
     labels: LabelSpace
+    preprocessing: Preprocessing | None = None
 
     def knows(self, domain: str) -> bool:
         """Whether it has a head for a domain."""
@@ -58,6 +63,9 @@ class EvaluationModule(LightningModule):
             self.enter([load_contender(path, name, labels) for path, name in zip(self.paths, names, strict=True)])
         for contender in self._contenders:
             check_classes(contender.name, contender.labels, labels)
+            given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
+            if contender.preprocessing not in (None, given):
+                rank_zero_warn(f"{contender.name} was made for {contender.preprocessing}, but data gives {given}.")
 
     def enter(self, contenders: Sequence[Contender]) -> None:
         """Score these networks from now on."""
@@ -109,6 +117,20 @@ class EvaluationModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log accuracies."""
         self._log("test")
+
+    def on_test_end(self) -> None:
+        """Print the accuracies side by side, and write them to the run's folder as ``scores.csv``."""
+        found = self.accuracies()
+        if not self.trainer.is_global_zero:
+            return
+        rows = [
+            {"network": name, **{d: round(one[d], 1) if d in one else None for d in self.domains},
+             "mean": round(sum(one.values()) / len(one), 1)}
+            for name, one in found.items()
+        ]  # fmt: skip
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        write_csv(rows, folder / "scores.csv")
+        sys.stdout.write(f"\n{text_table(rows)}\n\nScores: {folder / 'scores.csv'}\n")
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracies."""
@@ -171,9 +193,9 @@ def load_contender(path: Path, name: str, labels: LabelSpace) -> Contender:
     weights = read_weights(path)
     if is_student(weights):
         student = build_student(weights)
-        return Contender(name, student, student.labels)
+        return Contender(name, student, student.labels, student.preprocessing)
     network, weights = build_network(weights)
-    return Contender(name, network, own_labels(weights, labels, str(path)))
+    return Contender(name, network, own_labels(weights, labels, str(path)), weights.preprocessing)
 
 
 def own_labels(description: Description, labels: LabelSpace, origin: str) -> LabelSpace:

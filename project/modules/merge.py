@@ -244,6 +244,9 @@ class MergeModule(EvaluationModule):
             for merged in self.unsettled
         }
 
+    def on_test_end(self) -> None:
+        """The trainer prints the whole table."""
+
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
     def enter_unsettled(self) -> None:

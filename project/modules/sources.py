@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from project.errors import ConfigurationError
 from project.models import LabelSpace, Preprocessing
@@ -55,6 +55,8 @@ def place_sources(
         ConfigurationError: If they do not go together with the data.
     """
     owned = own_domains(files, loaded, labels)
+    for file, domains in zip(files, owned, strict=True):
+        rank_zero_info(f"{file.path} is the source of {', '.join(domains)}")
     named = [
         replace(source, name=file.name or "+".join(domains))
         for file, source, domains in zip(files, loaded, owned, strict=True)

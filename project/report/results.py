@@ -95,15 +95,22 @@ class Results:
         """Write ``results.json`` and ``results.csv``, each whole or not at all."""
         content = {"table": self.cells(), "phases": list(self.phases), **self.details}
         atomic_text(json.dumps(content, indent=2), folder / "results.json")
-        text = io.StringIO(newline="")
-        cells = self.cells()
-        writer = csv.DictWriter(text, fieldnames=list(cells[0]))
-        writer.writeheader()
-        writer.writerows(cells)
-        atomic_text(text.getvalue(), folder / "results.csv")
+        write_csv(self.cells(), folder / "results.csv")
 
 
-def text_table(rows: Sequence[Mapping[str, str | float | int | None]]) -> str:
+Cells = Mapping[str, str | float | int | None]
+
+
+def write_csv(rows: Sequence[Cells], path: Path) -> None:
+    """Rows of cells as CSV, whole or not at all; the first row names the columns."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_text(text.getvalue(), path)
+
+
+def text_table(rows: Sequence[Cells]) -> str:
     """Rows of cells as aligned text; the first row names the columns."""
     cells = [{name: _shown(value) for name, value in row.items()} for row in rows]
     widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
