@@ -1,5 +1,8 @@
 """Deriving the permutation groups of a network from its traced graph by union-find."""
 
+import contextlib
+import copy
+import io
 import operator
 from collections.abc import Callable
 from typing import Any, cast
@@ -59,14 +62,14 @@ def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
     """
     if network.training:
         raise TraceError(f"network {type(network).__name__} is in training mode; tracing needs eval mode.")
-    graph = graph_of(network)
-    first = next(network.parameters())
-    example = torch.zeros(2, *picture, dtype=first.dtype, device=first.device)
+    graph = graph_of(copy.deepcopy(network).to("meta"))  # shapes alone: no arithmetic, whatever the picture's size
+    example = torch.zeros(2, *picture, dtype=next(graph.parameters()).dtype, device="meta")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where ShapeProp prints its traceback
             ShapeProp(graph).propagate(example)
     except Exception as error:
-        raise TraceError(f"{type(network).__name__} does not run on pictures of shape {picture}: {error}") from error
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise TraceError(f"{type(network).__name__} does not run on pictures of shape {picture}: {cause}") from error
     return _Tracer(graph, picture).spec()
 
 
