@@ -4,10 +4,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.callbacks import PredictionTable
 from project.errors import ConfigurationError, PleasError
@@ -53,6 +54,10 @@ class MergeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
+        chosen = self.config[self.subcommand].trainer.accelerator
+        if self.subcommand == "merge" and chosen == "auto" and torch.backends.mps.is_available():
+            rank_zero_info("merging on the CPU: Apple's GPU has no float64, in which layers are solved")
+            kwargs["accelerator"] = "cpu"
         if self.subcommand == "predict":
             kwargs["callbacks"] = self._with_table(self.config_init[self.subcommand].trainer.callbacks)
         if self.config[self.subcommand].trainer.logger in (None, True):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from project import cli
 
@@ -27,3 +28,11 @@ def test_it_builds(name: str, inside: Path, monkeypatch: pytest.MonkeyPatch) -> 
     overrides: list[Any] = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
     built = cli.main([subcommand, "--config", str(CONFIGS / name), *overrides])
     assert built.config[subcommand].run is not None, "every run says where it writes"
+
+
+def test_merging_keeps_off_devices_without_float64(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "MergeCLI", Built)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    arguments = ["--config", str(CONFIGS / "demo" / "merge.yaml"), "--trainer.accelerator", "auto"]
+    built = cli.main(["merge", *arguments])
+    assert isinstance(built.trainer.accelerator, CPUAccelerator)
