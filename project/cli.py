@@ -36,7 +36,7 @@ class MergeCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Whether a fit or merge may write into a folder of an earlier run.",
+            help="Whether to write into a folder that holds an earlier fit or merge.",
         )
 
     @property
@@ -87,7 +87,7 @@ def main(args: ArgsType = None) -> MergeCLI:
         args: Arguments after the program's name; default: those of the process.
 
     Raises:
-        PleasError: If something about the arguments or the files they name is wrong; nothing was written then.
+        PleasError: If something about the arguments or the files they name is wrong; no results were written then.
     """
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)

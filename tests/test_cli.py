@@ -18,8 +18,9 @@ from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
+from project.methods import Permutation
 from project.modules import MergeModule, SourceFile
-from project.student import load_source
+from project.student import batch_norms, load_source
 from project.trainer import warn_of_swapped_domains
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
@@ -141,6 +142,23 @@ def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
     assert [merged.name for merged in module.merged][-1] == "pleas-1.50"
     student = module.merged[-1].student
     student(torch.zeros(1, 3, 16, 16)).sum().backward()  # made under inference mode, it could not be trained
+
+
+def test_an_error_while_batch_norm_is_open_leaves_it_closed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration_pictures=20)
+    files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
+    module, callback = MergeModule(files, methods=[Permutation()]), MergeCallback()
+    module.prepare(data)
+    trainer = Trainer(callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
+    assert callback.fitted
+    assert not callback.finished
+    monkeypatch.setattr(module.merged[0].student, "forward", lambda pictures: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
+    norms = batch_norms(module.merged[0].student)
+    assert not callback.finished
+    assert all(norm.momentum == 0.1 and not norm.training and not norm._forward_pre_hooks for norm in norms.values())
 
 
 def test_a_source_that_is_silent_takes_the_domain_that_is_left(tiny: Path) -> None:

@@ -101,7 +101,8 @@ class MergeCallback(Callback):
             self.finished = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
+        """Leave the module as it was; told of the error, what is open gives up instead of summing over processes."""
+        self._open.__exit__(type(exception), exception, exception.__traceback__)
         self._release(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -61,6 +61,7 @@ class MergeModule(EvaluationModule):
         self.gathering = False
         self.equivalence: dict[str, float] = {}
         self.loaded: list[Source] = []
+        self.spec: Spec | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -78,8 +79,10 @@ class MergeModule(EvaluationModule):
         Raises:
             PleasError: If a file is no source, or the sources are not of one architecture.
         """
-        self.loaded = self.loaded or read_sources(self.files)
-        return common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
+        if self.spec is None:
+            self.loaded = read_sources(self.files)
+            self.spec = common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
+        return self.spec
 
     def prepare(self, data: DomainDataModule) -> None:
         """Check that sources, methods and data go together; once, before any long work.
