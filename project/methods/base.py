@@ -128,6 +128,14 @@ class Method(ABC):
             budgets: Multiply-accumulates over one source's, 1 to N.
         """
 
+    def plan(self, problem: Problem) -> str | None:
+        """What it is going to do, in words, for those who wait; None where there is nothing to tell.
+
+        Args:
+            problem: Without statistics.
+        """
+        return None
+
     @abstractmethod
     def merge(self, problem: Problem, budgets: Sequence[float]) -> Iterator[Merged]:
         """Make a student for every budget.

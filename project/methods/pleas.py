@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Literal
 
 from torch import Tensor
@@ -12,9 +13,9 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, view
+from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, stages, view
 from project.student.memory import free_bytes, walk_bytes
-from project.symmetry import Layer
+from project.symmetry import Layer, graph_of
 
 
 class PLeaS(Permutation):
@@ -29,6 +30,11 @@ class PLeaS(Permutation):
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
             every picture (the paper's).
+        weights: domain -> weight of each of its calibration pictures in the fit: 0 leaves a domain out; default: 1.
+        norm: For the sequential fit: fit layers to what the batch norm behind them puts out (``after``), or to what
+            it reads (``before``).
+        compensate: For the sequential fit: whether a layer whose output is added to something makes up for what the
+            student has already got wrong there.
         ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
             inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
@@ -45,6 +51,9 @@ class PLeaS(Permutation):
         separate: Literal["back", "front"] = "back",
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
+        weights: Mapping[str, float] | None = None,
+        norm: Literal["after", "before"] = "after",
+        compensate: bool = True,
         ridge: float = 0.05,
         rounds: int = 2,
         heads: Literal["original", "fitted"] = "original",
@@ -59,12 +68,19 @@ class PLeaS(Permutation):
         for name, value, allowed in (
             ("fit", fit, ("sequential", "joint")),
             ("targets", targets, ("own", "mean")),
+            ("norm", norm, ("after", "before")),
             ("heads", heads, ("original", "fitted")),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
+        for domain, weight in (weights or {}).items():
+            if not 0 <= weight < inf:
+                raise ConfigurationError(f"weights gives {domain!r} {weight}; allowed: 0 or more.")
         self.sequential = fit == "sequential"
         self.targets = targets
+        self.weights = dict(weights or {})
+        self.norm = norm
+        self.compensate = compensate
         self.ridge = ridge
         self.rounds = rounds
         self.heads = heads
@@ -76,6 +92,11 @@ class PLeaS(Permutation):
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
+        unknown = sorted(set(self.weights) - set(pictures))
+        if unknown:
+            raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
+        if not any(self.weights.get(domain, 1.0) for domain in pictures):
+            raise ConfigurationError("weights is 0 for every domain; at least one must count.")
         if self.sequential:
             needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
             if needed > free:
@@ -98,6 +119,15 @@ class PLeaS(Permutation):
                     f"calibration pictures give only {samples} samples; use more pictures or a ridge above 0."
                 )
 
+    def plan(self, problem: Problem) -> str | None:
+        """The stages of the sequential fit: layers that do not feed each other stand together."""
+        if not self.sequential:
+            return None
+        names = {layer.node: layer.name for layer in problem.spec.layers}
+        found = stages(graph_of(problem.sources[0]), names)
+        steps = " → ".join(" + ".join(names[node] for node in stage) for stage in found)
+        return f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
+
     def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
         return [self._walk(merged, problem) for merged in starts] if self.sequential else self._solve(starts, problem)
@@ -113,7 +143,10 @@ class PLeaS(Permutation):
             problem.pictures,
             ridge=self.ridge,
             own=self.targets == "own",
+            absorb=self.norm == "after",
+            compensate=self.compensate,
             rounds=self.rounds,
+            weights=self.weights,
             reduce=problem.reduce,
         )
         with tqdm(
@@ -146,10 +179,13 @@ class PLeaS(Permutation):
         """What the domains ask of a layer: all the same, or each its own source's outputs."""
         if problem.statistics is None:
             raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
-        if self.targets == "mean":
+        if self.targets == "mean" and not self.weights:
             return [view(layer, matrices, problem.statistics.layer(layer.name))]
-        moments = problem.statistics.layers[layer.name]
-        return [view(layer, matrices, moment, problem.owners.get(domain)) for domain, moment in moments.items()]
+        owners = problem.owners if self.targets == "own" else {}
+        return [
+            view(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
+            for domain, moment in problem.statistics.layers[layer.name].items()
+        ]
 
 
 def _measured(fit: LayerFit) -> dict[str, float]:

@@ -109,6 +109,8 @@ class MergeModule(EvaluationModule):
         )
         for method in self.methods:
             method.check(self.problem, data.counts("calibration"), self.budgets)
+        for plan in filter(None, (method.plan(self.problem) for method in self.methods)):
+            rank_zero_info(plan)
         for source in self.loaded:
             self.equivalence[source.name] = self._equivalence(source)
         for use in ("calibration", "test"):  # an unreadable picture is found now and not after the fit

@@ -31,6 +31,7 @@ from project.student.affine import absorbed, central_moments, rewrite, scale_and
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import load_matrix, resized
+from project.student.plan import in_stages
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.student.surroundings import Surroundings, is_norm, student_graph, surroundings
 from project.symmetry import NORMS, Layer, graph_of
@@ -58,7 +59,11 @@ class SequentialFit:
         batches: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
         ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
+        absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
+            is then fitted by itself, and there are neither sums nor rectifiers to look at.
+        compensate: Whether a residual sum's target is less what the student has already put into it.
         rounds: Rounds in which rectified targets are settled; 0 for plain targets.
+        weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
         reduce: Sums a tensor over all processes in place.
     """
 
@@ -71,14 +76,19 @@ class SequentialFit:
         *,
         ridge: float,
         own: bool = True,
+        absorb: bool = True,
+        compensate: bool = True,
         rounds: int = 2,
+        weights: Mapping[str, float] | None = None,
         reduce: Reduce = lambda tensor: tensor,
     ) -> None:
         self.student, self.sources, self.ridge, self.rounds, self.reduce = student, sources, ridge, rounds, reduce
+        self.absorb, self.compensate = absorb, compensate
+        self.weights = [(weights or {}).get(domain, 1.0) for domain in batches]
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
-        self.graph = student_graph(student.network)
-        graphs = [graph_of(source) for source in sources]
+        self.graph = in_stages(student_graph(student.network), self.layers)
+        graphs = [in_stages(graph_of(source), self.layers) for source in sources]
         self.owners = [owners.get(domain) if own else None for domain in batches]
         self.batches = []
         for index, (pictures, owner) in enumerate(zip(batches.values(), self.owners, strict=True)):
@@ -132,6 +142,10 @@ class SequentialFit:
             return None
         self.exact[layer.outputs] = False
         plan = surroundings(self.graph, node, self.known)
+        if plan.norm is not None and not self.absorb:
+            plan = Surroundings()
+        if not self.compensate:
+            plan = replace(plan, other=None, rectified=plan.rectified and plan.other is None)
         modules = [source.get_submodule(layer.name) for source in self.sources]
         scales = [
             scale_and_shift(source, plan.norm, module) for source, module in zip(self.sources, modules, strict=True)
@@ -201,8 +215,8 @@ class SequentialFit:
         for moment in moments:
             moment.reduce(self.reduce)
         return [
-            Equations(moment.mean(), moment.count, owner, column)
-            for moment, owner, column in zip(moments, self.owners, columns, strict=True)
+            Equations(moment.mean(), moment.count, owner, column, weight)
+            for moment, owner, column, weight in zip(moments, self.owners, columns, self.weights, strict=True)
         ]
 
     def _crosses(
@@ -267,6 +281,7 @@ class SequentialFit:
             moments = [torch.full_like(x[:, 0], x.shape[1]), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
             sums[batch.domain] += torch.stack(moments)
         self.reduce(sums)
+        sums *= torch.tensor(self.weights).to(sums)[:, None, None]
         if constant is not None:
             _, mean, _, variance, _ = central_moments(sums.sum(0))
             rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
