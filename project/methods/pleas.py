@@ -38,6 +38,8 @@ class PLeaS(Permutation):
         ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
             inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
+        logits: For the sequential fit: the last layer is fitted to the sources' probabilities of the classes (their
+            ``divergence`` from the student's), or to the logits (``squares``) like any other layer.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which weight matching visits the groups.
@@ -56,6 +58,7 @@ class PLeaS(Permutation):
         compensate: bool = True,
         ridge: float = 0.05,
         rounds: int = 2,
+        logits: Literal["divergence", "squares"] = "divergence",
         heads: Literal["original", "fitted"] = "original",
         seed: int = 0,
         label: str | None = None,
@@ -69,6 +72,7 @@ class PLeaS(Permutation):
             ("fit", fit, ("sequential", "joint")),
             ("targets", targets, ("own", "mean")),
             ("norm", norm, ("after", "before")),
+            ("logits", logits, ("divergence", "squares")),
             ("heads", heads, ("original", "fitted")),
         ):
             if value not in allowed:
@@ -83,6 +87,7 @@ class PLeaS(Permutation):
         self.compensate = compensate
         self.ridge = ridge
         self.rounds = rounds
+        self.logits = logits
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
@@ -146,6 +151,7 @@ class PLeaS(Permutation):
             absorb=self.norm == "after",
             compensate=self.compensate,
             rounds=self.rounds,
+            divergence=self.logits == "divergence",
             weights=self.weights,
             reduce=problem.reduce,
         )

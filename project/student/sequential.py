@@ -30,9 +30,10 @@ from project.moments import Moment, Run, cross_moment, joint_columns
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
+from project.student.head import HeadView, fit_head
 from project.student.layers import load_matrix, resized
 from project.student.plan import in_stages
-from project.student.solver import Equations, LayerFit, LayerSolver
+from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
 from project.student.surroundings import Surroundings, is_norm, student_graph, surroundings
 from project.symmetry import NORMS, Layer, graph_of
 
@@ -63,6 +64,8 @@ class SequentialFit:
             is then fitted by itself, and there are neither sums nor rectifiers to look at.
         compensate: Whether a residual sum's target is less what the student has already put into it.
         rounds: Rounds in which rectified targets are settled; 0 for plain targets.
+        divergence: Whether the layer that writes the logits is fitted to the sources' classes, see
+            :mod:`~project.student.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
         reduce: Sums a tensor over all processes in place.
     """
@@ -79,17 +82,19 @@ class SequentialFit:
         absorb: bool = True,
         compensate: bool = True,
         rounds: int = 2,
+        divergence: bool = True,
         weights: Mapping[str, float] | None = None,
         reduce: Reduce = lambda tensor: tensor,
     ) -> None:
         self.student, self.sources, self.ridge, self.rounds, self.reduce = student, sources, ridge, rounds, reduce
-        self.absorb, self.compensate = absorb, compensate
+        self.absorb, self.compensate, self.divergence = absorb, compensate, divergence
         self.weights = [(weights or {}).get(domain, 1.0) for domain in batches]
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
         graphs = [in_stages(graph_of(source), self.layers) for source in sources]
         self.owners = [owners.get(domain) if own else None for domain in batches]
+        self.domains = list(batches)
         self.batches = []
         for index, (pictures, owner) in enumerate(zip(batches.values(), self.owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -168,8 +173,38 @@ class SequentialFit:
             )
             better = solver.solve(*self._crosses(node, fitted, reader, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
+        if self.divergence and layer.outputs == self.spec.output.name and all(t.dim() == 2 for t in wanted):
+            fit = replace(fit, matrix=self._head(layer, node, start, wanted, equations))
         self._write(layer, plan, fit)
         return fit
+
+    def _head(
+        self,
+        layer: Layer,
+        node: fx.Node,
+        start: Tensor,
+        wanted: Sequence[Tensor],
+        equations: Sequence[Equations],
+    ) -> Tensor:
+        """The layer that writes the logits, fitted to the sources' classes."""
+        views = []
+        for batch, target in zip(self.batches, wanted, strict=True):
+            features = batch.student.first_argument(node)
+            if layer.bias:
+                features = torch.cat([features, features.new_ones(len(features), 1)], 1)
+            weight, heads = self.weights[batch.domain], self._heads(self.domains[batch.domain])
+            views += [HeadView(features, target, columns, weight) for columns in heads]
+        allowed = seen_weights(layer, self.student.maps[layer.outputs], self.student.maps[layer.inputs])
+        samples = sum(one.samples for one in equations if one.weight)
+        pull = damping(self.ridge, start.shape[1], samples)
+        return fit_head(start, allowed.to(start.device), views, damping=pull, constant=layer.bias, reduce=self.reduce)
+
+    def _heads(self, domain: str) -> list[slice]:
+        """Logits that a domain's pictures have something to say of: its own head's; all, where it has none."""
+        labels = self.student.labels
+        if labels.mode == "shared" or domain in labels.domains:
+            return [labels.columns(domain)]
+        return [labels.columns(one) for one in labels.domains]
 
     def _target(
         self,

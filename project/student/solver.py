@@ -185,9 +185,13 @@ class _Factor:
         return ((right @ self._vectors) * self._inverse) @ self._vectors.mT
 
 
+def seen_weights(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> Tensor:
+    """Which weights of a student may differ from zero: boolean, shape (outputs, inputs · taps (+ 1))."""
+    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
+    return torch.cat([seen, seen.new_ones(len(seen), 1)], 1) if layer.bias else seen
+
+
 def _blocks(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> list[tuple[slice, Tensor]]:
     """Runs of rows with the same sources, and the columns that they see."""
-    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
-    if layer.bias:
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+    seen = seen_weights(layer, outputs, inputs)
     return [(rows, seen[rows.start].nonzero()[:, 0]) for rows, _ in outputs.blocks]
