@@ -78,7 +78,12 @@ def one(options: dict[str, Any], arguments: argparse.Namespace, data: Path | Non
         "--model.init_args.budgets", json.dumps(arguments.budgets),
     ]  # fmt: skip
     if data:
-        command += ["--data.init_args.root", str(data), "--model.init_args.sources", json.dumps(sources(arguments.real))]
+        command += [
+            "--data.init_args.root",
+            str(data),
+            "--model.init_args.sources",
+            json.dumps(sources(arguments.real)),
+        ]
         command += ["--data.init_args.validation_fraction", "0"] if arguments.held_out else []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -41,7 +41,7 @@ def fit_head(
     *,
     damping: float,
     constant: bool,
-    steps: int = 200,
+    steps: int = 500,
     reduce: Callable[[Tensor], object] = lambda tensor: tensor,
 ) -> Tensor:
     """Minimise the divergence of the student's classes from the sources', by L-BFGS.
@@ -65,7 +65,14 @@ def fit_head(
     targets = [view.logits.to(start)[:, view.columns].softmax(1) for view in views]
     features = [view.features.to(start) for view in views]
     change = torch.zeros_like(start, requires_grad=True)
-    solver = torch.optim.LBFGS([change], max_iter=steps, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [change],
+        max_iter=steps,
+        tolerance_grad=1e-8,
+        tolerance_change=0.0,
+        history_size=30,
+        line_search_fn="strong_wolfe",
+    )  # the change tolerance would stop it where the loss is flat to 1e-9, the weights to its root
 
     def objective() -> Tensor:
         """The objective of all processes; leaves its gradient in ``change``."""
