@@ -165,16 +165,14 @@ class SequentialFit:
         equations = self._equations(node, fitted, reader, start)
         solver = LayerSolver(fitted, start, outputs, inputs, equations, self.ridge)
         fit = solver.solve(*self._crosses(node, fitted, reader, wanted, equations))
-        matrix = earlier = fit.matrix
-        for turn in range(self.rounds if plan.rectified else 0):
-            ahead = matrix + turn / (turn + 3) * (matrix - earlier)  # Nesterov's extrapolation
-            point = ahead.to(start.device, torch.float32)
+        for _ in range(self.rounds if plan.rectified else 0):
+            matrix = fit.matrix.to(start.device, torch.float32)
             cut = (
-                self._rectified(batch, node, reader, fitted, point, target, plan)
+                self._rectified(batch, node, reader, fitted, matrix, target, plan)
                 for batch, target in zip(self.batches, wanted, strict=True)
             )
-            earlier, matrix = matrix, solver.solve(*self._crosses(node, fitted, reader, cut, equations)).matrix
-        fit = replace(fit, matrix=matrix)  # residuals stay those of plain targets, which can be compared
+            better = solver.solve(*self._crosses(node, fitted, reader, cut, equations))
+            fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
         if self.divergence and layer.outputs == self.spec.output.name and all(t.dim() == 2 for t in wanted):
             fit = replace(fit, matrix=self._head(layer, node, start, wanted, equations))
         self._write(layer, plan, fit)
