@@ -48,8 +48,8 @@ def sentence(message: str, command: str) -> str:
         elif line and not FRAME.match(line):
             causes.append(line.rstrip("."))
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
-    topic = f" --{keys[0]}.help {owner}" if owner and keys and "." not in owner.removeprefix(owner) else " --help"
-    return f"{where}{'; '.join(dict.fromkeys(causes[:SHOWN]))}; see '{command}{topic}'."
+    topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
+    return f"{where}{'; '.join(dict.fromkeys(causes[:SHOWN]))}; see '{command} {topic}'."
 
 
 def _unknown(option: str, owner: str) -> str:

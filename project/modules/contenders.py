@@ -8,6 +8,7 @@ from torch import nn
 
 from project.errors import ConfigurationError
 from project.models import LabelSpace, Preprocessing, build_network, read_weights
+from project.models.heads import JOINT
 from project.modules.classes import own_labels
 from project.modules.sources import SourceFile
 from project.student import build_student, is_student
@@ -32,6 +33,10 @@ class Contender:
     def knows(self, domain: str) -> bool:
         """Whether it has a head for a domain."""
         return self.labels.mode == "shared" or domain in self.labels.domains
+
+    def head_of(self, domain: str) -> str:
+        """The head for a domain that it knows; one head for all is the joint distribution of one."""
+        return JOINT if self.labels.mode == "shared" else domain
 
     def chooses(self, domains: Sequence[str]) -> bool:
         """Whether it has several heads, one for each of these domains among them."""

@@ -104,7 +104,7 @@ class EvaluationModule(LightningModule):
         """
         pictures, paths = batch
         contender, domain = self._contenders[0], data_labels(self).domains[dataloader_idx]
-        head = domain if self.head == OWN else self.head
+        head = contender.head_of(domain) if self.head == OWN else self.head
         return {
             "domain": domain,
             "paths": paths,
