@@ -15,7 +15,8 @@ from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
 from project.models import LabelSpace, Preprocessing
-from project.modules.evaluation import Contender, EvaluationModule
+from project.modules.contenders import Contender
+from project.modules.evaluation import EvaluationModule
 from project.modules.sources import SourceFile, place_sources, read_sources
 from project.moments import LAYERS, PICTURES, UNITS, Collector, Lockstep
 from project.student import Source, batch_norms, common_spec, reestimation, running_variances
@@ -45,8 +46,7 @@ class MergeModule(EvaluationModule):
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
             raise ConfigurationError(f"sources holds {len(files)} files; at least 2 are needed to merge.")
-        super().__init__([file.path for file in files])
-        self.files = files
+        super().__init__(files)
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
@@ -241,6 +241,18 @@ class MergeModule(EvaluationModule):
         """Names of all layers, in execution order."""
         assert self.problem is not None
         return [layer.name for layer in self.problem.spec.layers]
+
+    @property
+    def head_layer(self) -> str:
+        """Name of the layer that puts out the logits."""
+        assert self.problem is not None
+        return next(one.name for one in self.problem.spec.layers if one.outputs == self.problem.spec.output.name)
+
+    @property
+    def trunks(self) -> dict[str, nn.Module]:
+        """The sources and the students as plain networks, by name."""
+        sources = {source.name: source.network for source in self.loaded}
+        return sources | {merged.name: merged.student.network for merged in self.merged}
 
     def variances(self) -> dict[str, dict[str, float]]:
         """Student -> batch norm -> mean running variance."""
