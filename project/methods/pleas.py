@@ -1,7 +1,9 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Literal
 
 from torch import Tensor
@@ -71,7 +73,7 @@ class PLeaS(Permutation):
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
-        """Refuse what will not fit into memory and, without ridge, more unknowns than samples.
+        """Refuse what will not fit into memory; refuse or, with a ridge, tell of more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
@@ -80,23 +82,35 @@ class PLeaS(Permutation):
             needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
             if needed > free:
                 raise ConfigurationError(
-                    f"calibration_pictures comes to {sum(pictures.values())} pictures, for which the sequential fit "
+                    f"calibration comes to {sum(pictures.values())} pictures, for which the sequential fit "
                     f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
                     f"use fewer pictures, or fit 'joint'."
                 )
-        if self.ridge > 0:
-            return
         partial = max(budgets) > 1
-        fewest = min(pictures.values()) if partial and self.sequential else sum(pictures.values())
-        for layer in (layer for layer in problem.spec.layers if not self._kept(layer, problem)):
-            units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
-            constant = layer.bias or self.sequential  # the norm behind a layer adds one
-            unknowns, samples = units * layer.taps + constant, fewest * layer.positions
-            if samples < unknowns:
-                raise ConfigurationError(
-                    f"ridge is 0, but layer {layer.name!r} may have {unknowns} unknowns a row, and {fewest} "
-                    f"calibration pictures give only {samples} samples; use more pictures or a ridge above 0."
-                )
+        apart = partial and self.sequential
+        fewest = min(pictures.values()) if apart else sum(pictures.values())
+        scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
+        layer = max(scarcity, key=lambda layer: scarcity[layer])
+        if fewest >= scarcity[layer]:
+            return
+        shortage = (
+            f"layer {layer.name!r} may have {self._unknowns(layer, problem, partial)} unknowns a row, and {fewest} "
+            f"calibration pictures{' of a domain' if apart else ''} give only {fewest * layer.positions} samples"
+        )
+        if self.ridge == 0:
+            raise ConfigurationError(f"ridge is 0, but {shortage}; use more pictures or a ridge above 0.")
+        warnings.warn(
+            f"{shortage}: what they leave open stays near the permuted average; {ceil(scarcity[layer])} would be "
+            f"enough.",
+            stacklevel=2,
+        )
+
+    def _unknowns(self, layer: Layer, problem: Problem, partial: bool) -> int:
+        """Most unknowns that a row of a layer may have; none where it is not fitted."""
+        if self._kept(layer, problem):
+            return 0
+        units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
+        return units * layer.taps + (layer.bias or self.sequential)  # the norm behind a layer adds one
 
     def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""

@@ -25,6 +25,8 @@ class Row:
         accuracy: domain -> top-1 in percent; domains it has no head for are left out.
         before: The same before batch norm was re-estimated; empty where that was not measured.
         residual: Mean over layers of the fit's relative residual; None where nothing was fitted.
+        norms: How a student's batch norms came by their statistics: ``fitted`` with the layers, ``re-estimated``, or
+            left at the ``sources' mean``; None for others.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Row:
     accuracy: Mapping[str, float]
     before: Mapping[str, float] = field(default_factory=dict)
     residual: float | None = None
+    norms: str | None = None
 
     @property
     def mean(self) -> float:
@@ -55,6 +58,7 @@ class Row:
         for domain in domains:
             cells[domain] = round(self.accuracy[domain], 1) if domain in self.accuracy else None
         cells["mean"] = round(self.mean, 1)
+        cells["batch norm"] = self.norms
         cells["before BN"] = round(sum(self.before.values()) / len(self.before), 1) if self.before else None
         cells["residual"] = None if self.residual is None else round(self.residual, 3)
         return cells
@@ -127,4 +131,4 @@ def _shown(value: str | float | int | None) -> str:
 
 
 def _aligned(text: str, column: str, width: int) -> str:
-    return text.ljust(width) if column in ("network", "kind") else text.rjust(width)
+    return text.ljust(width) if column in ("network", "kind", "batch norm") else text.rjust(width)
