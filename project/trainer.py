@@ -31,8 +31,8 @@ class MergeTrainer(Trainer):
 
         Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
         where there are such pictures, scores sources, references and students on the test pictures, and writes the
-        students and every number to the run's folder. Where a cluster starts the processes itself (torchrun, SLURM), the data must be there already:
-        only the first process renders or downloads, and the others do not wait for it.
+        students and every number to the run's folder. Where a cluster starts the processes itself (torchrun, SLURM),
+        the data must be there already: only the first process renders or downloads, and the others do not wait for it.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
 from project.data.checking import OnError, PictureCheck
 from project.data.domain import Domain, DomainSet, Sample, choose
-from project.data.pictures import NamedPictures, Pictures, UnlabelledPictures
+from project.data.pictures import CalibrationPictures, NamedPictures, Pictures
 from project.data.sharding import EachOnce
 from project.data.splits import Splits, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
@@ -48,6 +48,7 @@ class DomainDataModule(LightningDataModule):
             the domains; a number of each; ``public``, pictures of other domains; or ``none``.
         public: For ``public``: the data set whose training pictures are taken; none of its domains may be merged.
         public_pictures: For ``public``: how many pictures; all when null.
+        calibration_views: How often each of these pictures is shown: as it is, then cropped and mirrored at random.
         calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
         seed: Seed of the validation split and of the choice of calibration pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -73,6 +74,7 @@ class DomainDataModule(LightningDataModule):
         calibration: Calibration = 512,
         public: DomainSet | None = None,
         public_pictures: int | None = 1024,
+        calibration_views: int = 1,
         calibration_batch_size: int | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
@@ -93,6 +95,7 @@ class DomainDataModule(LightningDataModule):
         self.calibration = calibration
         self.public = public
         self.public_pictures = public_pictures
+        self.calibration_views = calibration_views
         self.calibration_batch_size = batch_size if calibration_batch_size is None else calibration_batch_size
         self.seed = seed
         self._check_values()
@@ -148,8 +151,8 @@ class DomainDataModule(LightningDataModule):
         return tuple(self._calibrating())
 
     def calibration_counts(self) -> dict[str, int]:
-        """Domain, or ``public`` -> number of calibration pictures, before any has been looked at."""
-        return {domain: len(samples) for domain, samples in self._calibrating().items()}
+        """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
+        return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
 
     @property
     def skipped(self) -> list[str]:
@@ -202,14 +205,15 @@ class DomainDataModule(LightningDataModule):
     def calibration_dataloader(self) -> CombinedLoader | DataLoader[Any]:
         """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
 
-        Every picture comes exactly once, over all processes together, in an order that mixes the classes. Public
-        pictures come under the name ``public``; without any pictures there is one batch that maps nothing.
+        Every view comes exactly once, over all processes together, in an order that mixes the classes. Public pictures
+        come under the name ``public``; without any pictures there is one batch that maps nothing.
         """
         if not self.calibration_domains:
             return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
         loaders = {}
         for name in self.calibration_domains:
-            dataset = UnlabelledPictures(self.samples(name, "calibration"), self._plain)
+            samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
+            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size")
 
@@ -243,6 +247,7 @@ class DomainDataModule(LightningDataModule):
             "num_workers": (self.num_workers >= 0, "0 or more"),
             "validation_fraction": (0 <= self.validation_fraction < 1, "0 up to, but without, 1"),
             "public_pictures": (self.public_pictures is None or self.public_pictures >= 1, "null, or at least 1"),
+            "calibration_views": (self.calibration_views >= 1, "at least 1"),
             "calibration_batch_size": (self.calibration_batch_size >= 1, "null, or at least 1"),
             "seed": (self.seed >= 0, "0 or more"),
         }

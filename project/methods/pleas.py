@@ -14,7 +14,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, view
+from project.student import LayerFit, SequentialFit, View, deal_out, fit_layer, joint_matrix, view
 from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer
 
@@ -30,7 +30,8 @@ class PLeaS(Permutation):
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
-            every picture (the paper's).
+            every picture (the paper's). Under ``own``, public pictures, which belong to no domain, are dealt out to the
+            sources whose batch norms know them best; the joint fit takes the mean of all for them.
         ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
             inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
@@ -118,13 +119,12 @@ class PLeaS(Permutation):
 
     def _walk(self, merged: Merged, problem: Problem) -> Merged:
         """The sequential fit of one student."""
-        if problem.pictures is None:
-            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
+        owners, pictures = self._owned(problem)
         walk = SequentialFit(
             merged.student,
             problem.sources,
-            problem.owners,
-            problem.pictures,
+            owners,
+            pictures,
             ridge=self.ridge,
             own=self.targets == "own",
             rounds=self.rounds,
@@ -135,6 +135,17 @@ class PLeaS(Permutation):
         ) as bar:
             fits = walk.run(lambda name: bar.update())
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
+
+    def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]]]:
+        """Owners and calibration pictures of the domains; what belongs to none of them is dealt out to the sources."""
+        if problem.pictures is None:
+            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
+        owners, pictures = dict(problem.owners), dict(problem.pictures)
+        strangers = [] if self.targets == "mean" else [name for name in pictures if name not in problem.labels.domains]
+        for domain in strangers:
+            for index, mine in enumerate(deal_out(problem.sources, pictures.pop(domain))):
+                owners[f"{domain}/{index}"], pictures[f"{domain}/{index}"] = index, mine
+        return owners, pictures
 
     def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """The joint fit of all students."""

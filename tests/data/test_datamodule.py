@@ -130,6 +130,7 @@ def test_a_use_without_pictures_is_told(folders: Make) -> None:
         ({"calibration": True}, "calibration is True"),
         ({"calibration": "some"}, "calibration is 'some'"),
         ({"calibration": "public"}, "calibration is 'public', but public is null"),
+        ({"calibration_views": 0}, "calibration_views is 0"),
         ({"public_pictures": 0}, "public_pictures is 0"),
         ({"calibration_batch_size": 0}, "calibration_batch_size is 0"),
         ({"seed": -1}, "seed is -1"),

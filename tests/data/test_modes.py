@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
@@ -34,6 +35,23 @@ def test_a_smaller_draw_is_part_of_a_larger(seed: int) -> None:
         assert draws[64] == calibration_samples("all", train, None, None, seed)
     others = calibration_samples(16, train, None, None, seed + 1)
     assert others != draws[16]
+
+
+def test_further_views_repeat_and_leave_the_first_as_they_are(folders: Make) -> None:
+    sets, options = folders(COUNTS), {"image_size": 8, "calibration": 5, "calibration_batch_size": 5}
+    plain, *_ = (batch["art"] for batch, _, _ in DomainDataModule(sets, **options).calibration_dataloader())  # type: ignore[arg-type]
+    data = DomainDataModule(sets, calibration_views=3, **options)  # type: ignore[arg-type]
+    assert data.calibration_counts() == {"art": 15, "oil": 15, "photo": 15}
+    torch.manual_seed(0)
+    first = [batch["art"] for batch, _, _ in data.calibration_dataloader()]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    second = [data.calibration_dataloader().iterables["art"].dataset[index] for index in range(15)]
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from torch's generator"
+    assert torch.equal(torch.cat(first), torch.stack(second))
+    assert torch.equal(first[0], plain)
+    assert not torch.equal(first[1], plain)
+    assert not torch.equal(first[1], first[2])
 
 
 def test_no_pictures_at_all(folders: Make) -> None:
