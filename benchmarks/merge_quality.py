@@ -44,29 +44,29 @@ def main() -> None:
     print(f"wrote {arguments.out}")
 
 
-def real(folder: Path, data: Path, scratch: Path, seed: int) -> dict[str, Any]:
-    """The real pair, with the calibration pictures of one draw."""
+def real(folder: Path, data: Path, scratch: Path, seed: int, *more: str) -> dict[str, Any]:
+    """The real pair, with the calibration pictures of one draw and further arguments."""
     domains = sorted(path.stem for path in folder.glob("*.safetensors"))
     sources = [{"path": str(folder / f"{domain}.safetensors"), "domains": [domain]} for domain in domains]
     return merged(
-        scratch / f"real-{seed}",
+        scratch / "real",
         "--config", str(CONFIGS / "pacs" / "merge.yaml"),
         "--data.init_args.root", str(data),
         "--data.init_args.seed", str(seed),
-        "--model.init_args.sources", json.dumps(sources),
+        "--model.init_args.sources", json.dumps(sources), *more,
     )  # fmt: skip
 
 
-def shapes(scratch: Path) -> dict[str, Any]:
-    """The sources of the demo."""
-    return merged(scratch / "shapes", "--config", str(CONFIGS / "demo" / "merge.yaml"))
+def shapes(scratch: Path, *more: str) -> dict[str, Any]:
+    """The sources of the demo, with further arguments."""
+    return merged(scratch / "shapes", "--config", str(CONFIGS / "demo" / "merge.yaml"), *more)
 
 
 def merged(run: Path, *arguments: str) -> dict[str, Any]:
     """Results of one merge, without what is per layer."""
-    pleas(["merge", *arguments, "--run", str(run)])
+    pleas(["merge", *arguments, "--run", str(run), "--overwrite", "true"])
     results = json.loads((run / "results.json").read_text())
-    return {key: results[key] for key in ("table", "phases", "equivalence")}
+    return {key: results[key] for key in ("table", "phases", "calibration", "equivalence")}
 
 
 def unpacked(folder: Path, scratch: Path) -> Path:

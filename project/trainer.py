@@ -32,10 +32,10 @@ class MergeTrainer(Trainer):
     ) -> Results:
         """Merge fine-tuned networks into one, at every budget asked for.
 
-        Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm,
-        scores sources, references and students on the test pictures, and writes the students and every number to
-        the run's folder. Where a cluster starts the processes itself (torchrun, SLURM), the data must be there already:
-        only the first process renders or downloads, and the others do not wait for it.
+        Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
+        where there are such pictures, scores sources, references and students on the test pictures, and writes the
+        students and every number to the run's folder. Where a cluster starts the processes itself (torchrun, SLURM),
+        the data must be there already: only the first process renders or downloads, and the others do not wait for it.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.
@@ -187,6 +187,7 @@ def collect(
         "variances": callback.variances,
         "equivalence": model.equivalence,
         "lineage": {merged.name: merged.student.lineage for merged in model.merged},
+        "calibration": datamodule.calibration_counts(),
         "skipped_pictures": datamodule.skipped,
         "macs_of_one_source": unit,
     }
@@ -197,6 +198,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     problem = model.problem
     assert problem is not None
     student = merged.student
+    norms = "fitted" if merged.settled else "re-estimated" if before else "sources' mean"
     left = [fit["residual_after"] for fit in merged.layers.values()]
     return Row(
         merged.name,
@@ -208,6 +210,8 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         after,
         before,
         sum(left) / len(left) if left else None,
+        norms=norms,
+        seconds=merged.seconds,
     )
 
 

@@ -132,7 +132,7 @@ def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
 
 def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
     root = tiny / "data"
-    data = DomainDataModule(DomainNet(root), image_size=16, batch_size=16, calibration_pictures=20)
+    data = DomainDataModule(DomainNet(root), image_size=16, batch_size=16, calibration=20)
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
     module, callback = MergeModule(files, budgets=[1.0, 1.5]), MergeCallback()
     module.prepare(data)
@@ -145,7 +145,7 @@ def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
 
 
 def test_an_error_while_batch_norm_is_open_leaves_it_closed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration_pictures=20)
+    data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration=20)
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
     module, callback = MergeModule(files, methods=[Permutation()]), MergeCallback()
     module.prepare(data)
@@ -337,7 +337,7 @@ def test_ridge_zero_needs_samples(tiny: Path) -> None:
     methods = json.dumps([{"class_path": "project.methods.PLeaS", "init_args": {"ridge": 0}}])
     refused(
         ConfigurationError, ["ridge is 0", "samples"],
-        "--model.init_args.methods", methods, "--data.init_args.calibration_pictures", "8",
+        "--model.init_args.methods", methods, "--data.init_args.calibration", "8",
     )  # fmt: skip
 
 
@@ -403,7 +403,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
         str(TINY / "merge.yaml"),
         "--model.init_args.methods",
         methods,
-        "--data.init_args.calibration_pictures",
+        "--data.init_args.calibration",
         "50",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

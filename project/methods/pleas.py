@@ -1,8 +1,9 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import ceil, inf
 from typing import Literal
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, stages, view
+from project.student import LayerFit, SequentialFit, View, deal_out, fit_layer, joint_matrix, stages, view
 from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer, graph_of
 
@@ -29,7 +30,8 @@ class PLeaS(Permutation):
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
-            every picture (the paper's).
+            every picture (the paper's). Under ``own``, public pictures, which belong to no domain, are dealt out to the
+            sources whose batch norms know them best; the joint fit takes the mean of all for them.
         weights: domain -> weight of each of its calibration pictures in the fit: 0 leaves a domain out; default: 1.
         norm: For the sequential fit: fit layers to what the batch norm behind them puts out (``after``), or to what
             it reads (``before``).
@@ -92,7 +94,7 @@ class PLeaS(Permutation):
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
-        """Refuse what will not fit into memory and, without ridge, more unknowns than samples.
+        """Refuse what will not fit into memory; refuse or, with a ridge, tell of more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
@@ -106,23 +108,35 @@ class PLeaS(Permutation):
             needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
             if needed > free:
                 raise ConfigurationError(
-                    f"calibration_pictures comes to {sum(pictures.values())} pictures, for which the sequential fit "
+                    f"calibration comes to {sum(pictures.values())} pictures, for which the sequential fit "
                     f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
                     f"use fewer pictures, or fit 'joint'."
                 )
-        if self.ridge > 0:
-            return
         partial = max(budgets) > 1
-        fewest = min(pictures.values()) if partial and self.sequential else sum(pictures.values())
-        for layer in (layer for layer in problem.spec.layers if not self._kept(layer, problem)):
-            units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
-            constant = layer.bias or self.sequential  # the norm behind a layer adds one
-            unknowns, samples = units * layer.taps + constant, fewest * layer.positions
-            if samples < unknowns:
-                raise ConfigurationError(
-                    f"ridge is 0, but layer {layer.name!r} may have {unknowns} unknowns a row, and {fewest} "
-                    f"calibration pictures give only {samples} samples; use more pictures or a ridge above 0."
-                )
+        apart = partial and self.sequential
+        fewest = min(pictures.values()) if apart else sum(pictures.values())
+        scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
+        layer = max(scarcity, key=lambda layer: scarcity[layer])
+        if fewest >= scarcity[layer]:
+            return
+        shortage = (
+            f"layer {layer.name!r} may have {self._unknowns(layer, problem, partial)} unknowns a row, and {fewest} "
+            f"calibration pictures{' of a domain' if apart else ''} give only {fewest * layer.positions} samples"
+        )
+        if self.ridge == 0:
+            raise ConfigurationError(f"ridge is 0, but {shortage}; use more pictures or a ridge above 0.")
+        warnings.warn(
+            f"{shortage}: what they leave open stays near the permuted average; {ceil(scarcity[layer])} would be "
+            f"enough.",
+            stacklevel=2,
+        )
+
+    def _unknowns(self, layer: Layer, problem: Problem, partial: bool) -> int:
+        """Most unknowns that a row of a layer may have; none where it is not fitted."""
+        if self._kept(layer, problem):
+            return 0
+        units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
+        return units * layer.taps + (layer.bias or self.sequential)  # the norm behind a layer adds one
 
     def plan(self, problem: Problem) -> str | None:
         """The stages of the sequential fit: layers that do not feed each other stand together."""
@@ -133,26 +147,28 @@ class PLeaS(Permutation):
         steps = " → ".join(" + ".join(names[node] for node in stage) for stage in found)
         return f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
 
-    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
-        return [self._walk(merged, problem) for merged in starts] if self.sequential else self._solve(starts, problem)
+        if self.sequential:
+            yield from (self._walk(merged, problem) for merged in starts)
+        else:
+            yield from self._solve(starts, problem)
 
     def _walk(self, merged: Merged, problem: Problem) -> Merged:
         """The sequential fit of one student."""
-        if problem.pictures is None:
-            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
+        owners, pictures, weights = self._owned(problem)
         walk = SequentialFit(
             merged.student,
             problem.sources,
-            problem.owners,
-            problem.pictures,
+            owners,
+            pictures,
             ridge=self.ridge,
             own=self.targets == "own",
             absorb=self.norm == "after",
             compensate=self.compensate,
             rounds=self.rounds,
             divergence=self.logits == "divergence",
-            weights=self.weights,
+            weights=weights,
             reduce=problem.reduce,
         )
         with tqdm(
@@ -160,6 +176,18 @@ class PLeaS(Permutation):
         ) as bar:
             fits = walk.run(lambda name: bar.update())
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
+
+    def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:
+        """Owners, pictures and weights of the domains; what belongs to none of them is dealt out to the sources."""
+        if problem.pictures is None:
+            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
+        owners, pictures, weights = dict(problem.owners), dict(problem.pictures), dict(self.weights)
+        strangers = [] if self.targets == "mean" else [name for name in pictures if name not in problem.labels.domains]
+        for domain in strangers:
+            for index, mine in enumerate(deal_out(problem.sources, pictures.pop(domain))):
+                part = f"{domain}/{index}"
+                owners[part], pictures[part], weights[part] = index, mine, self.weights.get(domain, 1.0)
+        return owners, pictures, weights
 
     def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """The joint fit of all students."""

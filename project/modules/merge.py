@@ -1,9 +1,10 @@
 """The sources of a merge and the students that come of it, as Lightning sees them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning
@@ -57,6 +58,7 @@ class MergeModule(EvaluationModule):
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.collector: Collector | None = None
+        self.calibration_domains: tuple[str, ...] = ()
         self.pictures: dict[str, list[Tensor]] = {}
         self.gathering = False
         self.equivalence: dict[str, float] = {}
@@ -107,18 +109,30 @@ class MergeModule(EvaluationModule):
             self.loaded[0].architecture,
             data.preprocessing,
         )
-        for method in self.methods:
-            method.check(self.problem, data.counts("calibration"), self.budgets)
+        self._check_methods(data.calibration_counts())
         for plan in filter(None, (method.plan(self.problem) for method in self.methods)):
             rank_zero_info(plan)
         for source in self.loaded:
             self.equivalence[source.name] = self._equivalence(source)
-        for use in ("calibration", "test"):  # an unreadable picture is found now and not after the fit
-            for domain in labels.domains:
-                data.samples(domain, use)
-        self.domain_names = labels.domains
+        self.calibration_domains = data.calibration_domains
+        for domain in self.calibration_domains:  # an unreadable picture is found now and not after the fit
+            data.samples(domain, "calibration")
+        for domain in labels.domains:
+            data.samples(domain, "test")
         self.lockstep = Lockstep(self.problem.sources)
         self.lockstep.requires_grad_(False)
+
+    def _check_methods(self, pictures: Mapping[str, int]) -> None:
+        """Refuse methods that cannot work with so many calibration pictures."""
+        assert self.problem is not None
+        for method in self.methods:
+            if method.needs and not pictures:
+                raise ConfigurationError(
+                    f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
+                    f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
+                    f"with matching 'weights'."
+                )
+            method.check(self.problem, pictures, self.budgets)
 
     def _equivalence(self, source: Source) -> float:
         """Largest relative change of a source's logits that permuting a group makes."""
@@ -140,9 +154,9 @@ class MergeModule(EvaluationModule):
         """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks."""
         assert self.problem is not None
         self.gathering = True
-        self.pictures = {domain: [] for domain in self.domain_names}
+        self.pictures = {domain: [] for domain in self.calibration_domains}
         if self.needs & {LAYERS, UNITS}:
-            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.domain_names)
+            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.calibration_domains)
 
     def stop_gathering(self) -> Collector | None:
         """Stop, and hand over what was gathered."""
@@ -197,17 +211,22 @@ class MergeModule(EvaluationModule):
         )
         self.merged = []
         for method in self.methods:
-            for merged in method.merge(problem, self.budgets):
-                rank_zero_info(f"fitted {merged.name}")
+            began = perf_counter()
+            for made in method.merge(problem, self.budgets):
+                merged = replace(made, seconds=perf_counter() - began)
+                rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
                 merged.student.lineage = self.lineage(method, merged)
                 self.merged.append(merged)
+                began = perf_counter()
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
         return self.merged
 
     @property
     def unsettled(self) -> list[Merged]:
-        """Students with batch norms that no longer fit what they read."""
+        """Students with batch norms that no longer fit what they read, as far as there are pictures to mend that."""
+        if not self.calibration_domains:
+            return []
         return [
             one for one in self.merged if not one.settled and batch_norms(one.student.network, one.student.exact_norms)
         ]

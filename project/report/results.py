@@ -26,6 +26,10 @@ class Row:
         before: The same before batch norm was re-estimated; empty where that was not measured.
         residual: Mean over layers of the fit's relative residual; None where nothing was fitted.
         others: Further figures in percent, under their names.
+        norms: How a student's batch norms came by their statistics: ``fitted`` with the layers, ``re-estimated``, or
+            left at the ``sources' mean``; None for others.
+        seconds: What a student took to make, gathering and re-estimation left out; a fit of several budgets at once
+            counts for the first of them. None for others.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Row:
     before: Mapping[str, float] = field(default_factory=dict)
     residual: float | None = None
     others: Mapping[str, float] = field(default_factory=dict)
+    norms: str | None = None
+    seconds: float | None = None
 
     @property
     def mean(self) -> float:
@@ -64,6 +70,8 @@ class Row:
         cells["mean"] = round(self.mean, 1)
         for name in others:
             cells[name] = round(self.others[name], 1) if name in self.others else None
+        cells["batch norm"] = self.norms
+        cells["seconds"] = None if self.seconds is None else round(self.seconds, 1)
         cells["before BN"] = round(sum(self.before.values()) / len(self.before), 1) if self.before else None
         cells["residual"] = None if self.residual is None else round(self.residual, 3)
         return cells
@@ -137,4 +145,4 @@ def _shown(value: str | float | int | None) -> str:
 
 
 def _aligned(text: str, column: str, width: int) -> str:
-    return text.ljust(width) if column in ("network", "kind") else text.rjust(width)
+    return text.ljust(width) if column in ("network", "kind", "batch norm") else text.rjust(width)

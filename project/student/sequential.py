@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
+from project.models import LabelSpace
 from project.moments import Moment, Run, cross_moment, joint_columns
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
@@ -94,7 +95,7 @@ class SequentialFit:
         self.graph = in_stages(student_graph(student.network), self.layers)
         graphs = [in_stages(graph_of(source), self.layers) for source in sources]
         self.owners = [owners.get(domain) if own else None for domain in batches]
-        self.domains = list(batches)
+        self.heads = [_heads(student.labels, domain, owners) for domain in batches]
         self.batches = []
         for index, (pictures, owner) in enumerate(zip(batches.values(), self.owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -192,19 +193,12 @@ class SequentialFit:
             features = batch.student.first_argument(node)
             if layer.bias:
                 features = torch.cat([features, features.new_ones(len(features), 1)], 1)
-            weight, heads = self.weights[batch.domain], self._heads(self.domains[batch.domain])
-            views += [HeadView(features, target, columns, weight) for columns in heads]
+            weight = self.weights[batch.domain]
+            views += [HeadView(features, target, columns, weight) for columns in self.heads[batch.domain]]
         allowed = seen_weights(layer, self.student.maps[layer.outputs], self.student.maps[layer.inputs])
         samples = sum(one.samples for one in equations if one.weight)
         pull = damping(self.ridge, start.shape[1], samples)
         return fit_head(start, allowed.to(start.device), views, damping=pull, constant=layer.bias, reduce=self.reduce)
-
-    def _heads(self, domain: str) -> list[slice]:
-        """Logits that a domain's pictures have something to say of: its own head's; all, where it has none."""
-        labels = self.student.labels
-        if labels.mode == "shared" or domain in labels.domains:
-            return [labels.columns(domain)]
-        return [labels.columns(one) for one in labels.domains]
 
     def _target(
         self,
@@ -335,6 +329,14 @@ def followed_inputs(outputs: UnitMap, inputs: UnitMap, owner: int | None) -> Ten
     """Input units that some output unit sees which follows a domain of this owner: boolean, shape (inputs,)."""
     rows = torch.ones(outputs.units, dtype=torch.bool) if owner is None else outputs.present[:, owner]
     return overlap(outputs, inputs)[rows].any(0)
+
+
+def _heads(labels: LabelSpace, domain: str, owners: Mapping[str, int]) -> list[slice]:
+    """Logits that a domain's pictures have something to say of: its own head's, else those of its source or of all."""
+    if labels.mode == "shared" or domain in labels.domains:
+        return [labels.columns(domain)]
+    owner = owners.get(domain)
+    return [labels.columns(one) for one in labels.domains if owner is None or owners.get(one) == owner]
 
 
 def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:
