@@ -6,7 +6,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-
 ENOUGH = 0.02  # of what is left to the bound: a round of the search that closes less than this is the last
 
 
