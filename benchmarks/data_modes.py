@@ -41,7 +41,11 @@ def main() -> None:
             data = unpacked(arguments.real, scratch)
             pairs["real"] = (partial(real, arguments.real, data, scratch, 0), scratch / "public", 64)
         if arguments.shapes:
-            pairs["shapes"] = (partial(shapes, scratch), Path("runs/demo/data"), 40)
+            pairs["shapes"] = (
+                partial(shapes, ["clipart", "sketch"], Path("runs/demo/sources"), [1.0], scratch),
+                Path("runs/demo/data"),
+                40,
+            )
         for pair, (merge, public, size) in pairs.items():
             for mode in arguments.modes:
                 for seed in range(arguments.seeds):

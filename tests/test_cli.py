@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import resnet
 from lightning.pytorch import Trainer
 
 import project
@@ -201,6 +202,44 @@ def test_three_sources(tiny: Path) -> None:
     rows = {row["network"]: row for row in json.loads((tiny / "three" / "results.json").read_text())["table"]}
     assert rows["pleas-3.00"]["executed"] == 3.0
     assert rows["pleas-2.20"]["executed"] == pytest.approx(2.2, abs=0.02)
+
+
+@pytest.mark.parametrize(("mode", "count"), [("shared", 4), ("different", 3)])
+def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None:
+    """From the command, by both fits and both targets; partly shared rows are executed without their zeros."""
+    domains = ["clipart", "painting", "photo", "sketch"][:count]
+    for seed, domain in enumerate(domains):
+        torch.save(resnet("resnet20", seed, 12).state_dict(), inside / f"{domain}.pth")
+    methods = [
+        {"class_path": "project.methods.PLeaS"},
+        {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "targets": "mean", "label": "joint"}},
+    ]
+    shapes = {"root": "data", "size": 16, "train_per_class": 2, "test_per_class": 1, "domains": domains}
+    run(
+        "merge", "merge", "--run", "merged",
+        "--model.init_args.sources", json.dumps([f"{domain}.pth" for domain in domains]),
+        "--model.init_args.methods", json.dumps(methods),
+        "--model.init_args.budgets", f"[1.7, {count}.0]",
+        "--data.init_args.sets", json.dumps({"class_path": "project.data.Shapes", "init_args": shapes}),
+        "--data.init_args.label_space", mode, "--data.init_args.validation_fraction", "0",
+    )  # fmt: skip
+    rows = {row["network"]: row for row in json.loads(Path("merged/results.json").read_text())["table"]}
+    assert [name for name in rows if name in domains] == domains
+    for method in ("pleas", "joint"):
+        assert rows[f"{method}-{count}.00"]["executed"] == count
+        partial = rows[f"{method}-1.70"]
+        assert partial["nominal"] == partial["executed"] == pytest.approx(1.7, abs=0.03)
+        student = project.load_student(f"merged/students/{method}-1.70.ckpt")
+        shared = {int(sources.sum()) for units in student.maps.values() for sources in units.present}
+        assert shared > {1, count}, "some units stand for some of the sources, not one, not all"
+
+
+def test_a_source_twice_and_a_domain_without_source(tiny: Path) -> None:
+    good = str(tiny / "clipart" / "checkpoints" / "best.ckpt")
+    refused(ConfigurationError, ["best.ckpt", "same file"], "--model.init_args.sources", json.dumps([good, good]))
+    both = [{"path": str(tiny / name / "checkpoints" / "best.ckpt"), "domains": ["clipart"], "name": name}
+            for name in ("clipart", "sketch")]  # fmt: skip
+    refused(ConfigurationError, ["'sketch' has no source"], "--model.init_args.sources", json.dumps(both))
 
 
 def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) -> None:

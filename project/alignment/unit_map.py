@@ -53,18 +53,20 @@ class UnitMap:
             start += size
         return cls(members)
 
-    def split(self, rows: Tensor) -> "UnitMap":
-        """The map with some of its rows separated into one row for each source in them."""
+    def split(self, rows: Tensor, parts: Tensor | None = None) -> "UnitMap":
+        """The map with some of its rows separated.
+
+        Args:
+            rows: Numbers of the rows, shape (count,).
+            parts: Integer, shape (count, sources): which part of its row each source goes to, from 0 to N − 1; a part
+                is one row of the result. Default: one part for each source.
+        """
         stay = torch.ones(self.units, dtype=torch.bool)
         stay[rows] = False
-        singles = []
-        for source in range(self.sources):
-            column = self.members[~stay, source]
-            units = column[column >= 0]
-            single = torch.full((len(units), self.sources), -1)
-            single[:, source] = units
-            singles.append(single)
-        return UnitMap(torch.cat([self.members[stay], *singles]))
+        whole = self.members[rows]
+        parts = torch.arange(self.sources).expand_as(whole) if parts is None else parts
+        pieces = [torch.where(parts == part, whole, -1) for part in range(self.sources)]
+        return UnitMap(torch.cat([self.members[stay], *(piece[(piece >= 0).any(1)] for piece in pieces)]))
 
     @property
     def units(self) -> int:

@@ -35,6 +35,8 @@ class MergeModule(EvaluationModule):
         methods: Merging methods; default: the plain average, permutation alone, and PLeaS.
         budgets: Sizes of the students, in multiply-accumulates over one source's: from 1 to the number of sources.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
+        public: Domains of the data that no source was trained on, for shared classes: on their calibration pictures
+            merged units follow the mean of all sources.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class MergeModule(EvaluationModule):
         methods: Sequence[Method] = (),
         budgets: Sequence[float] = (1.0,),
         tolerance: float = 1e-3,
+        public: Sequence[str] = (),
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
@@ -55,6 +58,7 @@ class MergeModule(EvaluationModule):
         self.budgets = sorted(budgets)
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
+        self.public = list(public)
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.collector: Collector | None = None
@@ -98,7 +102,7 @@ class MergeModule(EvaluationModule):
         if self.problem is not None:
             return
         labels, spec = data.label_space, self.read(data.preprocessing)
-        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing)
+        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing, self.public)
         claimed = [domain for domains in owned for domain in domains]
         ordered = {domain: labels.classes[domain] for domain in claimed}
         self.problem = Problem(

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from project.alignment import Alignment, UnitMap, overlap
+from project.alignment import Alignment, Splitting, UnitMap, overlap
 from project.symmetry import Spec
 
 
@@ -47,11 +47,12 @@ def stagewise(
     """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
 
     Groups are separated from the back of the network (or the front) as long as the budget lasts. The first that fits
-    only in part gives up its worst matched units.
+    only in part splits the rows whose merging costs most, of three sources or more also in part: one source leaves
+    while the others stay merged.
 
     Args:
         spec: Groups of the sources.
-        alignment: Matched units and how well they match.
+        alignment: Matched units and how far they are from each other.
         fixed: Unit maps of the picture and of the logits.
         budget: Student's multiply-accumulates over one source's, 1 to N.
         front: Separate from the front instead.
@@ -62,15 +63,15 @@ def stagewise(
     maps = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
     limit = budget * source_macs(spec, fixed) * (1 + 1e-9)
     for group in spec.free if front else spec.free[::-1]:
-        worst = alignment.scores[group.name].argsort(stable=True)
-        separated = partial(_separated, maps, group.name, worst)
-        units = bisect_right(range(1, group.size + 1), limit, key=lambda units: nominal_macs(spec, separated(units)))
-        maps = separated(units)
-        if units < group.size:
+        splitting = alignment.splitting(group.name)
+        after = partial(_split, maps, group.name, splitting)
+        steps = bisect_right(range(1, splitting.steps + 1), limit, key=lambda steps: nominal_macs(spec, after(steps)))
+        maps = after(steps)
+        if steps < splitting.steps:
             break
     return maps
 
 
-def _separated(maps: Mapping[str, UnitMap], name: str, worst: Tensor, units: int) -> dict[str, UnitMap]:
-    """The unit maps with a group's worst matched units given up: that many of them."""
-    return {**maps, name: maps[name].split(worst[:units])}
+def _split(maps: Mapping[str, UnitMap], name: str, splitting: Splitting, steps: int) -> dict[str, UnitMap]:
+    """The unit maps with so many steps taken in one group."""
+    return {**maps, name: splitting.after(steps)}
