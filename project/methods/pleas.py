@@ -10,9 +10,9 @@ from tqdm import tqdm
 from project.alignment import Similarity
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
-from project.methods.permutation import Permutation
+from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, view
+from project.student import Budget, LayerFit, SequentialFit, View, fit_layer, joint_matrix, view
 from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer
 
@@ -23,7 +23,8 @@ class PLeaS(Permutation):
     Args:
         matching: How units are matched, see Permutation.
         similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
-        separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
+        separate: Which units stay separate as the budget grows: by ``gain``, from the ``front`` or the ``back``, or
+            ``uniform``, see Permutation.
         fit: ``sequential``: every layer on what the student itself feeds it, in execution order; one walk through
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
@@ -42,7 +43,7 @@ class PLeaS(Permutation):
         self,
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
-        separate: Literal["back", "front"] = "back",
+        separate: Separate = "back",
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
         ridge: float = 0.05,
@@ -65,19 +66,22 @@ class PLeaS(Permutation):
                 raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
         self.sequential = fit == "sequential"
         self.targets = targets
+        self.follows_owners = targets == "own"
         self.ridge = ridge
         self.rounds = rounds
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse what will not fit into memory and, without ridge, more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
+        partial = max(map(problem.times, budgets)) > 1
+        widest = len(problem.sources) if partial else 1  # any group may be separated
         if self.sequential:
-            needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
+            needed, free = walk_bytes(problem.spec, sum(pictures.values()), widest), free_bytes()
             if needed > free:
                 raise ConfigurationError(
                     f"calibration_pictures comes to {sum(pictures.values())} pictures, for which the sequential fit "
@@ -86,10 +90,9 @@ class PLeaS(Permutation):
                 )
         if self.ridge > 0:
             return
-        partial = max(budgets) > 1
         fewest = min(pictures.values()) if partial and self.sequential else sum(pictures.values())
         for layer in (layer for layer in problem.spec.layers if not self._kept(layer, problem)):
-            units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
+            units = problem.spec.sizes[layer.inputs] * widest
             constant = layer.bias or self.sequential  # the norm behind a layer adds one
             unknowns, samples = units * layer.taps + constant, fewest * layer.positions
             if samples < unknowns:
