@@ -19,7 +19,7 @@ from project.errors import ConfigurationError
 from project.methods import Merged
 from project.modules import MergeModule, ProbeModule
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
-from project.student import executed_macs, save_student
+from project.student import executed_macs, save_student, separated
 
 
 class MergeTrainer(Trainer):
@@ -183,6 +183,7 @@ def collect(
     rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     details = {
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
+        "separated": {merged.name: separated(merged.student.maps) for merged in model.merged},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
         "variances": callback.variances,
         "equivalence": model.equivalence,
@@ -203,7 +204,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     return Row(
         merged.name,
         "student",
-        merged.budget,
+        merged.budget.plain,
         problem.macs(student.maps) / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,
         _parameters(student),

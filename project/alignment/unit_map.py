@@ -34,9 +34,7 @@ class UnitMap:
             units = column[column >= 0].sort().values
             if not torch.equal(units, torch.arange(len(units))):
                 raise MergeError(f"unit map names a unit of source {source} twice or leaves one out; once is allowed.")
-        keys = [(-int(row.sum()), [-int(p) for p in row]) for row in present]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        object.__setattr__(self, "members", members[order])
+        object.__setattr__(self, "members", members[row_order(members)])
 
     @classmethod
     def identity(cls, size: int, sources: int) -> "UnitMap":
@@ -161,6 +159,12 @@ class UnitMap:
         for size in self.sizes:
             starts.append(starts[-1] + size * taps)
         return starts
+
+
+def row_order(members: Tensor) -> list[int]:
+    """The order in which a unit map keeps rows: by the sources present, largest sets first, else as they stood."""
+    keys = [(-int(row.sum()), [-int(there) for there in row]) for row in members >= 0]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def overlap(outputs: UnitMap, inputs: UnitMap) -> Tensor:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from project.alignment import Similarity
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
-from project.methods.permutation import Permutation
+from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, deal_out, fit_layer, joint_matrix, stages, view
+from project.student import Budget, LayerFit, SequentialFit, View, deal_out, fit_layer, joint_matrix, stages, view
 from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer, graph_of
 
@@ -25,7 +25,8 @@ class PLeaS(Permutation):
     Args:
         matching: How units are matched, see Permutation.
         similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
-        separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
+        separate: Which units stay separate as the budget grows: by ``gain``, from the ``front`` or the ``back``, or
+            ``uniform``, see Permutation.
         fit: ``sequential``: every layer on what the student itself feeds it, in execution order; one walk through
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
@@ -52,7 +53,7 @@ class PLeaS(Permutation):
         self,
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
-        separate: Literal["back", "front"] = "back",
+        separate: Separate = "back",
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
         weights: Mapping[str, float] | None = None,
@@ -87,13 +88,14 @@ class PLeaS(Permutation):
         self.weights = dict(weights or {})
         self.norm = norm
         self.compensate = compensate
+        self.follows_owners = targets == "own"
         self.ridge = ridge
         self.rounds = rounds
         self.logits = logits
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse what will not fit into memory; refuse or, with a ridge, tell of more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
@@ -104,15 +106,16 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
         if not any(self.weights.get(domain, 1.0) for domain in pictures):
             raise ConfigurationError("weights is 0 for every domain; at least one must count.")
+        partial = max(map(problem.times, budgets)) > 1
+        widest = len(problem.sources) if partial else 1  # any group may be separated
         if self.sequential:
-            needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
+            needed, free = walk_bytes(problem.spec, sum(pictures.values()), widest), free_bytes()
             if needed > free:
                 raise ConfigurationError(
                     f"calibration comes to {sum(pictures.values())} pictures, for which the sequential fit "
                     f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
                     f"use fewer pictures, or fit 'joint'."
                 )
-        partial = max(budgets) > 1
         apart = partial and self.sequential
         fewest = min(pictures.values()) if apart else sum(pictures.values())
         scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}

@@ -12,15 +12,25 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from project.alignment import UnitMap
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
-from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
+from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
 from project.modules.contenders import Contender
 from project.modules.evaluation import EvaluationModule
 from project.modules.sources import SourceFile, place_sources, read_sources
-from project.moments import LAYERS, PICTURES, UNITS, Collector, Lockstep
-from project.student import Source, batch_norms, common_spec, reestimation, running_variances
+from project.moments import INPUTS, LAYERS, PICTURES, UNITS, Collector, Lockstep
+from project.student import (
+    Budget,
+    Source,
+    batch_norms,
+    check_budgets,
+    common_spec,
+    reestimation,
+    running_variances,
+    source_size,
+)  # fmt: skip
 from project.symmetry import Spec, check_equivalence
 
 
@@ -33,7 +43,9 @@ class MergeModule(EvaluationModule):
     Args:
         sources: Two or more files, each with the domains it was trained on where the file does not say.
         methods: Merging methods; default: the plain average, permutation alone, and PLeaS.
-        budgets: Sizes of the students, in multiply-accumulates over one source's: from 1 to the number of sources.
+        budgets: Largest sizes of the students: numbers of multiply-accumulates over one source's (1.5), '900 MMAC',
+            '2.5 GMAC', '14M params', '1.2x params', or '48 MB' of float32 parameters and buffers (10⁶ bytes); each from
+            one source's size, or from 1 to the number of sources.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
         public: Domains of the data that no source was trained on, for shared classes: on their calibration pictures
             merged units follow the mean of all sources.
@@ -43,7 +55,7 @@ class MergeModule(EvaluationModule):
         self,
         sources: Sequence[SourceFile | Path],
         methods: Sequence[Method] = (),
-        budgets: Sequence[float] = (1.0,),
+        budgets: Sequence[float | str] = (1.0,),
         tolerance: float = 1e-3,
         public: Sequence[str] = (),
     ) -> None:
@@ -55,7 +67,7 @@ class MergeModule(EvaluationModule):
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"methods holds the names {', '.join(names)}; give each a name of its own.")
-        self.budgets = sorted(budgets)
+        self.budgets = [Budget.of(budget) for budget in budgets]
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
         self.public = list(public)
@@ -83,11 +95,14 @@ class MergeModule(EvaluationModule):
         """Load the sources, once; needs no data yet, so that a wrong file is found before anything is downloaded.
 
         Raises:
-            PleasError: If a file is no source, or the sources are not of one architecture.
+            PleasError: If a file is no source, the sources differ in architecture, or no student can have a budget.
         """
         if self.spec is None:
             self.loaded = read_sources(self.files)
-            self.spec = common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
+            spec = common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
+            heads = UnitMap.apart(tuple(source.logits for source in self.loaded))
+            check_budgets(self.budgets, len(self.loaded), lambda unit: source_size(spec, heads, unit))
+            self.spec = spec
         return self.spec
 
     def prepare(self, data: DomainDataModule) -> None:
@@ -159,7 +174,7 @@ class MergeModule(EvaluationModule):
         assert self.problem is not None
         self.gathering = True
         self.pictures = {domain: [] for domain in self.calibration_domains}
-        if self.needs & {LAYERS, UNITS}:
+        if self.needs & {LAYERS, INPUTS, UNITS}:
             self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.calibration_domains)
 
     def stop_gathering(self) -> Collector | None:
@@ -240,7 +255,7 @@ class MergeModule(EvaluationModule):
         return {
             "method": merged.method,
             "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
-            "budget": merged.budget,
+            "budget": merged.budget.plain,
             "sources": [
                 {"name": source.name, "sha256": source.sha256, "architecture": asdict(source.architecture)}
                 for source in self.loaded

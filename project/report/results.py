@@ -18,7 +18,7 @@ class Row:
     Args:
         name: Its name.
         kind: ``source``, ``reference`` or ``student``.
-        budget: What was asked for, over one source; None for sources and references without one.
+        budget: What was asked for, as the user wrote it; None for sources and references without one.
         nominal: Multiply-accumulates by its unit maps, over one source's.
         executed: Multiply-accumulates counted while it ran, over one source's.
         parameters: Number of parameters.
@@ -34,7 +34,7 @@ class Row:
 
     name: str
     kind: str
-    budget: float | None
+    budget: float | str | None
     nominal: float
     executed: float
     parameters: int

@@ -1,21 +1,25 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
+from project.student.allocation import by_gain, separated, stagewise, uniform
 from project.student.artefact import build_student, is_student, load_student, save_student
-from project.student.budget import executed_macs, nominal_macs, source_macs, stagewise
+from project.student.budget import Budget, check_budgets
 from project.student.build import Student, blank_network, start_student
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
+from project.student.gain import separation_gains
 from project.student.layers import BlockLayer
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
 from project.student.ownership import deal_out, norm_distance
 from project.student.plan import in_stages, stages
 from project.student.sequential import SequentialFit
+from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 
 __all__ = [
-    "BlockLayer", "LayerFit", "SequentialFit", "Source", "Student", "View", "batch_norms", "blank_network",
-    "build_student", "common_spec", "damping", "deal_out", "executed_macs", "fit_layer", "in_stages", "is_student",
-    "joint_matrix", "load_source", "load_student", "nominal_macs", "norm_distance", "reestimate", "reestimation",
-    "running_variances", "save_student", "source_macs", "stages", "stagewise", "start_matrix", "start_student",
-    "targets", "view",
+    "BlockLayer", "Budget", "LayerFit", "SequentialFit", "Source", "Student", "Unit", "View", "batch_norms",
+    "blank_network", "build_student", "by_gain", "check_budgets", "common_spec", "damping", "deal_out",
+    "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source", "load_student",
+    "nominal_macs", "nominal_size", "norm_distance", "reestimate", "reestimation", "running_variances",
+    "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise",
+    "start_matrix", "start_student", "targets", "uniform", "view",
 ]  # fmt: skip

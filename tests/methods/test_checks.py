@@ -7,7 +7,8 @@ import pytest
 from helpers import make_problem, pictures, random_network
 
 from project.errors import ConfigurationError, MergeError
-from project.methods import Permutation, PLeaS, check_budgets
+from project.methods import Permutation, PLeaS
+from project.student import check_budgets
 from project.student.memory import free_bytes, walk_bytes
 
 
@@ -41,7 +42,7 @@ def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> N
     [
         ({"matching": "hope"}, "matching is 'hope'; allowed: 'activations', 'weights'"),
         ({"similarity": "cosine"}, "similarity is 'cosine'; allowed: 'correlation', 'distance'"),
-        ({"separate": "middle"}, "separate is 'middle'; allowed: 'back', 'front'"),
+        ({"separate": "middle"}, "separate is 'middle'; allowed: 'gain', 'front', 'back', 'uniform'"),
         ({"ridge": -1.0}, "ridge is -1.0; allowed: 0 or more"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"targets": "other"}, "targets is 'other'"),
