@@ -91,6 +91,7 @@ class RefineModule(LightningModule):
             self.distillation = Distillation(student, networks, owners, **self.options)
             self.lineage: dict[str, Any] = student.lineage
             self.network = student.network  # alone registered, so that checkpoints hold a student's tensors and no more
+            self.network.train()  # until training starts, as Lightning warns of anything else
         check_classes(str(self.path), self.student.labels, labels)
         for domain in labels.domains:
             self.student.labels.columns(domain)  # refuses a domain without a head
