@@ -54,15 +54,19 @@ def main() -> None:
 
 def real(folder: Path, data: Path, scratch: Path, seed: int, *more: str) -> dict[str, Any]:
     """The real pair, with the calibration pictures of one draw and further arguments."""
+    return merged(scratch / "real", *real_arguments(folder, data, seed), *more)
+
+
+def real_arguments(folder: Path, data: Path, seed: int) -> list[str]:
+    """What ``pleas merge`` is told of the real pair."""
     domains = sorted(path.stem for path in folder.glob("*.safetensors"))
     sources = [{"path": str(folder / f"{domain}.safetensors"), "domains": [domain]} for domain in domains]
-    return merged(
-        scratch / "real",
+    return [
         "--config", str(CONFIGS / "pacs" / "merge.yaml"),
         "--data.init_args.root", str(data),
         "--data.init_args.seed", str(seed),
-        "--model.init_args.sources", json.dumps(sources), *more,
-    )  # fmt: skip
+        "--model.init_args.sources", json.dumps(sources),
+    ]  # fmt: skip
 
 
 def shapes(domains: list[str], folder: Path, budgets: list[float], scratch: Path, *more: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import resnet
+from helpers import resnet, same_state
 from lightning.pytorch import Trainer
 
 import project
@@ -109,6 +109,20 @@ def test_test_scores_what_merge_scored(tiny: Path) -> None:
     for domain in ("clipart", "sketch"):
         assert 100 * logged[f"test/pleas-1.50/{domain}/accuracy"] == pytest.approx(rows["pleas-1.50"][domain], abs=0.05)
         assert 100 * logged[f"test/best/{domain}/accuracy"] == pytest.approx(rows["clipart"][domain], abs=0.05)
+
+
+def test_a_student_is_refined_tested_and_merged_again(tiny: Path) -> None:
+    run("fit", "fit_refine")
+    folder = tiny / "refine"
+    path = folder / "students" / "pleas-1.50-refined.ckpt"
+    refined, (checkpoint,) = project.load_student(path), (folder / "checkpoints").iterdir()
+    assert refined.lineage["refined"][0]["steps"] == 8  # type: ignore[index]
+    assert same_state(refined.network.state_dict(), project.load_student(checkpoint).network.state_dict())
+    before = project.load_student(tiny / "merge" / "students" / "pleas-1.50.ckpt")
+    assert not same_state(refined.network.state_dict(), before.network.state_dict())
+    run("test", "test", "--run", "runs/tiny/refined", "--model.init_args.networks", json.dumps([str(path)]))
+    assert (tiny / "refined" / "scores.csv").exists()
+    assert load_source(path).logits == refined.labels.width
 
 
 def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
@@ -462,3 +476,16 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
                     assert torch.allclose(mine[key], theirs[key], rtol=1e-3, atol=1e-4), f"{path.stem}: {layer.name}"
         else:
             assert torch.allclose(a, b, atol=2e-3 * float(a.abs().max())), path.stem
+
+
+@pytest.mark.ddp
+def test_two_processes_refine_one_student(tiny: Path) -> None:
+    command = [
+        sys.executable, "-m", "project", "fit", "--config", str(TINY / "fit_refine.yaml"), "--run", "runs/tiny/refine2",
+        "--trainer.strategy", "ddp", "--trainer.devices", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refined = project.load_student(tiny / "refine2" / "students" / "pleas-1.50-refined.ckpt")
+    assert refined.lineage["refined"][0]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]

@@ -10,6 +10,7 @@ from project.data.nabirds import NABirds
 from project.data.pets import OxfordPets
 from project.data.shapes import Shapes
 from project.data.transforms import evaluation_transform
+from project.data.unlabelled import UnlabelledDataModule
 
 __all__ = [
     "CUB",
@@ -24,5 +25,6 @@ __all__ = [
     "Sample",
     "Shapes",
     "StanfordDogs",
+    "UnlabelledDataModule",
     "evaluation_transform",
 ]

@@ -25,13 +25,14 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     return _compose(fit, preprocessing)
 
 
-def training_transform(preprocessing: Preprocessing) -> Transform:
-    """A random part of the picture, at least half of it, resized and mirrored by lot; draws from torch's generator.
+def training_transform(preprocessing: Preprocessing, least: float = 0.5) -> Transform:
+    """A random part of the picture, resized and mirrored by lot; draws from torch's generator.
 
     Args:
         preprocessing: Size and normalisation.
+        least: Smallest share of the picture's area.
     """
-    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(0.5, 1.0))
+    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(least, 1.0))
     return _compose([zoom, v2.RandomHorizontalFlip()], preprocessing)
 
 

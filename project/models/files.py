@@ -47,17 +47,33 @@ def read_weights(path: str | Path) -> Weights:
         CheckpointError: If there is no such file, or it is damaged, of another kind, or holds values not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "not there"
-        raise CheckpointError(f"The file of weights {path} is {what}.")
+    _require_file(path)
     tensors, entries = _read(path)
     try:
         description = Description.from_entries(entries)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return Weights(
+        state_dict=_clean(tensors, path), sha256=file_hash(path), path=path, entries=entries, **vars(description)
+    )
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        CheckpointError: If there is no such file.
+    """
+    path = Path(path)
+    _require_file(path)
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(state_dict=_clean(tensors, path), sha256=sha256, path=path, entries=entries, **vars(description))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "not there"
+        raise CheckpointError(f"The file of weights {path} is {what}.")
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -252,13 +252,19 @@ class MergeModule(EvaluationModule):
 
     def lineage(self, method: Method, merged: Merged) -> dict[str, Any]:
         """Where a student comes from, as plain values for its file."""
+        assert self.problem is not None
         return {
             "method": merged.method,
             "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
             "budget": merged.budget.plain,
             "sources": [
-                {"name": source.name, "sha256": source.sha256, "architecture": asdict(source.architecture)}
-                for source in self.loaded
+                {
+                    "name": source.name,
+                    "sha256": source.sha256,
+                    "architecture": asdict(source.architecture),
+                    "domains": [domain for domain, owner in self.problem.owners.items() if owner == index],
+                }
+                for index, source in enumerate(self.loaded)
             ],
             "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
         }

@@ -1,12 +1,14 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
 from project.student.allocation import by_gain, separated, stagewise, uniform
-from project.student.artefact import build_student, is_student, load_student, save_student
+from project.student.artefact import build_student, is_student, load_student, save_student, student_entries
 from project.student.budget import Budget, check_budgets
 from project.student.build import Student, blank_network, start_student
+from project.student.distil import Distillation, DistillationLoss
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
 from project.student.gain import separation_gains
 from project.student.layers import BlockLayer
+from project.student.lineage import original_owners, original_sources
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
 from project.student.ownership import deal_out, norm_distance
 from project.student.plan import in_stages, stages
@@ -16,10 +18,11 @@ from project.student.solver import LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 
 __all__ = [
-    "BlockLayer", "Budget", "LayerFit", "SequentialFit", "Source", "Student", "Unit", "View", "batch_norms",
-    "blank_network", "build_student", "by_gain", "check_budgets", "common_spec", "damping", "deal_out",
-    "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source", "load_student",
-    "nominal_macs", "nominal_size", "norm_distance", "reestimate", "reestimation", "running_variances",
-    "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise",
-    "start_matrix", "start_student", "targets", "uniform", "view",
+    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
+    "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "common_spec",
+    "damping", "deal_out", "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source",
+    "load_student", "nominal_macs", "nominal_size", "norm_distance", "original_owners", "original_sources",
+    "reestimate", "reestimation", "running_variances", "save_student", "separated", "separation_gains",
+    "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student", "student_entries",
+    "targets", "uniform", "view",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Student files: one checkpoint that rebuilds the student without its sources."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,18 +29,30 @@ def save_student(student: Student, path: str | Path) -> None:
     Raises:
         CheckpointError: If the student's architecture has no name to rebuild it by.
     """
+    try:
+        entries = student_entries(student)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
+    tensors = {name: tensor.detach().cpu() for name, tensor in student.network.state_dict().items()}
+    atomic_save({**entries, "state_dict": tensors}, path)
+
+
+def student_entries(student: Student) -> dict[str, Any]:
+    """What a file must hold beside the network's tensors to be a student: plain values and the unit maps.
+
+    Raises:
+        CheckpointError: If the student's architecture has no name to rebuild it by.
+    """
     if student.architecture is None or student.preprocessing is None:
-        raise CheckpointError(f"{path} cannot be written: a student is rebuilt by its architecture and preprocessing.")
-    content = {
+        raise CheckpointError("a student is rebuilt by its architecture and preprocessing, which this one lacks.")
+    return {
         "format": FORMAT,
         "version": VERSION,
         **Description(student.architecture, student.labels, student.preprocessing).to_entries(),
         "unit_maps": {name: units.members for name, units in student.maps.items()},
         "picture": list(student.spec.picture),
         "lineage": student.lineage,
-        "state_dict": {name: tensor.detach().cpu() for name, tensor in student.network.state_dict().items()},
     }
-    atomic_save(content, path)
 
 
 def is_student(weights: Weights) -> bool:

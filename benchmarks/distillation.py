@@ -1,0 +1,148 @@
+"""Why not simply distil? The closed form against end-to-end distillation from the same start, on the same pictures.
+
+    python benchmarks/distillation.py --real FOLDER --out benchmarks/results/distillation.json
+
+Every student has one source's size, and none sees a label. Distillation starts where the closed form starts (units
+permuted and averaged, batch norm re-estimated) and runs for as many seconds as the closed form took in this run, and
+for multiples of that; the last row goes on from the closed form instead. A row that is written stays if the rest is
+interrupted. FOLDER is as in merge_quality.py.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from merge_quality import CONFIGS, machine, real_arguments, unpacked
+from torch import Tensor
+from torchvision.transforms import v2
+
+from project.cli import MergeCLI
+from project.cli import main as pleas
+from project.data import DomainDataModule
+from project.data.unlabelled import LEAST
+from project.models import atomic_text
+from project.modules.refine import warmup_cosine
+from project.report.results import text_table
+from project.student import Distillation, Student
+
+BATCH = 16  # pictures of each domain
+FRESH, REFINED = 5e-4, 2e-5  # learning rates from the permuted average and from the closed form
+
+
+def main() -> None:
+    """Run what the arguments ask for; one JSON file, written anew after every row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, help="folder of the real pair")
+    parser.add_argument("--shapes", action="store_true", help="the sources of 'make demo' too")
+    parser.add_argument("--seed", type=int, default=0, help="draw of the real pair's calibration pictures")
+    parser.add_argument("--times", type=float, nargs="+", default=[1, 10], help="seconds over those of the closed form")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/distillation.json"))
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as scratch:
+        pairs = {}
+        if arguments.real:
+            data = unpacked(arguments.real, Path(scratch))
+            pairs["real"] = real_arguments(arguments.real, data, arguments.seed)
+        if arguments.shapes:
+            pairs["shapes"] = ["--config", str(CONFIGS / "demo" / "merge.yaml")]
+        for name, pair in pairs.items():
+            found[name] = []
+            for row in rows(pair, Path(scratch, name), arguments.times, arguments.seed):
+                found[name].append(row)
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                atomic_text(json.dumps(found, indent=2), arguments.out)
+            print(text_table(found[name]))
+    print(f"wrote {arguments.out}")
+
+
+def rows(pair: Sequence[str], scratch: Path, times: Sequence[float], seed: int) -> Iterator[dict[str, Any]]:
+    """One row a student, as soon as it is scored."""
+    start, aligned = merged(pair, scratch / "start", "Permutation")
+    fit, seconds = merged(pair, scratch / "fit", "PLeaS")
+    seconds -= aligned  # both have aligned the units
+    yield row("start: permuted average", start, start.model.merged[0].student, 0.0, 0)
+    yield row("closed form", fit, fit.model.merged[0].student, seconds, 0)
+    for factor in times:
+        student = copy.deepcopy(start.model.merged[0].student)
+        steps = distil(student, start, factor * seconds, FRESH, seed)
+        yield row(f"distillation from the start, {factor:g}×", start, student, factor * seconds, steps)
+    student = copy.deepcopy(fit.model.merged[0].student)
+    steps = distil(student, fit, seconds, REFINED, seed)
+    yield row("closed form, then distillation, 1× + 1×", fit, student, 2 * seconds, steps)
+
+
+def merged(pair: Sequence[str], run: Path, method: str) -> tuple[Any, float]:
+    """Merge by one method at one source's size; the command, with all it made, and the seconds of its fit."""
+    done: MergeCLI = pleas(
+        [
+            "merge", *pair, "--run", str(run),
+            "--model.init_args.budgets", "[1.0]",
+            "--model.init_args.methods", json.dumps([{"class_path": f"project.methods.{method}"}]),
+        ]
+    )  # fmt: skip
+    phases = json.loads((run / "results.json").read_text())["phases"]
+    return done, sum(phase["seconds"] for phase in phases if phase["phase"] == "fit")
+
+
+def distil(student: Student, done: Any, seconds: float, lr: float, seed: int) -> int:
+    """Train a student end to end on the merge's calibration pictures for some seconds; the number of steps it took."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pictures = calibration(done.datamodule, device)
+    sources = [source.to(device) for source in done.model.problem.sources]
+    distillation = Distillation(student.to(device), sources, done.model.problem.owners)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
+    torch.manual_seed(seed)
+    batches, steps = shuffled(pictures), 0
+    begin = time.perf_counter()
+    while (spent := time.perf_counter() - begin) < seconds:
+        optimizer.param_groups[0]["lr"] = lr * warmup_cosine(spent / seconds, 0.1)
+        optimizer.zero_grad()
+        distillation(next(batches)).total.backward()
+        optimizer.step()
+        steps += 1
+    return steps
+
+
+def calibration(data: DomainDataModule, device: torch.device) -> dict[str, Tensor]:
+    """Domain -> its calibration pictures."""
+    batches = [batch for batch, _, _ in iter(data.calibration_dataloader())]
+    return {
+        name: torch.cat([batch[name] for batch in batches if batch[name] is not None]).to(device)
+        for name in data.domain_names
+    }
+
+
+def shuffled(pictures: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Batches of all domains without end, in a new order every epoch; parts of pictures, mirrored by lot."""
+    side = next(iter(pictures.values())).shape[-1]
+    augment = v2.Compose([v2.RandomResizedCrop(side, scale=(LEAST, 1.0)), v2.RandomHorizontalFlip()])
+    while True:
+        orders = {name: torch.randperm(len(x)).split(BATCH) for name, x in pictures.items()}
+        for parts in zip(*orders.values(), strict=False):
+            chosen = zip(pictures.items(), parts, strict=True)
+            yield {name: torch.stack([augment(x[i]) for i in part.tolist()]) for (name, x), part in chosen}
+
+
+@torch.no_grad()
+def row(name: str, done: Any, student: Student, seconds: float, steps: int) -> dict[str, Any]:
+    """Test accuracy of a student in per cent, and what it cost after the units had been aligned."""
+    student.eval()
+    device, accuracy = next(student.parameters()).device, {}
+    data: DomainDataModule = done.datamodule
+    for domain, loader in zip(data.domain_names, data.test_dataloader(), strict=True):
+        columns = student.labels.columns(domain)
+        right = [student(x.to(device))[:, columns].argmax(1).cpu() == y for x, y in loader]
+        accuracy[domain] = round(100 * float(torch.cat(right).float().mean()), 1)
+    mean = round(sum(accuracy.values()) / len(accuracy), 1)
+    return {"network": name, "seconds": round(seconds, 1), "steps": steps, **accuracy, "mean": mean}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Domains to train on without their labels."""
+
+from lightning.pytorch.utilities import CombinedLoader
+
+from project.data.datamodule import DomainDataModule
+from project.data.pictures import CalibrationPictures
+from project.data.transforms import training_transform
+
+LEAST = 0.8  # of a picture's area: on smaller parts a student errs more than on pictures that it has not seen
+
+
+class UnlabelledDataModule(DomainDataModule):
+    """Domains whose calibration pictures are trained on, by domain and without labels.
+
+    With the settings of a merge they are the pictures of that merge. A training batch holds
+    ``calibration_batch_size`` pictures of each domain; ``augment`` crops them less than DomainDataModule does.
+    Validation and tests are those of DomainDataModule: labels are read for scoring only.
+    """
+
+    def train_dataloader(self) -> CombinedLoader:  # type: ignore[override]
+        """Batches that map every domain to pictures (B, 3, image_size, image_size), shuffled in every epoch.
+
+        A domain of fewer pictures than the others comes round again, so that no batch lacks it.
+        """
+        transform = training_transform(self.preprocessing, LEAST) if self.augment else self._plain
+        loaders = {}
+        for name in self.calibration_domains:
+            dataset = CalibrationPictures(self.samples(name, "calibration"), transform, transform)
+            loaders[name] = self._loader(dataset, shuffle=True, batch_size=self.calibration_batch_size)
+        return CombinedLoader(loaders, mode="max_size_cycle")

@@ -1,0 +1,195 @@
+"""Refining a merged student after its fit: a short distillation from its own sources, without labels."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, optim
+
+from project.errors import ConfigurationError
+from project.models import DomainScores
+from project.modules.classes import check_classes
+from project.modules.evaluation import data_labels
+from project.student import (
+    Distillation,
+    Student,
+    load_student,
+    original_owners,
+    original_sources,
+    save_student,
+    student_entries,
+)
+from project.student.distil import check_weights
+
+
+class RefineModule(LightningModule):
+    """Trains a student so that on every domain it does what the source that owns the domain does.
+
+    It starts from a student that ``pleas merge`` wrote and needs the files of its sources, which are known by their
+    hashes. Batches map domains to pictures, as UnlabelledDataModule's do; no label is trained on. Batch norm keeps the
+    statistics that the merge set, while its scale and shift are trained. Every checkpoint is a student file; the last
+    state is also written to ``students/<name>-refined.ckpt`` in the run's folder, for ``pleas test``, or to be merged
+    again.
+
+    Logged are ``train/loss`` and its parts ``train/logits`` and ``train/features/<group>``. Where the data hold
+    pictures out: ``val/loss``, the same loss on those, and ``val/accuracy`` and ``val/<domain>/accuracy``, the only
+    figures for which labels are read.
+
+    Args:
+        student: File of the student to start from.
+        sources: Files of all its sources, in any order.
+        features: Weight of the features: the mean over groups of Σ(student − source)² / Σ source².
+        logits: Weight of the logits: T² · KL(source ‖ student) of the class probabilities at temperature T.
+        temperature: T, above 0.
+        optimizer: Makes the optimizer from the parameters. By default AdamW without weight decay.
+        warmup: Share of the steps over which the learning rate rises from 0, before it falls along a cosine to 0.
+
+    Raises:
+        ConfigurationError: If an argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        student: Path,
+        sources: Sequence[Path],
+        features: float = 1.0,
+        logits: float = 1.0,
+        temperature: float = 2.0,
+        # jsonargparse passes what two optimizers share on to the one named instead: AdamW's decay would harm SGD
+        optimizer: OptimizerCallable = lambda parameters: optim.AdamW(parameters, lr=3e-5, weight_decay=0.0),
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_weights(features, logits, temperature)
+        if not 0 <= warmup < 1:
+            raise ConfigurationError(f"warmup is {warmup}; allowed: 0 up to, but without, 1.")
+        self.path, self.source_paths = Path(student), [Path(source) for source in sources]
+        self.options = {"features": features, "logits": logits, "temperature": temperature}
+        self.optimizer, self.warmup = optimizer, warmup
+        self.distillation: Distillation | None = None
+        self.earlier_seconds = 0.0
+
+    @property
+    def student(self) -> Student:
+        """The student as it is now."""
+        assert self.distillation is not None
+        return self.distillation.student
+
+    def setup(self, stage: str) -> None:
+        """Load student and sources, and see that they and the data go together."""
+        labels = data_labels(self)
+        if self.distillation is None:
+            student = load_student(self.path)
+            sources = original_sources(student, self.source_paths)
+            for source in sources:
+                source.network.requires_grad_(False)
+            networks, owners = [source.network for source in sources], original_owners(student)
+            self.distillation = Distillation(student, networks, owners, **self.options)
+            self.lineage: dict[str, Any] = student.lineage
+            self.network = student.network  # alone registered, so that checkpoints hold a student's tensors and no more
+            self.network.train()  # until training starts, as Lightning warns of anything else
+        check_classes(str(self.path), self.student.labels, labels)
+        for domain in labels.domains:
+            self.student.labels.columns(domain)  # refuses a domain without a head
+            if domain not in self.distillation.owners:
+                rank_zero_warn(f"domain {domain!r} has no source: its pictures follow the mean of all sources.")
+        given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
+        if given != self.student.preprocessing:
+            rank_zero_warn(f"{self.path} was made for {self.student.preprocessing}, but data gives {given}.")
+        self.domains, self.scores = labels.domains, DomainScores(labels)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer of all the student's parameters, its learning rate rising and falling over the whole run."""
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the learning rate falls over it.")
+        optimizer = self.optimizer(self.network.parameters())
+        schedule = optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(min(1.0, step / total), self.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Bring the sources, which are not registered, to where the student is."""
+        assert self.distillation is not None
+        self.distillation.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Batch norm keeps its statistics; time is counted from here."""
+        self.network.eval()
+        self.started = time.perf_counter()
+
+    def training_step(self, batch: Mapping[str, Tensor | None], batch_idx: int) -> Tensor:
+        """Loss on pictures (batch, 3, height, width) of some domains."""
+        assert self.distillation is not None
+        if not isinstance(batch, Mapping):
+            raise ConfigurationError("training batches must map domains to pictures; use UnlabelledDataModule as data.")
+        found = self.distillation({domain: pictures for domain, pictures in batch.items() if pictures is not None})
+        self.log("train/loss", found.total, prog_bar=True)
+        self.log_dict({"train/logits": found.logits, **{f"train/features/{g}": e for g, e in found.features.items()}})
+        return found.total
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last round."""
+        self.scores.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare on pictures of one domain, and score by their classes (batch,), indices within that domain."""
+        assert self.distillation is not None
+        pictures, labels = batch
+        domain = self.domains[dataloader_idx]
+        found = self.distillation({domain: pictures})
+        self.scores.update(dataloader_idx, found.outputs[domain], labels, found.total)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracies, which are the same in all processes already; sync_dist only says so to Lightning."""
+        self.log_dict({f"val/{name}": value for name, value in self.scores.compute().items()}, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint a student file."""
+        self.student.lineage = self._extended_lineage()
+        checkpoint.update(student_entries(self.student))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting seconds where an interrupted run stopped."""
+        self.earlier_seconds = checkpoint["lineage"]["refined"][-1]["seconds"]
+
+    def on_train_end(self) -> None:
+        """Write the student."""
+        self.student.lineage = self._extended_lineage()
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        path = folder / "students" / f"{self.path.stem}-refined.ckpt"
+        if self.trainer.is_global_zero:
+            save_student(self.student, path)
+            rank_zero_info(f"Refined student: {path}")
+
+    def _extended_lineage(self) -> dict[str, Any]:
+        """Where the student comes from, this run included, as plain values."""
+        seconds = self.earlier_seconds + time.perf_counter() - self.started
+        (optimizer,) = self.trainer.optimizers
+        run = {
+            "steps": self.trainer.global_step,
+            "seconds": round(seconds, 1),
+            **self.options,
+            "optimizer": type(optimizer).__name__,
+            "lr": optimizer.param_groups[0]["initial_lr"],
+            "warmup": self.warmup,
+        }
+        return {**self.lineage, "refined": [*self.lineage.get("refined", []), run]}
+
+
+def warmup_cosine(done: float, warmup: float) -> float:
+    """Factor on the learning rate: up from 0 in a line, then down to 0 along half a cosine.
+
+    Args:
+        done: Share of the run that is over, from 0 to 1.
+        warmup: Share of the run over which it rises, below 1.
+    """
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

@@ -1,0 +1,196 @@
+"""Distillation: a student is asked to do, on every picture, what the source that owns the picture's domain does.
+
+No label is read. Compared are the values that layers read (features), group by group through the unit maps, and the
+logits (Hinton et al., arXiv 1503.02531). Targets are those of the sequential fit: a student unit that holds a unit of
+the owner follows that unit; one that does not is left free on the domain's pictures; without an owner, the mean of all
+sources is followed. With all sources side by side the features have nothing left to learn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import kl_div
+
+from project.alignment import UnitMap
+from project.errors import ConfigurationError
+from project.moments import Run
+from project.student.build import Student
+from project.student.surroundings import student_graph
+from project.symmetry import graph_of
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """How far a student is from its sources on a batch.
+
+    Args:
+        total: The weighted sum, a scalar to be minimised.
+        features: group -> Σ(student − target)² / Σ target² over its values that layers read, mean over the domains.
+        logits: T² · KL(target ‖ student) of the class probabilities at temperature T, mean over the domains.
+        outputs: domain -> the student's logits, shape (batch, classes of the domain).
+    """
+
+    total: Tensor
+    features: Mapping[str, Tensor]
+    logits: Tensor
+    outputs: Mapping[str, Tensor]
+
+
+class Distillation:
+    """Compares a student with its sources on unlabelled pictures.
+
+    Gradients reach the student's own parameters. All domains of a batch pass through it together, so that norms in
+    training mode see their mixture; which mode they are in is left to the caller. As in::
+
+        distillation = Distillation(student, sources, owners)
+        for batch in batches:  # domain -> pictures
+            optimizer.zero_grad()
+            distillation(batch).total.backward()
+            optimizer.step()
+
+    Args:
+        student: The student, of any budget.
+        sources: Its sources in the order of its unit maps, in eval mode; left bit-identical.
+        owners: domain -> index of its source.
+        features: Weight of the features: of the mean over the groups.
+        logits: Weight of the logits.
+        temperature: What logits are divided by before they become probabilities.
+
+    Raises:
+        ConfigurationError: If a weight or the temperature is not allowed, or the number of sources is another.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        sources: Sequence[nn.Module],
+        owners: Mapping[str, int],
+        *,
+        features: float = 1.0,
+        logits: float = 1.0,
+        temperature: float = 2.0,
+    ) -> None:
+        check_weights(features, logits, temperature)
+        count = student.maps[student.spec.output.name].sources
+        if len(sources) != count:
+            raise ConfigurationError(f"sources holds {len(sources)} networks; the student was made of {count}.")
+        self.student, self.owners = student, dict(owners)
+        self.weights, self.temperature = (features, logits), temperature
+        self.graph = student_graph(student.network)
+        self.sources = [graph_of(source) for source in sources]
+        nodes = {node.name: node for node in self.graph.graph.nodes}
+        reads = {str(nodes[layer.node].args[0]): layer.inputs for layer in student.spec.layers}
+        self.read = {name: group for name, group in reads.items() if group != student.spec.input.name}
+
+    def to(self, device: torch.device) -> None:
+        """Bring the sources to a device; the student is where its owner put it."""
+        for source in self.sources:
+            source.to(device)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> DistillationLoss:
+        """Compare on a batch.
+
+        Args:
+            batch: domain -> pictures (batch, channels, height, width); one domain or more.
+        """
+        sizes = [len(pictures) for pictures in batch.values()]
+        run = Run(self.graph, torch.cat(list(batch.values())))
+        guides = [_Guide(self, domain, pictures) for domain, pictures in batch.items()]
+        sums: dict[str, Tensor] = {}  # group -> (domains, 2): squared errors and squared targets
+        for node in self.graph.graph.nodes:
+            value = run.step(node)
+            for guide in guides:
+                guide.step(node)
+            if node.op == "output":
+                break
+            group = self.read.get(node.name)
+            if group is not None:
+                parts = zip(guides, torch.split_with_sizes(value, sizes), strict=True)
+                found = torch.stack([guide.squares(group, mine) for guide, mine in parts])
+                sums[group] = sums[group] + found if group in sums else found
+            run.release(node)
+            for guide in guides:
+                guide.release(node)
+        features = {group: (one[:, 0] / one[:, 1].clamp_min(1e-12)).mean() for group, one in sums.items()}
+        parts = zip(guides, torch.split_with_sizes(value, sizes), strict=True)
+        outputs = {guide.domain: mine[:, guide.columns] for guide, mine in parts}
+        logits = torch.stack([guide.divergence(outputs[guide.domain]) for guide in guides]).mean()
+        total = self.weights[1] * logits
+        if features:
+            total = total + self.weights[0] * torch.stack(list(features.values())).mean()
+        return DistillationLoss(total, features, logits, outputs)
+
+
+class _Guide:
+    """What the sources that a domain's pictures ask for do on a batch of them."""
+
+    def __init__(self, parent: Distillation, domain: str, pictures: Tensor) -> None:
+        self.domain, self.student, self.temperature = domain, parent.student, parent.temperature
+        self.owner = parent.owners.get(domain)
+        self.columns = self.student.labels.columns(domain)
+        needed = range(len(parent.sources)) if self.owner is None else (self.owner,)
+        self.runs = {source: Run(parent.sources[source], pictures) for source in needed}
+        self.values: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, node: fx.Node) -> None:
+        """Let the sources compute their values of this name."""
+        self.values = {source: run.step(run.nodes[node.name]) for source, run in self.runs.items()}
+
+    def release(self, node: fx.Node) -> None:
+        """Forget what the sources do not read again."""
+        for run in self.runs.values():
+            run.release(run.nodes[node.name])
+
+    def squares(self, group: str, mine: Tensor) -> Tensor:
+        """Sums of squares of the error and of the target, over the units that follow: shape (2,)."""
+        units = self.student.maps[group]
+        rows = units.present.any(1) if self.owner is None else units.present[:, self.owner]
+        mine = mine.reshape(len(mine), units.units, -1)
+        target = self._target(units, rows)
+        if not bool(rows.all()):
+            mine = mine[:, rows.to(mine.device)]
+        return torch.stack([(mine.float() - target).square().sum(), target.square().sum()])
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """T² · KL(target ‖ student) over the domain's classes, mean over pictures."""
+        units = self.student.maps[self.student.spec.output.name]
+        rows = torch.zeros(units.units, dtype=torch.bool)
+        rows[self.columns] = True
+        target = self._target(units, rows).flatten(1) / self.temperature
+        logits = logits.float() / self.temperature
+        found = kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+        return self.temperature**2 * found
+
+    @torch.no_grad()
+    def _target(self, units: UnitMap, rows: Tensor) -> Tensor:
+        """What some units should do: what the owner's units do, or the mean of all; shape (batch, rows, positions)."""
+        blend = units.mean if self.owner is None else units.own(self.owner)
+        total: Tensor | None = None
+        for source, values in self.values.items():
+            values = values.reshape(len(values), units.sizes[source], -1).float()
+            if total is None:
+                total = values.new_zeros(len(values), int(rows.sum()), values.shape[2])
+            held = units.present[rows, source]
+            members = units.members[rows, source][held].to(values.device)
+            share = blend[rows, source][held].to(values)[:, None]
+            total[:, held.to(values.device)] += values[:, members] * share
+        assert total is not None
+        return total
+
+
+def check_weights(features: float, logits: float, temperature: float) -> None:
+    """Refuse weights that leave nothing to learn, and temperatures that are none.
+
+    Raises:
+        ConfigurationError: With the value and what is allowed.
+    """
+    for name, value in (("features", features), ("logits", logits)):
+        if not 0 <= value < float("inf"):
+            raise ConfigurationError(f"{name} is {value}; allowed: 0 or more.")
+    if features == logits == 0:
+        raise ConfigurationError("features and logits are both 0, which leaves nothing to learn.")
+    if not 0 < temperature < float("inf"):
+        raise ConfigurationError(f"temperature is {temperature}; allowed: above 0.")

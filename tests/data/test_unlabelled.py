@@ -1,0 +1,50 @@
+"""Training batches without labels: all domains in each, the merge's own pictures, in a new order every epoch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from project.data import ImageFolders, UnlabelledDataModule
+
+Make = Callable[..., ImageFolders]
+pytestmark = [
+    # Lightning 2.6's own use of torch's pytrees, in every CombinedLoader.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
+]
+
+
+def batches(data: UnlabelledDataModule) -> list[dict[str, Tensor]]:
+    return [batch for batch, _, _ in iter(data.train_dataloader())]
+
+
+def rows(pictures: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(picture.flatten().tolist()) for picture in pictures}
+
+
+@pytest.fixture
+def data(folders: Make) -> UnlabelledDataModule:
+    sets = folders({"art": {"cat": 10, "dog": 20}, "photo": {"cat": 6, "dog": 4}}, test_fraction=0.2)
+    return UnlabelledDataModule(sets, image_size=8, calibration=10, calibration_batch_size=4, augment=False)
+
+
+def test_every_batch_has_every_domain(data: UnlabelledDataModule) -> None:
+    found = batches(data)
+    assert data.counts("calibration") == {"art": 10, "photo": 6}
+    assert [{name: len(x) for name, x in batch.items()} for batch in found] == [
+        {"art": 4, "photo": 4},
+        {"art": 4, "photo": 2},
+        {"art": 2, "photo": 4},
+    ]
+
+
+def test_they_are_the_pictures_of_the_merge_in_another_order(data: UnlabelledDataModule) -> None:
+    merged = [batch for batch, _, _ in iter(data.calibration_dataloader())]
+    torch.manual_seed(0)
+    epochs = [batches(data), batches(data)]
+    for name in data.domain_names:
+        expected = torch.cat([batch[name] for batch in merged if batch[name] is not None])
+        first, second = (torch.cat([batch[name] for batch in epoch]) for epoch in epochs)
+        assert rows(first) == rows(second) == rows(expected)
+        assert not torch.equal(first, second)
