@@ -73,7 +73,7 @@ class DomainDataModule(LightningDataModule):
         validation_fraction: float = 0.1,
         calibration: Calibration = 512,
         public: DomainSet | None = None,
-        public_pictures: int | None = 1024,
+        public_pictures: int | None = 256,
         calibration_views: int = 1,
         calibration_batch_size: int | None = None,
         seed: int = 0,

@@ -1,7 +1,7 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, inf
 from typing import Literal
@@ -14,7 +14,18 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES
-from project.student import Budget, LayerFit, SequentialFit, View, deal_out, fit_layer, joint_matrix, stages, view
+from project.student import (
+    Budget,
+    LayerFit,
+    SequentialFit,
+    View,
+    batch_norms,
+    fit_layer,
+    joint_matrix,
+    restyled,
+    stages,
+    view,
+)
 from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer, graph_of
 
@@ -43,6 +54,13 @@ class PLeaS(Permutation):
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
         logits: For the sequential fit: the last layer is fitted to the sources' probabilities of the classes (their
             ``divergence`` from the student's), or to the logits (``squares``) like any other layer.
+            every picture (the paper's).
+        ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
+            inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
+        rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
+        restyle_steps: For the sequential fit with ``own`` targets, where pictures are of none of the domains: steps of
+            gradient descent on their pixels by which each source gets a version of them that suits its batch norms,
+            and owns it. 0: pictures as they are, for which merged units aim at the mean of all sources.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which weight matching visits the groups.
@@ -62,6 +80,7 @@ class PLeaS(Permutation):
         ridge: float = 0.05,
         rounds: int = 2,
         logits: Literal["divergence", "squares"] = "divergence",
+        restyle_steps: int = 40,
         heads: Literal["original", "fitted"] = "original",
         seed: int = 0,
         label: str | None = None,
@@ -71,6 +90,8 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:
             raise ConfigurationError(f"rounds is {rounds}; allowed: 0 or more.")
+        if restyle_steps < 0:
+            raise ConfigurationError(f"restyle_steps is {restyle_steps}; allowed: 0 or more.")
         for name, value, allowed in (
             ("fit", fit, ("sequential", "joint")),
             ("targets", targets, ("own", "mean")),
@@ -92,6 +113,7 @@ class PLeaS(Permutation):
         self.ridge = ridge
         self.rounds = rounds
         self.logits = logits
+        self.restyle_steps = restyle_steps
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
@@ -108,6 +130,13 @@ class PLeaS(Permutation):
             raise ConfigurationError("weights is 0 for every domain; at least one must count.")
         partial = max(map(problem.times, budgets)) > 1
         widest = len(problem.sources) if partial else 1  # any group may be separated
+        if strangers := self._strangers(problem, pictures):
+            if not all(map(batch_norms, problem.sources)):
+                raise ConfigurationError(
+                    "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
+                    "restyle_steps to 0, or use pictures of the domains."
+                )
+            pictures = {**pictures, **{name: pictures[name] * len(problem.sources) for name in strangers}}
         if self.sequential:
             needed, free = walk_bytes(problem.spec, sum(pictures.values()), widest), free_bytes()
             if needed > free:
@@ -152,14 +181,22 @@ class PLeaS(Permutation):
 
     def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
-        if self.sequential:
-            yield from (self._walk(merged, problem) for merged in starts)
-        else:
+        if not self.sequential:
             yield from self._solve(starts, problem)
-
-    def _walk(self, merged: Merged, problem: Problem) -> Merged:
-        """The sequential fit of one student."""
+            return
         owners, pictures, weights = self._owned(problem)
+        for merged in starts:
+            yield self._walk(merged, problem, owners, pictures, weights)
+
+    def _walk(
+        self,
+        merged: Merged,
+        problem: Problem,
+        owners: Mapping[str, int],
+        pictures: Mapping[str, Sequence[Tensor]],
+        weights: Mapping[str, float],
+    ) -> Merged:
+        """The sequential fit of one student."""
         walk = SequentialFit(
             merged.student,
             problem.sources,
@@ -181,16 +218,26 @@ class PLeaS(Permutation):
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
 
     def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:
-        """Owners, pictures and weights of the domains; what belongs to none of them is dealt out to the sources."""
+        """Owners, pictures and weights of the domains; of what belongs to none, each source gets its own version."""
         if problem.pictures is None:
             raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
         owners, pictures, weights = dict(problem.owners), dict(problem.pictures), dict(self.weights)
-        strangers = [] if self.targets == "mean" else [name for name in pictures if name not in problem.labels.domains]
-        for domain in strangers:
-            for index, mine in enumerate(deal_out(problem.sources, pictures.pop(domain))):
-                part = f"{domain}/{index}"
-                owners[part], pictures[part], weights[part] = index, mine, self.weights.get(domain, 1.0)
+        for domain in self._strangers(problem, pictures):
+            batches = pictures.pop(domain)
+            for index, source in enumerate(problem.sources):
+                name = f"{domain}/{index}"
+                owners[name], weights[name] = index, self.weights.get(domain, 1.0)
+                pictures[name] = [
+                    restyled(source, batch, self.restyle_steps, problem.preprocessing)
+                    for batch in tqdm(batches, desc=f"restyling {name}", unit="batch", leave=False, disable=None)
+                ]
         return owners, pictures, weights
+
+    def _strangers(self, problem: Problem, pictures: Iterable[str]) -> list[str]:
+        """Domains of calibration pictures that are to be restyled: those which are none of the problem's."""
+        if not self.sequential or self.targets == "mean" or not self.restyle_steps:
+            return []
+        return [domain for domain in pictures if domain not in problem.labels.domains]
 
     def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """The joint fit of all students."""

@@ -10,8 +10,8 @@ from project.student.gain import separation_gains
 from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
-from project.student.ownership import deal_out, norm_distance
 from project.student.plan import in_stages, stages
+from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
@@ -20,9 +20,9 @@ from project.student.source import Source, common_spec, load_source
 __all__ = [
     "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
     "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "common_spec",
-    "damping", "deal_out", "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source",
-    "load_student", "nominal_macs", "nominal_size", "norm_distance", "original_owners", "original_sources",
-    "reestimate", "reestimation", "running_variances", "save_student", "separated", "separation_gains",
-    "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student", "student_entries",
+    "damping", "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source",
+    "load_student", "nominal_macs", "nominal_size", "original_owners", "original_sources", "reestimate",
+    "reestimation", "restyled", "running_variances", "save_student", "separated", "separation_gains", "source_macs",
+    "source_size", "stages", "stagewise", "start_matrix", "start_student", "strangeness", "student_entries",
     "targets", "uniform", "view",
 ]  # fmt: skip

@@ -46,6 +46,7 @@ def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> N
         ({"ridge": -1.0}, "ridge is -1.0; allowed: 0 or more"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"targets": "other"}, "targets is 'other'"),
+        ({"restyle_steps": -1}, "restyle_steps is -1; allowed: 0 or more"),
         ({"heads": "none"}, "heads is 'none'"),
     ],
 )

@@ -17,8 +17,6 @@ from project.models import Architecture, Description, LabelSpace, Preprocessing
 from project.models.saving import atomic_save
 from project.student import load_source
 
-pytestmark = pytest.mark.filterwarnings("ignore:layer .* may have .* unknowns")  # a few small pictures
-
 CLASSES = {"art": ("cat", "dog", "eel"), "birds": ("auk", "cat"), "cars": ("bus", "cab", "van", "vw")}
 METHODS = [
     {"class_path": "project.methods.PLeaS"},
