@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import CheckpointError, PleasError
@@ -39,6 +39,8 @@ def save_student(student: Student, path: str | Path) -> None:
         "lineage": student.lineage,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in student.network.state_dict().items()},
     }
+    if student.gate is not None:
+        content["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
     atomic_save(content, path)
 
 
@@ -81,7 +83,19 @@ def build_student(weights: Weights) -> Student:
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
         ) from error
     load_strictly(network, weights.state_dict, str(path))
-    return Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    student = Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    if "gate" in content:
+        _load_gate(student, content["gate"], str(path))
+    return student
+
+
+def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:
+    """Give a student its gate, if it is one for its heads and what they read."""
+    head, count = student.spec.head, len(student.labels.heads)
+    expected = {"weight": (count, student.maps[head.inputs].units * head.taps), "bias": (count,)}
+    if {name: tuple(tensor.shape) for name, tensor in gate.items()} != expected:
+        raise CheckpointError(f"{path} is a student with a gate that does not fit its {count} heads.")
+    student.set_gate(**gate)
 
 
 def _blank(
