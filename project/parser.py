@@ -11,6 +11,7 @@ from typing import NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 FRAME = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
+TYPE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|<class '(.+?)'>)")
 SHOWN = 3
 
 
@@ -34,7 +35,7 @@ def sentence(message: str, command: str) -> str:
         command: What to ask for help.
     """
     keys: list[str] = []
-    owner, causes = "", []
+    owner, given, causes = "", "", []
     for line in message.splitlines():
         line = line.strip().removeprefix("- ")
         if key := re.match(r'Parser key "([^"]+)":?\s*(.*)', line):
@@ -45,11 +46,15 @@ def sentence(message: str, command: str) -> str:
         elif option := re.match(r"Option '([^']+)' is not accepted", line):
             causes = [_unknown(option[1], owner)]
             break
+        elif value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
+            given = given or f"got value: {value[1]}"
         elif line and not FRAME.match(line):
-            causes.append(line.rstrip("."))
+            causes.append(
+                TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line).replace(". Got", "; got").rstrip(".")
+            )
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
     topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
-    return f"{where}{'; '.join(dict.fromkeys(causes[:SHOWN]))}; see '{command} {topic}'."
+    return f"{where}{'; '.join(filter(None, [*dict.fromkeys(causes[:SHOWN]), given]))}; see '{command} {topic}'."
 
 
 def _unknown(option: str, owner: str) -> str:

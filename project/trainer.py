@@ -17,7 +17,7 @@ from project.callbacks import MergeCallback
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
-from project.modules import MergeModule, ProbeModule
+from project.modules import GateModule, MergeModule, ProbeModule
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
 from project.student import executed_macs, save_student, separated
 
@@ -70,6 +70,11 @@ class MergeTrainer(Trainer):
                 model.enter_unsettled()
                 before = self._score(model, datamodule)
             self._calibrate(model, datamodule)
+        assert model.problem is not None
+        if model.problem.labels.mode == "different":
+            with callback.clock.phase("gate"):
+                gates = GateModule([model.ensemble, *(merged.student for merged in model.merged)])
+                self.validate(gates, dataloaders=datamodule.calibration_dataloader(), verbose=False)
         with callback.clock.phase("test"):
             model.enter_all()
             after = self._score(model, datamodule)
@@ -107,7 +112,8 @@ class MergeTrainer(Trainer):
         self, model: MergeModule, datamodule: DomainDataModule, others: Mapping[str, Mapping[str, float]]
     ) -> dict[str, dict[str, float]]:
         """What was found, and the accuracies of linear probes."""
-        module = ProbeModule(model.trunks, model.head_layer, datamodule.label_space)
+        assert model.problem is not None
+        module = ProbeModule(model.trunks, model.problem.spec.head.name, datamodule.label_space)
         self.validate(module, dataloaders=datamodule.probe_dataloader(), verbose=False)
         self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
         found = {name: dict(figures) for name, figures in others.items()}
@@ -207,7 +213,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         merged.budget.plain,
         problem.macs(student.maps) / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,
-        _parameters(student),
+        _parameters(student.network),
         after,
         before,
         sum(left) / len(left) if left else None,

@@ -4,6 +4,7 @@ from project.models.architecture import Architecture, architectures
 from project.models.description import Description
 from project.models.files import Weights, read_weights
 from project.models.labels import LabelSpace
+from project.models.multihead import MultiHead
 from project.models.network import build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
@@ -17,6 +18,7 @@ __all__ = [
     "DomainScores",
     "JointScores",
     "LabelSpace",
+    "MultiHead",
     "Preprocessing",
     "Weights",
     "architectures",

@@ -10,10 +10,9 @@ from torch import Tensor
 from project.errors import ConfigurationError
 from project.models.labels import LabelSpace
 
-Joint = Literal["logits", "uniform", "confidence"]
+Joint = Literal["gate", "logits", "uniform", "confidence"]
 """How the heads are weighed where nobody says which one to use, see :func:`head_weights`."""
 
-DEFAULT: Joint = "logits"
 JOINT = "joint"
 TINY = 1e-6
 
@@ -68,16 +67,20 @@ def column_labels(labels: LabelSpace, head: str = JOINT) -> list[tuple[str, str]
     ]
 
 
-def head_weights(logits: Tensor, labels: LabelSpace, joint: Joint = DEFAULT) -> Tensor:
-    """How much each head has to say on each picture; needs no labels.
+def head_weights(logits: Tensor, labels: LabelSpace, joint: Joint, gated: Tensor | None = None) -> Tensor:
+    """How much each head has to say on each picture: p(h | x) in p(h, c | x) = p(h | x) · p(c | h, x).
 
-    Heads that were trained apart say nothing of each other's classes, so that a joint distribution needs an assumption.
-    With z_h the logits of head h, p_h = softmax(z_h), C_h its number of classes and H the entropy:
+    Heads that were trained apart say nothing of each other's pictures, so that what their logits are worth beside each
+    other's is either learnt or assumed. With z_h the logits of head h, p_h = softmax(z_h), C_h its number of classes
+    and H the entropy:
 
+    - ``gate``: learnt from which domain the calibration pictures come from, never from their classes: a linear
+      classifier of the domain on what the heads read, as in mixtures of experts (Jacobs et al., Neural Computation
+      1991); see :class:`project.models.multihead.MultiHead`.
     - ``logits``: w_h ∝ Σ_c exp(z_hc), which makes the joint distribution one softmax over all logits side by side. The
       logarithm of the sum is the negative free energy, by which classifiers tell their own pictures from foreign ones
       (Liu et al., Energy-based Out-of-distribution Detection, arXiv 2010.03759). It takes the heads' scales and offsets
-      at their word.
+      at their word, which is right for heads that were trained together.
     - ``uniform``: w_h = 1 / heads, the softmax of every head for itself. The largest of them wins, as in the code of
       ZipIt (arXiv 2305.03053) for several heads; heads of few classes have larger probabilities by chance alone.
     - ``confidence``: w_h ∝ 1 - H(p_h) / log C_h, so that a head that sees nothing has no say, however many its
@@ -86,13 +89,21 @@ def head_weights(logits: Tensor, labels: LabelSpace, joint: Joint = DEFAULT) -> 
     Args:
         logits: Shape (batch, columns of the label space).
         labels: What the columns mean.
-        joint: Which of the three.
+        joint: Which of the four.
+        gated: What the gate says, shape (batch, heads), rows sum to 1; for ``gate`` alone.
 
     Returns:
         Shape (batch, heads), rows sum to 1.
+
+    Raises:
+        ConfigurationError: If there is no such way, or no gate for it.
     """
     check_joint(joint)
     parts = [logits[:, columns] for columns in labels.heads.values()]
+    if joint == "gate":
+        if gated is None:
+            raise ConfigurationError("joint is 'gate', but the network has none; allowed: the other ways.")
+        return gated
     if joint == "logits":
         return torch.stack([part.logsumexp(1) for part in parts], 1).softmax(1)
     if joint == "uniform":
@@ -101,7 +112,9 @@ def head_weights(logits: Tensor, labels: LabelSpace, joint: Joint = DEFAULT) -> 
     return certain / certain.sum(1, keepdim=True)
 
 
-def probabilities(logits: Tensor, labels: LabelSpace, head: str = JOINT, joint: Joint = DEFAULT) -> Tensor:
+def probabilities(
+    logits: Tensor, labels: LabelSpace, head: str = JOINT, joint: Joint = "logits", gated: Tensor | None = None
+) -> Tensor:
     """Probabilities of the classes of one head, or of all classes of all heads: p(h, c) = w_h · softmax(z_h)_c.
 
     Args:
@@ -109,6 +122,7 @@ def probabilities(logits: Tensor, labels: LabelSpace, head: str = JOINT, joint: 
         labels: What the columns mean.
         head: A domain, or ``joint``.
         joint: How heads are weighed under ``joint``, see :func:`head_weights`.
+        gated: What the gate says, shape (batch, heads); for ``gate`` alone.
 
     Returns:
         Shape (batch, classes of the head), or (batch, columns of the label space); rows sum to 1.
@@ -119,7 +133,7 @@ def probabilities(logits: Tensor, labels: LabelSpace, head: str = JOINT, joint: 
     check_head(head, labels)
     if head != JOINT:
         return logits[:, labels.columns(head)].softmax(1)
-    parts = zip(labels.heads.values(), head_weights(logits, labels, joint).unbind(1), strict=True)
+    parts = zip(labels.heads.values(), head_weights(logits, labels, joint, gated).unbind(1), strict=True)
     return torch.cat([weight[:, None] * logits[:, columns].softmax(1) for columns, weight in parts], 1)
 
 

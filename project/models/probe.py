@@ -41,24 +41,24 @@ class Probe:
         return features @ self.weight.to(features).mT + self.bias.to(features)
 
 
-def head_inputs(network: nn.Module, layer: str, pictures: Tensor) -> Tensor:
-    """What a network's head reads.
+def run_with_features(network: nn.Module, head: str, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a network, and keep what its head reads.
 
     Args:
-        network: The network, in eval mode.
-        layer: Name of its head.
+        network: The network.
+        head: Name of the layer that puts out the logits.
         pictures: Shape (batch, 3, height, width).
 
     Returns:
-        Shape (batch, features).
+        Logits (batch, columns) and features (batch, features).
     """
     caught: list[Tensor] = []
-    handle = network.get_submodule(layer).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    handle = network.get_submodule(head).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
-        network(pictures)
+        logits = network(pictures)
     finally:
         handle.remove()
-    return caught[-1].detach()
+    return logits, caught[-1]
 
 
 def fit_probe(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from project.errors import ConfigurationError
-from project.models import LabelSpace, Preprocessing, build_network, read_weights
-from project.models.heads import JOINT
+from project.models import LabelSpace, MultiHead, Preprocessing, build_network, heads, read_weights
+from project.models.heads import JOINT, Joint
 from project.modules.classes import own_labels
 from project.modules.sources import SourceFile
 from project.student import build_student, is_student
@@ -37,6 +37,26 @@ class Contender:
     def head_of(self, domain: str) -> str:
         """The head for a domain that it knows; one head for all is the joint distribution of one."""
         return JOINT if self.labels.mode == "shared" else domain
+
+    def joint(self, asked: Joint | None) -> Joint:
+        """How its heads are weighed: as asked, else by its gate, where it has one, else by their logits.
+
+        Raises:
+            ConfigurationError: If it has no gate, but is asked to use it.
+        """
+        gated = isinstance(self.network, MultiHead) and self.network.gate is not None
+        if asked == "gate" and not gated:
+            raise ConfigurationError(
+                f"joint is 'gate', but network {self.name} has none; allowed: 'logits', 'uniform', 'confidence'."
+            )
+        return asked or ("gate" if gated else "logits")
+
+    def shares(self, pictures: Tensor, asked: Joint | None) -> tuple[Tensor, Tensor]:
+        """Its logits, and the probabilities of all classes of all heads, in one run."""
+        if isinstance(self.network, MultiHead):
+            return self.network.shares(pictures, self.joint(asked))
+        logits = self.network(pictures)
+        return logits, heads.probabilities(logits, self.labels, joint=self.joint(asked))
 
     def chooses(self, domains: Sequence[str]) -> bool:
         """Whether it has several heads, one for each of these domains among them."""

@@ -33,18 +33,18 @@ class EvaluationModule(LightningModule):
             domains.
         head: What ``predict`` answers with: ``own``: the head of each picture's own domain; the name of a domain: its
             head, whatever the picture; ``joint``: all classes of all heads.
-        joint: How heads are weighed where none is named. ``logits``: one softmax over all their logits side by side;
-            ``uniform``: the softmax of each, all heads alike; ``confidence``: the softmax of each, heads weighed by
-            1 - entropy / log(classes).
+        joint: How heads are weighed where none is named; default: by a student's gate, else by their logits.
+            ``gate``: the softmax of each, weighed by a classifier of the domain that the merge has learnt from
+            unlabelled pictures; ``logits``: one softmax over all their logits side by side; ``uniform``: the softmax of
+            each, all heads alike; ``confidence``: the softmax of each, heads weighed by 1 - entropy / log(classes).
     """
 
-    def __init__(
-        self, networks: Sequence[SourceFile | Path] = (), head: str = OWN, joint: Joint = heads.DEFAULT
-    ) -> None:
+    def __init__(self, networks: Sequence[SourceFile | Path] = (), head: str = OWN, joint: Joint | None = None) -> None:
         super().__init__()
         if not networks:
             raise ConfigurationError("networks is empty; at least one file of a network is needed.")
-        heads.check_joint(joint)
+        if joint is not None:
+            heads.check_joint(joint)
         self.files = [network if isinstance(network, SourceFile) else SourceFile(Path(network)) for network in networks]
         self.head, self.joint = head, joint
         self._contenders: list[Contender] = []
@@ -61,6 +61,10 @@ class EvaluationModule(LightningModule):
                 rank_zero_warn(f"{contender.name} was made for {contender.preprocessing}, but data gives {given}.")
         if stage == "predict":
             self._check_head(labels.domains)
+        else:
+            for contender in self._contenders:
+                if contender.chooses(labels.domains):
+                    contender.joint(self.joint)  # refuses a gate that is not there
 
     def enter(self, contenders: Sequence[Contender]) -> None:
         """Score these networks from now on."""
@@ -105,10 +109,14 @@ class EvaluationModule(LightningModule):
         pictures, paths = batch
         contender, domain = self._contenders[0], data_labels(self).domains[dataloader_idx]
         head = contender.head_of(domain) if self.head == OWN else self.head
+        if head == heads.JOINT:
+            shares = contender.shares(pictures, self.joint)[1]
+        else:
+            shares = heads.probabilities(contender.network(pictures), contender.labels, head)
         return {
             "domain": domain,
             "paths": paths,
-            "probabilities": heads.probabilities(contender.network(pictures), contender.labels, head, self.joint),
+            "probabilities": shares,
             "columns": heads.column_labels(contender.labels, head),
         }
 
@@ -161,6 +169,8 @@ class EvaluationModule(LightningModule):
         """Refuse what the first network cannot be asked, before any picture is read."""
         contender = self._contenders[0]
         heads.check_head(self.head, contender.labels, OWN)
+        if self.head == heads.JOINT:
+            contender.joint(self.joint)
         unknown = [domain for domain in domains if not contender.knows(domain)]
         if self.head == OWN and unknown:
             raise ConfigurationError(
@@ -174,12 +184,13 @@ class EvaluationModule(LightningModule):
         for index, (contender, known) in enumerate(zip(self._contenders, self.known, strict=True)):
             if domain not in known:
                 continue
-            logits = contender.network(pictures)
+            if str(index) in self.joint_scores:
+                logits, shares = contender.shares(pictures, self.joint)
+                self.joint_scores[str(index)].update(dataloader_idx, shares, labels)  # type: ignore[operator]
+            else:
+                logits = contender.network(pictures)
             own = logits[:, contender.labels.columns(domain)]
             self.scores[index].update(known.index(domain), own, labels, cross_entropy(own, labels))  # type: ignore[operator]
-            if str(index) in self.joint_scores:
-                shares = heads.probabilities(logits, contender.labels, heads.JOINT, self.joint)
-                self.joint_scores[str(index)].update(dataloader_idx, shares, labels)  # type: ignore[operator]
 
     def _log(self, stage: str) -> None:
         # Equal in all processes; the flag says so to Lightning.

@@ -138,6 +138,7 @@ class MergeModule(EvaluationModule):
             data.samples(domain, "calibration")
         for domain in labels.domains:
             data.samples(domain, "test")
+        self.ensemble = Ensemble(self.problem.sources, self.problem.labels, spec.head.name).eval()
         self.lockstep = Lockstep(self.problem.sources)
         self.lockstep.requires_grad_(False)
 
@@ -287,12 +288,6 @@ class MergeModule(EvaluationModule):
         return [layer.name for layer in self.problem.spec.layers]
 
     @property
-    def head_layer(self) -> str:
-        """Name of the layer that puts out the logits."""
-        assert self.problem is not None
-        return next(one.name for one in self.problem.spec.layers if one.outputs == self.problem.spec.output.name)
-
-    @property
     def trunks(self) -> dict[str, nn.Module]:
         """The sources and the students as plain networks, by name."""
         sources = {source.name: source.network for source in self.loaded}
@@ -317,12 +312,12 @@ class MergeModule(EvaluationModule):
     def enter_all(self) -> None:
         """Score the sources, their ensemble and the students."""
         assert self.problem is not None
-        labels, mode = self.problem.labels, self.problem.labels.mode
+        labels = self.problem.labels
         sources = [
             Contender(source.name, source.network, self._source_labels(index))
             for index, source in enumerate(self.loaded)
         ]
-        ensemble = Contender("ensemble", Ensemble(self.problem.sources, mode).eval(), labels)
+        ensemble = Contender("ensemble", self.ensemble, labels)
         students = [Contender(merged.name, merged.student, labels) for merged in self.merged]
         self.enter([*sources, ensemble, *students])
 

@@ -1,16 +1,14 @@
 """Linear probes of several networks: a comparison that, unlike everything else here, uses labels."""
 
-from collections.abc import Mapping, Sized
-from typing import Any, cast
+from collections.abc import Mapping
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from project.models import DomainScores, LabelSpace
-from project.models.probe import Probe, fit_probe, head_inputs
+from project.models.probe import Probe, fit_probe, run_with_features
+from project.modules.features import everyones
 
 
 class ProbeModule(LightningModule):
@@ -43,20 +41,15 @@ class ProbeModule(LightningModule):
         pictures, labels = batch
         self._labels[dataloader_idx].append(labels)
         for kept, network in zip(self._features[dataloader_idx], self.networks, strict=True):
-            kept.append(head_inputs(network, self.head, pictures).float())
+            kept.append(run_with_features(network, self.head, pictures)[1].float())
 
     def on_validation_epoch_end(self) -> None:
         """Fit the classifiers, in every process alike."""
         self.probes = []
-        loaders = cast(list[DataLoader[Any]], self.trainer.val_dataloaders)
-        for loader, kept, labels, names in zip(
-            loaders, self._features, self._labels, self.labels.classes.values(), strict=True
-        ):
-            total = len(cast(Sized, loader.dataset))
-            numbers = self._everyones([one + 1 for one in labels], total)  # 0 stands for a picture that was not run
-            ran = numbers > 0
-            features = (self._everyones(batches, total)[ran] for batches in kept)
-            self.probes.append([fit_probe(one, numbers[ran] - 1, len(names)) for one in features])
+        for kept, numbers, names in zip(self._features, self._labels, self.labels.classes.values(), strict=True):
+            labels = everyones(self.trainer, numbers)
+            features = (everyones(self.trainer, batches) for batches in kept)
+            self.probes.append([fit_probe(one, labels, len(names)) for one in features])
         self._features, self._labels = [], []
 
     def on_test_start(self) -> None:
@@ -68,7 +61,7 @@ class ProbeModule(LightningModule):
         """Score pictures of one domain by their classes (batch,), indices within that domain."""
         pictures, labels = batch
         for probe, network, scores in zip(self.probes[dataloader_idx], self.networks, self.scores, strict=True):
-            logits = probe(head_inputs(network, self.head, pictures).float())
+            logits = probe(run_with_features(network, self.head, pictures)[1].float())
             scores.update(dataloader_idx, logits, labels, cross_entropy(logits, labels))  # type: ignore[operator]
 
     def accuracies(self) -> dict[str, dict[str, float]]:
@@ -78,11 +71,3 @@ class ProbeModule(LightningModule):
             values = scores.compute()  # type: ignore[operator]
             found[name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in self.labels.domains}
         return found
-
-    def _everyones(self, batches: list[Tensor], total: int) -> Tensor:
-        """The rows of all processes in the order of the data, which are dealt out in turn; zero where none came."""
-        mine = torch.cat(batches)
-        whole = mine.new_zeros(total, *mine.shape[1:])
-        whole[self.trainer.global_rank :: self.trainer.world_size][: len(mine)] = mine
-        everyones: Tensor = self.trainer.strategy.reduce(whole, reduce_op="sum")
-        return everyones.cpu()

@@ -112,3 +112,8 @@ class Spec:
     def output(self) -> Group:
         """The group of the logits."""
         return next(group for group in self.groups.values() if group.fixed == "output")
+
+    @property
+    def head(self) -> Layer:
+        """The layer that puts out the logits."""
+        return next(layer for layer in self.layers if layer.outputs == self.output.name)

@@ -31,7 +31,7 @@ def data(folders: Make) -> UnlabelledDataModule:
 
 def test_every_batch_has_every_domain(data: UnlabelledDataModule) -> None:
     found = batches(data)
-    assert data.counts("calibration") == {"art": 10, "photo": 6}
+    assert data.calibration_counts() == {"art": 10, "photo": 6}
     assert [{name: len(x) for name, x in batch.items()} for batch in found] == [
         {"art": 4, "photo": 4},
         {"art": 4, "photo": 2},

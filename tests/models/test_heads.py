@@ -8,11 +8,15 @@ import torch
 from helpers import make_problem, pictures, random_network
 
 from project.errors import ConfigurationError
-from project.methods import Permutation
+from project.methods import Ensemble, Permutation
 from project.models import LabelSpace
 from project.models.heads import Joint, column_labels, head_weights, most_likely, probabilities
 
-JOINTS: tuple[Joint, ...] = ("logits", "uniform", "confidence")
+JOINTS: tuple[Joint, ...] = (  # what needs no gate
+    "logits",
+    "uniform",
+    "confidence",
+)
 LABELS = LabelSpace({"art": ("cat", "dog"), "birds": ("auk", "cat", "owl"), "one": ("only",)}, "different")
 SHARED = LabelSpace({"art": ("cat", "dog", "eel"), "birds": ("cat", "dog", "eel")})
 
@@ -96,7 +100,7 @@ def test_classes_of_one_name_stay_apart() -> None:
 def test_what_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="head is 'brids'; allowed: joint, art, birds, one"):
         probabilities(some_logits(0), LABELS, "brids")
-    with pytest.raises(ConfigurationError, match="joint is 'sum'; allowed: 'logits', 'uniform', 'confidence'"):
+    with pytest.raises(ConfigurationError, match="joint is 'sum'; allowed: 'gate', 'logits', 'uniform', 'conf"):
         probabilities(some_logits(0), LABELS, joint="sum")  # type: ignore[arg-type]
 
 
@@ -111,9 +115,33 @@ def test_students_answer_by_head(mode: str) -> None:
         if mode == "different":
             assert torch.allclose(student.probabilities(batch, "birds"), sources[1](batch).softmax(1), atol=1e-5)
         assert torch.equal(student.probabilities(batch), probabilities(student(batch), problem.labels))
+        assert torch.allclose(student.outputs(batch)[0], student(batch))
     found = student.predict(batch, "birds", top=2)
     assert [len(row) for row in found] == [2] * 4
     assert all(row[0].probability >= row[1].probability for row in found)
     assert {one.name for row in found for one in row} <= set(problem.labels.classes["birds"])
     with pytest.raises(ConfigurationError, match="allowed: joint, art, birds, cars"):
         student.predict(None, "trees")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="joint is 'gate', but the network has none"):
+        student.predict(batch, joint="gate")
+
+
+def test_a_gate_tells_the_domains_apart() -> None:
+    """What heads read on pictures of three kinds is told apart, whatever the heads' logits say."""
+    problem = make_problem([random_network(1, weights, count) for weights, count in enumerate((3, 7, 2))], "different")
+    ensemble = Ensemble(problem.sources, problem.labels, problem.spec.head.name).eval()
+    kinds = [pictures(30, seed) * scale + offset for seed, (scale, offset) in enumerate(((1, -2), (0.3, 0), (1, 2)))]
+    with torch.no_grad():
+        ensemble.fit_gate([ensemble.outputs(kind)[1] for kind in kinds])
+        for index, seed in enumerate((7, 8, 9)):
+            scale, offset = ((1, -2), (0.3, 0), (1, 2))[index]
+            batch = pictures(30, seed) * scale + offset
+            logits, shares = ensemble.shares(batch)
+            columns = list(problem.labels.heads.values())
+            weights = torch.stack([shares[:, one].sum(1) for one in columns], 1)
+            assert float((weights.argmax(1) == index).float().mean()) > 0.9
+            assert torch.allclose(shares.sum(1), torch.ones(30))
+            own = shares[:, columns[index]] / weights[:, [index]]
+            assert torch.allclose(own, logits[:, columns[index]].softmax(1), atol=1e-4), "p(c | h, x) is the head's"
+    assert ensemble.gate is not None
+    assert not ensemble.gate.training

@@ -8,7 +8,7 @@ from scipy.optimize import check_grad
 from torch.nn.functional import cross_entropy
 
 from project.errors import DataError
-from project.models.probe import _objective, fit_probe, head_inputs, held_out
+from project.models.probe import _objective, fit_probe, held_out, run_with_features
 
 
 def samples(seed: int, count: int = 90, features: int = 5, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,6 +88,7 @@ def test_heads_read_what_probes_get() -> None:
     network = random_network(4)
     head = list(dict(network.named_modules()))[-1]
     with torch.no_grad():
-        found = head_inputs(network, head, pictures(3, 0))
-        assert torch.allclose(network.get_submodule(head)(found), network(pictures(3, 0)))
+        logits, features = run_with_features(network, head, pictures(3, 0))
+        assert torch.equal(logits, network(pictures(3, 0)))
+        assert torch.equal(network.get_submodule(head)(features), logits)
     assert not network.get_submodule(head)._forward_pre_hooks

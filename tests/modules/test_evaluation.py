@@ -134,7 +134,19 @@ def test_a_state_dict_that_could_be_any_says_so(place: Path) -> None:
         run("test", "wrong", list(CLASSES), "--model.networks", '[{"path": "art.ckpt", "domains": ["cars"]}]')
 
 
-@pytest.mark.parametrize("joint", ["logits", "uniform", "confidence"])
+def test_a_gate_that_is_not_there_is_refused(merged: Path, place: Path) -> None:
+    student = project.load_student(merged / "students" / "pleas-1.00.ckpt")
+    assert student.gate is not None, "the merge has learnt it"
+    bare = torch.load(merged / "students" / "pleas-1.00.ckpt", weights_only=True)
+    del bare["gate"]
+    torch.save(bare, "bare.ckpt")
+    for subcommand in ("test", "predict"):
+        with pytest.raises(ConfigurationError, match="joint is 'gate', but network bare has none"):
+            run(subcommand, "ungated", list(CLASSES), "--model.networks", '["bare.ckpt"]', "--model.head", "joint",
+                "--model.joint", "gate")  # fmt: skip
+
+
+@pytest.mark.parametrize("joint", ["gate", "uniform"])
 def test_predictions_of_all_heads(merged: Path, place: Path, joint: str) -> None:
     student = "runs/three/students/pleas-1.70.ckpt"
     callback = ["--trainer.callbacks+=project.callbacks.PredictionTable", "--trainer.callbacks.top=9"]

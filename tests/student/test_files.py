@@ -53,6 +53,20 @@ def test_round_trip(tmp_path: Path, budget: float, mode: str) -> None:
     torch.load(tmp_path / "student.ckpt", weights_only=True)  # plain values and tensors alone
 
 
+def test_the_gate_goes_along(tmp_path: Path, content: dict[str, Any]) -> None:
+    path, before, batch = tmp_path / "student.ckpt", student(), pictures(5, 9)
+    before.fit_gate([before.outputs(pictures(6, seed))[1].detach() for seed in (0, 1)])
+    save_student(before, path)
+    after = load_student(path)
+    assert torch.equal(before.probabilities(batch), after.probabilities(batch))
+    assert not torch.equal(after.probabilities(batch), after.probabilities(batch, joint="logits"))
+    assert [name for name, module in after.named_modules() if module.training] == []
+    assert load_source(path).logits == 7
+    torch.save({**content, "gate": {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}}, path)
+    with pytest.raises(CheckpointError, match="a gate that does not fit its 2 heads"):
+        load_student(path)
+
+
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     save_student(student(), tmp_path / "student.ckpt")
     torch.manual_seed(0)
