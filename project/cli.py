@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.callbacks import PredictionTable
 from project.errors import ConfigurationError, PleasError
+from project.parser import OneSentenceParser
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
@@ -96,6 +97,7 @@ def main(args: ArgsType = None) -> MergeCLI:
             LightningModule,
             LightningDataModule,
             trainer_class=MergeTrainer,
+            parser_class=OneSentenceParser,
             # Gathered moments are reduced and read after the loop, which tensors made under inference mode refuse.
             trainer_defaults={"inference_mode": False},
             subclass_mode_model=True,

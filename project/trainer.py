@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from project.callbacks import MergeCallback
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
-from project.modules import MergeModule
+from project.modules import MergeModule, ProbeModule
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
 from project.student import executed_macs, save_student
 
@@ -26,7 +27,9 @@ class MergeTrainer(Trainer):
 
     callbacks: list[Callback]  # Lightning sets it without declaring it
 
-    def merge(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> Results:
+    def merge(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, probe: bool = False
+    ) -> Results:
         """Merge fine-tuned networks into one, at every budget asked for.
 
         Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
@@ -37,6 +40,9 @@ class MergeTrainer(Trainer):
         Args:
             model: A MergeModule with the sources, methods and budgets.
             datamodule: A DomainDataModule with the domains.
+            probe: Whether to report, beside the heads' accuracy, that of a linear classifier for each domain, fitted
+                with the labels of the training pictures to what the head of each source and student reads. Nothing
+                else here reads labels to fit, and the students stay as they are.
 
         Returns:
             The table that was printed.
@@ -51,6 +57,9 @@ class MergeTrainer(Trainer):
         if self.is_global_zero:
             datamodule.prepare_data()
         model.prepare(datamodule)
+        if probe:
+            for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
+                datamodule.samples(domain, "train")
         self.datamodule = datamodule  # the passes below get loaders, and scoring asks for the classes behind them
         self._calibrate(model, datamodule)
         if not callback.fitted:
@@ -64,8 +73,12 @@ class MergeTrainer(Trainer):
         with callback.clock.phase("test"):
             model.enter_all()
             after = self._score(model, datamodule)
+        others = model.joint_accuracies()
         warn_of_swapped_domains(model, after)
-        results = collect(model, datamodule, callback, before, after)
+        if probe:
+            with callback.clock.phase("probe"):
+                others = self._probe(model, datamodule, others)
+        results = collect(model, datamodule, callback, before, after, others)
         if self.is_global_zero:
             self._write(folder, model, callback, results)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
@@ -89,6 +102,19 @@ class MergeTrainer(Trainer):
     def _score(self, model: MergeModule, datamodule: DomainDataModule) -> dict[str, dict[str, float]]:
         self.test(model, dataloaders=datamodule.test_dataloader(), verbose=False)
         return model.accuracies()
+
+    def _probe(
+        self, model: MergeModule, datamodule: DomainDataModule, others: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """What was found, and the accuracies of linear probes."""
+        module = ProbeModule(model.trunks, model.head_layer, datamodule.label_space)
+        self.validate(module, dataloaders=datamodule.probe_dataloader(), verbose=False)
+        self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
+        found = {name: dict(figures) for name, figures in others.items()}
+        for name, one in module.accuracies().items():
+            probed = {f"probe {domain}": accuracy for domain, accuracy in one.items()}
+            found[name] = {**found.get(name, {}), **probed, "probe mean": sum(one.values()) / len(one)}
+        return found
 
     def _write(self, folder: Path, model: MergeModule, callback: MergeCallback, results: Results) -> None:
         for stale in (folder / "students").glob("*.ckpt"):
@@ -140,6 +166,7 @@ def collect(
     callback: MergeCallback,
     before: dict[str, dict[str, float]],
     after: dict[str, dict[str, float]],
+    others: Mapping[str, Mapping[str, float]],
 ) -> Results:
     """Put together what a merge found."""
     problem = model.problem
@@ -148,12 +175,12 @@ def collect(
     rows = []
     for source in model.loaded:
         executed = executed_macs(source.network, picture) / unit
-        rows.append(
-            Row(source.name, "source", None, executed, executed, _parameters(source.network), after[source.name])
-        )
+        parameters = _parameters(source.network)
+        rows.append(Row(source.name, "source", None, executed, executed, parameters, after[source.name]))
     parameters = sum(_parameters(source) for source in problem.sources)
     rows.append(Row("ensemble", "reference", None, float(count), float(count), parameters, after["ensemble"]))
     rows += [_student_row(merged, model, before.get(merged.name, {}), after[merged.name]) for merged in model.merged]
+    rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     details = {
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
@@ -183,7 +210,8 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         after,
         before,
         sum(left) / len(left) if left else None,
-        norms,
+        norms=norms,
+        seconds=merged.seconds,
     )
 
 

@@ -202,6 +202,10 @@ class DomainDataModule(LightningDataModule):
         """One loader a domain, over its test pictures: pictures (B, 3, image_size, image_size), paths (B)."""
         return [self._loader(NamedPictures(self.samples(name, "test"), self._plain)) for name in self.domain_names]
 
+    def probe_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a domain, over its training pictures as they are: pictures and labels as in a test, each once."""
+        return [self._evaluation_loader(name, "train", each_once=True) for name in self.domain_names]
+
     def calibration_dataloader(self) -> CombinedLoader | DataLoader[Any]:
         """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
 

@@ -78,6 +78,7 @@ class Merged:
         layers: layer -> measurements of its fit.
         matches: group -> mean similarity of its matched units.
         settled: Whether its batch norms already hold the statistics of its own activations.
+        seconds: What it took to make; what several students take together counts for the first.
     """
 
     method: str
@@ -86,6 +87,7 @@ class Merged:
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matches: Mapping[str, float] = field(default_factory=dict)
     settled: bool = False
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -127,6 +129,14 @@ class Method(ABC):
             pictures: Domain -> number of calibration pictures to come.
             budgets: Multiply-accumulates over one source's, 1 to N.
         """
+
+    def plan(self, problem: Problem) -> str | None:
+        """What it is going to do, in words, for those who wait; None where there is nothing to tell.
+
+        Args:
+            problem: Without statistics.
+        """
+        return None
 
     @abstractmethod
     def merge(self, problem: Problem, budgets: Sequence[float]) -> Iterator[Merged]:

@@ -63,6 +63,6 @@ class Permutation(Method):
             starts.append(Merged(self.name, budget, problem.start(maps), matches=matches))
         yield from self.fit(starts, problem)
 
-    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """What follows the start points; nothing here."""
-        return starts
+        yield from starts

@@ -1,9 +1,9 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 from torch import Tensor
@@ -14,9 +14,19 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, batch_norms, fit_layer, joint_matrix, restyled, view
+from project.student import (
+    LayerFit,
+    SequentialFit,
+    View,
+    batch_norms,
+    fit_layer,
+    joint_matrix,
+    restyled,
+    stages,
+    view,
+)
 from project.student.memory import free_bytes, walk_bytes
-from project.symmetry import Layer
+from project.symmetry import Layer, graph_of
 
 
 class PLeaS(Permutation):
@@ -31,9 +41,16 @@ class PLeaS(Permutation):
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
             every picture (the paper's).
+        weights: domain -> weight of each of its calibration pictures in the fit: 0 leaves a domain out; default: 1.
+        norm: For the sequential fit: fit layers to what the batch norm behind them puts out (``after``), or to what
+            it reads (``before``).
+        compensate: For the sequential fit: whether a layer whose output is added to something makes up for what the
+            student has already got wrong there.
         ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
             inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
+        logits: For the sequential fit: the last layer is fitted to the sources' probabilities of the classes (their
+            ``divergence`` from the student's), or to the logits (``squares``) like any other layer.
         restyle_steps: For the sequential fit with ``own`` targets, where pictures are of none of the domains: steps of
             gradient descent on their pixels by which each source gets a version of them that suits its batch norms,
             and owns it. 0: pictures as they are, for which merged units aim at the mean of all sources.
@@ -50,8 +67,12 @@ class PLeaS(Permutation):
         separate: Literal["back", "front"] = "back",
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
+        weights: Mapping[str, float] | None = None,
+        norm: Literal["after", "before"] = "after",
+        compensate: bool = True,
         ridge: float = 0.05,
         rounds: int = 2,
+        logits: Literal["divergence", "squares"] = "divergence",
         restyle_steps: int = 40,
         heads: Literal["original", "fitted"] = "original",
         seed: int = 0,
@@ -67,14 +88,23 @@ class PLeaS(Permutation):
         for name, value, allowed in (
             ("fit", fit, ("sequential", "joint")),
             ("targets", targets, ("own", "mean")),
+            ("norm", norm, ("after", "before")),
+            ("logits", logits, ("divergence", "squares")),
             ("heads", heads, ("original", "fitted")),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
+        for domain, weight in (weights or {}).items():
+            if not 0 <= weight < inf:
+                raise ConfigurationError(f"weights gives {domain!r} {weight}; allowed: 0 or more.")
         self.sequential = fit == "sequential"
         self.targets = targets
+        self.weights = dict(weights or {})
+        self.norm = norm
+        self.compensate = compensate
         self.ridge = ridge
         self.rounds = rounds
+        self.logits = logits
         self.restyle_steps = restyle_steps
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
@@ -85,24 +115,28 @@ class PLeaS(Permutation):
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
-        if strangers := self._strangers(problem, pictures):
-            if not all(map(batch_norms, problem.sources)):
-                raise ConfigurationError(
-                    "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
-                    "restyle_steps to 0, or use pictures of the domains."
-                )
-            pictures = {**pictures, **{name: pictures[name] * len(problem.sources) for name in strangers}}
+        unknown = sorted(set(self.weights) - set(pictures))
+        if unknown:
+            raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
+        if not any(self.weights.get(domain, 1.0) for domain in pictures):
+            raise ConfigurationError("weights is 0 for every domain; at least one must count.")
+        if (strangers := self._strangers(problem, pictures)) and not all(map(batch_norms, problem.sources)):
+            raise ConfigurationError(
+                "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
+                "restyle_steps to 0, or use pictures of the domains."
+            )
+        total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
         if self.sequential:
-            needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
+            needed, free = walk_bytes(problem.spec, total, max(budgets)), free_bytes()
             if needed > free:
                 raise ConfigurationError(
-                    f"calibration comes to {sum(pictures.values())} pictures, for which the sequential fit "
+                    f"calibration comes to {total} pictures, for which the sequential fit "
                     f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
                     f"use fewer pictures, or fit 'joint'."
                 )
         partial = max(budgets) > 1
         apart = partial and self.sequential
-        fewest = min(pictures.values()) if apart else sum(pictures.values())
+        fewest = min(pictures.values()) if apart else total
         scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
         layer = max(scarcity, key=lambda layer: scarcity[layer])
         if fewest >= scarcity[layer]:
@@ -126,12 +160,22 @@ class PLeaS(Permutation):
         units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
         return units * layer.taps + (layer.bias or self.sequential)  # the norm behind a layer adds one
 
-    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+    def plan(self, problem: Problem) -> str | None:
+        """The stages of the sequential fit: layers that do not feed each other stand together."""
+        if not self.sequential:
+            return None
+        names = {layer.node: layer.name for layer in problem.spec.layers}
+        found = stages(graph_of(problem.sources[0]), names)
+        steps = " → ".join(" + ".join(names[node] for node in stage) for stage in found)
+        return f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
+
+    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
         if not self.sequential:
-            return self._solve(starts, problem)
-        owners, pictures = self._owned(problem)
-        return [self._walk(merged, problem, owners, pictures) for merged in starts]
+            yield from self._solve(starts, problem)
+            return
+        data = self._owned(problem)
+        yield from (self._walk(merged, problem, *data) for merged in starts)
 
     def _walk(
         self,
@@ -139,6 +183,7 @@ class PLeaS(Permutation):
         problem: Problem,
         owners: Mapping[str, int],
         pictures: Mapping[str, Sequence[Tensor]],
+        weights: Mapping[str, float],
     ) -> Merged:
         """The sequential fit of one student."""
         walk = SequentialFit(
@@ -148,7 +193,11 @@ class PLeaS(Permutation):
             pictures,
             ridge=self.ridge,
             own=self.targets == "own",
+            absorb=self.norm == "after",
+            compensate=self.compensate,
             rounds=self.rounds,
+            divergence=self.logits == "divergence",
+            weights=weights,
             reduce=problem.reduce,
         )
         with tqdm(
@@ -157,21 +206,19 @@ class PLeaS(Permutation):
             fits = walk.run(lambda name: bar.update())
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
 
-    def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]]]:
-        """Owners and calibration pictures of the domains; of what belongs to none, each source gets its own version."""
+    def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:
+        """Owners, pictures and weights of the domains; of what belongs to none, each source gets its own version."""
         if problem.pictures is None:
             raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
-        owners, pictures = dict(problem.owners), dict(problem.pictures)
+        owners, pictures, weights = dict(problem.owners), dict(problem.pictures), dict(self.weights)
         for domain in self._strangers(problem, pictures):
             batches = pictures.pop(domain)
             for index, source in enumerate(problem.sources):
-                name = f"{domain}/{index}"
-                owners[name] = index
-                pictures[name] = [
-                    restyled(source, batch, self.restyle_steps, problem.preprocessing)
-                    for batch in tqdm(batches, desc=f"restyling {name}", unit="batch", leave=False, disable=None)
-                ]
-        return owners, pictures
+                bar = tqdm(batches, desc=f"restyling for source {index}", unit="batch", leave=False, disable=None)
+                part = f"{domain}/{index}"
+                pictures[part] = [restyled(source, one, self.restyle_steps, problem.preprocessing) for one in bar]
+                owners[part], weights[part] = index, self.weights.get(domain, 1.0)
+        return owners, pictures, weights
 
     def _strangers(self, problem: Problem, pictures: Iterable[str]) -> list[str]:
         """Domains of calibration pictures that are to be restyled: those which are none of the problem's."""
@@ -203,10 +250,13 @@ class PLeaS(Permutation):
         """What the domains ask of a layer: all the same, or each its own source's outputs."""
         if problem.statistics is None:
             raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
-        if self.targets == "mean":
+        if self.targets == "mean" and not self.weights:
             return [view(layer, matrices, problem.statistics.layer(layer.name))]
-        moments = problem.statistics.layers[layer.name]
-        return [view(layer, matrices, moment, problem.owners.get(domain)) for domain, moment in moments.items()]
+        owners = problem.owners if self.targets == "own" else {}
+        return [
+            view(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
+            for domain, moment in problem.statistics.layers[layer.name].items()
+        ]
 
 
 def _measured(fit: LayerFit) -> dict[str, float]:

@@ -9,12 +9,13 @@ from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
 from project.models.recognise import recognise
 from project.models.saving import atomic_file, atomic_save, atomic_text
-from project.models.scores import DomainScores
+from project.models.scores import DomainScores, JointScores
 
 __all__ = [
     "Architecture",
     "Description",
     "DomainScores",
+    "JointScores",
     "LabelSpace",
     "Preprocessing",
     "Weights",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning
@@ -15,7 +16,8 @@ from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
 from project.models import LabelSpace, Preprocessing
-from project.modules.evaluation import Contender, EvaluationModule
+from project.modules.contenders import Contender
+from project.modules.evaluation import EvaluationModule
 from project.modules.sources import SourceFile, place_sources, read_sources
 from project.moments import LAYERS, PICTURES, UNITS, Collector, Lockstep
 from project.student import Source, batch_norms, common_spec, reestimation, running_variances
@@ -45,8 +47,7 @@ class MergeModule(EvaluationModule):
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
             raise ConfigurationError(f"sources holds {len(files)} files; at least 2 are needed to merge.")
-        super().__init__([file.path for file in files])
-        self.files = files
+        super().__init__(files)
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
@@ -109,6 +110,8 @@ class MergeModule(EvaluationModule):
             data.preprocessing,
         )
         self._check_methods(data.calibration_counts())
+        for plan in filter(None, (method.plan(self.problem) for method in self.methods)):
+            rank_zero_info(plan)
         for source in self.loaded:
             self.equivalence[source.name] = self._equivalence(source)
         self.calibration_domains = data.calibration_domains
@@ -208,10 +211,13 @@ class MergeModule(EvaluationModule):
         )
         self.merged = []
         for method in self.methods:
-            for merged in method.merge(problem, self.budgets):
-                rank_zero_info(f"fitted {merged.name}")
+            began = perf_counter()
+            for made in method.merge(problem, self.budgets):
+                merged = replace(made, seconds=perf_counter() - began)
+                rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
                 merged.student.lineage = self.lineage(method, merged)
                 self.merged.append(merged)
+                began = perf_counter()
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
         return self.merged
@@ -254,6 +260,18 @@ class MergeModule(EvaluationModule):
         """Names of all layers, in execution order."""
         assert self.problem is not None
         return [layer.name for layer in self.problem.spec.layers]
+
+    @property
+    def head_layer(self) -> str:
+        """Name of the layer that puts out the logits."""
+        assert self.problem is not None
+        return next(one.name for one in self.problem.spec.layers if one.outputs == self.problem.spec.output.name)
+
+    @property
+    def trunks(self) -> dict[str, nn.Module]:
+        """The sources and the students as plain networks, by name."""
+        sources = {source.name: source.network for source in self.loaded}
+        return sources | {merged.name: merged.student.network for merged in self.merged}
 
     def variances(self) -> dict[str, dict[str, float]]:
         """Student -> batch norm -> mean running variance."""

@@ -8,19 +8,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from project.errors import ConfigurationError
 from project.models import LabelSpace, Preprocessing
-from project.modules.evaluation import check_classes, own_labels
+from project.modules.classes import check_classes, own_labels
 from project.student import Source, load_source
 
 
 @dataclass
 class SourceFile:
-    """Where a source comes from.
+    """The file of a network: a source of a merge, or one to be scored.
 
     Args:
         path: Lightning checkpoint, state dict, safetensors file or student.
         domains: Domains it was trained on, in the order of its heads; default: what its file says, else, where as many
-            sources as domains are left without each other, the domain in its place among those.
-        name: Name in tables; default: its domains.
+            sources as domains are left without each other, the domain in its place among those. Outside a merge: else
+            those that alone have as many classes as it has logits.
+        name: Name in tables; default: its domains, outside a merge its file's name.
         architecture: Name of the network; default: what the file says, else what its shapes tell.
     """
 

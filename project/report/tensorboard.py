@@ -16,7 +16,7 @@ def write_results(writer: SummaryWriter, results: Results) -> None:
     for row in results.rows:
         if row.kind == "student":
             method = row.name.rsplit("-", 1)[0]
-            for domain, accuracy in {**row.accuracy, "mean": row.mean}.items():
+            for domain, accuracy in {**row.accuracy, "mean": row.mean, **row.others}.items():
                 writer.add_scalar(f"accuracy/{method}/{domain}", accuracy, round(100 * row.executed))
 
 

@@ -6,6 +6,7 @@ from project.student.build import Student, blank_network, start_student
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
 from project.student.layers import BlockLayer
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
+from project.student.plan import in_stages, stages
 from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.solver import LayerFit, damping
@@ -13,7 +14,8 @@ from project.student.source import Source, common_spec, load_source
 
 __all__ = [
     "BlockLayer", "LayerFit", "SequentialFit", "Source", "Student", "View", "batch_norms", "blank_network",
-    "build_student", "common_spec", "damping", "executed_macs", "fit_layer", "is_student", "joint_matrix",
+    "build_student", "common_spec", "damping", "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix",
     "load_source", "load_student", "nominal_macs", "reestimate", "reestimation", "restyled", "running_variances",
-    "save_student", "source_macs", "stagewise", "start_matrix", "start_student", "strangeness", "targets", "view",
+    "save_student", "source_macs", "stages", "stagewise", "start_matrix", "start_student", "strangeness", "targets",
+    "view",
 ]  # fmt: skip

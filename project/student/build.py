@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
-from project.models import Architecture, LabelSpace, Preprocessing
+from project.models import Architecture, LabelSpace, Preprocessing, heads
+from project.models.heads import Joint, Prediction
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.symmetry import Spec
@@ -52,6 +53,32 @@ class Student(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of all heads, shape (batch, columns of the label space)."""
         return cast(Tensor, self.network(pictures))
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Tensor, head: str = heads.JOINT, joint: Joint = heads.DEFAULT) -> Tensor:
+        """Probabilities of the classes of one head, or of all classes of all heads.
+
+        Args:
+            pictures: Shape (batch, 3, height, width), normalised as ``preprocessing`` says.
+            head: A domain, or ``joint``.
+            joint: How heads are weighed under ``joint``, see :func:`project.models.heads.head_weights`.
+
+        Returns:
+            Shape (batch, classes of the head), or (batch, columns of the label space); rows sum to 1.
+
+        Raises:
+            ConfigurationError: If there is no such head, or no such way; the pictures are not looked at then.
+        """
+        heads.check_head(head, self.labels)
+        heads.check_joint(joint)
+        return heads.probabilities(self(pictures), self.labels, head, joint)
+
+    def predict(
+        self, pictures: Tensor, head: str = heads.JOINT, joint: Joint = heads.DEFAULT, top: int = 1
+    ) -> list[list[Prediction]]:
+        """The ``top`` most likely classes of every picture, the likeliest first; see :meth:`probabilities`."""
+        shares = self.probabilities(pictures, head, joint)
+        return heads.most_likely(shares, heads.column_labels(self.labels, head), top)
 
     @torch.no_grad()
     def load_layer(self, name: str, matrix: Tensor) -> None:

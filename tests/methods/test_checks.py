@@ -111,3 +111,19 @@ def test_more_activations_than_memory_are_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_free_memory_is_some() -> None:
     assert free_bytes() > 2**20
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [({"boats": 1.0}, "'boats'"), ({"art": 0.0, "birds": 0.0}, "0 for every domain")],
+)
+def test_weights_of_no_use_are_refused(weights: dict[str, float], said: str) -> None:
+    it = make_problem([random_network(0, weights) for weights in (0, 1)])
+    with pytest.raises(ConfigurationError, match=said):
+        PLeaS(weights=weights).check(it, {"art": 40, "birds": 40}, [1.0])
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
+    with pytest.raises(ConfigurationError, match="weights gives 'art'"):
+        PLeaS(weights={"art": weight})

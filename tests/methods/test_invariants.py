@@ -58,6 +58,24 @@ def test_permuted_copies_merge_to_themselves(name: str, seed: int, count: int) -
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("seed", "count"), SEEDS)
+def test_one_trunk_keeps_unequal_heads_at_every_budget(name: str, seed: int, count: int) -> None:
+    """Networks that differ by the order of their units and by their heads alone lose nothing by being merged."""
+    sources = []
+    for index, classes in enumerate((3, 7, 2)[:count]):
+        plain, twin = random_network(seed, seed, classes), random_network(seed, seed, classes)
+        permuted_copy(plain, twin, trace(plain, PICTURE), index)
+        sources.append(twin)
+    problem, batch = make_problem(sources, "different"), pictures(6, 7)
+    for merged in METHODS[name]().merge(problem, [1.0, 1.5, count - 0.3]):
+        logits = run(merged.student, batch)
+        for domain, source in zip(DOMAINS, sources, strict=False):
+            assert close(logits[:, problem.labels.columns(domain)], run(source, batch), 1e-4)
+            shares = merged.student.probabilities(batch, domain)
+            assert close(shares, run(source, batch).softmax(1), 1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("seed", "count"), SEEDS)
 def test_sources_apart_keep_their_own_heads(name: str, seed: int, count: int) -> None:
     sources = [
         random_network(seed, weights, classes) for weights, classes in zip(range(count), (3, 7, 2), strict=False)
