@@ -42,8 +42,7 @@ class PLeaS(Permutation):
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
-            every picture (the paper's). Under ``own``, public pictures, which belong to no domain, are dealt out to the
-            sources whose batch norms know them best; the joint fit takes the mean of all for them.
+            every picture (the paper's).
         weights: domain -> weight of each of its calibration pictures in the fit: 0 leaves a domain out; default: 1.
         norm: For the sequential fit: fit layers to what the batch norm behind them puts out (``after``), or to what
             it reads (``before``).
@@ -54,10 +53,6 @@ class PLeaS(Permutation):
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
         logits: For the sequential fit: the last layer is fitted to the sources' probabilities of the classes (their
             ``divergence`` from the student's), or to the logits (``squares``) like any other layer.
-            every picture (the paper's).
-        ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
-            inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
-        rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
         restyle_steps: For the sequential fit with ``own`` targets, where pictures are of none of the domains: steps of
             gradient descent on their pixels by which each source gets a version of them that suits its batch norms,
             and owns it. 0: pictures as they are, for which merged units aim at the mean of all sources.
@@ -128,25 +123,24 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
         if not any(self.weights.get(domain, 1.0) for domain in pictures):
             raise ConfigurationError("weights is 0 for every domain; at least one must count.")
+        if (strangers := self._strangers(problem, pictures)) and not all(map(batch_norms, problem.sources)):
+            raise ConfigurationError(
+                "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
+                "restyle_steps to 0, or use pictures of the domains."
+            )
         partial = max(map(problem.times, budgets)) > 1
         widest = len(problem.sources) if partial else 1  # any group may be separated
-        if strangers := self._strangers(problem, pictures):
-            if not all(map(batch_norms, problem.sources)):
-                raise ConfigurationError(
-                    "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
-                    "restyle_steps to 0, or use pictures of the domains."
-                )
-            pictures = {**pictures, **{name: pictures[name] * len(problem.sources) for name in strangers}}
+        total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
         if self.sequential:
-            needed, free = walk_bytes(problem.spec, sum(pictures.values()), widest), free_bytes()
+            needed, free = walk_bytes(problem.spec, total, widest), free_bytes()
             if needed > free:
                 raise ConfigurationError(
-                    f"calibration comes to {sum(pictures.values())} pictures, for which the sequential fit "
+                    f"calibration comes to {total} pictures, for which the sequential fit "
                     f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
                     f"use fewer pictures, or fit 'joint'."
                 )
         apart = partial and self.sequential
-        fewest = min(pictures.values()) if apart else sum(pictures.values())
+        fewest = min(pictures.values()) if apart else total
         scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
         layer = max(scarcity, key=lambda layer: scarcity[layer])
         if fewest >= scarcity[layer]:
@@ -184,9 +178,8 @@ class PLeaS(Permutation):
         if not self.sequential:
             yield from self._solve(starts, problem)
             return
-        owners, pictures, weights = self._owned(problem)
-        for merged in starts:
-            yield self._walk(merged, problem, owners, pictures, weights)
+        data = self._owned(problem)
+        yield from (self._walk(merged, problem, *data) for merged in starts)
 
     def _walk(
         self,
@@ -225,12 +218,10 @@ class PLeaS(Permutation):
         for domain in self._strangers(problem, pictures):
             batches = pictures.pop(domain)
             for index, source in enumerate(problem.sources):
-                name = f"{domain}/{index}"
-                owners[name], weights[name] = index, self.weights.get(domain, 1.0)
-                pictures[name] = [
-                    restyled(source, batch, self.restyle_steps, problem.preprocessing)
-                    for batch in tqdm(batches, desc=f"restyling {name}", unit="batch", leave=False, disable=None)
-                ]
+                bar = tqdm(batches, desc=f"restyling for source {index}", unit="batch", leave=False, disable=None)
+                part = f"{domain}/{index}"
+                pictures[part] = [restyled(source, one, self.restyle_steps, problem.preprocessing) for one in bar]
+                owners[part], weights[part] = index, self.weights.get(domain, 1.0)
         return owners, pictures, weights
 
     def _strangers(self, problem: Problem, pictures: Iterable[str]) -> list[str]:
