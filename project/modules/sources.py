@@ -128,6 +128,7 @@ def own_domains(
                 f"domain {domain!r} has no source; add the file that was trained on it, leave it out of the data's "
                 f"domains, or name it in public if its pictures shall only calibrate."
             )
+    for domain, count in claims.items():
         if count > 1:
             rank_zero_warn(
                 f"domain {domain!r} has {count} sources: on its pictures, merged units follow the mean of all sources."
