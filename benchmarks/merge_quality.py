@@ -46,15 +46,19 @@ def main() -> None:
 
 def real(folder: Path, data: Path, scratch: Path, seed: int) -> dict[str, Any]:
     """The real pair, with the calibration pictures of one draw."""
+    return merged(scratch / f"real-{seed}", *real_arguments(folder, data, seed))
+
+
+def real_arguments(folder: Path, data: Path, seed: int) -> list[str]:
+    """Arguments of a merge of the real pair, with the calibration pictures of one draw."""
     domains = sorted(path.stem for path in folder.glob("*.safetensors"))
     sources = [{"path": str(folder / f"{domain}.safetensors"), "domains": [domain]} for domain in domains]
-    return merged(
-        scratch / f"real-{seed}",
+    return [
         "--config", str(CONFIGS / "pacs" / "merge.yaml"),
         "--data.init_args.root", str(data),
         "--data.init_args.seed", str(seed),
         "--model.init_args.sources", json.dumps(sources),
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def shapes(scratch: Path) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def merged(run: Path, *arguments: str) -> dict[str, Any]:
     """Results of one merge, without what is per layer."""
     pleas(["merge", *arguments, "--run", str(run)])
     results = json.loads((run / "results.json").read_text())
-    return {key: results[key] for key in ("table", "phases", "equivalence")}
+    return {key: results[key] for key in ("table", "phases", "equivalence", "separated")}
 
 
 def unpacked(folder: Path, scratch: Path) -> Path:
