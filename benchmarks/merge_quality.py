@@ -86,7 +86,7 @@ def merged(run: Path, *arguments: str) -> dict[str, Any]:
     """Results of one merge, without what is per layer."""
     pleas(["merge", *arguments, "--run", str(run), "--overwrite", "true"])
     results = json.loads((run / "results.json").read_text())
-    return {key: results[key] for key in ("table", "phases", "calibration", "equivalence")}
+    return {key: results[key] for key in ("table", "phases", "calibration", "equivalence", "separated")}
 
 
 def unpacked(folder: Path, scratch: Path) -> Path:

@@ -12,7 +12,7 @@ from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.methods import Merged, Permutation, PLeaS, Problem
 from project.models import Architecture, Description, LabelSpace, Preprocessing
 from project.models.saving import atomic_save
-from project.student import Student, common_spec, load_source, load_student, save_student
+from project.student import Student, common_spec, load_source, load_student, nominal_size, save_student
 
 ARCHITECTURE = Architecture("resnet20", 4)
 PREPROCESSING = Preprocessing(32)
@@ -30,6 +30,17 @@ def student(budget: float = 1.4, mode: str = "different") -> Student:
     (merged,) = Permutation().merge(problem(mode), [budget])
     merged.student.lineage.update(LINEAGE)
     return merged.student
+
+
+def test_the_file_is_as_large_as_its_parameters_and_buffers(tmp_path: Path) -> None:
+    """But for unit maps, names and the archive's own entries, which hold no float."""
+    made = student()
+    save_student(made, tmp_path / "student.ckpt")
+    size = nominal_size(made.spec, made.maps, "bytes")
+    assert size == sum(tensor.numel() * tensor.element_size() for tensor in made.network.state_dict().values())
+    maps = sum(8 * units.members.numel() for units in made.maps.values())
+    entries = len(made.network.state_dict()) + len(made.maps) + 10
+    assert size + maps <= (tmp_path / "student.ckpt").stat().st_size <= size + maps + 1000 * entries
 
 
 @pytest.mark.parametrize("budget", [1.0, 1.4, 2.0])
