@@ -4,7 +4,7 @@ from project.symmetry.graph import graph_of
 from project.symmetry.layers import NORMS
 from project.symmetry.permute import (
     check_equivalence,
-    largest_difference,
+    group_differences,
     permute_axis,
     permute_state,
     random_orders,
@@ -14,5 +14,5 @@ from project.symmetry.trace import trace
 
 __all__ = [
     "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Spec", "check_equivalence", "graph_of",
-    "largest_difference", "permute_axis", "permute_state", "random_orders", "trace",
+    "group_differences", "permute_axis", "permute_state", "random_orders", "trace",
 ]  # fmt: skip
