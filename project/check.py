@@ -78,6 +78,9 @@ def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: fl
         raise TraceError(f"{model}: the traced groups do not hold: {found} (relative); allowed: {tolerance:g}.")
     lines.append(f"trace, permute: yes; largest change of the logits (relative): {max(changes.values()):.1e}")
     lines.append(f"merge, at any budget: {'yes' if obstacle is None else f'no: {obstacle}'}")
+    kept = sum(layer.blocks > 1 for layer in spec.layers)
+    if obstacle is None and kept:
+        lines.append(f"least squares: all layers but {kept} depthwise convolutions, which stay at the sources' mean")
     return lines
 
 

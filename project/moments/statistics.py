@@ -83,7 +83,8 @@ class Collector:
         self.statistics = Statistics()
         self.sources = sources
         self.domain = ""
-        self.layers = {layer.node: layer for layer in spec.layers} if LAYERS in needs else {}
+        matrices = (layer for layer in spec.layers if layer.blocks == 1)
+        self.layers = {layer.node: layer for layer in matrices} if LAYERS in needs else {}
         wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)

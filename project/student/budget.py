@@ -9,15 +9,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from project.alignment import Alignment, UnitMap, overlap
-from project.symmetry import Spec
+from project.symmetry import Layer, Spec
 
 
 def nominal_macs(spec: Spec, maps: Mapping[str, UnitMap]) -> int:
     """Multiply-accumulates of convolutions and linear layers on one picture, zero blocks left out."""
-    return sum(
-        layer.positions * layer.taps * int(overlap(maps[layer.outputs], maps[layer.inputs]).sum())
-        for layer in spec.layers
-    )
+    return sum(layer.positions * layer.taps * _pairs(layer, maps) for layer in spec.layers)
+
+
+def _pairs(layer: Layer, maps: Mapping[str, UnitMap]) -> int:
+    """Pairs of an output and an input unit between which there are weights; a depthwise unit reads itself alone."""
+    if layer.blocks > 1:
+        return maps[layer.outputs].units
+    return int(overlap(maps[layer.outputs], maps[layer.inputs]).sum())
 
 
 def source_macs(spec: Spec, fixed: Mapping[str, UnitMap]) -> float:

@@ -99,7 +99,7 @@ def check_mergeable(spec: Spec) -> None:
 def unmergeable(spec: Spec) -> str | None:
     """What keeps sources of this spec from being merged, in words; None where nothing does."""
     for layer in spec.layers:
-        if layer.blocks > 1:
+        if layer.blocks not in (1, spec.sizes[layer.inputs]) or (layer.blocks > 1 and layer.inputs != layer.outputs):
             return f"layer {layer.name!r} is a convolution of {layer.blocks} groups"
     for group in spec.groups.values():
         if group.whole:

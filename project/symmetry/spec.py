@@ -175,9 +175,10 @@ class Spec:
 
     @property
     def plain_input(self) -> str | None:
-        """Name of the picture's group, if all sources read the picture as it is; None where norms stand before."""
+        """Name of the picture's group, if all sources read the picture as it is; None where they change it first."""
         name = self.input.name
-        return None if any(norm.group == name for norm in self.norms) else name
+        changed = {norm.group for norm in self.norms} | {layer.outputs for layer in self.layers}
+        return None if name in changed else name
 
     @property
     def output(self) -> Group:
