@@ -1,8 +1,10 @@
 """Which network: a name and the few numbers that fix every shape in it."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 import torchvision
 from torch import nn
 
@@ -77,9 +79,11 @@ class Architecture:
         if self.name in CIFAR_NETS:
             return CifarResNet(CIFAR_NETS[self.name], self.num_classes, self.width)
         options = {"aux_logits": False, "init_weights": True} if self.name in WITH_AUXILIARY_HEADS else {}
-        network: nn.Module = torchvision.models.get_model(
-            self.name, weights=None, num_classes=self.num_classes, **options
-        )
+        # RegNets compute their widths with tensors, which need values wherever the parameters are to lie.
+        with torch.device("cpu") if self.name.startswith("regnet") else nullcontext():
+            network: nn.Module = torchvision.models.get_model(
+                self.name, weights=None, num_classes=self.num_classes, **options
+            )
         if self.stem == "small":
             network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

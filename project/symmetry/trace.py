@@ -68,7 +68,8 @@ def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
     """
     if network.training:
         raise TraceError(f"network {type(network).__name__} is in training mode; tracing needs eval mode.")
-    return collect(_Walk(shaped_graph(network, picture, BATCH), picture).records())
+    with torch.device("cpu"):  # labels are counted, wherever the caller makes tensors
+        return collect(_Walk(shaped_graph(network, picture, BATCH), picture).records())
 
 
 class _Walk:

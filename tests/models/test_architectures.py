@@ -71,6 +71,12 @@ def test_other_networks_of_torchvision_have_the_classes_asked_for(name: str) -> 
     assert candidate(name, network.state_dict()) == Architecture(name, 7)
 
 
+def test_regnets_are_built_where_tensors_have_no_values() -> None:
+    with torch.device("meta"):
+        network = Architecture("regnet_y_400mf", 7).build()
+    assert network.fc.out_features == 7
+
+
 def test_description_survives_plain_values() -> None:
     architecture = Architecture("resnet56", 10, width=2)
     assert Architecture(**asdict(architecture)) == architecture
