@@ -247,6 +247,9 @@ class PLeaS(Permutation):
         return [replace(merged, layers=found) for merged, found in zip(starts, fits, strict=True)]
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
+        """Whether a layer stays at its start point: depthwise convolutions, and heads that shall be the sources'."""
+        if layer.blocks > 1:
+            return True
         head = layer.outputs == problem.spec.output.name
         return head and not self.sequential and problem.labels.mode == "different" and self.heads == "original"
 

@@ -83,8 +83,9 @@ class Collector:
         self.statistics = Statistics()
         self.sources = sources
         self.domain = ""
-        stems = [layer for layer in spec.layers if layer.inputs == spec.input.name] if INPUTS in needs else []
-        self.layers = {layer.node: layer for layer in (spec.layers if LAYERS in needs else stems)}
+        matrices = [layer for layer in spec.layers if layer.blocks == 1]
+        stems = [layer for layer in matrices if layer.inputs == spec.input.name] if INPUTS in needs else []
+        self.layers = {layer.node: layer for layer in (matrices if LAYERS in needs else stems)}
         wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)

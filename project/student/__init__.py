@@ -15,7 +15,7 @@ from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
-from project.student.source import Source, common_spec, load_source
+from project.student.source import Source, common_spec, load_source, unmergeable
 
 __all__ = [
     "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
@@ -24,5 +24,5 @@ __all__ = [
     "load_student", "nominal_macs", "nominal_size", "original_owners", "original_sources", "reestimate",
     "reestimation", "restyled", "running_variances", "save_student", "separated", "separation_gains", "source_macs",
     "source_size", "stages", "stagewise", "start_matrix", "start_student", "strangeness", "student_entries",
-    "targets", "uniform", "view",
+    "targets", "uniform", "unmergeable", "view",
 ]  # fmt: skip

@@ -67,7 +67,7 @@ class Choices:
         self.base = cost.total(spec, self.merged)
         self.linear = np.array([cost.units.get(kind.group, 0) * (int(kind.sources.sum()) - 1.0) for kind in self.kinds])
         self.pairs = np.zeros((len(self.kinds), len(self.kinds)))
-        for layer in spec.layers:
+        for layer in (layer for layer in spec.layers if layer.name in cost.pairs):
             for mine, many, out in blocks[layer.outputs]:
                 for theirs, others, into in blocks[layer.inputs]:
                     more = cost.pairs[layer.name] * max(0, int((mine & theirs).sum()) - 1)

@@ -118,8 +118,10 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 
     Every row adds, over its sources, the source's weights to the units in that source's place, divided by the number
     of sources in the row: between merged units the mean of the sources, from a single unit into a merged row its
-    share (METHODS §1b).
+    share (METHODS §1b). The kernels of a depthwise convolution belong to units: each is the mean of its row's.
     """
+    if layer.blocks > 1:
+        return outputs.pull(torch.cat(list(matrices)), outputs.mean)
     return inputs.pull(targets(layer, matrices, outputs, outputs.mean).mT.contiguous(), taps=layer.taps).mT
 
 

@@ -87,7 +87,7 @@ class _Gains:
         reach = self._reach()
         read = {group: self._read(group) for group in gains}
         for layer in self.spec.layers:
-            if layer.outputs not in gains:
+            if layer.outputs not in gains or layer.blocks > 1:
                 continue
             written, error = self._errors(layer)
             share = read[layer.outputs] / read[layer.outputs].sum().clamp_min(1e-300)
@@ -126,7 +126,7 @@ class _Gains:
     def _read(self, group: str) -> Tensor:
         """Share that each unit has of what the group's readers receive, averaged over the readers; shape (rows,)."""
         units, shares = self.maps[group], []
-        for layer in (layer for layer in self.spec.layers if layer.inputs == group):
+        for layer in (one for one in self.spec.layers if one.inputs == group and one.blocks == 1):
             received = torch.zeros(units.units, dtype=torch.float64)
             for source, weight in enumerate(self._weights(layer)):
                 variance = self._covariance(self._values(layer), source).diagonal()

@@ -147,6 +147,8 @@ class SequentialFit:
             self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
         self.exact[layer.outputs] = False
+        if layer.blocks > 1:
+            return None  # a depthwise convolution stays at its start; the norm behind it is fitted to its sources
         plan = surroundings(self.graph, node, self.known)
         if plan.norm is not None and not self.absorb:
             plan = Surroundings()

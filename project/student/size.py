@@ -21,7 +21,8 @@ class Price:
     """What a student costs in one unit of size: Σ pairs · (units that see each other) + Σ units · (width) + rest.
 
     Args:
-        pairs: layer -> for each pair of an input and an output unit that share a source.
+        pairs: layer -> for each pair of an input and an output unit that share a source; without depthwise layers,
+            whose units read themselves alone and count as such.
         units: group -> for each of its units.
         rest: What does not depend on widths.
     """
@@ -35,6 +36,7 @@ class Price:
         pairs = sum(
             self.pairs[layer.name] * int(overlap(maps[layer.outputs], maps[layer.inputs]).sum())
             for layer in spec.layers
+            if layer.name in self.pairs
         )
         return pairs + sum(price * maps[name].units for name, price in self.units.items()) + self.rest
 
@@ -47,16 +49,21 @@ def price(spec: Spec, unit: Unit) -> Price:
         unit: ``MACs`` of convolutions and linear layers on one picture, ``parameters``, or ``bytes`` of all float32
             parameters and of all buffers.
     """
-    if unit == "MACs":
-        return Price({layer.name: layer.positions * layer.taps for layer in spec.layers}, {})
     size = FLOAT if unit == "bytes" else 1
+    weights = {one.name: one.taps * (one.positions if unit == "MACs" else size) for one in spec.layers}
+    pairs = {layer.name: weights[layer.name] for layer in spec.layers if layer.blocks == 1}
     units = dict.fromkeys(spec.groups, 0)
+    for layer in spec.layers:
+        if layer.name not in pairs:
+            units[layer.outputs] += weights[layer.name]
+    if unit == "MACs":
+        return Price(pairs, units)
     for layer in spec.layers:
         units[layer.outputs] += size * layer.bias
     tracked = [norm for norm in spec.norms if _tracked(spec, norm)] if unit == "bytes" else []
     for norm in (*spec.norms, *tracked):  # scale and shift, which a student's norms always have; mean and variance
         units[norm.group] += 2 * size
-    return Price({layer.name: size * layer.taps for layer in spec.layers}, units, COUNTER * len(tracked))
+    return Price(pairs, units, COUNTER * len(tracked))
 
 
 def nominal_size(spec: Spec, maps: Mapping[str, UnitMap], unit: Unit) -> int:
