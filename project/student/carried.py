@@ -1,0 +1,253 @@
+"""The calibration set on its way through student and sources, and what it says of a layer when it gets there.
+
+All batches stand at the same value of the graph: each source has computed it, the student not yet. What nothing
+behind it reads any more is released, so that memory holds little more than two layers' values of all pictures.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from project.alignment import UnitMap, overlap
+from project.models import LabelSpace
+from project.moments import Moment, Run, cross_moment, joint_columns
+from project.student.head import HeadView
+from project.student.layers import resized
+from project.student.solver import Equations
+from project.student.surroundings import Surroundings
+from project.symmetry import Layer
+
+Reduce = Callable[[Tensor], object]
+Scales = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Place:
+    """A layer that is about to be fitted, and where it stands.
+
+    Args:
+        node: Its call in the student's graph.
+        layer: The layer, with a constant where the norm behind it adds one.
+        outputs: Unit map of what it writes.
+        inputs: Unit map of what it reads.
+        reader: A layer without values that reads the student's inputs as a source's layer reads its own.
+        scales: For every source, scale and shift of the norm behind the layer.
+        plan: What stands around it.
+    """
+
+    node: fx.Node
+    layer: Layer
+    outputs: UnitMap
+    inputs: UnitMap
+    reader: nn.Module
+    scales: Scales
+    plan: Surroundings
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of one domain on its way through the student and the sources that it needs.
+
+    Args:
+        domain: Number of its domain.
+        owner: Source whose domain it is; None where merged units follow the mean of all.
+        student: Its pass through the student.
+        sources: Source -> its pass through it.
+    """
+
+    domain: int
+    owner: int | None
+    student: Run
+    sources: Mapping[int, Run]
+
+
+class Carried:
+    """All batches of all domains.
+
+    Args:
+        student: The student's graph.
+        sources: The sources' graphs, their values in the same order.
+        pictures: domain -> batches of pictures; every process the same domains.
+        owners: For each domain, the source that merged units follow on its pictures; None for the mean of all.
+        weights: For each domain, what each of its pictures counts for.
+        reduce: Sums a tensor over all processes in place.
+    """
+
+    def __init__(
+        self,
+        student: fx.GraphModule,
+        sources: Sequence[fx.GraphModule],
+        pictures: Mapping[str, Sequence[Tensor]],
+        owners: Sequence[int | None],
+        weights: Sequence[float],
+        reduce: Reduce,
+    ) -> None:
+        self.owners, self.weights, self.reduce = owners, weights, reduce
+        self.batches = []
+        for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
+            needed = range(len(sources)) if owner is None else (owner,)
+            for batch in batches:
+                runs = {source: Run(sources[source], batch) for source in needed}
+                self.batches.append(Batch(index, owner, Run(student, batch), runs))
+
+    def reach(self, node: fx.Node) -> None:
+        """Let the sources compute a value."""
+        for batch in self.batches:
+            for source in batch.sources.values():
+                source.step(_twin(source, node))
+
+    def leave(self, node: fx.Node) -> None:
+        """Let the student compute it too, and forget what nothing behind it reads."""
+        for batch in self.batches:
+            batch.student.step(node)
+            batch.student.release(node)
+            for source in batch.sources.values():
+                source.release(_twin(source, node))
+
+    def targets(self, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> list[Tensor]:
+        """What each batch asks of a value: the blend of its sources', less what the student has already."""
+        return [_target(batch, node, outputs, scales, plan) for batch in self.batches]
+
+    def equations(self, place: Place, start: Tensor) -> list[Equations]:
+        """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees."""
+        inputs, layer = place.inputs, place.layer
+        units = [followed_inputs(place.outputs, inputs, owner) for owner in self.owners]
+        columns = [_columns(seen, inputs.units, layer) for seen in units]
+        moments = [Moment(len(column), start.device) for column in columns]
+        for batch in self.batches:
+            values = batch.student.first_argument(place.node)
+            if len(columns[batch.domain]) < start.shape[1]:
+                wide = values.shape[1] // inputs.units  # entries of a unit on the axis, after flattening
+                grouped = torch.unflatten(values, 1, (-1, wide))
+                values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
+            for piece in joint_columns([values], [place.reader], constant=layer.bias):
+                moments[batch.domain].update(piece)
+        for moment in moments:
+            moment.reduce(self.reduce)
+        return [
+            Equations(moment.mean(), moment.count, owner, column, weight)
+            for moment, owner, column, weight in zip(moments, self.owners, columns, self.weights, strict=True)
+        ]
+
+    def crosses(
+        self, place: Place, wanted: Iterable[Tensor], equations: Sequence[Equations]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """E[t xᵀ] and E[t²] of every domain, over all processes."""
+        outputs, inputs, layer = place.outputs, place.inputs, place.layer
+        like = equations[0].gram
+        crosses = [like.new_zeros(outputs.units, inputs.units * layer.taps + layer.bias) for _ in equations]
+        powers = [like.new_zeros(outputs.units) for _ in equations]
+        for batch, target in zip(self.batches, wanted, strict=True):
+            values = batch.student.first_argument(place.node)
+            crosses[batch.domain] += cross_moment(target, values, place.reader, constant=layer.bias)
+            powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
+        for cross, power, one in zip(crosses, powers, equations, strict=True):
+            self.reduce(cross)
+            self.reduce(power)
+            cross.div_(max(1, one.samples))
+            power.div_(max(1, one.samples))
+        return crosses, powers
+
+    def rectified(self, place: Place, matrix: Tensor, wanted: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The targets, and the prediction instead where both would be cut off by the rectifier."""
+        for batch, target in zip(self.batches, wanted, strict=True):
+            values = batch.student.first_argument(place.node)
+            predicted = _apply(place.reader, values, matrix, constant=place.layer.bias)
+            other = 0.0 if place.plan.other is None else batch.student.env[batch.student.nodes[place.plan.other]]
+            yield torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
+
+    def views(self, place: Place, wanted: Iterable[Tensor], heads: Sequence[Sequence[slice]]) -> list[HeadView]:
+        """What each batch asks of the layer that writes the logits, for each head that its domain speaks of."""
+        views = []
+        for batch, target in zip(self.batches, wanted, strict=True):
+            features = batch.student.first_argument(place.node)
+            if place.layer.bias:
+                features = torch.cat([features, features.new_ones(len(features), 1)], 1)
+            weight = self.weights[batch.domain]
+            views += [HeadView(features, target, columns, weight) for columns in heads[batch.domain]]
+        return views
+
+    def unit_sums(self, node: fx.Node, units: UnitMap, wanted: Sequence[Tensor] | None) -> Tensor:
+        """Weighted (count, Σx, Σt, Σx², Σxt) of a norm's input x and targets t; shape (domains, 5, units).
+
+        Args:
+            node: The norm's call.
+            units: Unit map of its group.
+            wanted: Targets of every batch; x itself when None.
+        """
+        first = self.batches[0].student.first_argument(node)
+        sums = torch.zeros(len(self.owners), 5, units.units, dtype=torch.float64, device=first.device)
+        for number, batch in enumerate(self.batches):
+            values = batch.student.first_argument(node)
+            x, t = (
+                one.double().transpose(0, 1).flatten(1)
+                for one in (values, values if wanted is None else wanted[number])
+            )
+            moments = [torch.full_like(x[:, 0], x.shape[1]), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
+            sums[batch.domain] += torch.stack(moments)
+        self.reduce(sums)
+        return sums * torch.tensor(self.weights).to(sums)[:, None, None]
+
+
+def followed_inputs(outputs: UnitMap, inputs: UnitMap, owner: int | None) -> Tensor:
+    """Input units that some output unit sees which follows a domain of this owner: boolean, shape (inputs,)."""
+    rows = torch.ones(outputs.units, dtype=torch.bool) if owner is None else outputs.present[:, owner]
+    return overlap(outputs, inputs)[rows].any(0)
+
+
+def resized_reader(layer: nn.Module, inputs: UnitMap) -> nn.Module:
+    """A layer without values that reads the student's inputs as a source's layer reads its own."""
+    wide = layer.in_features // inputs.sizes[0] if isinstance(layer, nn.Linear) else 1
+    with torch.device("meta"):
+        return resized(layer, inputs.units * wide, 1)
+
+
+def own_heads(labels: LabelSpace, domain: str, owners: Mapping[str, int]) -> list[slice]:
+    """Logits that a domain's pictures have something to say of: its own head's, else those of its source or of all."""
+    if labels.mode == "shared" or domain in labels.domains:
+        return [labels.columns(domain)]
+    owner = owners.get(domain)
+    return [labels.columns(one) for one in labels.domains if owner is None or owners.get(one) == owner]
+
+
+def _target(batch: Batch, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> Tensor:
+    blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
+    result: Tensor | None = None
+    for source, run in batch.sources.items():
+        values = run.env[_twin(run, node)]
+        shape = (1, -1) + (1,) * (values.dim() - 2)
+        if plan.norm is not None:
+            scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
+            values = values * scale + shift
+        if plan.other is not None:
+            values = values + run.env[run.nodes[plan.other]]
+        rows = outputs.present[:, source].nonzero()[:, 0]
+        if result is None:
+            result = values.new_zeros(values.shape[0], outputs.units, *values.shape[2:])
+        share = blend[rows, source].to(values).view(shape)
+        result[:, rows.to(values.device)] += values[:, outputs.members[rows, source].to(values.device)] * share
+    assert result is not None
+    return result if plan.other is None else result - batch.student.env[batch.student.nodes[plan.other]]
+
+
+def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:
+    """Entries of x that belong to some input units, the constant with them."""
+    columns = (units.nonzero() * layer.taps + torch.arange(layer.taps)).flatten()
+    return torch.cat([columns, torch.tensor([count * layer.taps])]) if layer.bias else columns
+
+
+def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool) -> Tensor:
+    """The layer's output with these weights, their last column a constant."""
+    weight, bias = (matrix[:, :-1], matrix[:, -1]) if constant else (matrix, None)
+    if not isinstance(reader, nn.Conv2d):
+        return F.linear(values, weight, bias)
+    weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
+    return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
+
+
+def _twin(run: Run, node: fx.Node) -> fx.Node:
+    """The node of the same name in a run's own graph."""
+    return run.nodes[node.name]
