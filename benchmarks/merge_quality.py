@@ -1,6 +1,7 @@
 """Accuracy of every method and budget, and what each phase costs, on real pictures and on Shapes.
 
-    python benchmarks/merge_quality.py --real FOLDER --shapes --out benchmarks/results/merge_quality.json
+    python benchmarks/merge_quality.py --real FOLDER --out benchmarks/results/merge_quality.json
+    python benchmarks/merge_quality.py --shapes clipart sketch photo --budgets 1 2 3 --out FILE
 
 FOLDER holds a pair of domains in DomainNet's layout (or ``pacs64.tar`` with them) and a ``<domain>.safetensors`` for
 each. Everything goes through ``pleas merge``, so what is measured is the product. Test lists are read once, at the end
@@ -28,7 +29,14 @@ def main() -> None:
     """Run what the arguments ask for and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of the real pair")
-    parser.add_argument("--shapes", action="store_true", help="merge the sources of 'make demo' too")
+    parser.add_argument("--shapes", nargs="+", metavar="DOMAIN", help="two to four domains of Shapes")
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        default=Path("runs/demo/sources"),
+        help="folder of the --shapes sources",
+    )
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="sizes for --shapes")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the real pair's calibration pictures")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/merge_quality.json"))
     arguments = parser.parse_args()
@@ -38,15 +46,15 @@ def main() -> None:
             data = unpacked(arguments.real, Path(scratch))
             found["real"] = [real(arguments.real, data, Path(scratch), seed) for seed in range(arguments.seeds)]
         if arguments.shapes:
-            found["shapes"] = shapes(Path(scratch))
+            found["shapes"] = shapes(arguments.shapes, arguments.sources, arguments.budgets, Path(scratch))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(json.dumps(found, indent=2), arguments.out)
     print(f"wrote {arguments.out}")
 
 
-def real(folder: Path, data: Path, scratch: Path, seed: int) -> dict[str, Any]:
-    """The real pair, with the calibration pictures of one draw."""
-    return merged(scratch / f"real-{seed}", *real_arguments(folder, data, seed))
+def real(folder: Path, data: Path, scratch: Path, seed: int, *more: str) -> dict[str, Any]:
+    """The real pair, with the calibration pictures of one draw and further arguments."""
+    return merged(scratch / "real", *real_arguments(folder, data, seed), *more)
 
 
 def real_arguments(folder: Path, data: Path, seed: int) -> list[str]:
@@ -61,16 +69,24 @@ def real_arguments(folder: Path, data: Path, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def shapes(scratch: Path) -> dict[str, Any]:
-    """The sources of the demo."""
-    return merged(scratch / "shapes", "--config", str(CONFIGS / "demo" / "merge.yaml"))
+def shapes(domains: list[str], folder: Path, budgets: list[float], scratch: Path, *more: str) -> dict[str, Any]:
+    """One source for each domain of Shapes, fine-tuned by configs/demo/fit_<domain>.yaml."""
+    sources = [{"path": str(folder / d / "checkpoints" / "best.ckpt"), "domains": [d]} for d in domains]
+    return merged(
+        scratch / "shapes",
+        "--config", str(CONFIGS / "demo" / "merge.yaml"),
+        "--data.init_args.sets.init_args.domains", json.dumps(domains),
+        "--model.init_args.sources", json.dumps(sources),
+        "--model.init_args.budgets", json.dumps(budgets),
+        *more,
+    )  # fmt: skip
 
 
 def merged(run: Path, *arguments: str) -> dict[str, Any]:
     """Results of one merge, without what is per layer."""
-    pleas(["merge", *arguments, "--run", str(run)])
+    pleas(["merge", *arguments, "--run", str(run), "--overwrite", "true"])
     results = json.loads((run / "results.json").read_text())
-    return {key: results[key] for key in ("table", "phases", "equivalence")}
+    return {key: results[key] for key in ("table", "phases", "calibration", "equivalence", "separated")}
 
 
 def unpacked(folder: Path, scratch: Path) -> Path:

@@ -3,7 +3,7 @@
 import sys
 
 from project.cli import main
-from project.errors import PleasError
+from project.errors import PleasError, TraceError
 
 
 def console() -> int:
@@ -12,7 +12,7 @@ def console() -> int:
         main()
     except PleasError as error:
         sys.stderr.write(f"pleas: error: {error}\n")
-        return 2
+        return 1 if isinstance(error, TraceError) else 2
     return 0
 
 

@@ -1,5 +1,6 @@
 """The command: LightningCLI with a ``merge`` subcommand and one folder for everything a run writes."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.callbacks import PredictionTable
+from project.check import run_check
 from project.errors import ConfigurationError, PleasError
+from project.parser import OneSentenceParser
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
@@ -80,8 +83,8 @@ class MergeCLI(LightningCLI):
             )
 
 
-def main(args: ArgsType = None) -> MergeCLI:
-    """Run one command.
+def main(args: ArgsType = None) -> MergeCLI | None:
+    """Run one command; ``check`` has arguments of its own, since it needs neither data nor trainer.
 
     Args:
         args: Arguments after the program's name; default: those of the process.
@@ -91,11 +94,16 @@ def main(args: ArgsType = None) -> MergeCLI:
     """
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    given = sys.argv[1:] if args is None else args
+    if isinstance(given, list) and given[:1] == ["check"]:
+        run_check(given[1:])
+        return None
     try:
         return MergeCLI(
             LightningModule,
             LightningDataModule,
             trainer_class=MergeTrainer,
+            parser_class=OneSentenceParser,
             # Gathered moments are reduced and read after the loop, which tensors made under inference mode refuse.
             trainer_defaults={"inference_mode": False},
             subclass_mode_model=True,
@@ -103,7 +111,12 @@ def main(args: ArgsType = None) -> MergeCLI:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},  # _refuse_earlier_run has seen to the rest
-            parser_kwargs={"prog": "pleas", "description": "Turn several fine-tuned vision networks into one."},
+            parser_kwargs={
+                "prog": "pleas",
+                "description": "Turn several fine-tuned vision networks into one.",
+                "epilog": "pleas check --model NAME tells the permutation groups of any network and proves them on it; "
+                "its options: pleas check --help.",
+            },
             args=args,
         )
     except ValueError as error:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from project.callbacks import MergeCallback
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
-from project.modules import MergeModule
+from project.modules import GateModule, MergeModule, ProbeModule
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
-from project.student import executed_macs, save_student
+from project.student import executed_macs, save_student, separated
 
 
 class MergeTrainer(Trainer):
@@ -26,17 +27,22 @@ class MergeTrainer(Trainer):
 
     callbacks: list[Callback]  # Lightning sets it without declaring it
 
-    def merge(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> Results:
+    def merge(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, probe: bool = False
+    ) -> Results:
         """Merge fine-tuned networks into one, at every budget asked for.
 
-        Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm,
-        scores sources, references and students on the test pictures, and writes the students and every number to
-        the run's folder. Where a cluster starts the processes itself (torchrun, SLURM), the data must be there already:
-        only the first process renders or downloads, and the others do not wait for it.
+        Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
+        where there are such pictures, scores sources, references and students on the test pictures, and writes the
+        students and every number to the run's folder. Where a cluster starts the processes itself (torchrun, SLURM),
+        the data must be there already: only the first process renders or downloads, and the others do not wait for it.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.
             datamodule: A DomainDataModule with the domains.
+            probe: Whether to report, beside the heads' accuracy, that of a linear classifier for each domain, fitted
+                with the labels of the training pictures to what the head of each source and student reads. Nothing
+                else here reads labels to fit, and the students stay as they are.
 
         Returns:
             The table that was printed.
@@ -51,6 +57,9 @@ class MergeTrainer(Trainer):
         if self.is_global_zero:
             datamodule.prepare_data()
         model.prepare(datamodule)
+        if probe:
+            for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
+                datamodule.samples(domain, "train")
         self.datamodule = datamodule  # the passes below get loaders, and scoring asks for the classes behind them
         self._calibrate(model, datamodule)
         if not callback.fitted:
@@ -61,11 +70,20 @@ class MergeTrainer(Trainer):
                 model.enter_unsettled()
                 before = self._score(model, datamodule)
             self._calibrate(model, datamodule)
+        assert model.problem is not None
+        if model.problem.labels.mode == "different":
+            with callback.clock.phase("gate"):
+                gates = GateModule([model.ensemble, *(merged.student for merged in model.merged)])
+                self.validate(gates, dataloaders=datamodule.calibration_dataloader(), verbose=False)
         with callback.clock.phase("test"):
             model.enter_all()
             after = self._score(model, datamodule)
+        others = model.joint_accuracies()
         warn_of_swapped_domains(model, after)
-        results = collect(model, datamodule, callback, before, after)
+        if probe:
+            with callback.clock.phase("probe"):
+                others = self._probe(model, datamodule, others)
+        results = collect(model, datamodule, callback, before, after, others)
         if self.is_global_zero:
             self._write(folder, model, callback, results)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
@@ -89,6 +107,20 @@ class MergeTrainer(Trainer):
     def _score(self, model: MergeModule, datamodule: DomainDataModule) -> dict[str, dict[str, float]]:
         self.test(model, dataloaders=datamodule.test_dataloader(), verbose=False)
         return model.accuracies()
+
+    def _probe(
+        self, model: MergeModule, datamodule: DomainDataModule, others: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """What was found, and the accuracies of linear probes."""
+        assert model.problem is not None
+        module = ProbeModule(model.trunks, model.problem.spec.head.name, datamodule.label_space)
+        self.validate(module, dataloaders=datamodule.probe_dataloader(), verbose=False)
+        self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
+        found = {name: dict(figures) for name, figures in others.items()}
+        for name, one in module.accuracies().items():
+            probed = {f"probe {domain}": accuracy for domain, accuracy in one.items()}
+            found[name] = {**found.get(name, {}), **probed, "probe mean": sum(one.values()) / len(one)}
+        return found
 
     def _write(self, folder: Path, model: MergeModule, callback: MergeCallback, results: Results) -> None:
         for stale in (folder / "students").glob("*.ckpt"):
@@ -140,6 +172,7 @@ def collect(
     callback: MergeCallback,
     before: dict[str, dict[str, float]],
     after: dict[str, dict[str, float]],
+    others: Mapping[str, Mapping[str, float]],
 ) -> Results:
     """Put together what a merge found."""
     problem = model.problem
@@ -148,18 +181,20 @@ def collect(
     rows = []
     for source in model.loaded:
         executed = executed_macs(source.network, picture) / unit
-        rows.append(
-            Row(source.name, "source", None, executed, executed, _parameters(source.network), after[source.name])
-        )
+        parameters = _parameters(source.network)
+        rows.append(Row(source.name, "source", None, executed, executed, parameters, after[source.name]))
     parameters = sum(_parameters(source) for source in problem.sources)
     rows.append(Row("ensemble", "reference", None, float(count), float(count), parameters, after["ensemble"]))
     rows += [_student_row(merged, model, before.get(merged.name, {}), after[merged.name]) for merged in model.merged]
+    rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     details = {
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
+        "separated": {merged.name: separated(merged.student.maps) for merged in model.merged},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
         "variances": callback.variances,
         "equivalence": model.equivalence,
         "lineage": {merged.name: merged.student.lineage for merged in model.merged},
+        "calibration": datamodule.calibration_counts(),
         "skipped_pictures": datamodule.skipped,
         "macs_of_one_source": unit,
     }
@@ -170,17 +205,20 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     problem = model.problem
     assert problem is not None
     student = merged.student
+    norms = "fitted" if merged.settled else "re-estimated" if before else "sources' mean"
     left = [fit["residual_after"] for fit in merged.layers.values()]
     return Row(
         merged.name,
         "student",
-        merged.budget,
+        merged.budget.plain,
         problem.macs(student.maps) / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,
-        _parameters(student),
+        _parameters(student.network),
         after,
         before,
         sum(left) / len(left) if left else None,
+        norms=norms,
+        seconds=merged.seconds,
     )
 
 

@@ -16,7 +16,7 @@ from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
 from project.symmetry import Spec, permute_state, trace
 
 PICTURE = (3, 11, 13)
-DOMAINS = ("art", "birds", "cars")
+DOMAINS = ("art", "birds", "cars", "dogs")
 
 
 class Residual(nn.Module):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import same_state
+from helpers import resnet, same_state
 from lightning.pytorch import Trainer
 
 import project
@@ -147,7 +147,7 @@ def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
 
 def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
     root = tiny / "data"
-    data = DomainDataModule(DomainNet(root), image_size=16, batch_size=16, calibration_pictures=20)
+    data = DomainDataModule(DomainNet(root), image_size=16, batch_size=16, calibration=20)
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
     module, callback = MergeModule(files, budgets=[1.0, 1.5]), MergeCallback()
     module.prepare(data)
@@ -160,7 +160,7 @@ def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
 
 
 def test_an_error_while_batch_norm_is_open_leaves_it_closed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration_pictures=20)
+    data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration=20)
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
     module, callback = MergeModule(files, methods=[Permutation()]), MergeCallback()
     module.prepare(data)
@@ -218,6 +218,43 @@ def test_three_sources(tiny: Path) -> None:
     assert rows["pleas-2.20"]["executed"] == pytest.approx(2.2, abs=0.02)
 
 
+@pytest.mark.parametrize(("mode", "count"), [("shared", 4), ("different", 3)])
+def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None:
+    """From the command, by both fits and both targets; partly shared rows are executed without their zeros."""
+    domains = ["clipart", "painting", "photo", "sketch"][:count]
+    for seed, domain in enumerate(domains):
+        torch.save(resnet("resnet20", seed, 12).state_dict(), inside / f"{domain}.pth")
+    methods = [
+        {"class_path": "project.methods.PLeaS"},
+        {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "targets": "mean", "label": "joint"}},
+    ]
+    shapes = {"root": "data", "size": 16, "train_per_class": 2, "test_per_class": 1, "domains": domains}
+    run(
+        "merge", "merge", "--run", "merged",
+        "--model.init_args.sources", json.dumps([f"{domain}.pth" for domain in domains]),
+        "--model.init_args.methods", json.dumps(methods),
+        "--model.init_args.budgets", "[1.7]",
+        "--data.init_args.sets", json.dumps({"class_path": "project.data.Shapes", "init_args": shapes}),
+        "--data.init_args.label_space", mode, "--data.init_args.validation_fraction", "0",
+    )  # fmt: skip
+    rows = {row["network"]: row for row in json.loads(Path("merged/results.json").read_text())["table"]}
+    assert [name for name in rows if name in domains] == domains
+    for method in ("pleas", "joint"):
+        partial = rows[f"{method}-1.70"]
+        assert partial["nominal"] == partial["executed"] == pytest.approx(1.7, abs=0.03)
+        student = project.load_student(f"merged/students/{method}-1.70.ckpt")
+        shared = {int(sources.sum()) for units in student.maps.values() for sources in units.present}
+        assert shared > {1, count}, "some units stand for some of the sources, not one, not all"
+
+
+def test_a_source_twice_and_a_domain_without_source(tiny: Path) -> None:
+    good = str(tiny / "clipart" / "checkpoints" / "best.ckpt")
+    refused(ConfigurationError, ["best.ckpt", "same file"], "--model.init_args.sources", json.dumps([good, good]))
+    both = [{"path": str(tiny / name / "checkpoints" / "best.ckpt"), "domains": ["clipart"], "name": name}
+            for name in ("clipart", "sketch")]  # fmt: skip
+    refused(ConfigurationError, ["'sketch' has no source"], "--model.init_args.sources", json.dumps(both))
+
+
 def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) -> None:
     sources = [SimpleNamespace(name=name) for name in ("a", "b")]
     model = SimpleNamespace(loaded=sources, problem=SimpleNamespace(owners={"left": 0, "right": 1}))
@@ -243,7 +280,7 @@ def test_validate_and_predict(tiny: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 12 * 2, "two test pictures of each class in each domain"
     assert {row["domain"] for row in rows} == {"clipart", "sketch"}
-    assert all(Path(row["path"]).exists() for row in rows)
+    assert all(Path(row["picture"]).exists() for row in rows)
 
 
 def test_different_label_spaces_get_a_head_each(tiny: Path) -> None:
@@ -261,9 +298,10 @@ def test_a_saved_config_replays_its_run(tiny: Path) -> None:
         mine, theirs = (project.load_student(f / "students" / f"{name}.ckpt").state_dict() for f in (first, second))
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), "same seed, same files: bit for bit"
     tables = [json.loads((f / "results.json").read_text())["table"] for f in (first, second)]
-    assert tables[0] == tables[1]
+    assert [{**row, "seconds": None} for row in tables[0]] == [{**row, "seconds": None} for row in tables[1]]
 
 
+@pytest.mark.filterwarnings("ignore:the sources do better the other way round")  # two pictures of a class decide
 def test_students_are_sources_again(tiny: Path) -> None:
     students = tiny / "merge" / "students"
     sources = json.dumps([
@@ -352,7 +390,7 @@ def test_ridge_zero_needs_samples(tiny: Path) -> None:
     methods = json.dumps([{"class_path": "project.methods.PLeaS", "init_args": {"ridge": 0}}])
     refused(
         ConfigurationError, ["ridge is 0", "samples"],
-        "--model.init_args.methods", methods, "--data.init_args.calibration_pictures", "8",
+        "--model.init_args.methods", methods, "--data.init_args.calibration", "8",
     )  # fmt: skip
 
 
@@ -418,7 +456,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
         str(TINY / "merge.yaml"),
         "--model.init_args.methods",
         methods,
-        "--data.init_args.calibration_pictures",
+        "--data.init_args.calibration",
         "50",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -437,7 +475,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
                 for key in mine:
                     assert torch.allclose(mine[key], theirs[key], rtol=1e-3, atol=1e-4), f"{path.stem}: {layer.name}"
         else:
-            assert torch.allclose(a, b, atol=2e-3 * float(a.abs().max())), path.stem
+            assert torch.allclose(a, b, atol=1e-2 * float(a.abs().max())), path.stem
 
 
 @pytest.mark.ddp

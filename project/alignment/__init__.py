@@ -1,10 +1,13 @@
-"""Which units of the sources belong together: similarity, assignment, unit map."""
+"""Which units of the sources belong together: similarity, assignment, unit map, and how rows come apart."""
 
-from project.alignment.align import Alignment, align_by_activations, align_by_weights, assign, unaligned
+from project.alignment.align import Alignment, align_by_activations, align_by_weights, unaligned
+from project.alignment.assignment import assign, match_units, total_similarity
+from project.alignment.partition import Splitting, nested_partitions
 from project.alignment.similarity import Similarity, activation_similarity
-from project.alignment.unit_map import UnitMap, overlap
+from project.alignment.unit_map import UnitMap, overlap, row_order
 
 __all__ = [
-    "Alignment", "Similarity", "UnitMap", "activation_similarity", "align_by_activations", "align_by_weights", "assign",
-    "overlap", "unaligned",
+    "Alignment", "Similarity", "Splitting", "UnitMap", "activation_similarity", "align_by_activations",
+    "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "row_order", "total_similarity",
+    "unaligned",
 ]  # fmt: skip

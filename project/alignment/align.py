@@ -1,44 +1,47 @@
-"""Matching the units of every source with those of the first, by activations or by weights."""
+"""Matching the units of all sources with each other, by activations or by weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from project.alignment.similarity import Similarity, activation_similarity
+from project.alignment.assignment import match_units, within_rows
+from project.alignment.partition import Splitting
+from project.alignment.similarity import Similarity, activation_similarity, squared_distances, weight_similarity
 from project.alignment.unit_map import UnitMap
 from project.moments import Statistics
-from project.symmetry import Group, Spec, permute_axis
-
-BUFFERS = ("running_mean", "running_var")  # statistics of the data, no parameters: they take no part in matching
+from project.symmetry import Spec
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Matched units of all sources.
+    """Matched units of all sources, for each permutation group; nothing in it depends on the order of the sources.
 
     Args:
-        members: For each permutation group, integer, shape (size, sources): row i holds the units matched with unit i
-            of the first source. The unit map of a full merge.
-        scores: For each permutation group, shape (size,): mean similarity of the row's units with the first source's;
+        members: Integer, shape (size, sources): each row holds units that belong together, best matched rows first.
+            The unit map of a full merge.
+        scores: Shape (size,): mean similarity over the pairs of units in the row; only comparable within a group.
+        distances: Shape (size, sources, sources): squared distances between the units of each row, in a unit that is
             only comparable within a group.
     """
 
     members: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
+    distances: Mapping[str, Tensor]
 
-
-def assign(similarity: Tensor) -> Tensor:
-    """The permutation p that maximises Σ similarity[i, p[i]] (SciPy's linear sum assignment)."""
-    return torch.from_numpy(linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1])
+    def splitting(self, group: str) -> Splitting:
+        """How the rows of a group come apart as the budget grows."""
+        return Splitting.of(self.members[group], self.distances[group])
 
 
 def unaligned(spec: Spec, sources: int) -> Alignment:
     """Units matched by their number, as a plain average takes them."""
-    members = {group.name: UnitMap.identity(group.size, sources).members for group in spec.free}
-    return Alignment(members, {group.name: torch.zeros(group.size) for group in spec.free})
+    return Alignment(
+        {group.name: UnitMap.identity(group.size, sources).members for group in spec.free},
+        {group.name: torch.zeros(group.size) for group in spec.free},
+        {group.name: torch.zeros(group.size, sources, sources) for group in spec.free},
+    )
 
 
 def align_by_activations(spec: Spec, statistics: Statistics, sources: int, kind: Similarity) -> Alignment:
@@ -50,18 +53,20 @@ def align_by_activations(spec: Spec, statistics: Statistics, sources: int, kind:
         sources: Number of sources N.
         kind: ``correlation`` or ``distance``.
     """
-    members, scores = {}, {}
+    rows = {}
     for group in spec.free:
-        joint = activation_similarity(statistics, group, kind).cpu()
-        blocks = [joint[: group.size, s * group.size : (s + 1) * group.size] for s in range(1, sources)]
-        members[group.name], scores[group.name] = _match(group.size, blocks)
-    return Alignment(members, scores)
+        similarity = activation_similarity(statistics, group, kind).cpu()
+        rows[group.name] = _ranked(similarity, match_units(similarity, sources), inner=kind == "correlation")
+    return _alignment(rows)
 
 
 def align_by_weights(
     spec: Spec, states: Sequence[Mapping[str, Tensor]], *, heads: bool = True, sweeps: int = 100, seed: int = 0
 ) -> Alignment:
-    """Match units whose weights agree, by coordinate ascent over the groups (Git Re-Basin, arXiv 2209.04836).
+    """Match units whose weights agree, by coordinate ascent over the groups.
+
+    Git Re-Basin (arXiv 2209.04836) for any number of sources: what ascends is the sum over all pairs of sources of the
+    inner product of their weights.
 
     Args:
         spec: Groups of the sources.
@@ -72,63 +77,33 @@ def align_by_weights(
     """
     ignored = set() if heads else {axis.tensor for axis in spec.output.axes}
     kept = [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
-    finals = [_ascend(spec, kept[0], other, sweeps, seed) for other in kept[1:]]
-    members, scores = {}, {}
-    for group in spec.free:
-        members[group.name], scores[group.name] = _match(group.size, [final[group.name] for final in finals])
-    return Alignment(members, scores)
-
-
-def _match(size: int, similarities: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Assignment and row scores of one group, from its similarity with the first source for every other source."""
-    first = torch.arange(size)
-    orders = [assign(similarity) for similarity in similarities]
-    score = torch.stack([sim[first, order].double() for sim, order in zip(similarities, orders, strict=True)]).mean(0)
-    return torch.stack([first, *orders], 1), score
-
-
-def _ascend(
-    spec: Spec, reference: Mapping[str, Tensor], other: Mapping[str, Tensor], sweeps: int, seed: int
-) -> dict[str, Tensor]:
-    """Similarities of all groups at a local optimum, in the sources' own numbering."""
     generator = torch.Generator().manual_seed(seed)
-    orders = {group.name: torch.arange(group.size) for group in spec.free}
-    tied: dict[str, list[tuple[str, int, int]]] = {}
-    for group in spec.free:
-        for axis in group.axes:
-            tied.setdefault(axis.tensor, []).append((group.name, axis.dim, axis.taps))
+    members = {group.name: UnitMap.identity(group.size, len(states)).members for group in spec.free}
     for _ in range(sweeps):
         changed = False
         for index in torch.randperm(len(spec.free), generator=generator).tolist():
             group = spec.free[index]
-            order = assign(_weight_similarity(group, reference, other, orders, tied))
-            changed |= not torch.equal(order, orders[group.name])
-            orders[group.name] = order
+            before = members[group.name]
+            members[group.name] = match_units(weight_similarity(spec, group, kept, members), len(states), before)
+            changed |= not torch.equal(before, members[group.name])
         if not changed:
             break
-    return {g.name: _weight_similarity(g, reference, other, orders, tied) for g in spec.free}
+    return _alignment({
+        group.name: _ranked(weight_similarity(spec, group, kept, members), members[group.name], inner=True)
+        for group in spec.free
+    })  # fmt: skip
 
 
-def _weight_similarity(
-    group: Group,
-    reference: Mapping[str, Tensor],
-    other: Mapping[str, Tensor],
-    orders: Mapping[str, Tensor],
-    tied: Mapping[str, list[tuple[str, int, int]]],
-) -> Tensor:
-    """Σ over the group's tensors of ⟨reference's unit i, other's unit j⟩, the other axes permuted as they stand."""
-    total = torch.zeros(group.size, group.size, dtype=torch.float64)
-    for axis in group.axes:
-        if axis.tensor.endswith(BUFFERS) or axis.tensor not in reference:
-            continue
-        mine, theirs = reference[axis.tensor].cpu(), other[axis.tensor].cpu()
-        for name, dim, taps in tied[axis.tensor]:
-            if dim != axis.dim:
-                theirs = permute_axis(theirs, dim, orders[name], taps)
-        total += _unit_rows(mine, axis.dim, group.size) @ _unit_rows(theirs, axis.dim, group.size).mT
-    return total
+def _ranked(similarity: Tensor, members: Tensor, *, inner: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Members, scores and distances of one group, best matched rows first."""
+    among = within_rows(similarity, members)
+    pairs = torch.ones(among.shape[1:], dtype=torch.bool).triu(1)
+    scores = among[:, pairs].mean(1)
+    order = scores.argsort(descending=True, stable=True)
+    return members[order], scores[order], squared_distances(among, inner=inner)[order]
 
 
-def _unit_rows(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """A tensor with one row for each unit on an axis."""
-    return tensor.movedim(dim, 0).reshape(size, -1)
+def _alignment(rows: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Alignment:
+    """From (members, scores, distances) of every group."""
+    members, scores, distances = ({name: row[part] for name, row in rows.items()} for part in range(3))
+    return Alignment(members, scores, distances)

@@ -1,14 +1,18 @@
-"""How alike the units of the sources are, from what they do on the calibration pictures."""
+"""How alike the units of the sources are, from what they do on the calibration pictures or from their weights."""
 
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from project.moments import Statistics
-from project.symmetry import Group
+from project.symmetry import Group, Spec, permute_axis
 
 Similarity = Literal["correlation", "distance"]
+
+BUFFERS = ("running_mean", "running_var")  # statistics of the data, no parameters: they take no part in matching
 
 
 def activation_similarity(statistics: Statistics, group: Group, kind: Similarity = "correlation") -> Tensor:
@@ -46,3 +50,60 @@ def _correlation(second: Tensor) -> Tensor:
 def _distance(second: Tensor) -> Tensor:
     square = second.diagonal()[:-1]
     return -(square[:, None] + square - 2 * second[:-1, :-1]).clamp_min_(0).sqrt_()
+
+
+def weight_similarity(
+    spec: Spec, group: Group, states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
+) -> Tensor:
+    """Inner products of the weights of a group's units, all other axes matched as they stand.
+
+    Args:
+        spec: Groups of the sources.
+        group: The group whose units are compared.
+        states: State dict of every source, without the tensors that do not count.
+        members: Matched units of all groups: integer, shape (size, sources) each.
+
+    Returns:
+        Float64, shape (Σ sizes, Σ sizes): units of all sources, source after source. Between two units of one source
+        all entries but the diagonal, their squared norms, are 0.
+    """
+    size, sources = group.size, len(states)
+    total = torch.zeros(sources, size, sources, size, dtype=torch.float64)
+    for axis in group.axes:
+        if axis.tensor.endswith(BUFFERS) or axis.tensor not in states[0]:
+            continue
+        others = [
+            (other.name, tied.dim, tied.taps)
+            for other in spec.free
+            for tied in other.axes
+            if tied.tensor == axis.tensor and tied.dim != axis.dim
+        ]
+        rows = []
+        for source, state in enumerate(states):
+            tensor = state[axis.tensor].cpu()
+            for name, dim, taps in others:
+                tensor = permute_axis(tensor, dim, members[name][:, source], taps)
+            rows.append(tensor.movedim(axis.dim, 0).reshape(size, -1))
+        for s, t in combinations(range(sources), 2):
+            total[s, :, t] += rows[s] @ rows[t].mT
+        for s in range(sources):
+            total[s, :, s].diagonal().add_(rows[s].double().square().sum(1))
+    for s, t in combinations(range(sources), 2):
+        total[t, :, s] = total[s, :, t].mT
+    return total.view(sources * size, -1)
+
+
+def squared_distances(similarity: Tensor, *, inner: bool) -> Tensor:
+    """Squared distances that belong to a similarity.
+
+    Args:
+        similarity: Symmetric on its last two axes.
+        inner: Whether it is an inner product, as correlations and products of weights are; else minus a distance.
+
+    Returns:
+        Of the same shape, 0 or more.
+    """
+    if not inner:
+        return similarity.square()
+    squares = similarity.diagonal(dim1=-2, dim2=-1)
+    return (squares[..., :, None] + squares[..., None, :] - 2 * similarity).clamp_min(0)

@@ -34,9 +34,7 @@ class UnitMap:
             units = column[column >= 0].sort().values
             if not torch.equal(units, torch.arange(len(units))):
                 raise MergeError(f"unit map names a unit of source {source} twice or leaves one out; once is allowed.")
-        keys = [(-int(row.sum()), [-int(p) for p in row]) for row in present]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        object.__setattr__(self, "members", members[order])
+        object.__setattr__(self, "members", members[row_order(members)])
 
     @classmethod
     def identity(cls, size: int, sources: int) -> "UnitMap":
@@ -53,18 +51,20 @@ class UnitMap:
             start += size
         return cls(members)
 
-    def split(self, rows: Tensor) -> "UnitMap":
-        """The map with some of its rows separated into one row for each source in them."""
+    def split(self, rows: Tensor, parts: Tensor | None = None) -> "UnitMap":
+        """The map with some of its rows separated.
+
+        Args:
+            rows: Numbers of the rows, shape (count,).
+            parts: Integer, shape (count, sources): which part of its row each source goes to, from 0 to N − 1; a part
+                is one row of the result. Default: one part for each source.
+        """
         stay = torch.ones(self.units, dtype=torch.bool)
         stay[rows] = False
-        singles = []
-        for source in range(self.sources):
-            column = self.members[~stay, source]
-            units = column[column >= 0]
-            single = torch.full((len(units), self.sources), -1)
-            single[:, source] = units
-            singles.append(single)
-        return UnitMap(torch.cat([self.members[stay], *singles]))
+        whole = self.members[rows]
+        parts = torch.arange(self.sources).expand_as(whole) if parts is None else parts
+        pieces = [torch.where(parts == part, whole, -1) for part in range(self.sources)]
+        return UnitMap(torch.cat([self.members[stay], *(piece[(piece >= 0).any(1)] for piece in pieces)]))
 
     @property
     def units(self) -> int:
@@ -159,6 +159,12 @@ class UnitMap:
         for size in self.sizes:
             starts.append(starts[-1] + size * taps)
         return starts
+
+
+def row_order(members: Tensor) -> list[int]:
+    """The order in which a unit map keeps rows: by the sources present, largest sets first, else as they stood."""
+    keys = [(-int(row.sum()), [-int(there) for there in row]) for row in members >= 0]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def overlap(outputs: UnitMap, inputs: UnitMap) -> Tensor:

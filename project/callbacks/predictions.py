@@ -1,6 +1,5 @@
 """Writing predictions to a table."""
 
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +8,27 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-COLUMNS = ("domain", "path", "predicted", "probability")
+from project.errors import ConfigurationError
+from project.models.heads import most_likely
+from project.report.results import write_csv
 
 
 class PredictionTable(BasePredictionWriter):
-    """Writes what ``predict`` finds as CSV: domain, path, class and its probability, one row a picture.
+    """Writes what ``predict`` finds as CSV: domain, picture, rank, head, class and probability.
 
-    Each process writes its own file: ``predictions.csv`` in the run's folder, ``predictions-1.csv`` and so on.
+    Classes of one name in two heads stay apart, told by the column ``head``. Each process writes its own file:
+    ``predictions.csv`` in the run's folder, ``predictions-1.csv`` and so on.
+
+    Args:
+        top: How many classes of every picture, the likeliest first, one row each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, top: int = 1) -> None:
         super().__init__("batch")
-        self._rows: list[tuple[str, str, str, float]] = []
+        if top < 1:
+            raise ConfigurationError(f"top is {top}; it must be at least 1.")
+        self.top = top
+        self._rows: list[dict[str, str | float]] = []
 
     def write_on_batch_end(
         self,
@@ -33,18 +41,19 @@ class PredictionTable(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Keep a batch's rows."""
-        best = prediction["probabilities"].max(1).values.tolist()
-        for path, name, probability in zip(prediction["paths"], prediction["predicted"], best, strict=True):
-            self._rows.append((prediction["domain"], path, name, round(probability, 4)))
+        found = most_likely(prediction["probabilities"], prediction["columns"], self.top)
+        for path, ranks in zip(prediction["paths"], found, strict=True):
+            for rank, (head, name, probability) in enumerate(ranks, 1):
+                shown = round(probability, 4)
+                row = {"domain": prediction["domain"], "picture": path, "rank": rank, "head": head, "class": name}
+                self._rows.append({**row, "probability": shown})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table."""
+        """Write the table; a process that had no picture writes none."""
+        if not self._rows:
+            return
         name = "predictions.csv" if trainer.global_rank == 0 else f"predictions-{trainer.global_rank}.csv"
         path = Path(trainer.log_dir or trainer.default_root_dir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(self._rows)
+        write_csv(self._rows, path)
         self._rows = []
         sys.stdout.write(f"Predictions: {path}\n")

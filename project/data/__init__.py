@@ -5,7 +5,7 @@ from project.data.datamodule import DomainDataModule
 from project.data.dogs import StanfordDogs
 from project.data.domain import Domain, DomainSet, Sample
 from project.data.domainnet import DomainNet
-from project.data.folders import ImageFolders
+from project.data.folders import ImageFolders, PictureFolder
 from project.data.nabirds import NABirds
 from project.data.pets import OxfordPets
 from project.data.shapes import Shapes
@@ -21,6 +21,7 @@ __all__ = [
     "ImageFolders",
     "NABirds",
     "OxfordPets",
+    "PictureFolder",
     "Sample",
     "Shapes",
     "StanfordDogs",

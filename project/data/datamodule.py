@@ -8,9 +8,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import ConcatDataset, DataLoader
 
+from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
 from project.data.checking import OnError, PictureCheck
 from project.data.domain import Domain, DomainSet, Sample, choose
-from project.data.pictures import NamedPictures, Pictures, UnlabelledPictures
+from project.data.pictures import CalibrationPictures, NamedPictures, Pictures
 from project.data.sharding import EachOnce
 from project.data.splits import Splits, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
@@ -43,8 +44,11 @@ class DomainDataModule(LightningDataModule):
         augment: Whether training pictures are cropped and mirrored at random.
         validation_fraction: Share of each class's training pictures held out for validation, from 0 up to but
             without 1.
-        calibration_pictures: Training pictures of each domain, without labels, from which a merge gathers its
-            statistics; all when null.
+        calibration: Pictures, without labels, from which a merge gathers its statistics: ``all`` training pictures of
+            the domains; a number of each; ``public``, pictures of other domains; or ``none``.
+        public: For ``public``: the data set whose training pictures are taken; none of its domains may be merged.
+        public_pictures: For ``public``: how many pictures; all when null.
+        calibration_views: How often each of these pictures is shown: as it is, then cropped and mirrored at random.
         calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
         seed: Seed of the validation split and of the choice of calibration pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -67,7 +71,10 @@ class DomainDataModule(LightningDataModule):
         num_workers: int = 0,
         augment: bool = True,
         validation_fraction: float = 0.1,
-        calibration_pictures: int | None = 512,
+        calibration: Calibration = 512,
+        public: DomainSet | None = None,
+        public_pictures: int | None = 256,
+        calibration_views: int = 1,
         calibration_batch_size: int | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
@@ -85,18 +92,24 @@ class DomainDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.augment = augment
         self.validation_fraction = validation_fraction
-        self.calibration_pictures = calibration_pictures
+        self.calibration = calibration
+        self.public = public
+        self.public_pictures = public_pictures
+        self.calibration_views = calibration_views
         self.calibration_batch_size = batch_size if calibration_batch_size is None else calibration_batch_size
         self.seed = seed
         self._check_values()
         self._check = PictureCheck(on_error)
         self._label_space: LabelSpace | None = None
         self._splits: dict[str, Splits] = {}
+        self._calibration: dict[str, list[Sample]] = {}
 
     def prepare_data(self) -> None:
         """Download or render what is missing, in one process."""
         for domain_set in self.sets:
             domain_set.prepare()
+        if self.calibration == PUBLIC and self.public is not None:
+            self.public.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists and split them, in every process alike."""
@@ -118,10 +131,7 @@ class DomainDataModule(LightningDataModule):
             found[domain.name] = domain
         chosen = [found[name] for name in choose(self.domains, list(found))]
         self._label_space = LabelSpace({domain.name: domain.classes for domain in chosen}, self.label_mode)
-        self._splits = {
-            domain.name: split(domain, self.validation_fraction, self.calibration_pictures, self.seed)
-            for domain in chosen
-        }
+        self._splits = {domain.name: split(domain, self.validation_fraction, self.seed) for domain in chosen}
 
     @property
     def label_space(self) -> LabelSpace:
@@ -135,10 +145,14 @@ class DomainDataModule(LightningDataModule):
         """Names of the domains, in order; reads the lists where that has not been done."""
         return self.label_space.domains
 
-    def counts(self, use: Use) -> dict[str, int]:
-        """Domain -> number of listed pictures for one use, before any has been looked at."""
-        self.read()
-        return {domain: len(getattr(splits, use)) for domain, splits in self._splits.items()}
+    @property
+    def calibration_domains(self) -> tuple[str, ...]:
+        """Whose pictures calibrate: the domains, ``public``, or nobody's."""
+        return tuple(self._calibrating())
+
+    def calibration_counts(self) -> dict[str, int]:
+        """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
+        return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
 
     @property
     def skipped(self) -> list[str]:
@@ -148,11 +162,16 @@ class DomainDataModule(LightningDataModule):
     def samples(self, domain: str, use: Use) -> list[Sample]:
         """The readable pictures of a domain for one use; where there are several processes, all must ask.
 
+        Args:
+            domain: Its name; for calibration, one of ``calibration_domains``.
+            use: What they are for.
+
         Raises:
             DataError: Where there are none, or, with ``on_error`` ``raise``, where one cannot be read.
         """
         self.read()
-        listed: list[Sample] = getattr(self._splits[domain], use)
+        by_use = self._calibrating()[domain] if use == "calibration" else getattr(self._splits[domain], use)
+        listed: list[Sample] = by_use
         readable = self._check.readable(listed)
         if not readable:
             raise DataError(f"Domain {domain} has no {use} pictures.")
@@ -183,14 +202,22 @@ class DomainDataModule(LightningDataModule):
         """One loader a domain, over its test pictures: pictures (B, 3, image_size, image_size), paths (B)."""
         return [self._loader(NamedPictures(self.samples(name, "test"), self._plain)) for name in self.domain_names]
 
-    def calibration_dataloader(self) -> CombinedLoader:
+    def probe_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader a domain, over its training pictures as they are: pictures and labels as in a test, each once."""
+        return [self._evaluation_loader(name, "train", each_once=True) for name in self.domain_names]
+
+    def calibration_dataloader(self) -> CombinedLoader | DataLoader[Any]:
         """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
 
-        Every picture comes exactly once, over all processes together, in an order that mixes the classes.
+        Every view comes exactly once, over all processes together, in an order that mixes the classes. Public pictures
+        come under the name ``public``; without any pictures there is one batch that maps nothing.
         """
+        if not self.calibration_domains:
+            return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
         loaders = {}
-        for name in self.domain_names:
-            dataset = UnlabelledPictures(self.samples(name, "calibration"), self._plain)
+        for name in self.calibration_domains:
+            samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
+            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size")
 
@@ -207,16 +234,24 @@ class DomainDataModule(LightningDataModule):
     def _plain(self) -> Transform:
         return evaluation_transform(self.preprocessing)
 
+    def _calibrating(self) -> dict[str, list[Sample]]:
+        """Lists of calibration pictures, made when first asked for: only a merge needs the public ones."""
+        self.read()
+        if not self._calibration:
+            train = {domain: splits.train for domain, splits in self._splits.items()}
+            options = (self.public, self.public_pictures, self.seed)
+            self._calibration = calibration_samples(self.calibration, train, *options)
+        return self._calibration
+
     def _check_values(self) -> None:
+        check_mode(self.calibration, self.public)
         allowed = {
             "sets": (len(self.sets) > 0, "at least one data set"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "num_workers": (self.num_workers >= 0, "0 or more"),
             "validation_fraction": (0 <= self.validation_fraction < 1, "0 up to, but without, 1"),
-            "calibration_pictures": (
-                self.calibration_pictures is None or self.calibration_pictures >= 1,
-                "null, or at least 1",
-            ),
+            "public_pictures": (self.public_pictures is None or self.public_pictures >= 1, "null, or at least 1"),
+            "calibration_views": (self.calibration_views >= 1, "at least 1"),
             "calibration_batch_size": (self.calibration_batch_size >= 1, "null, or at least 1"),
             "seed": (self.seed >= 0, "0 or more"),
         }

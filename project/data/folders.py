@@ -45,11 +45,38 @@ class ImageFolders(DomainSet):
 
     def _domain(self, name: str) -> Domain:
         folders = _folders(self.root / name)
-        samples = [sample for label, folder in enumerate(folders) for sample in _pictures(folder, label)]
+        listed = [_pictures(folder, label) for label, folder in enumerate(folders)]
+        for folder, pictures in zip(folders, listed, strict=True):
+            if not pictures:
+                allowed = ", ".join(sorted(SUFFIXES))
+                raise DataError(f"Class folder {folder} holds no pictures ({allowed}); fill or remove it.")
+        samples = [sample for pictures in listed for sample in pictures]
         if not samples:
             raise DataError(f"Domain {name} has no pictures in {self.root / name}; allowed: <class>/<picture> in it.")
         train, test = hold_out(samples, self.test_fraction, self.seed)
         return Domain(name, tuple(folder.name for folder in folders), train, test)
+
+
+class PictureFolder(DomainSet):
+    """All pictures below a folder, however it is arranged: one domain without classes, to calibrate with.
+
+    Args:
+        root: The folder; the domain has its name.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def read(self) -> list[Domain]:
+        """List the pictures, all of them for training.
+
+        Raises:
+            DataError: Where there are none.
+        """
+        samples = _pictures(self.root, 0) if self.root.is_dir() else []
+        if not samples:
+            raise DataError(f"{self.root} holds no pictures ({', '.join(sorted(SUFFIXES))}), at any depth.")
+        return [Domain(self.root.resolve().name, ("",), samples, [])]
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -58,6 +85,4 @@ def _folders(parent: Path) -> list[Path]:
 
 def _pictures(folder: Path, label: int) -> list[Sample]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"Class folder {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); fill or remove it.")
     return [(path, label) for path in files]

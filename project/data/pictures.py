@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -45,12 +47,39 @@ class Pictures(Dataset[Any]):
         return self.transform(open_picture(self.samples[index][0]))
 
 
-class UnlabelledPictures(Pictures):
-    """Pictures alone."""
+class CalibrationPictures(Pictures):
+    """Pictures alone: all as they are, then all once more for every further view, cropped and mirrored at random.
+
+    A view depends on the seed, its number and its picture's number alone, and draws nothing from torch's generator.
+
+    Args:
+        samples: Files; labels are not looked at.
+        transform: Makes a tensor of an opened picture.
+        varied: The same, at random, for every view but the first.
+        views: Views of each picture.
+        seed: Seed of the views.
+    """
+
+    def __init__(
+        self, samples: list[Sample], transform: Transform, varied: Transform, views: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__(samples, transform)
+        self.varied = varied
+        self.views = views
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of views of all pictures."""
+        return self.views * len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
-        """The picture."""
-        return self.picture(index)
+        """A view of a picture."""
+        view, number = divmod(index, len(self.samples))
+        if view == 0:
+            return self.picture(number)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, view, number]).generate_state(1)[0]))
+            return self.varied(open_picture(self.samples[number][0]))
 
 
 class NamedPictures(Pictures):

@@ -1,4 +1,4 @@
-"""Which pictures train, validate, calibrate and test; by seed and file name alone, whatever the order of listing."""
+"""Which pictures train, validate and test, by seed and file name alone, whatever the order of listing."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -10,25 +10,23 @@ from project.data.domain import Domain, Sample
 
 @dataclass(frozen=True)
 class Splits:
-    """The pictures of one domain by their use; calibration is drawn from train, the others are disjoint."""
+    """The pictures of one domain by their use, disjoint."""
 
     train: list[Sample]
     validation: list[Sample]
-    calibration: list[Sample]
     test: list[Sample]
 
 
-def split(domain: Domain, validation_fraction: float, calibration_pictures: int | None, seed: int) -> Splits:
+def split(domain: Domain, validation_fraction: float, seed: int) -> Splits:
     """Divide a domain.
 
     Args:
         domain: What to divide.
         validation_fraction: Share of each class's training pictures held out for validation.
-        calibration_pictures: How many of the remaining training pictures to calibrate with; all when None.
-        seed: Seed of both choices.
+        seed: Seed of the choice.
     """
     train, validation = hold_out(domain.train, validation_fraction, seed)
-    return Splits(train, validation, shuffled(train, seed)[:calibration_pictures], domain.test)
+    return Splits(train, validation, domain.test)
 
 
 def hold_out(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:

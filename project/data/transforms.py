@@ -32,14 +32,13 @@ def mirroring_transform(preprocessing: Preprocessing) -> Transform:
     return _compose([*_fit(preprocessing), v2.RandomHorizontalFlip()], preprocessing)
 
 
-def training_transform(preprocessing: Preprocessing, least: float = 0.5) -> Transform:
-    """A random part of the picture, resized and mirrored by lot; draws from torch's generator.
+def training_transform(preprocessing: Preprocessing) -> Transform:
+    """A random part of the picture, at least half of it, resized and mirrored by lot; draws from torch's generator.
 
     Args:
         preprocessing: Size and normalisation.
-        least: Smallest share of the picture's area.
     """
-    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(least, 1.0))
+    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(0.5, 1.0))
     return _compose([zoom, v2.RandomHorizontalFlip()], preprocessing)
 
 

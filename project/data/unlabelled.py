@@ -3,8 +3,9 @@
 from lightning.pytorch.utilities import CombinedLoader
 
 from project.data.datamodule import DomainDataModule
-from project.data.pictures import UnlabelledPictures
+from project.data.pictures import CalibrationPictures
 from project.data.transforms import mirroring_transform
+from project.errors import ConfigurationError
 
 
 class UnlabelledDataModule(DomainDataModule):
@@ -20,10 +21,15 @@ class UnlabelledDataModule(DomainDataModule):
         """Batches that map every domain to pictures (B, 3, image_size, image_size), shuffled in every epoch.
 
         A domain of fewer pictures than the others comes round again, so that no batch lacks it.
+
+        Raises:
+            ConfigurationError: If there are to be no calibration pictures.
         """
+        if not self.calibration_domains:
+            raise ConfigurationError(f"calibration is {self.calibration!r}, which leaves nothing to train on.")
         transform = mirroring_transform(self.preprocessing) if self.augment else self._plain
         loaders = {}
-        for name in self.domain_names:
-            dataset = UnlabelledPictures(self.samples(name, "calibration"), transform)
+        for name in self.calibration_domains:
+            dataset = CalibrationPictures(self.samples(name, "calibration"), transform, transform)
             loaders[name] = self._loader(dataset, shuffle=True, batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size_cycle")

@@ -11,7 +11,7 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.moments import Statistics
-from project.student import Student, nominal_macs, source_macs, start_student
+from project.student import Budget, Student, nominal_macs, source_macs, source_size, start_student
 from project.symmetry import Spec
 
 
@@ -59,8 +59,15 @@ class Problem:
 
     @property
     def unit(self) -> float:
-        """Multiply-accumulates of one source: what budgets are multiples of."""
+        """Multiply-accumulates of one source."""
         return source_macs(self.spec, self.fixed)
+
+    def times(self, budget: Budget | float | str) -> float:
+        """A budget as a multiple of one source's size, in the budget's own unit."""
+        budget, heads = Budget.of(budget), self.fixed[self.spec.output.name]
+        return budget.limit(lambda unit: source_size(self.spec, heads, unit)) / source_size(
+            self.spec, heads, budget.unit
+        )
 
     def start(self, maps: Mapping[str, UnitMap]) -> Student:
         """The student of these unit maps before any fit."""
@@ -78,19 +85,21 @@ class Merged:
         layers: layer -> measurements of its fit.
         matches: group -> mean similarity of its matched units.
         settled: Whether its batch norms already hold the statistics of its own activations.
+        seconds: What it took to make; what several students take together counts for the first.
     """
 
     method: str
-    budget: float
+    budget: Budget
     student: Student
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matches: Mapping[str, float] = field(default_factory=dict)
     settled: bool = False
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
         """Unique name within a run: method and budget."""
-        return f"{self.method}-{self.budget:.2f}"
+        return f"{self.method}-{self.budget.name}"
 
 
 class Method(ABC):
@@ -118,39 +127,29 @@ class Method(ABC):
         return self.label or type(self).__name__.lower()
 
     def check(  # noqa: B027, most methods have nothing to refuse
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]
     ) -> None:
         """Refuse, before calibration, what cannot work.
 
         Args:
             problem: Without statistics.
             pictures: Domain -> number of calibration pictures to come.
-            budgets: Multiply-accumulates over one source's, 1 to N.
+            budgets: Sizes of the students, see Budget.
         """
 
+    def plan(self, problem: Problem) -> str | None:
+        """What it is going to do, in words, for those who wait; None where there is nothing to tell.
+
+        Args:
+            problem: Without statistics.
+        """
+        return None
+
     @abstractmethod
-    def merge(self, problem: Problem, budgets: Sequence[float]) -> Iterator[Merged]:
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """Make a student for every budget.
 
         Args:
             problem: With the statistics that the method needs; its sources are left bit-identical.
-            budgets: Multiply-accumulates over one source's, 1 to N; a method of one size makes that one only.
+            budgets: Sizes of the students, see Budget; a method of one size makes that one only.
         """
-
-
-def check_budgets(budgets: Sequence[float], sources: int) -> None:
-    """Refuse budgets that no student can have.
-
-    Raises:
-        ConfigurationError: With the value and what is allowed.
-    """
-    for budget in budgets:
-        if not 1 <= budget <= sources:
-            raise ConfigurationError(
-                f"budgets holds {budget:g}; with {sources} sources it must lie between 1 (one source's size) and "
-                f"{sources} (all sources side by side)."
-            )
-    if not budgets or len({f"{budget:.2f}" for budget in budgets}) < len(budgets):
-        raise ConfigurationError(
-            f"budgets is {list(budgets)}; at least one is needed, no two the same to two decimals."
-        )

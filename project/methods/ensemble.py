@@ -5,25 +5,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from project.models.labels import LabelMode
+from project.models import LabelSpace, MultiHead
+from project.models.probe import run_with_features
 
 
-class Ensemble(nn.Module):
+class Ensemble(MultiHead):
     """Run every source on every picture.
 
     Args:
         sources: The sources.
-        mode: ``shared``: log of the mean of the sources' class probabilities; ``different``: their logits side by side.
+        labels: What the logits mean. In shared mode they are the log of the mean of the sources' class probabilities,
+            in different mode the sources' logits side by side.
+        head: Name of the sources' head.
     """
 
-    def __init__(self, sources: Sequence[nn.Module], mode: LabelMode) -> None:
-        super().__init__()
+    def __init__(self, sources: Sequence[nn.Module], labels: LabelSpace, head: str) -> None:
+        super().__init__(labels)
         self.sources = nn.ModuleList(sources)
-        self.mode = mode
+        self.head = head
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Shape (batch, columns of the label space)."""
-        logits = [source(pictures) for source in self.sources]
-        if self.mode == "different":
+        return self._together([source(pictures) for source in self.sources])
+
+    def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (batch, columns of the label space), and what the sources' heads read, side by side."""
+        found = [run_with_features(source, self.head, pictures) for source in self.sources]
+        return self._together([logits for logits, _ in found]), torch.cat([features for _, features in found], 1)
+
+    def _together(self, logits: list[Tensor]) -> Tensor:
+        if self.labels.mode == "different":
             return torch.cat(logits, 1)
         return torch.stack([one.softmax(1) for one in logits]).mean(0).log()

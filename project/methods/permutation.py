@@ -1,13 +1,17 @@
 """Permutation alone: matched units are averaged, badly matched ones stay separate up to the budget."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args
 
-from project.alignment import Alignment, Similarity, align_by_activations, align_by_weights
+from torch import Tensor
+
+from project.alignment import Alignment, Similarity, UnitMap, align_by_activations, align_by_weights
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
-from project.moments import UNITS
-from project.student import stagewise
+from project.moments import INPUTS, UNITS
+from project.student import Budget, by_gain, separation_gains, stagewise, uniform
+
+Separate = Literal["gain", "front", "back", "uniform"]
 
 
 class Permutation(Method):
@@ -17,16 +21,20 @@ class Permutation(Method):
         matching: ``activations``: units that do the same on the calibration pictures, compared over all of them at
             every value of their group; ``weights``: units whose weights agree, by coordinate ascent, without data.
         similarity: For activations: ``distance`` (the paper's) or ``correlation``.
-        separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
+        separate: Which units stay separate as the budget grows: those that gain most by it for their size (``gain``),
+            whole groups from the ``front`` of the network or the ``back``, or the same share of all (``uniform``).
         seed: Seed of the order in which weight matching visits the groups.
         label: Name in tables and files; default: ``permutation``.
     """
+
+    follows_owners = False
+    """Whether merged units will be fitted to the source that owns a picture's domain."""
 
     def __init__(
         self,
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
-        separate: Literal["back", "front"] = "back",
+        separate: Separate = "back",
         seed: int = 0,
         label: str | None = None,
     ) -> None:
@@ -34,15 +42,17 @@ class Permutation(Method):
         for name, value, allowed in (
             ("matching", matching, ("activations", "weights")),
             ("similarity", similarity, ("correlation", "distance")),
-            ("separate", separate, ("back", "front")),
+            ("separate", separate, get_args(Separate)),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
         self.matching = matching
         self.similarity: Similarity = similarity
-        self.separate = separate
+        self.separate: Separate = separate
         self.seed = seed
         self.needs = frozenset((UNITS,)) if matching == "activations" else frozenset()
+        if separate == "gain":
+            self.needs |= {UNITS, INPUTS}
 
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources."""
@@ -53,16 +63,37 @@ class Permutation(Method):
             raise MergeError("matching by activations needs statistics; gather them, or match by weights.")
         return align_by_activations(problem.spec, problem.statistics, len(problem.sources), self.similarity)
 
-    def merge(self, problem: Problem, budgets: Sequence[float]) -> Iterator[Merged]:
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """One alignment, then a student for every budget."""
         alignment = self.align(problem)
         matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
+        gains = self._gains(problem, alignment) if self.separate == "gain" else {}
         starts = []
-        for budget in budgets:
-            maps = stagewise(problem.spec, alignment, problem.fixed, budget, front=self.separate == "front")
+        for budget in map(Budget.of, budgets):
+            maps = self._allocate(problem, alignment, budget, gains)
             starts.append(Merged(self.name, budget, problem.start(maps), matches=matches))
         yield from self.fit(starts, problem)
 
-    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+    def _gains(self, problem: Problem, alignment: Alignment) -> dict[str, Tensor]:
+        """What keeping each row's sources apart is worth, given the fit that follows."""
+        if problem.statistics is None:
+            raise MergeError("separating by gain needs statistics of the units; gather them first.")
+        maps = {**problem.fixed, **{name: UnitMap(members) for name, members in alignment.members.items()}}
+        return separation_gains(
+            problem.spec, problem.sources, problem.owners, problem.statistics, maps, fitted=self.follows_owners
+        )
+
+    def _allocate(
+        self, problem: Problem, alignment: Alignment, budget: Budget, gains: Mapping[str, Tensor]
+    ) -> dict[str, UnitMap]:
+        """Unit maps within a budget."""
+        spec, fixed = problem.spec, problem.fixed
+        if self.separate == "gain":
+            return by_gain(spec, alignment, fixed, budget, gains)
+        if self.separate == "uniform":
+            return uniform(spec, alignment, fixed, budget)
+        return stagewise(spec, alignment, fixed, budget, front=self.separate == "front")
+
+    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """What follows the start points; nothing here."""
-        return starts
+        yield from starts

@@ -1,7 +1,9 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil, inf
 from typing import Literal
 
 from torch import Tensor
@@ -10,11 +12,22 @@ from tqdm import tqdm
 from project.alignment import Similarity
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
-from project.methods.permutation import Permutation
+from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES
-from project.student import LayerFit, SequentialFit, View, fit_layer, joint_matrix, view
+from project.student import (
+    Budget,
+    LayerFit,
+    SequentialFit,
+    View,
+    batch_norms,
+    fit_layer,
+    joint_matrix,
+    restyled,
+    stages,
+    view,
+)
 from project.student.memory import free_bytes, walk_bytes
-from project.symmetry import Layer
+from project.symmetry import Layer, graph_of
 
 
 class PLeaS(Permutation):
@@ -23,15 +36,26 @@ class PLeaS(Permutation):
     Args:
         matching: How units are matched, see Permutation.
         similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
-        separate: Which groups stay separate as the budget grows: from the ``back`` of the network or the ``front``.
+        separate: Which units stay separate as the budget grows: by ``gain``, from the ``front`` or the ``back``, or
+            ``uniform``, see Permutation.
         fit: ``sequential``: every layer on what the student itself feeds it, in execution order; one walk through
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
             every picture (the paper's).
+        weights: domain -> weight of each of its calibration pictures in the fit: 0 leaves a domain out; default: 1.
+        norm: For the sequential fit: fit layers to what the batch norm behind them puts out (``after``), or to what
+            it reads (``before``).
+        compensate: For the sequential fit: whether a layer whose output is added to something makes up for what the
+            student has already got wrong there.
         ridge: Pull towards the permuted average: the weight of it, relative to the mean second moment of a layer's
             inputs, where a layer has as many samples as unknowns; less where it has more. 0 for none.
         rounds: For the sequential fit: rounds in which it settles which targets a rectifier cuts off.
+        logits: For the sequential fit: the last layer is fitted to the sources' probabilities of the classes (their
+            ``divergence`` from the student's), or to the logits (``squares``) like any other layer.
+        restyle_steps: For the sequential fit with ``own`` targets, where pictures are of none of the domains: steps of
+            gradient descent on their pixels by which each source gets a version of them that suits its batch norms,
+            and owns it. 0: pictures as they are, for which merged units aim at the mean of all sources.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which weight matching visits the groups.
@@ -42,11 +66,16 @@ class PLeaS(Permutation):
         self,
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
-        separate: Literal["back", "front"] = "back",
+        separate: Separate = "back",
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
+        weights: Mapping[str, float] | None = None,
+        norm: Literal["after", "before"] = "after",
+        compensate: bool = True,
         ridge: float = 0.05,
         rounds: int = 2,
+        logits: Literal["divergence", "squares"] = "divergence",
+        restyle_steps: int = 40,
         heads: Literal["original", "fitted"] = "original",
         seed: int = 0,
         label: str | None = None,
@@ -56,64 +85,123 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:
             raise ConfigurationError(f"rounds is {rounds}; allowed: 0 or more.")
+        if restyle_steps < 0:
+            raise ConfigurationError(f"restyle_steps is {restyle_steps}; allowed: 0 or more.")
         for name, value, allowed in (
             ("fit", fit, ("sequential", "joint")),
             ("targets", targets, ("own", "mean")),
+            ("norm", norm, ("after", "before")),
+            ("logits", logits, ("divergence", "squares")),
             ("heads", heads, ("original", "fitted")),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
+        for domain, weight in (weights or {}).items():
+            if not 0 <= weight < inf:
+                raise ConfigurationError(f"weights gives {domain!r} {weight}; allowed: 0 or more.")
         self.sequential = fit == "sequential"
         self.targets = targets
+        self.weights = dict(weights or {})
+        self.norm = norm
+        self.compensate = compensate
+        self.follows_owners = targets == "own"
         self.ridge = ridge
         self.rounds = rounds
+        self.logits = logits
+        self.restyle_steps = restyle_steps
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[float]) -> None:
-        """Refuse what will not fit into memory and, without ridge, more unknowns than samples.
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse what will not fit into memory; refuse or, with a ridge, tell of more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
+        unknown = sorted(set(self.weights) - set(pictures))
+        if unknown:
+            raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
+        if not any(self.weights.get(domain, 1.0) for domain in pictures):
+            raise ConfigurationError("weights is 0 for every domain; at least one must count.")
+        if (strangers := self._strangers(problem, pictures)) and not all(map(batch_norms, problem.sources)):
+            raise ConfigurationError(
+                "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
+                "restyle_steps to 0, or use pictures of the domains."
+            )
+        partial = max(map(problem.times, budgets)) > 1
+        widest = len(problem.sources) if partial else 1  # any group may be separated
+        total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
         if self.sequential:
-            needed, free = walk_bytes(problem.spec, sum(pictures.values()), max(budgets)), free_bytes()
+            needed, free = walk_bytes(problem.spec, total, widest), free_bytes()
             if needed > free:
                 raise ConfigurationError(
-                    f"calibration_pictures comes to {sum(pictures.values())} pictures, for which the sequential fit "
+                    f"calibration comes to {total} pictures, for which the sequential fit "
                     f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
                     f"use fewer pictures, or fit 'joint'."
                 )
-        if self.ridge > 0:
+        apart = partial and self.sequential
+        fewest = min(pictures.values()) if apart else total
+        scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
+        layer = max(scarcity, key=lambda layer: scarcity[layer])
+        if fewest >= scarcity[layer]:
             return
-        partial = max(budgets) > 1
-        fewest = min(pictures.values()) if partial and self.sequential else sum(pictures.values())
-        for layer in (layer for layer in problem.spec.layers if not self._kept(layer, problem)):
-            units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
-            constant = layer.bias or self.sequential  # the norm behind a layer adds one
-            unknowns, samples = units * layer.taps + constant, fewest * layer.positions
-            if samples < unknowns:
-                raise ConfigurationError(
-                    f"ridge is 0, but layer {layer.name!r} may have {unknowns} unknowns a row, and {fewest} "
-                    f"calibration pictures give only {samples} samples; use more pictures or a ridge above 0."
-                )
+        shortage = (
+            f"layer {layer.name!r} may have {self._unknowns(layer, problem, partial)} unknowns a row, and {fewest} "
+            f"calibration pictures{' of a domain' if apart else ''} give only {fewest * layer.positions} samples"
+        )
+        if self.ridge == 0:
+            raise ConfigurationError(f"ridge is 0, but {shortage}; use more pictures or a ridge above 0.")
+        warnings.warn(
+            f"{shortage}: what they leave open stays near the permuted average; {ceil(scarcity[layer])} would be "
+            f"enough.",
+            stacklevel=2,
+        )
 
-    def fit(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+    def _unknowns(self, layer: Layer, problem: Problem, partial: bool) -> int:
+        """Most unknowns that a row of a layer may have; none where it is not fitted."""
+        if self._kept(layer, problem):
+            return 0
+        units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
+        return units * layer.taps + (layer.bias or self.sequential)  # the norm behind a layer adds one
+
+    def plan(self, problem: Problem) -> str | None:
+        """The stages of the sequential fit: layers that do not feed each other stand together."""
+        if not self.sequential:
+            return None
+        names = {layer.node: layer.name for layer in problem.spec.layers}
+        found = stages(graph_of(problem.sources[0]), names)
+        steps = " → ".join(" + ".join(names[node] for node in stage) for stage in found)
+        return f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
+
+    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
-        return [self._walk(merged, problem) for merged in starts] if self.sequential else self._solve(starts, problem)
+        if not self.sequential:
+            yield from self._solve(starts, problem)
+            return
+        data = self._owned(problem)
+        yield from (self._walk(merged, problem, *data) for merged in starts)
 
-    def _walk(self, merged: Merged, problem: Problem) -> Merged:
+    def _walk(
+        self,
+        merged: Merged,
+        problem: Problem,
+        owners: Mapping[str, int],
+        pictures: Mapping[str, Sequence[Tensor]],
+        weights: Mapping[str, float],
+    ) -> Merged:
         """The sequential fit of one student."""
-        if problem.pictures is None:
-            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
         walk = SequentialFit(
             merged.student,
             problem.sources,
-            problem.owners,
-            problem.pictures,
+            owners,
+            pictures,
             ridge=self.ridge,
             own=self.targets == "own",
+            absorb=self.norm == "after",
+            compensate=self.compensate,
             rounds=self.rounds,
+            divergence=self.logits == "divergence",
+            weights=weights,
             reduce=problem.reduce,
         )
         with tqdm(
@@ -121,6 +209,26 @@ class PLeaS(Permutation):
         ) as bar:
             fits = walk.run(lambda name: bar.update())
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
+
+    def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:
+        """Owners, pictures and weights of the domains; of what belongs to none, each source gets its own version."""
+        if problem.pictures is None:
+            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
+        owners, pictures, weights = dict(problem.owners), dict(problem.pictures), dict(self.weights)
+        for domain in self._strangers(problem, pictures):
+            batches = pictures.pop(domain)
+            for index, source in enumerate(problem.sources):
+                bar = tqdm(batches, desc=f"restyling for source {index}", unit="batch", leave=False, disable=None)
+                part = f"{domain}/{index}"
+                pictures[part] = [restyled(source, one, self.restyle_steps, problem.preprocessing) for one in bar]
+                owners[part], weights[part] = index, self.weights.get(domain, 1.0)
+        return owners, pictures, weights
+
+    def _strangers(self, problem: Problem, pictures: Iterable[str]) -> list[str]:
+        """Domains of calibration pictures that are to be restyled: those which are none of the problem's."""
+        if not self.sequential or self.targets == "mean" or not self.restyle_steps:
+            return []
+        return [domain for domain in pictures if domain not in problem.labels.domains]
 
     def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """The joint fit of all students."""
@@ -139,6 +247,9 @@ class PLeaS(Permutation):
         return [replace(merged, layers=found) for merged, found in zip(starts, fits, strict=True)]
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
+        """Whether a layer stays at its start point: depthwise convolutions, and heads that shall be the sources'."""
+        if layer.blocks > 1:
+            return True
         head = layer.outputs == problem.spec.output.name
         return head and not self.sequential and problem.labels.mode == "different" and self.heads == "original"
 
@@ -146,10 +257,13 @@ class PLeaS(Permutation):
         """What the domains ask of a layer: all the same, or each its own source's outputs."""
         if problem.statistics is None:
             raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
-        if self.targets == "mean":
+        if self.targets == "mean" and not self.weights:
             return [view(layer, matrices, problem.statistics.layer(layer.name))]
-        moments = problem.statistics.layers[layer.name]
-        return [view(layer, matrices, moment, problem.owners.get(domain)) for domain, moment in moments.items()]
+        owners = problem.owners if self.targets == "own" else {}
+        return [
+            view(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
+            for domain, moment in problem.statistics.layers[layer.name].items()
+        ]
 
 
 def _measured(fit: LayerFit) -> dict[str, float]:

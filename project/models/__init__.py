@@ -4,18 +4,21 @@ from project.models.architecture import Architecture, architectures
 from project.models.description import Description
 from project.models.files import Weights, read_weights
 from project.models.labels import LabelSpace
+from project.models.multihead import MultiHead
 from project.models.network import build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
 from project.models.recognise import recognise
 from project.models.saving import atomic_file, atomic_save, atomic_text
-from project.models.scores import DomainScores
+from project.models.scores import DomainScores, JointScores
 
 __all__ = [
     "Architecture",
     "Description",
     "DomainScores",
+    "JointScores",
     "LabelSpace",
+    "MultiHead",
     "Preprocessing",
     "Weights",
     "architectures",

@@ -59,6 +59,13 @@ class LabelSpace:
         counts = [len(names) for names in self.classes.values()]
         return counts[0] if self.mode == "shared" else sum(counts)
 
+    @property
+    def heads(self) -> dict[str, slice]:
+        """Head -> its output columns: one head for each domain, or in shared mode one under all their names."""
+        if self.mode == "shared":
+            return {"+".join(self.classes): slice(0, self.width)}
+        return {domain: self.columns(domain) for domain in self.classes}
+
     def columns(self, domain: str) -> slice:
         """Output columns that hold the logits of a domain's classes."""
         if self.mode == "shared":

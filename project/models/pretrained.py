@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from project.errors import CheckpointError, ConfigurationError
-from project.models.architecture import IMAGENET_NETS, Architecture
+from project.models.architecture import CIFAR_NETS, IMAGENET_NETS, Architecture
 from project.models.strict import load_body
 
 
@@ -16,7 +16,7 @@ def pretrained(architecture: Architecture, weights: str) -> nn.Module:
     """The network with torchvision's weights; its head stays random where it has other than 1000 classes.
 
     Args:
-        architecture: One of torchvision's ResNets with the ImageNet stem.
+        architecture: One of torchvision's networks, with the ImageNet stem.
         weights: torchvision's own name, such as ``IMAGENET1K_V1``.
 
     Raises:
@@ -43,10 +43,10 @@ def find_weights(architecture: Architecture, weights: str) -> WeightsEnum:
     Raises:
         ConfigurationError: If there is none for the architecture.
     """
-    if architecture.name not in IMAGENET_NETS:
+    if architecture.name in CIFAR_NETS:
         raise ConfigurationError(
             f"weights is {weights!r}, but there are no ImageNet weights of {architecture.name}, only of "
-            f"{', '.join(IMAGENET_NETS)}."
+            f"{', '.join(IMAGENET_NETS)} and torchvision's other networks."
         )
     if architecture.stem != "imagenet":
         raise ConfigurationError(

@@ -35,11 +35,14 @@ def candidate(name: str, state_dict: Mapping[str, Tensor]) -> Architecture:
     Raises:
         CheckpointError: If there is no first convolution or no head to read them from.
     """
+    if name not in architectures():
+        matrices = [tensor for tensor in state_dict.values() if tensor.ndim == 2]
+        return Architecture(name, len(matrices[-1]) if matrices else 1)  # what does not fit is told on loading
     first, head = state_dict.get("conv1.weight"), state_dict.get("fc.weight")
     if first is None or first.ndim != 4 or head is None or head.ndim != 2:
         raise CheckpointError(
             "The weights hold no convolution 'conv1.weight' or no linear head 'fc.weight', so they are of none of the "
-            f"known architectures: {', '.join(architectures())}."
+            f"known architectures: {', '.join(architectures())}; name the architecture if it is meant to be another."
         )
     width = max(1, len(first) // 16) if name in CIFAR_NETS else 1
     return Architecture(name, len(head), "small" if first.shape[-1] == 3 else "imagenet", width)

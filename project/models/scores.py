@@ -1,4 +1,4 @@
-"""How often a network is right, for each domain and each class."""
+"""How often a network is right: for each domain, for each class, and among the classes of all heads."""
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +65,42 @@ class DomainScores(nn.Module):
         """Of every domain, the pictures of each class that were told rightly, and all of them."""
         stats = [metric.compute() for metric in self.counts]
         return [(counts[:, 0], counts[:, 4]) for counts in stats]
+
+
+class JointScores(nn.Module):
+    """How often a network with several heads is right where nobody says which of them to use.
+
+    Args:
+        label_space: What the network's columns mean.
+        domains: Those that pictures come from, each with a head.
+    """
+
+    def __init__(self, label_space: LabelSpace, domains: tuple[str, ...]) -> None:
+        super().__init__()
+        self.columns = [label_space.columns(domain) for domain in domains]
+        self.classes = [MeanMetric() for _ in domains]
+        self.heads = [MeanMetric() for _ in domains]
+        self.metrics = nn.ModuleList([*self.classes, *self.heads])  # so that they move with the module
+
+    def update(self, index: int, shares: Tensor, labels: Tensor) -> None:
+        """Take in one batch.
+
+        Args:
+            index: Which of the domains the batch is from.
+            shares: Probabilities of all classes of all heads, shape (batch, columns of the label space).
+            labels: (batch,), indices of classes of the domain.
+        """
+        best, own = shares.argmax(1), self.columns[index]
+        self.classes[index].update((best == labels + own.start).float())
+        self.heads[index].update(((best >= own.start) & (best < own.stop)).float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Shares of pictures, which weigh all domains alike.
+
+        Returns:
+            ``joint``: the class is right among those of all heads; ``head``: it is one of the picture's own domain.
+        """
+        return {
+            name: torch.stack([metric.compute() for metric in metrics]).mean()
+            for name, metrics in (("joint", self.classes), ("head", self.heads))
+        }

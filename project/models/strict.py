@@ -50,9 +50,11 @@ def load_body(network: nn.Module, state_dict: Mapping[str, Tensor], origin: str)
         CheckpointError: If anything but the head does not fit.
     """
     own = network.state_dict()
-    head = {name: tensor for name, tensor in own.items() if name.startswith("fc.")}
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
+    prefix = f"{last[0]}." if last else "fc."
+    head = {name: tensor for name, tensor in own.items() if name.startswith(prefix)}
     if any(name not in state_dict or len(state_dict[name]) != len(tensor) for name, tensor in head.items()):
-        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("fc.")} | head
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(prefix)} | head
     load_strictly(network, state_dict, origin)
 
 

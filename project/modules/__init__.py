@@ -1,9 +1,13 @@
-"""LightningModules: fine-tuning a source, merging sources, refining a student, scoring any network."""
+"""LightningModules: fine-tuning a source, merging and refining, scoring any network, gates and probes."""
 
 from project.modules.evaluation import EvaluationModule
 from project.modules.fine_tune import FineTuneModule
+from project.modules.gate import GateModule
 from project.modules.merge import MergeModule
+from project.modules.probe import ProbeModule
 from project.modules.refine import RefineModule
 from project.modules.sources import SourceFile
 
-__all__ = ["EvaluationModule", "FineTuneModule", "MergeModule", "RefineModule", "SourceFile"]
+__all__ = [
+    "EvaluationModule", "FineTuneModule", "GateModule", "MergeModule", "ProbeModule", "RefineModule", "SourceFile",
+]  # fmt: skip

@@ -13,6 +13,7 @@ from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
 from project.models.freezing import freeze as freeze_parts
+from project.models.heads import column_labels
 from project.models.pretrained import find_weights
 from project.models.strict import load_body
 
@@ -166,7 +167,7 @@ class FineTuneModule(LightningModule):
 
         Returns:
             ``domain``; ``paths`` of the pictures; ``logits`` and ``probabilities`` (batch, classes of the domain);
-            ``predicted``, names of classes of the domain.
+            ``columns``, the head and the class behind each.
 
         Raises:
             ConfigurationError: If nothing says what the classes are.
@@ -181,7 +182,7 @@ class FineTuneModule(LightningModule):
             "paths": paths,
             "logits": logits,
             "probabilities": logits.softmax(dim=1),
-            "predicted": [labels.classes[domain][index] for index in logits.argmax(dim=1).tolist()],
+            "columns": column_labels(labels, domain),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """The sources of a merge and the students that come of it, as Lightning sees them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning
@@ -11,14 +12,25 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from project.alignment import UnitMap
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
-from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem, check_budgets
+from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
-from project.modules.evaluation import Contender, EvaluationModule
+from project.modules.contenders import Contender
+from project.modules.evaluation import EvaluationModule
 from project.modules.sources import SourceFile, place_sources, read_sources
-from project.moments import LAYERS, PICTURES, UNITS, Collector, Lockstep
-from project.student import Source, batch_norms, common_spec, reestimation, running_variances
+from project.moments import INPUTS, LAYERS, PICTURES, UNITS, Collector, Lockstep
+from project.student import (
+    Budget,
+    Source,
+    batch_norms,
+    check_budgets,
+    common_spec,
+    reestimation,
+    running_variances,
+    source_size,
+)  # fmt: skip
 from project.symmetry import Spec, check_equivalence
 
 
@@ -31,32 +43,38 @@ class MergeModule(EvaluationModule):
     Args:
         sources: Two or more files, each with the domains it was trained on where the file does not say.
         methods: Merging methods; default: the plain average, permutation alone, and PLeaS.
-        budgets: Sizes of the students, in multiply-accumulates over one source's: from 1 to the number of sources.
+        budgets: Largest sizes of the students: numbers of multiply-accumulates over one source's (1.5), '900 MMAC',
+            '2.5 GMAC', '14M params', '1.2x params', or '48 MB' of float32 parameters and buffers (10⁶ bytes); each from
+            one source's size, or from 1 to the number of sources.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
+        public: Domains of the data that no source was trained on, for shared classes: on their calibration pictures
+            merged units follow the mean of all sources.
     """
 
     def __init__(
         self,
         sources: Sequence[SourceFile | Path],
         methods: Sequence[Method] = (),
-        budgets: Sequence[float] = (1.0,),
+        budgets: Sequence[float | str] = (1.0,),
         tolerance: float = 1e-3,
+        public: Sequence[str] = (),
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
             raise ConfigurationError(f"sources holds {len(files)} files; at least 2 are needed to merge.")
-        super().__init__([file.path for file in files])
-        self.files = files
+        super().__init__(files)
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"methods holds the names {', '.join(names)}; give each a name of its own.")
-        self.budgets = sorted(budgets)
+        self.budgets = [Budget.of(budget) for budget in budgets]
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
+        self.public = list(public)
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.collector: Collector | None = None
+        self.calibration_domains: tuple[str, ...] = ()
         self.pictures: dict[str, list[Tensor]] = {}
         self.gathering = False
         self.equivalence: dict[str, float] = {}
@@ -77,11 +95,14 @@ class MergeModule(EvaluationModule):
         """Load the sources, once; needs no data yet, so that a wrong file is found before anything is downloaded.
 
         Raises:
-            PleasError: If a file is no source, or the sources are not of one architecture.
+            PleasError: If a file is no source, the sources differ in architecture, or no student can have a budget.
         """
         if self.spec is None:
             self.loaded = read_sources(self.files)
-            self.spec = common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
+            spec = common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
+            heads = UnitMap.apart(tuple(source.logits for source in self.loaded))
+            check_budgets(self.budgets, len(self.loaded), lambda unit: source_size(spec, heads, unit))
+            self.spec = spec
         return self.spec
 
     def prepare(self, data: DomainDataModule) -> None:
@@ -96,7 +117,7 @@ class MergeModule(EvaluationModule):
         if self.problem is not None:
             return
         labels, spec = data.label_space, self.read(data.preprocessing)
-        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing)
+        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing, self.public)
         claimed = [domain for domains in owned for domain in domains]
         ordered = {domain: labels.classes[domain] for domain in claimed}
         self.problem = Problem(
@@ -107,16 +128,31 @@ class MergeModule(EvaluationModule):
             self.loaded[0].architecture,
             data.preprocessing,
         )
-        for method in self.methods:
-            method.check(self.problem, data.counts("calibration"), self.budgets)
+        self._check_methods(data.calibration_counts())
+        for plan in filter(None, (method.plan(self.problem) for method in self.methods)):
+            rank_zero_info(plan)
         for source in self.loaded:
             self.equivalence[source.name] = self._equivalence(source)
-        for use in ("calibration", "test"):  # an unreadable picture is found now and not after the fit
-            for domain in labels.domains:
-                data.samples(domain, use)
-        self.domain_names = labels.domains
+        self.calibration_domains = data.calibration_domains
+        for domain in self.calibration_domains:  # an unreadable picture is found now and not after the fit
+            data.samples(domain, "calibration")
+        for domain in labels.domains:
+            data.samples(domain, "test")
+        self.ensemble = Ensemble(self.problem.sources, self.problem.labels, spec.head.name).eval()
         self.lockstep = Lockstep(self.problem.sources)
         self.lockstep.requires_grad_(False)
+
+    def _check_methods(self, pictures: Mapping[str, int]) -> None:
+        """Refuse methods that cannot work with so many calibration pictures."""
+        assert self.problem is not None
+        for method in self.methods:
+            if method.needs and not pictures:
+                raise ConfigurationError(
+                    f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
+                    f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
+                    f"with matching 'weights'."
+                )
+            method.check(self.problem, pictures, self.budgets)
 
     def _equivalence(self, source: Source) -> float:
         """Largest relative change of a source's logits that permuting a group makes."""
@@ -138,9 +174,9 @@ class MergeModule(EvaluationModule):
         """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks."""
         assert self.problem is not None
         self.gathering = True
-        self.pictures = {domain: [] for domain in self.domain_names}
-        if self.needs & {LAYERS, UNITS}:
-            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.domain_names)
+        self.pictures = {domain: [] for domain in self.calibration_domains}
+        if self.needs & {LAYERS, INPUTS, UNITS}:
+            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.calibration_domains)
 
     def stop_gathering(self) -> Collector | None:
         """Stop, and hand over what was gathered."""
@@ -195,17 +231,22 @@ class MergeModule(EvaluationModule):
         )
         self.merged = []
         for method in self.methods:
-            for merged in method.merge(problem, self.budgets):
-                rank_zero_info(f"fitted {merged.name}")
+            began = perf_counter()
+            for made in method.merge(problem, self.budgets):
+                merged = replace(made, seconds=perf_counter() - began)
+                rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
                 merged.student.lineage = self.lineage(method, merged)
                 self.merged.append(merged)
+                began = perf_counter()
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
         return self.merged
 
     @property
     def unsettled(self) -> list[Merged]:
-        """Students with batch norms that no longer fit what they read."""
+        """Students with batch norms that no longer fit what they read, as far as there are pictures to mend that."""
+        if not self.calibration_domains:
+            return []
         return [
             one for one in self.merged if not one.settled and batch_norms(one.student.network, one.student.exact_norms)
         ]
@@ -216,7 +257,7 @@ class MergeModule(EvaluationModule):
         return {
             "method": merged.method,
             "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
-            "budget": merged.budget,
+            "budget": merged.budget.plain,
             "sources": [
                 {
                     "name": source.name,
@@ -246,6 +287,12 @@ class MergeModule(EvaluationModule):
         assert self.problem is not None
         return [layer.name for layer in self.problem.spec.layers]
 
+    @property
+    def trunks(self) -> dict[str, nn.Module]:
+        """The sources and the students as plain networks, by name."""
+        sources = {source.name: source.network for source in self.loaded}
+        return sources | {merged.name: merged.student.network for merged in self.merged}
+
     def variances(self) -> dict[str, dict[str, float]]:
         """Student -> batch norm -> mean running variance."""
         return {
@@ -265,12 +312,12 @@ class MergeModule(EvaluationModule):
     def enter_all(self) -> None:
         """Score the sources, their ensemble and the students."""
         assert self.problem is not None
-        labels, mode = self.problem.labels, self.problem.labels.mode
+        labels = self.problem.labels
         sources = [
             Contender(source.name, source.network, self._source_labels(index))
             for index, source in enumerate(self.loaded)
         ]
-        ensemble = Contender("ensemble", Ensemble(self.problem.sources, mode).eval(), labels)
+        ensemble = Contender("ensemble", self.ensemble, labels)
         students = [Contender(merged.name, merged.student, labels) for merged in self.merged]
         self.enter([*sources, ensemble, *students])
 

@@ -13,7 +13,8 @@ from torch import Tensor, optim
 
 from project.errors import ConfigurationError
 from project.models import DomainScores
-from project.modules.evaluation import check_classes, data_labels
+from project.modules.classes import check_classes
+from project.modules.evaluation import data_labels
 from project.student import (
     Distillation,
     Student,

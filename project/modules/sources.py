@@ -2,25 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from project.errors import ConfigurationError
 from project.models import LabelSpace, Preprocessing
-from project.modules.evaluation import check_classes, own_labels
+from project.modules.classes import check_classes, own_labels
 from project.student import Source, load_source
 
 
 @dataclass
 class SourceFile:
-    """Where a source comes from.
+    """The file of a network: a source of a merge, or one to be scored.
 
     Args:
         path: Lightning checkpoint, state dict, safetensors file or student.
         domains: Domains it was trained on, in the order of its heads; default: what its file says, else, where as many
-            sources as domains are left without each other, the domain in its place among those.
-        name: Name in tables; default: its domains.
+            sources as domains are left without each other, the domain in its place among those. Outside a merge: else
+            those that alone have as many classes as it has logits.
+        name: Name in tables; default: its domains, outside a merge its file's name.
         architecture: Name of the network; default: what the file says, else what its shapes tell.
     """
 
@@ -34,19 +36,33 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     """Load the files.
 
     Raises:
-        ConfigurationError: If there are fewer than two, or one of them stands twice.
+        ConfigurationError: If two of them hold the same, under one name or two.
     """
-    paths = [file.path for file in files]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ConfigurationError(f"sources holds {path} twice; each source is merged once.")
-    return [load_source(file.path, file.name, file.architecture) for file in files]
+    loaded = [load_source(file.path, file.name, file.architecture) for file in files]
+    for one, other in combinations(loaded, 2):
+        if one.sha256 == other.sha256:
+            raise ConfigurationError(
+                f"sources holds {one.path} and {other.path}, which are the same file; each source is merged once, "
+                f"and one of several domains names them all in its domains."
+            )
+    return loaded
 
 
 def place_sources(
-    files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, preprocessing: Preprocessing
+    files: Sequence[SourceFile],
+    loaded: Sequence[Source],
+    labels: LabelSpace,
+    preprocessing: Preprocessing,
+    public: Sequence[str] = (),
 ) -> tuple[list[Source], list[list[str]]]:
     """Settle which domains each source was trained on, and check that its head is made for them.
+
+    Args:
+        files: The files.
+        loaded: What they hold.
+        labels: Domains and classes of the data.
+        preprocessing: What the data's pictures go through.
+        public: Domains that need no source.
 
     Returns:
         The sources under their names, and the domains of each.
@@ -54,7 +70,7 @@ def place_sources(
     Raises:
         ConfigurationError: If they do not go together with the data.
     """
-    owned = own_domains(files, loaded, labels)
+    owned = own_domains(files, loaded, labels, public)
     for file, domains in zip(files, owned, strict=True):
         rank_zero_info(f"{file.path} is the source of {', '.join(domains)}")
     named = [
@@ -81,15 +97,21 @@ def place_sources(
     return named, owned
 
 
-def own_domains(files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace) -> list[list[str]]:
+def own_domains(
+    files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, public: Sequence[str] = ()
+) -> list[list[str]]:
     """Which domains each source was trained on: as stated, else as its file says, else by place among what is left.
 
     Raises:
         ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the
-            file's heads, or without a source where that leaves its classes without a head.
+            file's heads, or without a source though it is not public.
     """
+    for domain in public:
+        if domain not in labels.domains:
+            raise ConfigurationError(f"public holds {domain!r}; the data have: {', '.join(labels.domains)}.")
     stated = [_stated(file, source, labels) for file, source in zip(files, loaded, strict=True)]
-    left = [domain for domain in labels.domains if not any(domain in domains for domains in stated)]
+    claimed = {domain for domains in stated for domain in domains}
+    left = [domain for domain in labels.domains if domain not in claimed and domain not in public]
     silent = [index for index, domains in enumerate(stated) if not domains]
     if silent and len(silent) != len(left):
         raise ConfigurationError(
@@ -102,7 +124,13 @@ def own_domains(files: Sequence[SourceFile], loaded: Sequence[Source], labels: L
         if count != 1 and labels.mode == "different":
             what = "more than one source" if count else "no source"
             raise ConfigurationError(f"domain {domain!r} has {what}; with different label spaces each needs one head.")
-        if count != 1:
+        if count == 0 and domain not in public:
+            raise ConfigurationError(
+                f"domain {domain!r} has no source; add the file that was trained on it, leave it out of the data's "
+                f"domains, or name it in public if its pictures shall only calibrate."
+            )
+    for domain, count in claims.items():
+        if count > 1:
             rank_zero_warn(
                 f"domain {domain!r} has {count} sources: on its pictures, merged units follow the mean of all sources."
             )

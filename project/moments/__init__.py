@@ -3,9 +3,10 @@
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment
 from project.moments.patches import cross_moment, joint_columns, unit_columns
-from project.moments.statistics import LAYERS, PICTURES, UNITS, Collector, Statistics
+from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics
 
 __all__ = [
+    "INPUTS",
     "LAYERS",
     "PICTURES",
     "UNITS",

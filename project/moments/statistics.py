@@ -12,7 +12,7 @@ from project.moments.moment import Moment
 from project.moments.patches import joint_columns, unit_columns
 from project.symmetry import Layer, Spec
 
-LAYERS, UNITS, PICTURES = "layers", "units", "pictures"
+LAYERS, UNITS, PICTURES, INPUTS = "layers", "units", "pictures", "inputs"
 
 
 class Statistics:
@@ -75,7 +75,7 @@ class Collector:
     Args:
         spec: Groups and layers of the sources.
         sources: The sources in lockstep.
-        needs: Which kinds of moments to gather: ``layers``, ``units`` or both.
+        needs: Which kinds of moments to gather: ``layers``, ``inputs`` (only layers that read the picture), ``units``.
         domains: Names of the domains; every process must be given the same.
     """
 
@@ -83,7 +83,9 @@ class Collector:
         self.statistics = Statistics()
         self.sources = sources
         self.domain = ""
-        self.layers = {layer.node: layer for layer in spec.layers} if LAYERS in needs else {}
+        matrices = [layer for layer in spec.layers if layer.blocks == 1]
+        stems = [layer for layer in matrices if layer.inputs == spec.input.name] if INPUTS in needs else []
+        self.layers = {layer.node: layer for layer in (matrices if LAYERS in needs else stems)}
         wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)

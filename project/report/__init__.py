@@ -1,10 +1,12 @@
 """Tables and figures of a merge, for the terminal, for files and for TensorBoard."""
 
 from project.report.figures import accuracy_figure, layer_figure
+from project.report.groups import group_table
 from project.report.phases import PhaseClock
 from project.report.results import Results, Row
 from project.report.tensorboard import write_fits, write_results, write_variances
 
 __all__ = [
-    "PhaseClock", "Results", "Row", "accuracy_figure", "layer_figure", "write_fits", "write_results", "write_variances",
+    "PhaseClock", "Results", "Row", "accuracy_figure", "group_table", "layer_figure", "write_fits", "write_results",
+    "write_variances",
 ]  # fmt: skip

@@ -34,6 +34,12 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def separate_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Share of each group's units that is kept separate, along the network, a line for each student."""
+    groups = list(next(iter(shares.values())))
+    return layer_figure({name: [one[g] for g in groups] for name, one in shares.items()}, groups, "share kept separate")
+
+
 def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str) -> Figure:
     """Values along the layers of the network, a line for each series."""
     figure = Figure(figsize=(max(6, 0.32 * len(labels)), 4.2), layout="constrained")

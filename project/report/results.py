@@ -18,32 +18,45 @@ class Row:
     Args:
         name: Its name.
         kind: ``source``, ``reference`` or ``student``.
-        budget: What was asked for, over one source; None for sources and references without one.
+        budget: What was asked for, as the user wrote it; None for sources and references without one.
         nominal: Multiply-accumulates by its unit maps, over one source's.
         executed: Multiply-accumulates counted while it ran, over one source's.
         parameters: Number of parameters.
         accuracy: domain -> top-1 in percent; domains it has no head for are left out.
         before: The same before batch norm was re-estimated; empty where that was not measured.
         residual: Mean over layers of the fit's relative residual; None where nothing was fitted.
+        others: Further figures in percent, under their names.
+        norms: How a student's batch norms came by their statistics: ``fitted`` with the layers, ``re-estimated``, or
+            left at the ``sources' mean``; None for others.
+        seconds: What a student took to make, gathering and re-estimation left out; a fit of several budgets at once
+            counts for the first of them. None for others.
     """
 
     name: str
     kind: str
-    budget: float | None
+    budget: float | str | None
     nominal: float
     executed: float
     parameters: int
     accuracy: Mapping[str, float]
     before: Mapping[str, float] = field(default_factory=dict)
     residual: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
+    norms: str | None = None
+    seconds: float | None = None
 
     @property
     def mean(self) -> float:
         """Mean accuracy over the domains it knows."""
         return sum(self.accuracy.values()) / len(self.accuracy)
 
-    def cells(self, domains: Sequence[str]) -> dict[str, str | float | int | None]:
-        """Flat values under column names, figures rounded as they are printed."""
+    def cells(self, domains: Sequence[str], others: Sequence[str] = ()) -> dict[str, str | float | int | None]:
+        """Flat values under column names, figures rounded as they are printed.
+
+        Args:
+            domains: Domains with a column of their accuracy.
+            others: Further figures with a column.
+        """
         cells: dict[str, str | float | int | None] = {
             "network": self.name,
             "kind": self.kind,
@@ -55,6 +68,10 @@ class Row:
         for domain in domains:
             cells[domain] = round(self.accuracy[domain], 1) if domain in self.accuracy else None
         cells["mean"] = round(self.mean, 1)
+        for name in others:
+            cells[name] = round(self.others[name], 1) if name in self.others else None
+        cells["batch norm"] = self.norms
+        cells["seconds"] = None if self.seconds is None else round(self.seconds, 1)
         cells["before BN"] = round(sum(self.before.values()) / len(self.before), 1) if self.before else None
         cells["residual"] = None if self.residual is None else round(self.residual, 3)
         return cells
@@ -78,7 +95,8 @@ class Results:
 
     def cells(self) -> list[dict[str, str | float | int | None]]:
         """The printed table's cells."""
-        return [row.cells(self.domains) for row in self.rows]
+        others = list(dict.fromkeys(name for row in self.rows for name in row.others))
+        return [row.cells(self.domains, others) for row in self.rows]
 
     def text(self) -> str:
         """The table for a terminal."""
@@ -127,4 +145,4 @@ def _shown(value: str | float | int | None) -> str:
 
 
 def _aligned(text: str, column: str, width: int) -> str:
-    return text.ljust(width) if column in ("network", "kind") else text.rjust(width)
+    return text.ljust(width) if column in ("network", "kind", "batch norm") else text.rjust(width)

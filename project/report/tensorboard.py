@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch.utils.tensorboard import SummaryWriter
 
 from project.methods import Merged
-from project.report.figures import accuracy_figure, layer_figure
+from project.report.figures import accuracy_figure, layer_figure, separate_figure
 from project.report.results import Results
+from project.student import separated
 
 
 def write_results(writer: SummaryWriter, results: Results) -> None:
@@ -16,12 +17,12 @@ def write_results(writer: SummaryWriter, results: Results) -> None:
     for row in results.rows:
         if row.kind == "student":
             method = row.name.rsplit("-", 1)[0]
-            for domain, accuracy in {**row.accuracy, "mean": row.mean}.items():
+            for domain, accuracy in {**row.accuracy, "mean": row.mean, **row.others}.items():
                 writer.add_scalar(f"accuracy/{method}/{domain}", accuracy, round(100 * row.executed))
 
 
 def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence[str]) -> None:
-    """Residual and condition of every fitted layer over depth, and how well the units match.
+    """Residual and condition of every fitted layer over depth, how well units match, and which are kept separate.
 
     Args:
         writer: Where to.
@@ -40,6 +41,13 @@ def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence
     }
     if fitted:
         writer.add_figure("residual by layer", layer_figure(fitted, layers, "relative residual of the fit"), 0)
+    shares = {one.name: separated(one.student.maps) for one in merged}
+    mixed = {name: share for name, share in shares.items() if 0 < sum(share.values()) < len(share)}
+    for name, share in mixed.items():
+        for step, value in enumerate(share.values()):
+            writer.add_scalar(f"separate/{name}", value, step)
+    if mixed:
+        writer.add_figure("separate by group", separate_figure(mixed), 0)
     matched = {one.method: list(one.matches.values()) for one in merged if one.matches}
     if matched:
         groups = list(next(one.matches for one in merged if one.matches))

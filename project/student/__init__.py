@@ -1,21 +1,28 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
+from project.student.allocation import by_gain, separated, stagewise, uniform
 from project.student.artefact import build_student, is_student, load_student, save_student, student_entries
-from project.student.budget import executed_macs, nominal_macs, source_macs, stagewise
+from project.student.budget import Budget, check_budgets
 from project.student.build import Student, blank_network, start_student
 from project.student.distil import Distillation, DistillationLoss
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
+from project.student.gain import separation_gains
 from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
+from project.student.plan import in_stages, stages
+from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
+from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
-from project.student.source import Source, common_spec, load_source
+from project.student.source import Source, common_spec, load_source, unmergeable
 
 __all__ = [
-    "BlockLayer", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student", "View",
-    "batch_norms", "blank_network", "build_student", "common_spec", "damping", "executed_macs", "fit_layer",
-    "is_student", "joint_matrix", "load_source", "load_student", "nominal_macs", "original_owners",
-    "original_sources", "reestimate", "reestimation", "running_variances", "save_student", "source_macs", "stagewise",
-    "start_matrix", "start_student", "student_entries", "targets", "view",
+    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
+    "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "common_spec",
+    "damping", "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source",
+    "load_student", "nominal_macs", "nominal_size", "original_owners", "original_sources", "reestimate",
+    "reestimation", "restyled", "running_variances", "save_student", "separated", "separation_gains", "source_macs",
+    "source_size", "stages", "stagewise", "start_matrix", "start_student", "strangeness", "student_entries",
+    "targets", "uniform", "unmergeable", "view",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import CheckpointError, PleasError
@@ -45,7 +45,7 @@ def student_entries(student: Student) -> dict[str, Any]:
     """
     if student.architecture is None or student.preprocessing is None:
         raise CheckpointError("a student is rebuilt by its architecture and preprocessing, which this one lacks.")
-    return {
+    entries = {
         "format": FORMAT,
         "version": VERSION,
         **Description(student.architecture, student.labels, student.preprocessing).to_entries(),
@@ -53,6 +53,9 @@ def student_entries(student: Student) -> dict[str, Any]:
         "picture": list(student.spec.picture),
         "lineage": student.lineage,
     }
+    if student.gate is not None:
+        entries["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
+    return entries
 
 
 def is_student(weights: Weights) -> bool:
@@ -94,7 +97,19 @@ def build_student(weights: Weights) -> Student:
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
         ) from error
     load_strictly(network, weights.state_dict, str(path))
-    return Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    student = Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    if "gate" in content:
+        _load_gate(student, content["gate"], str(path))
+    return student
+
+
+def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:
+    """Give a student its gate, if it is one for its heads and what they read."""
+    head, count = student.spec.head, len(student.labels.heads)
+    expected = {"weight": (count, student.maps[head.inputs].units * head.taps), "bias": (count,)}
+    if {name: tuple(tensor.shape) for name, tensor in gate.items()} != expected:
+        raise CheckpointError(f"{path} is a student with a gate that does not fit its {count} heads.")
+    student.set_gate(**gate)
 
 
 def _blank(

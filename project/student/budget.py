@@ -1,76 +1,140 @@
-"""The size of a student: multiply-accumulates by its unit maps, and as counted while it runs."""
+"""What a student may cost: over one source, or in multiply-accumulates, parameters or bytes."""
 
-from bisect import bisect_right
-from collections.abc import Mapping
-from functools import partial
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from project.errors import ConfigurationError
+from project.student.size import Unit
 
-from project.alignment import Alignment, UnitMap, overlap
-from project.symmetry import Spec
-
-
-def nominal_macs(spec: Spec, maps: Mapping[str, UnitMap]) -> int:
-    """Multiply-accumulates of convolutions and linear layers on one picture, zero blocks left out."""
-    return sum(
-        layer.positions * layer.taps * int(overlap(maps[layer.outputs], maps[layer.inputs]).sum())
-        for layer in spec.layers
-    )
-
-
-def source_macs(spec: Spec, fixed: Mapping[str, UnitMap]) -> float:
-    """Multiply-accumulates of one source on one picture, averaged over the sources: the budget's unit."""
-    sources = fixed[spec.output.name].sources
-    apart = {group.name: UnitMap.apart((group.size,) * sources) for group in spec.free}
-    return nominal_macs(spec, {**fixed, **apart}) / sources
+Scale = Literal["", "x", "k", "M", "G"]
+SCALES: dict[str, Scale] = {"": "", "x": "x", "k": "k", "m": "M", "g": "G"}
+FACTORS: dict[Scale, float] = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+SYMBOLS: dict[Unit, str] = {"MACs": "MAC", "parameters": " params", "bytes": "B"}
+WORDS: dict[str, Unit] = {
+    "mac": "MACs",
+    "param": "parameters",
+    "parameter": "parameters",
+    "b": "bytes",
+    "byte": "bytes",
+}
+WRITTEN = re.compile(rf"(\d+\.?\d*|\.\d+|nan|inf)\s*([xkmg]?)\s*(?:({'|'.join(WORDS)})s?)?", re.IGNORECASE)
+ALLOWED = "a number of times one source's size (1.5), '900 MMAC', '2.5 GMAC', '14M params', '1.2x params' or '48 MB'"
 
 
-@torch.no_grad()
-def executed_macs(network: nn.Module, picture: tuple[int, int, int]) -> int:
-    """Multiply-accumulates that running the network on one picture really costs, counted by torch.
+@dataclass(frozen=True)
+class Budget:
+    """The largest size a student may have.
 
     Args:
-        network: In eval mode.
-        picture: Shape (channels, height, width).
+        number: How much of it.
+        scale: ``x``: times one source's size; else the power of ten: none, ``k``, ``M`` or ``G``.
+        unit: What is counted, see :func:`~project.student.size.price`.
     """
-    example = torch.zeros(1, *picture, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter:
-        network(example)
-    return int(counter.get_total_flops()) // 2  # a multiply-accumulate is two operations
+
+    number: float
+    scale: Scale = "x"
+    unit: Unit = "MACs"
+
+    @classmethod
+    def of(cls, value: "Budget | float | str") -> "Budget":
+        """Read a budget.
+
+        Args:
+            value: A number (multiply-accumulates over one source's), or text: ``1.5``, ``1.5x``, ``900 MMAC``,
+                ``2.5 GMAC``, ``14M params``, ``1.2x params``, ``48 MB`` (10⁶ bytes).
+
+        Raises:
+            ConfigurationError: If it is something else.
+        """
+        if isinstance(value, Budget):
+            return value
+        if not isinstance(value, str):
+            return cls(float(value))
+        found = WRITTEN.fullmatch(value.strip())
+        number, scale, word = found.groups() if found else ("", "", None)
+        if not found or (word is None and scale.lower() not in ("", "x")):
+            raise ConfigurationError(f"budgets holds {value!r}; allowed: {ALLOWED}.")
+        if word is None:
+            return cls(float(number))
+        return cls(float(number), SCALES[scale.lower()], WORDS[word.lower()])
+
+    @property
+    def relative(self) -> bool:
+        """Whether it is a multiple of one source's size."""
+        return self.scale == "x"
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files."""
+        number = f"{self.number:.2f}" if self.relative else f"{self.number:g}"
+        return self._written(number).replace(" ", "_")
+
+    @property
+    def plain(self) -> float | str:
+        """The budget as a value that a file can hold and :meth:`of` can read."""
+        return self.number if self.relative and self.unit == "MACs" else str(self)
+
+    def limit(self, one: Callable[[Unit], float]) -> float:
+        """Largest size, in its unit.
+
+        Args:
+            one: Size of one source in a unit.
+        """
+        return self.number * (one(self.unit) if self.relative else FACTORS[self.scale])
+
+    def within(self, low: float, high: float) -> bool:
+        """Whether it lies between two sizes, given in its own scale; those themselves are allowed."""
+        return low * (1 - 1e-9) <= self.number <= high * (1 + 1e-9)
+
+    def _written(self, number: str) -> str:
+        if self.relative:
+            return number if self.unit == "MACs" else f"{number}x {SYMBOLS[self.unit].strip()}"
+        space = "" if self.unit == "parameters" else " "
+        return f"{number}{space}{self.scale}{SYMBOLS[self.unit]}"
+
+    def __str__(self) -> str:
+        """As a user writes it."""
+        return self._written(f"{self.number:g}")
 
 
-def stagewise(
-    spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: float, *, front: bool = False
-) -> dict[str, UnitMap]:
-    """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
-
-    Groups are separated from the back of the network (or the front) as long as the budget lasts. The first that fits
-    only in part gives up its worst matched units.
+def check_budgets(
+    budgets: Sequence[Budget | float | str], sources: int, one: Callable[[Unit], float] | None = None
+) -> None:
+    """Refuse budgets that no student can have.
 
     Args:
-        spec: Groups of the sources.
-        alignment: Matched units and how well they match.
-        fixed: Unit maps of the picture and of the logits.
-        budget: Student's multiply-accumulates over one source's, 1 to N.
-        front: Separate from the front instead.
+        budgets: The budgets.
+        sources: Number of sources N.
+        one: Size of one source in a unit; without it, only multiples of one source's size are checked.
 
-    Returns:
-        Unit map of every group; its nominal size is the largest within the budget, but never below a full merge.
+    Raises:
+        ConfigurationError: With the value and what is allowed.
     """
-    maps = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
-    limit = budget * source_macs(spec, fixed) * (1 + 1e-9)
-    for group in spec.free if front else spec.free[::-1]:
-        worst = alignment.scores[group.name].argsort(stable=True)
-        separated = partial(_separated, maps, group.name, worst)
-        units = bisect_right(range(1, group.size + 1), limit, key=lambda units: nominal_macs(spec, separated(units)))
-        maps = separated(units)
-        if units < group.size:
-            break
-    return maps
+    asked = [Budget.of(budget) for budget in budgets]
+    for budget in asked:
+        if budget.relative:
+            low, high = 1.0, float(sources)
+        elif one is not None:
+            low = _rounded(one(budget.unit) / FACTORS[budget.scale], math.ceil)
+            high = _rounded(sources * one(budget.unit) / FACTORS[budget.scale], math.floor)
+        else:
+            continue
+        if not budget.within(low, high):
+            least, most = (Budget(end, budget.scale, budget.unit) for end in (low, high))
+            raise ConfigurationError(
+                f"budgets holds {budget}; with {sources} sources it must lie between {least} (one source's size) and "
+                f"{most} (all sources side by side)."
+            )
+    if not asked or len({budget.name for budget in asked}) < len(asked):
+        raise ConfigurationError(
+            f"budgets is {[budget.plain for budget in asked]}; at least one is needed, no two the same to two decimals."
+        )
 
 
-def _separated(maps: Mapping[str, UnitMap], name: str, worst: Tensor, units: int) -> dict[str, UnitMap]:
-    """The unit maps with a group's worst matched units given up: that many of them."""
-    return {**maps, name: maps[name].split(worst[:units])}
+def _rounded(value: float, towards: Callable[[float], int]) -> float:
+    """To four digits, up or down, so that the printed limit is itself allowed."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return towards(value / step) * step

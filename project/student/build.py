@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
-from project.models import Architecture, LabelSpace, Preprocessing
+from project.models import Architecture, LabelSpace, MultiHead, Preprocessing
+from project.models.probe import run_with_features
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.symmetry import Spec
@@ -17,7 +18,7 @@ from project.symmetry import Spec
 Change = Callable[[nn.Module], nn.Module]
 
 
-class Student(nn.Module):
+class Student(MultiHead):
     """A merged network that knows what it is made of.
 
     Args:
@@ -40,11 +41,10 @@ class Student(nn.Module):
         preprocessing: Preprocessing | None = None,
         lineage: Mapping[str, object] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(labels)
         self.network = network
         self.spec = spec
         self.maps = dict(maps)
-        self.labels = labels
         self.architecture = architecture
         self.preprocessing = preprocessing
         self.lineage = dict(lineage or {})
@@ -52,6 +52,10 @@ class Student(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of all heads, shape (batch, columns of the label space)."""
         return cast(Tensor, self.network(pictures))
+
+    def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of all heads, shape (batch, columns of the label space), and what the heads read."""
+        return run_with_features(self.network, self.spec.head.name, pictures)
 
     @torch.no_grad()
     def load_layer(self, name: str, matrix: Tensor) -> None:

@@ -33,6 +33,7 @@ class View:
         outputs: V G Vᵀ = E[y yᵀ].
         samples: Number of samples behind them.
         owner: Source whose units alone this part asks merged units to follow; None for the mean of all.
+        weight: What each of its samples counts for.
     """
 
     inputs: Tensor
@@ -40,13 +41,16 @@ class View:
     outputs: Tensor
     samples: int
     owner: int | None = None
+    weight: float = 1.0
 
     def blend(self, units: UnitMap) -> Tensor:
         """Shares of the sources in each student unit."""
         return units.mean if self.owner is None else units.own(self.owner)
 
 
-def view(layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | None = None) -> View:
+def view(
+    layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | None = None, weight: float = 1.0
+) -> View:
     """Bring the moment of a layer's inputs through the sources' weights.
 
     Args:
@@ -54,6 +58,7 @@ def view(layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | 
         matrices: The sources' weights, from :func:`joint_matrix`.
         moment: Of u, over the pictures of this part.
         owner: See :class:`View`.
+        weight: See :class:`View`.
     """
     joint = moment.mean()
     beyond = int(layer.bias)
@@ -70,7 +75,7 @@ def view(layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | 
         last = response[:, response.shape[1] - beyond :]
         outputs.append(response[:, start : start + width] @ matrix[:, :width].mT + last @ matrix[:, width:].mT)
         start += width
-    return View(joint, response, torch.cat(outputs, 1), moment.count, owner)
+    return View(joint, response, torch.cat(outputs, 1), moment.count, owner, weight)
 
 
 def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -113,8 +118,10 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 
     Every row adds, over its sources, the source's weights to the units in that source's place, divided by the number
     of sources in the row: between merged units the mean of the sources, from a single unit into a merged row its
-    share (METHODS §1b).
+    share (METHODS §1b). The kernels of a depthwise convolution belong to units: each is the mean of its row's.
     """
+    if layer.blocks > 1:
+        return outputs.pull(torch.cat(list(matrices)), outputs.mean)
     return inputs.pull(targets(layer, matrices, outputs, outputs.mean).mT.contiguous(), taps=layer.taps).mT
 
 
@@ -142,14 +149,15 @@ def fit_layer(
     Raises:
         MergeError: With ridge 0 and fewer samples than unknowns in a row.
     """
-    taps, samples = layer.taps, sum(one.samples for one in views)
+    taps, samples = layer.taps, sum(one.samples for one in views if one.weight)
+    weight = sum(one.samples * one.weight for one in views)
     start = start_matrix(layer, matrices, outputs, inputs).contiguous()
     if all(_exact(layer, matrices, start, outputs, inputs, one, same_input) for one in views):
         return LayerFit(start, 0.0, 0.0, 1.0, 0)
     cross, gram = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1])
     power = start.new_zeros(len(start))
     for one in views:
-        share, m, b = one.samples / samples, one.blend(inputs), one.blend(outputs)
+        share, m, b = one.samples * one.weight / weight, one.blend(inputs), one.blend(outputs)
         half = inputs.pull(one.inputs, m, taps).mT.contiguous()
         gram.add_(inputs.pull(half, m, taps), alpha=share)
         blended = outputs.pull(one.cross, b).mT.contiguous()

@@ -35,10 +35,11 @@ def _select(values: Tensor, slices: list[slice]) -> Tensor:
 
 
 def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
-    """A new layer like this convolution or linear layer, of other widths."""
+    """A new layer like this convolution (plain or depthwise) or linear layer, of other widths."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias=layer.bias is not None)
     layer = cast(nn.Conv2d, layer)
+    depthwise = layer.groups > 1
     return nn.Conv2d(
         inputs,
         outputs,
@@ -46,6 +47,7 @@ def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
         _pair(layer.stride),
         layer.padding if isinstance(layer.padding, str) else _pair(layer.padding),
         _pair(layer.dilation),
+        groups=outputs if depthwise else 1,
         bias=layer.bias is not None,
     )
 
@@ -65,6 +67,8 @@ def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int
         inputs: Unit map of its input axis.
         taps: Weights per (output, input) pair.
     """
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return resized(layer, inputs.units, outputs.units)  # unit by unit, whatever the units stand for
     wide = taps if isinstance(layer, nn.Linear) else 1  # a linear layer after flattening has its taps on the axis
     parts, columns = [], []
     for rows, sources in outputs.blocks:

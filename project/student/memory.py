@@ -10,16 +10,16 @@ from project.symmetry import Spec
 HELD = 5  # values held at once around the widest layer: what student and source read and write, and the target
 
 
-def walk_bytes(spec: Spec, pictures: int, budget: float) -> int:
+def walk_bytes(spec: Spec, pictures: int, times: float) -> int:
     """About how many bytes of activations the sequential fit holds at its widest layer.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
         pictures: Calibration pictures over all domains.
-        budget: Largest size of a student.
+        times: Width of the student's widest layer over a source's, at most.
     """
     widest = max(layer.positions * spec.sizes[layer.outputs] for layer in spec.layers)
-    return int(4 * HELD * budget * widest * pictures)
+    return int(4 * HELD * times * widest * pictures)
 
 
 def free_bytes() -> int:

@@ -26,12 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
+from project.models import LabelSpace
 from project.moments import Moment, Run, cross_moment, joint_columns
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
+from project.student.head import HeadView, fit_head
 from project.student.layers import load_matrix, resized
-from project.student.solver import Equations, LayerFit, LayerSolver
+from project.student.plan import in_stages
+from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
 from project.student.surroundings import Surroundings, is_norm, student_graph, surroundings
 from project.symmetry import NORMS, Layer, graph_of
 
@@ -58,7 +61,13 @@ class SequentialFit:
         batches: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
         ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
+        absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
+            is then fitted by itself, and there are neither sums nor rectifiers to look at.
+        compensate: Whether a residual sum's target is less what the student has already put into it.
         rounds: Rounds in which rectified targets are settled; 0 for plain targets.
+        divergence: Whether the layer that writes the logits is fitted to the sources' classes, see
+            :mod:`~project.student.head`, or to their logits like any other layer.
+        weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
         reduce: Sums a tensor over all processes in place.
     """
 
@@ -71,15 +80,22 @@ class SequentialFit:
         *,
         ridge: float,
         own: bool = True,
+        absorb: bool = True,
+        compensate: bool = True,
         rounds: int = 2,
+        divergence: bool = True,
+        weights: Mapping[str, float] | None = None,
         reduce: Reduce = lambda tensor: tensor,
     ) -> None:
         self.student, self.sources, self.ridge, self.rounds, self.reduce = student, sources, ridge, rounds, reduce
+        self.absorb, self.compensate, self.divergence = absorb, compensate, divergence
+        self.weights = [(weights or {}).get(domain, 1.0) for domain in batches]
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
-        self.graph = student_graph(student.network)
-        graphs = [graph_of(source) for source in sources]
+        self.graph = in_stages(student_graph(student.network), self.layers)
+        graphs = [in_stages(graph_of(source), self.layers) for source in sources]
         self.owners = [owners.get(domain) if own else None for domain in batches]
+        self.heads = [_heads(student.labels, domain, owners) for domain in batches]
         self.batches = []
         for index, (pictures, owner) in enumerate(zip(batches.values(), self.owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -131,7 +147,13 @@ class SequentialFit:
             self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
         self.exact[layer.outputs] = False
+        if layer.blocks > 1:
+            return None  # a depthwise convolution stays at its start; the norm behind it is fitted to its sources
         plan = surroundings(self.graph, node, self.known)
+        if plan.norm is not None and not self.absorb:
+            plan = Surroundings()
+        if not self.compensate:
+            plan = replace(plan, other=None, rectified=plan.rectified and plan.other is None)
         modules = [source.get_submodule(layer.name) for source in self.sources]
         scales = [
             scale_and_shift(source, plan.norm, module) for source, module in zip(self.sources, modules, strict=True)
@@ -154,8 +176,31 @@ class SequentialFit:
             )
             better = solver.solve(*self._crosses(node, fitted, reader, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
+        if self.divergence and layer.outputs == self.spec.output.name and all(t.dim() == 2 for t in wanted):
+            fit = replace(fit, matrix=self._head(layer, node, start, wanted, equations))
         self._write(layer, plan, fit)
         return fit
+
+    def _head(
+        self,
+        layer: Layer,
+        node: fx.Node,
+        start: Tensor,
+        wanted: Sequence[Tensor],
+        equations: Sequence[Equations],
+    ) -> Tensor:
+        """The layer that writes the logits, fitted to the sources' classes."""
+        views = []
+        for batch, target in zip(self.batches, wanted, strict=True):
+            features = batch.student.first_argument(node)
+            if layer.bias:
+                features = torch.cat([features, features.new_ones(len(features), 1)], 1)
+            weight = self.weights[batch.domain]
+            views += [HeadView(features, target, columns, weight) for columns in self.heads[batch.domain]]
+        allowed = seen_weights(layer, self.student.maps[layer.outputs], self.student.maps[layer.inputs])
+        samples = sum(one.samples for one in equations if one.weight)
+        pull = damping(self.ridge, start.shape[1], samples)
+        return fit_head(start, allowed.to(start.device), views, damping=pull, constant=layer.bias, reduce=self.reduce)
 
     def _target(
         self,
@@ -201,8 +246,8 @@ class SequentialFit:
         for moment in moments:
             moment.reduce(self.reduce)
         return [
-            Equations(moment.mean(), moment.count, owner, column)
-            for moment, owner, column in zip(moments, self.owners, columns, strict=True)
+            Equations(moment.mean(), moment.count, owner, column, weight)
+            for moment, owner, column, weight in zip(moments, self.owners, columns, self.weights, strict=True)
         ]
 
     def _crosses(
@@ -267,6 +312,7 @@ class SequentialFit:
             moments = [torch.full_like(x[:, 0], x.shape[1]), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
             sums[batch.domain] += torch.stack(moments)
         self.reduce(sums)
+        sums *= torch.tensor(self.weights).to(sums)[:, None, None]
         if constant is not None:
             _, mean, _, variance, _ = central_moments(sums.sum(0))
             rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
@@ -285,6 +331,14 @@ def followed_inputs(outputs: UnitMap, inputs: UnitMap, owner: int | None) -> Ten
     """Input units that some output unit sees which follows a domain of this owner: boolean, shape (inputs,)."""
     rows = torch.ones(outputs.units, dtype=torch.bool) if owner is None else outputs.present[:, owner]
     return overlap(outputs, inputs)[rows].any(0)
+
+
+def _heads(labels: LabelSpace, domain: str, owners: Mapping[str, int]) -> list[slice]:
+    """Logits that a domain's pictures have something to say of: its own head's, else those of its source or of all."""
+    if labels.mode == "shared" or domain in labels.domains:
+        return [labels.columns(domain)]
+    owner = owners.get(domain)
+    return [labels.columns(one) for one in labels.domains if owner is None or owners.get(one) == owner]
 
 
 def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:

@@ -20,12 +20,14 @@ class Equations:
         samples: Number of samples behind it; parts weigh by it.
         owner: Source that the part belongs to: rows without that source do not follow it. None: all rows do.
         columns: Which entries of x the gram holds, ascending; None for all of them.
+        weight: What each of its samples counts for.
     """
 
     gram: Tensor
     samples: int
     owner: int | None = None
     columns: Tensor | None = None
+    weight: float = 1.0
 
     def block(self, columns: Tensor) -> Tensor:
         """The gram of some entries of x."""
@@ -105,7 +107,9 @@ class LayerSolver:
         self.blocks: list[_Block] = []
         for (rows, columns), (_, sources) in zip(_blocks(layer, outputs, inputs), outputs.blocks, strict=True):
             followed = [
-                i for i, one in enumerate(equations) if one.samples and (one.owner is None or sources[one.owner])
+                i
+                for i, one in enumerate(equations)
+                if one.samples * one.weight and (one.owner is None or sources[one.owner])
             ]
             samples = sum(equations[i].samples for i in followed)
             if not samples:
@@ -115,7 +119,8 @@ class LayerSolver:
                     f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples "
                     f"and ridge is 0; use more calibration pictures or a ridge above 0."
                 )
-            parts = [(i, equations[i].samples / samples) for i in followed]
+            weight = sum(equations[i].samples * equations[i].weight for i in followed)
+            parts = [(i, equations[i].samples * equations[i].weight / weight) for i in followed]
             gram = equations[followed[0]].block(columns) * parts[0][1]
             for i, share in parts[1:]:
                 gram.add_(equations[i].block(columns), alpha=share)
@@ -180,9 +185,13 @@ class _Factor:
         return ((right @ self._vectors) * self._inverse) @ self._vectors.mT
 
 
+def seen_weights(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> Tensor:
+    """Which weights of a student may differ from zero: boolean, shape (outputs, inputs · taps (+ 1))."""
+    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
+    return torch.cat([seen, seen.new_ones(len(seen), 1)], 1) if layer.bias else seen
+
+
 def _blocks(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> list[tuple[slice, Tensor]]:
     """Runs of rows with the same sources, and the columns that they see."""
-    seen = overlap(outputs, inputs).repeat_interleave(layer.taps, 1)
-    if layer.bias:
-        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+    seen = seen_weights(layer, outputs, inputs)
     return [(rows, seen[rows.start].nonzero()[:, 0]) for rows, _ in outputs.blocks]

@@ -73,6 +73,7 @@ def common_spec(sources: Sequence[Source], picture: tuple[int, int, int]) -> Spe
     """
     specs = [trace(source.network, picture) for source in sources]
     first = specs[0]
+    check_mergeable(first)
     for source, spec in zip(sources[1:], specs[1:], strict=True):
         mine = {name: size for name, size in first.sizes.items() if name != first.output.name}
         theirs = {name: size for name, size in spec.sizes.items() if name != spec.output.name}
@@ -83,6 +84,33 @@ def common_spec(sources: Sequence[Source], picture: tuple[int, int, int]) -> Spe
             f"and {source.path} is {_describe(source, spec)}."
         )
     return first
+
+
+def check_mergeable(spec: Spec) -> None:
+    """Refuse architectures that can be traced and permuted, but whose layers no student has yet.
+
+    Raises:
+        ConfigurationError: With the name of what is in the way.
+    """
+    if (obstacle := unmergeable(spec)) is not None:
+        raise ConfigurationError(f"sources can be permuted but not merged yet: {obstacle}.")
+
+
+def unmergeable(spec: Spec) -> str | None:
+    """What keeps sources of this spec from being merged, in words; None where nothing does."""
+    for layer in spec.layers:
+        if layer.blocks not in (1, spec.sizes[layer.inputs]) or (layer.blocks > 1 and layer.inputs != layer.outputs):
+            return f"layer {layer.name!r} is a convolution of {layer.blocks} groups"
+    for group in spec.groups.values():
+        if group.whole:
+            return f"units of {group.name!r} are normalised all together"
+        if group.blocks > 1:
+            return f"units of {group.name!r} stay together in {group.blocks} blocks"
+    if spec.joins:
+        return f"several groups stand on one axis in {next(iter(spec.joins))}"
+    if spec.parameters:
+        return f"parameter {spec.parameters[0].name!r} belongs to no layer"
+    return None
 
 
 def _describe(source: Source, spec: Spec) -> str:

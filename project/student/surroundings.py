@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from project.student.layers import BlockLayer
-from project.symmetry import NORMS
+from project.symmetry import NORMS, graph_of
 
 RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -31,7 +31,7 @@ class Surroundings:
 
 def student_graph(network: nn.Module) -> fx.GraphModule:
     """Trace a student; block layers stay whole, so that its graph is that of its sources."""
-    return fx.GraphModule(network, _Tracer().trace(network)).eval()
+    return graph_of(network, BlockLayer)
 
 
 def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> Surroundings:
@@ -73,8 +73,3 @@ def is_rectifier(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _only_reader(node: fx.Node) -> fx.Node | None:
     """The one value that reads another, or None where there are several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BlockLayer) or super().is_leaf_module(m, module_qualified_name)

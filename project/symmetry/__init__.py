@@ -1,10 +1,18 @@
 """Which axes move together: spec, tracing with torch.fx, permuting, the equivalence check."""
 
-from project.symmetry.permute import check_equivalence, largest_difference, permute_axis, permute_state
-from project.symmetry.spec import Axis, Group, Layer, Norm, Spec
-from project.symmetry.trace import NORMS, graph_of, trace
+from project.symmetry.graph import graph_of
+from project.symmetry.layers import NORMS
+from project.symmetry.permute import (
+    check_equivalence,
+    group_differences,
+    permute_axis,
+    permute_state,
+    random_orders,
+)
+from project.symmetry.spec import Axis, Group, Join, Layer, Norm, Parameter, Spec
+from project.symmetry.trace import trace
 
 __all__ = [
-    "NORMS", "Axis", "Group", "Layer", "Norm", "Spec", "check_equivalence", "graph_of", "largest_difference",
-    "permute_axis", "permute_state", "trace",
+    "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Spec", "check_equivalence", "graph_of",
+    "group_differences", "permute_axis", "permute_state", "random_orders", "trace",
 ]  # fmt: skip

@@ -1,13 +1,13 @@
 """Renaming the units of a network, and the proof that this leaves its function alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from project.errors import MergeError
-from project.symmetry.spec import Group, Spec
+from project.symmetry.spec import Axis, Group, Spec
 
 
 def permute_axis(tensor: Tensor, dim: int, order: Tensor, taps: int = 1) -> Tensor:
@@ -15,6 +15,28 @@ def permute_axis(tensor: Tensor, dim: int, order: Tensor, taps: int = 1) -> Tens
     if taps == 1:
         return tensor.index_select(dim, order)
     return torch.unflatten(tensor, dim, (-1, taps)).index_select(dim, order).flatten(dim, dim + 1)
+
+
+def move_units(tensor: Tensor, axis: Axis, order: Tensor, blocks: int = 1) -> Tensor:
+    """Reorder a group's units on one axis, other units on it staying where they are.
+
+    Args:
+        tensor: The tensor.
+        axis: The axis.
+        order: Permutation of the group's units.
+        blocks: Blocks of the group. On an axis that holds one block only, axis 0 must have been permuted before.
+    """
+    order = order.to(tensor.device)
+    if axis.within:
+        size = len(order) // blocks
+        inside = (order.view(blocks, size) % size).repeat_interleave(tensor.shape[0] // blocks, 0)
+        inside = inside.repeat_interleave(axis.taps, 1).view(inside.shape + (1,) * (tensor.dim() - 2))
+        return tensor.gather(1, inside.expand_as(tensor))
+    if axis.entries is None:
+        return permute_axis(tensor, axis.dim, order, axis.taps)
+    entries = torch.tensor(axis.entries, device=tensor.device)
+    moved = tensor.index_select(axis.dim, entries.view(-1, axis.taps)[order].flatten())
+    return tensor.index_copy(axis.dim, entries, moved)
 
 
 def permute_state(state: Mapping[str, Tensor], spec: Spec, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,13 +49,44 @@ def permute_state(state: Mapping[str, Tensor], spec: Spec, orders: Mapping[str, 
 
     Returns:
         A new state dict of the same function.
+
+    Raises:
+        MergeError: Where a permutation tears a block apart, or moves the blocks of tied groups in different ways.
     """
+    check_blocks(spec, orders)
     result = dict(state)
-    for name, order in orders.items():
-        for axis in spec.groups[name].axes:
-            tensor = result[axis.tensor]
-            result[axis.tensor] = permute_axis(tensor, axis.dim, order.to(tensor.device), axis.taps)
+    for within in (False, True):  # rows first: blocks of a grouped convolution's weight move with them
+        for name, order in orders.items():
+            group = spec.groups[name]
+            for axis in (axis for axis in group.axes if axis.within == within):
+                result[axis.tensor] = move_units(result[axis.tensor], axis, order, group.blocks)
     return result
+
+
+def check_blocks(spec: Spec, orders: Mapping[str, Tensor]) -> None:
+    """Refuse permutations that do not keep to the blocks of their groups.
+
+    Raises:
+        MergeError: With the name of the group.
+    """
+    for name in orders:
+        group = spec.groups[name]
+        if group.blocks == 1:
+            continue
+        moved = {other.name: _block_order(other, orders.get(other.name)) for other in spec.tied(group)}
+        for other, blocks in moved.items():
+            if blocks is None:
+                raise MergeError(f"permutation of group {other!r} tears its {group.blocks} blocks apart.")
+            if blocks != moved[name]:
+                raise MergeError(f"permutations of groups {name!r} and {other!r} move their tied blocks differently.")
+
+
+def _block_order(group: Group, order: Tensor | None) -> list[int] | None:
+    """Which block comes to each block's place; None where blocks are torn apart."""
+    if order is None:
+        return list(range(group.blocks))
+    homes = order.view(group.blocks, -1) // (group.size // group.blocks)
+    return homes[:, 0].tolist() if bool((homes == homes[:, :1]).all()) else None
 
 
 def derangement(size: int, generator: torch.Generator) -> Tensor:
@@ -42,26 +95,57 @@ def derangement(size: int, generator: torch.Generator) -> Tensor:
     return order.roll(1)[order.argsort()]
 
 
+def random_orders(spec: Spec, groups: Iterable[Group], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random permutations of some groups that keep to their blocks, and those that they bring to tied groups.
+
+    Args:
+        spec: Groups of the architecture.
+        groups: The groups: their units move within blocks, their blocks among each other.
+        generator: Source of the permutations.
+    """
+    chosen = {group.name: group for group in groups}
+    blocks: dict[str, Tensor] = {}
+    orders = {}
+    for group in chosen.values():
+        label = group.tied or group.name
+        if label not in blocks:
+            still = any(other.fixed for other in spec.tied(group))
+            blocks[label] = torch.arange(group.blocks) if still else derangement(group.blocks, generator)
+        for other in spec.tied(group):
+            if other.name in orders or other.fixed or (other.name in chosen and other is not group):
+                continue
+            size = other.size // other.blocks
+            inside = [
+                derangement(size, generator) if other is group else torch.arange(size) for _ in range(other.blocks)
+            ]
+            orders[other.name] = torch.cat(
+                [home * size + unit for home, unit in zip(blocks[label].tolist(), inside, strict=True)]
+            )
+    return orders
+
+
 @torch.no_grad()
-def largest_difference(network: nn.Module, spec: Spec, groups: tuple[Group, ...], generator: torch.Generator) -> float:
-    """Permute some groups at random and measure what that does to the logits.
+def group_differences(network: nn.Module, spec: Spec, seed: int = 0) -> dict[str, float]:
+    """Permute each group at random, with what is tied to it, and measure what that does to the logits.
 
     Args:
         network: In eval mode; left unchanged.
         spec: Its spec.
-        groups: Groups to permute at once.
-        generator: Source of the permutations and of the random pictures (on the CPU).
+        seed: Seed of the permutations and of the random pictures (drawn on the CPU).
 
     Returns:
-        max |Δlogit| over two random pictures, relative to max |logit|.
+        For every permutation group, max |Δlogit| over two random pictures, relative to max |logit|.
     """
+    generator = torch.Generator().manual_seed(seed)
     state = dict(network.state_dict())
-    orders = {group.name: derangement(group.size, generator) for group in groups}
-    device = next(network.parameters()).device
-    pictures = torch.randn(2, *spec.picture, generator=generator).to(device)
+    pictures = torch.randn(2, *spec.picture, generator=generator).to(next(network.parameters()).device)
     before = functional_call(network, state, (pictures,))
-    after = functional_call(network, permute_state(state, spec, orders), (pictures,))
-    return float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
+    differences = {}
+    for group in spec.free:
+        moved = permute_state(state, spec, random_orders(spec, [group], generator))
+        after = functional_call(network, moved, (pictures,))
+        differences[group.name] = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
+    return differences
 
 
 def check_equivalence(network: nn.Module, spec: Spec, *, seed: int = 0, tolerance: float = 1e-3) -> dict[str, float]:
@@ -79,8 +163,7 @@ def check_equivalence(network: nn.Module, spec: Spec, *, seed: int = 0, toleranc
     Raises:
         MergeError: Where a difference is above the tolerance (or not a number); the message names the group.
     """
-    generator = torch.Generator().manual_seed(seed)
-    differences = {g.name: largest_difference(network, spec, (g,), generator) for g in spec.free}
+    differences = group_differences(network, spec, seed)
     worst = max(differences, key=lambda name: differences[name], default=None)
     broken = [name for name, value in differences.items() if not value <= tolerance]
     if broken or worst is None:

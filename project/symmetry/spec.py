@@ -1,7 +1,13 @@
-"""The permutation groups of an architecture: which axes of which tensors move together."""
+"""The permutation groups of an architecture: which axes of which tensors move together.
+
+A group may be laid out in blocks, equal runs of units that stay together: the groups of a grouped convolution or of a
+GroupNorm, the heads of attention. Its permutations map whole blocks to whole blocks and are free within each. Groups
+that are ``tied`` share the order of their blocks: what a grouped convolution reads and what it writes, the queries and
+keys of attention and its values.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -12,13 +18,17 @@ class Axis:
     Args:
         tensor: Name in the state dict.
         dim: Which axis.
-        taps: Consecutive entries a unit owns on this axis; more than one where pictures are flattened before a
-            linear layer.
+        taps: Entries a unit owns on this axis; more than one where pictures are flattened before a linear layer.
+        entries: Where the units' entries stand on the axis, unit after unit; None where they fill it in order.
+        within: Whether the axis holds one block of units only, the block that axis 0 is in: the input axis of a
+            grouped convolution.
     """
 
     tensor: str
     dim: int
     taps: int = 1
+    entries: tuple[int, ...] | None = None
+    within: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,13 @@ class Group:
         name: Name of the first layer that writes the group (``input`` for the picture).
         size: Number of units.
         axes: The tied (tensor, axis) pairs.
-        nodes: Names of the graph's values that carry the group's units on axis 1, in execution order.
+        nodes: Names of the graph's values that carry the group's units, all of them and in order, on one axis, in
+            execution order; :attr:`Spec.dims` says on which.
         fixed: ``input`` or ``output`` where the order of the units has a meaning outside the network.
+        blocks: Number of equal runs of units that a permutation keeps together.
+        tied: Name that groups share whose blocks move together; None without blocks.
+        whole: Whether a layer takes statistics over all units at once, so that the units of a source can only be
+            separated from the others' all together.
     """
 
     name: str
@@ -38,6 +53,32 @@ class Group:
     axes: tuple[Axis, ...]
     nodes: tuple[str, ...]
     fixed: Literal["input", "output"] | None = None
+    blocks: int = 1
+    tied: str | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Join:
+    """Several groups on one axis, as concatenating values puts them.
+
+    Args:
+        name: The first layer that reads it, in words.
+        parts: Group and place on the axis of each of its units, in the order of the groups' first places.
+    """
+
+    name: str
+    parts: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of units on the axis."""
+        return sum(len(places) for _, places in self.parts)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the groups stand one after the other, each in its own order."""
+        return [place for _, places in self.parts for place in places] == list(range(self.size))
 
 
 @dataclass(frozen=True)
@@ -47,11 +88,12 @@ class Layer:
     Args:
         name: Name of the module.
         node: Name of its call in the graph.
-        inputs: Group on its input axis.
+        inputs: Group, or join of groups, on its input axis.
         outputs: Group on its output axis.
         taps: Weights per (output unit, input unit): the kernel's size, or the flattened positions of a linear layer.
         positions: Output positions per picture at the traced picture size.
         bias: Whether it adds a constant.
+        blocks: Number of blocks of a grouped convolution: each block of outputs reads its own block of inputs.
     """
 
     name: str
@@ -61,13 +103,29 @@ class Layer:
     taps: int
     positions: int
     bias: bool
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation layer with one scale, shift, mean and variance per unit of its group."""
+    """A normalisation layer with a scale and a shift (and, for batch norm, a mean and a variance) a unit."""
 
     name: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor of the network's own that meets units on one axis, such as a class token or a layer scale.
+
+    Args:
+        name: Name in the state dict.
+        dim: The axis that holds the units.
+        group: Group, or join of groups, on it.
+    """
+
+    name: str
+    dim: int
     group: str
 
 
@@ -80,12 +138,18 @@ class Spec:
         layers: Layers in execution order.
         norms: Normalisation layers in execution order.
         picture: Shape (channels, height, width) of the traced picture.
+        dims: For every node of a group, the axis of the value that carries the units.
+        joins: Axes that several groups share, by name.
+        parameters: Tensors outside layers and norms that carry units.
     """
 
     groups: Mapping[str, Group]
     layers: tuple[Layer, ...]
     norms: tuple[Norm, ...]
     picture: tuple[int, int, int]
+    dims: Mapping[str, int] = field(default_factory=dict)
+    joins: Mapping[str, Join] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = ()
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -94,8 +158,15 @@ class Spec:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of units of every group, by name."""
-        return {name: group.size for name, group in self.groups.items()}
+        """Number of units of every group and join, by name."""
+        groups = {name: group.size for name, group in self.groups.items()}
+        return groups | {name: join.size for name, join in self.joins.items()}
+
+    def tied(self, group: Group) -> tuple[Group, ...]:
+        """The groups whose blocks move with this one's, itself among them."""
+        if group.tied is None:
+            return (group,)
+        return tuple(other for other in self.groups.values() if other.tied == group.tied)
 
     @property
     def input(self) -> Group:
@@ -104,11 +175,17 @@ class Spec:
 
     @property
     def plain_input(self) -> str | None:
-        """Name of the picture's group, if all sources read the picture as it is; None where norms stand before."""
+        """Name of the picture's group, if all sources read the picture as it is; None where they change it first."""
         name = self.input.name
-        return None if any(norm.group == name for norm in self.norms) else name
+        changed = {norm.group for norm in self.norms} | {layer.outputs for layer in self.layers}
+        return None if name in changed else name
 
     @property
     def output(self) -> Group:
         """The group of the logits."""
         return next(group for group in self.groups.values() if group.fixed == "output")
+
+    @property
+    def head(self) -> Layer:
+        """The layer that puts out the logits."""
+        return next(layer for layer in self.layers if layer.outputs == self.output.name)

@@ -1,50 +1,55 @@
-"""Deriving the permutation groups of a network from its traced graph by union-find."""
+"""Deriving the permutation groups of a network from its traced graph.
 
-import contextlib
-import copy
-import io
+Every value of the graph is followed by labels that say which unit each of its entries belongs to. Layers write new
+units; whatever only moves entries (reshape, permute, concatenation, chunks, shuffles) is done to the labels as it is
+done to the values; whatever combines values entry by entry makes their units the same; and a layer that runs at many
+positions makes the units of all positions the same. Which axes belong to which group follows from the labels.
+"""
+
 import operator
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, fx, nn
+from torchvision.ops import StochasticDepth
+from torchvision.ops.misc import Permute
 
 from project.errors import TraceError
-from project.symmetry.spec import Axis, Group, Layer, Norm, Spec
+from project.symmetry.collect import Records, collect
+from project.symmetry.graph import code_of, shaped_graph
+from project.symmetry.layers import LAYERS
+from project.symmetry.spec import Spec
+from project.symmetry.units import Value
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-ELEMENTWISE_MODULES = (
+Target = Callable[..., Any] | str
+BATCH = 2  # pictures traced: with one, a batch could be mistaken for an axis that broadcasts
+ENTRYWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
-    nn.Tanh, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d,
+    nn.Tanh, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth,
 )  # fmt: skip
 POOLING_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-# Functions whose tensor arguments all carry the same units, which their result carries too.
-UNITWISE_CALLS: frozenset[Callable[..., Any] | str] = frozenset(
+# Functions that work entry by entry, broadcasting: their tensor arguments carry the same units, as does the result.
+ENTRYWISE_CALLS: frozenset[Target] = frozenset(
     (
-        operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub, torch.add, torch.mul,
-        torch.sub, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu,
-        F.hardswish, F.sigmoid, F.tanh, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-        F.adaptive_max_pool2d, "add", "add_", "mul", "mul_", "relu", "relu_", "contiguous", "clone",
+        operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub, operator.truediv,
+        operator.neg, torch.add, torch.mul, torch.sub, torch.div, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
+        F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh,
+        F.dropout, "add", "add_", "mul", "mul_", "sub", "div", "relu", "relu_", "sigmoid", "tanh", "clamp",
+        "contiguous", "clone",
     )
 )  # fmt: skip
-FLATTENS: frozenset[Callable[..., Any] | str] = frozenset((torch.flatten, "flatten"))
-MEANS: frozenset[Callable[..., Any] | str] = frozenset((torch.mean, "mean"))
-
-
-def graph_of(network: nn.Module) -> fx.GraphModule:
-    """Trace a network into a graph of its leaf modules; in eval mode, sharing its parameters.
-
-    Raises:
-        TraceError: Where ``torch.fx`` cannot trace the network; the message holds its reason.
-    """
-    try:
-        graph = fx.symbolic_trace(network)
-    except Exception as error:
-        raise TraceError(f"{type(network).__name__} cannot be traced by torch.fx: {error}") from error
-    return graph.eval()
+POOLING_CALLS: frozenset[Target] = frozenset((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d))
+# Functions that only move entries.
+MOVING_CALLS: frozenset[Target] = frozenset(
+    (
+        torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
+        torch.split, torch.cat, torch.concat, torch.flip, torch.roll, operator.getitem, "flatten", "reshape", "view",
+        "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split", "expand", "flip", "roll",
+    )
+)  # fmt: skip
+MEANS: frozenset[Target] = frozenset((torch.mean, "mean"))
 
 
 def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
@@ -58,179 +63,200 @@ def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
         The groups, layers and norms in execution order.
 
     Raises:
-        TraceError: Where a layer's type is unknown, a layer runs twice, or the picture is too small.
+        TraceError: Where a layer's type is unknown, a layer runs twice, or the picture is too small; the message
+            names the layer and the line of code that runs it.
     """
     if network.training:
         raise TraceError(f"network {type(network).__name__} is in training mode; tracing needs eval mode.")
-    graph = graph_of(copy.deepcopy(network).to("meta"))  # shapes alone: no arithmetic, whatever the picture's size
-    example = torch.zeros(2, *picture, dtype=next(graph.parameters()).dtype, device="meta")
-    try:
-        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where ShapeProp prints its traceback
-            ShapeProp(graph).propagate(example)
-    except Exception as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise TraceError(f"{type(network).__name__} does not run on pictures of shape {picture}: {cause}") from error
-    return _Tracer(graph, picture).spec()
+    with torch.device("cpu"):  # labels are counted, wherever the caller makes tensors
+        return collect(_Walk(shaped_graph(network, picture, BATCH), picture).records())
 
 
-class _Tracer:
-    """Walks the graph once, uniting the unit axes of values, layers and norms."""
+class _Walk:
+    """Walks the graph once, keeping the labels of every value."""
 
     def __init__(self, graph: fx.GraphModule, picture: tuple[int, int, int]) -> None:
         self.graph = graph
         self.picture = picture
-        self.parent: list[int] = []
-        self.sizes: list[int] = []
-        self.first: list[str] = []  # name of the first writer of each class
-        self.axes: list[tuple[int, Axis]] = []
-        self.carried: dict[fx.Node, tuple[int, int]] = {}  # value -> (class, taps a unit owns on axis 1)
-        self.layers: list[tuple[str, str, int, int, int, int, bool]] = []
-        self.norms: list[tuple[str, int]] = []
+        self.found = Records(picture, BATCH)
         self.seen: set[str] = set()
 
-    def spec(self) -> Spec:
-        """Walk, then collect the classes into groups."""
-        source = output = -1
+    def records(self) -> Records:
+        """Walk, and hand over what was found on the way."""
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
-                if source >= 0:
-                    raise TraceError(f"network takes a second input {node.name!r}; one batch of pictures is allowed.")
-                source = self._new(self.picture[0], "input")
-                self.carried[node] = (source, 1)
+                self._placeholder(node)
+            elif node.op == "get_attr":
+                self._parameter(node)
             elif node.op == "call_module":
                 self._module(node)
             elif node.op in ("call_function", "call_method"):
                 self._call(node)
-            elif node.op == "output":
-                result = node.args[0]
-                if not isinstance(result, fx.Node) or _rank(result) != 2:
-                    raise TraceError("network returns something else than one (batch, classes) tensor of logits.")
-                output = self.carried[result][0]
             else:
-                raise TraceError(f"value {node.target!r} is a tensor of the network used outside a known layer.")
-        if self._find(source) == self._find(output):
-            raise TraceError("the logits are tied to the picture's channels; a layer must stand between them.")
-        return self._collect(self._find(source), self._find(output))
+                self._output(node)
+        return self.found
 
-    def _collect(self, source: int, output: int) -> Spec:
-        roots = dict.fromkeys(self._find(index) for index in range(len(self.parent)))
-        names = {root: self.first[root] for root in roots}
-        groups = {}
-        for root, name in names.items():
-            fixed = {source: "input", output: "output"}.get(root)
-            groups[name] = Group(
-                name=name,
-                size=self.sizes[root],
-                axes=tuple(axis for index, axis in self.axes if self._find(index) == root),
-                nodes=tuple(
-                    n.name for n, (index, taps) in self.carried.items() if self._find(index) == root and taps == 1
-                ),
-                fixed=fixed,  # type: ignore[arg-type]
-            )
-        layers = tuple(
-            Layer(name, node, names[self._find(i)], names[self._find(o)], taps, positions, bias)
-            for name, node, i, o, taps, positions, bias in self.layers
-        )
-        norms = tuple(Norm(name, names[self._find(index)]) for name, index in self.norms)
-        return Spec(groups, layers, norms, self.picture)
+    def _placeholder(self, node: fx.Node) -> None:
+        if self.found.values:
+            raise TraceError(f"network takes a second input {node.name!r}; one batch of pictures is allowed.")
+        channels = self.found.units.new(self.picture[0], "input")
+        self.found.source = channels
+        self.found.values[node] = Value(channels[None, :, None, None])
 
-    def _new(self, size: int, name: str) -> int:
-        self.parent.append(len(self.parent))
-        self.sizes.append(size)
-        self.first.append(name)
-        return len(self.parent) - 1
+    def _parameter(self, node: fx.Node) -> None:
+        name, shape = str(node.target), node.meta.get("shape")
+        if shape is None:
+            return
+        if name not in dict(self.graph.named_parameters()):
+            raise TraceError(f"value {name!r} is a buffer of the network used outside a known layer{_read_at(node)}.")
+        if name in self.seen:
+            raise TraceError(f"parameter {name!r} is used more than once{_read_at(node)}; shared ones are unknown.")
+        self.seen.add(name)
+        labels = self.found.units.new(shape.numel(), None).view(shape)
+        self.found.parameters[name] = labels
+        self.found.values[node] = Value(labels, free=True)
 
-    def _find(self, index: int) -> int:
-        while self.parent[index] != index:
-            self.parent[index] = self.parent[self.parent[index]]
-            index = self.parent[index]
-        return index
-
-    def _unite(self, a: int, b: int, where: str) -> None:
-        a, b = self._find(a), self._find(b)
-        if self.sizes[a] != self.sizes[b]:
-            raise TraceError(
-                f"{where} joins {self.sizes[a]} units with {self.sizes[b]}; broadcasting units is unknown."
-            )
-        self.parent[max(a, b)] = min(a, b)
+    def _output(self, node: fx.Node) -> None:
+        result = node.args[0]
+        value = self.found.values.get(result) if isinstance(result, fx.Node) else None
+        if value is None or len(self.found.shape(cast(fx.Node, result))) != 2:
+            raise TraceError("network returns something else than one (batch, classes) tensor of logits.")
+        self.found.logits = self.found.along(cast(fx.Node, result), value, 1, "the output")
 
     def _module(self, node: fx.Node) -> None:
         name, module = str(node.target), self.graph.get_submodule(str(node.target))
-        index, taps = self._input(node)
+        value = self._input(node)
         if next(module.parameters(), None) is not None:
             if name in self.seen:
-                raise TraceError(f"layer {name!r} runs more than once in a forward pass; shared layers are unknown.")
+                raise TraceError(
+                    f"layer {name!r} runs more than once in a forward pass{code_of(node)}; shared layers are unknown."
+                )
             self.seen.add(name)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            self._layer(node, name, module, index, taps)
-        elif isinstance(module, NORMS) and taps == 1:
-            tensors = ("weight", "bias", "running_mean", "running_var")
-            self.axes += [(index, Axis(f"{name}.{t}", 0)) for t in tensors if getattr(module, t) is not None]
-            self.norms.append((name, index))
-            self.carried[node] = (index, 1)
-        elif isinstance(module, nn.Flatten) and module.start_dim == 1:
-            self._flatten(node)
-        elif isinstance(module, ELEMENTWISE_MODULES + POOLING_MODULES):
-            self.carried[node] = (index, taps)
+        handler = next((act for kind, act in LAYERS.items() if isinstance(module, kind)), None)
+        if handler is not None:
+            handler(self.found, node, name, module, value)
+        elif isinstance(module, nn.Flatten | Permute):
+            self._moved(node, module, node.args, node.kwargs)
+        elif isinstance(module, POOLING_MODULES):
+            self._pooled(node, value)
+        elif isinstance(module, ENTRYWISE_MODULES):
+            self.found.values[node] = value
         else:
-            raise TraceError(f"layer {name!r} is a {type(module).__name__}, whose units are unknown here.")
-
-    def _layer(self, node: fx.Node, name: str, module: nn.Conv2d | nn.Linear, index: int, taps: int) -> None:
-        if isinstance(module, nn.Conv2d):
-            if module.groups != 1:
-                raise TraceError(f"layer {name!r} is a convolution of {module.groups} groups; only 1 is known here.")
-            if module.padding_mode != "zeros":
-                raise TraceError(f"layer {name!r} pads with {module.padding_mode!r}; only 'zeros' is known here.")
-            taps = module.kernel_size[0] * module.kernel_size[1]
-        elif _rank(node) != 2:
-            raise TraceError(f"layer {name!r} is a linear layer on more than (batch, features); flatten comes first.")
-        written = self._new(module.weight.shape[0], name)
-        self.axes.append((index, Axis(f"{name}.weight", 1, 1 if isinstance(module, nn.Conv2d) else taps)))
-        self.axes.append((written, Axis(f"{name}.weight", 0)))
-        if module.bias is not None:
-            self.axes.append((written, Axis(f"{name}.bias", 0)))
-        positions = _shape(node)[2:].numel() if _rank(node) > 2 else 1
-        self.layers.append((name, node.name, index, written, taps, positions, module.bias is not None))
-        self.carried[node] = (written, 1)
+            raise TraceError(
+                f"layer {name!r} is a {type(module).__name__}, whose units are unknown here{code_of(node)}."
+            )
 
     def _call(self, node: fx.Node) -> None:
-        operands = [argument for argument in node.all_input_nodes if argument in self.carried]
-        if node.target in FLATTENS:
-            start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-            if start != 1:
-                raise TraceError(f"{node.name} flattens from axis {start}; only 1 keeps the units apart.")
-            self._flatten(node)
-        elif node.target in MEANS:
-            dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            if set(dims if isinstance(dims, list | tuple) else [dims]) not in ({2, 3}, {-1, -2}):
-                raise TraceError(f"{node.name} averages over axes {dims}; only the two picture axes keep the units.")
-            self.carried[node] = self.carried[operands[0]]
-        elif node.target in UNITWISE_CALLS and operands:
-            index, taps = self.carried[operands[0]]
-            for other in operands[1:]:
-                if self.carried[other][1] != taps:
-                    raise TraceError(f"{node.name} joins values flattened in different ways.")
-                self._unite(index, self.carried[other][0], node.name)
-            self.carried[node] = (index, taps)
+        if "value" in node.meta:
+            return  # a shape, or something computed from shapes
+        operands = [argument for argument in node.all_input_nodes if argument in self.found.values]
+        if node.target is operator.getitem and node.args[0] in self.found.pieces:
+            piece = self.found.pieces[cast(fx.Node, node.args[0])][cast(int, node.args[1])]
+            if piece is not None:
+                self.found.values[node] = piece
+                return
+        if node.target in MOVING_CALLS and operands:
+            self._moved(node, _function(node), node.args, node.kwargs)
+        elif node.target in MEANS and operands:
+            self._mean(node, operands[0])
+        elif node.target in POOLING_CALLS and operands:
+            self._pooled(node, self.found.values[operands[0]])
+        elif node.target in ENTRYWISE_CALLS and operands:
+            self._combined(node, operands)
         else:
             target = getattr(node.target, "__name__", node.target)
-            raise TraceError(f"{node.name} calls {target!r}, whose effect on units is unknown here.")
+            raise TraceError(f"{node.name} calls {target!r}, whose effect on units is unknown here{code_of(node)}.")
 
-    def _flatten(self, node: fx.Node) -> None:
-        index, taps = self._input(node)
-        self.carried[node] = (index, taps * _shape(node.all_input_nodes[0])[2:].numel())
+    def _moved(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Do to the labels what is done to the values."""
+        operands = [one for one in node.all_input_nodes if "value" not in one.meta]
+        if any(one not in self.found.values for one in operands):
+            raise TraceError(f"{node.name} reads a value without units{code_of(node)}.")
 
-    def _input(self, node: fx.Node) -> tuple[int, int]:
+        def labels(one: fx.Node) -> Any:
+            known = self.found.values.get(one)
+            return one.meta["value"] if known is None else known.labels.expand(self.found.shape(one))
+
+        result = function(*fx.map_arg(args, labels), **fx.map_arg(kwargs, labels))
+        free = all(self.found.values[one].free for one in operands)
+        if isinstance(result, Tensor):
+            self.found.values[node] = self.found.units.value(result, free=free)
+        else:
+            self.found.pieces[node] = [self.found.units.value(part, free=free) for part in result]
+
+    def _mean(self, node: fx.Node, operand: fx.Node) -> None:
+        value = self.found.value(operand)
+        rank = value.labels.dim()
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        listed = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        dims = [cast(int, dim) % rank for dim in listed]
+        if not dims or any(dim in value.varying for dim in dims):
+            raise TraceError(
+                f"{node.name} averages over axes {given}, which mixes units{code_of(node)}; "
+                f"only averages over positions keep them apart."
+            )
+        kept = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        shape = [1 if dim in dims else size for dim, size in enumerate(value.labels.shape) if kept or dim not in dims]
+        self.found.values[node] = Value(value.labels.reshape(shape), value.free)
+
+    def _pooled(self, node: fx.Node, value: Value) -> None:
+        channels = self.found.along(node.all_input_nodes[0], value, 1, node.name)
+        self.found.values[node] = Value(channels[None, :, None, None])
+
+    def _combined(self, node: fx.Node, operands: list[fx.Node]) -> None:
+        """Make the units of values that meet entry by entry the same; one that broadcasts over units has none."""
+        result, at = self.found.value(operands[0]), operands[0]
+        for other in operands[1:]:
+            mine, theirs = self.found.value(other), result
+            first, second = (self._aligned(one, node) for one in ((mine, other), (theirs, at)))
+            (labels, shape), (others, sizes) = first, second
+            carried = self._spread(labels, sizes), self._spread(others, shape)
+            if carried[0] or carried[1]:  # one of them is the same for all units of the other
+                spreads, kept = (mine, result) if carried[1] else (result, mine)
+                if spreads.varying and not spreads.free:
+                    raise TraceError(
+                        f"{node.name} joins values whose units stand on different axes{code_of(node)}; unknown here."
+                    )
+                result, at = (result, at) if kept is result else (mine, other)
+                continue
+            axes = [{dim for dim, size in enumerate(part.shape) if size > 1} for part in (labels, others)]
+            if all(axes) and not axes[0] & axes[1] and not (mine.free or result.free):
+                raise TraceError(
+                    f"{node.name} joins values whose units stand on different axes{code_of(node)}; unknown here."
+                )
+            self.found.units.unite(labels, others)
+            united = labels if mine.varying and not mine.free else others
+            result = self.found.units.value(united, free=mine.free and result.free)
+            at = node
+        self.found.values[node] = result
+
+    def _aligned(self, one: tuple[Value, fx.Node], node: fx.Node) -> tuple[Tensor, torch.Size]:
+        """Labels and shape of a value, with leading axes as broadcasting adds them."""
+        value, source = one
+        rank, shape = len(self.found.shape(node)), self.found.shape(source)
+        missing = (1,) * (rank - len(shape))
+        return value.labels.reshape(missing + tuple(value.labels.shape)), torch.Size(missing + tuple(shape))
+
+    @staticmethod
+    def _spread(labels: Tensor, other: torch.Size) -> bool:
+        """Whether a value of another shape broadcasts over axes on which these labels change."""
+        return any(mine > 1 and theirs == 1 for mine, theirs in zip(labels.shape, other, strict=True))
+
+    def _input(self, node: fx.Node) -> Value:
         argument = node.args[0] if node.args else None
-        if not isinstance(argument, fx.Node) or argument not in self.carried:
-            raise TraceError(f"{node.name} reads something else than one value of the graph.")
-        return self.carried[argument]
+        if not isinstance(argument, fx.Node) or argument not in self.found.values:
+            raise TraceError(f"{node.name} reads something else than one value of the graph{code_of(node)}.")
+        return self.found.value(argument)
 
 
-def _shape(node: fx.Node) -> torch.Size:
-    meta = node.meta["tensor_meta"]
-    return cast(torch.Size, meta.shape)
+def _read_at(node: fx.Node) -> str:
+    """The line of code that first reads a tensor of the network."""
+    return code_of(next(iter(node.users), node))
 
 
-def _rank(node: fx.Node) -> int:
-    return len(_shape(node))
+def _function(node: fx.Node) -> Callable[..., Any]:
+    """What a call does, as a function of all its arguments."""
+    if node.op == "call_function":
+        return cast(Callable[..., Any], node.target)
+    name = "reshape" if node.target == "view" else str(node.target)  # labels lie in memory in other ways than values
+    return lambda first, *args, **kwargs: getattr(first, name)(*args, **kwargs)

@@ -105,6 +105,22 @@ def test_splitting_separates_rows(sources: int, seed: int) -> None:
     assert torch.equal(units.split(torch.arange(0)).members, units.members)
 
 
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_splitting_into_parts(sources: int, seed: int) -> None:
+    """Units of one part stay together; what a row lacks, its parts lack."""
+    units, random = random_map(5, sources, seed), np.random.default_rng(seed)
+    rows = torch.arange(units.units)[seed % 2 :: 2]
+    parts = torch.from_numpy(random.integers(0, sources, (len(rows), sources)))
+    expected = [tuple(row) for j, row in enumerate(units.members.tolist()) if j not in rows.tolist()]
+    for j, labels in zip(rows.tolist(), parts.tolist(), strict=True):
+        pieces = [
+            tuple(unit if other == label else -1 for unit, other in zip(units.members[j].tolist(), labels, strict=True))
+            for label in set(labels)
+        ]
+        expected += [piece for piece in pieces if max(piece) >= 0]
+    assert sorted(map(tuple, units.split(rows, parts).members.tolist())) == sorted(expected)
+
+
 def test_identity_and_apart() -> None:
     assert UnitMap.identity(3, 2).members.tolist() == [[0, 0], [1, 1], [2, 2]]
     assert UnitMap.apart((2, 1)).members.tolist() == [[0, -1], [1, -1], [-1, 0]]

@@ -17,7 +17,7 @@ UNEQUAL = {"art": {"cat": 10, "dog": 20}, "birds": {"auk": 6, "owl": 6, "tit": 6
 
 
 def module(sets: ImageFolders, **options: Any) -> DomainDataModule:
-    settings = {"image_size": 8, "batch_size": 7, "calibration_pictures": 9} | options
+    settings = {"image_size": 8, "batch_size": 7, "calibration": 9} | options
     return DomainDataModule(sets, **settings)
 
 
@@ -101,7 +101,7 @@ def test_a_domain_in_two_sets_is_refused(folders: Make) -> None:
 def test_unreadable_pictures(folders: Make, tmp_path: Path) -> None:
     sets = folders(EQUAL)
     (tmp_path / "folders/art/dog/bad.png").write_text("no picture")
-    options = {"validation_fraction": 0.5, "calibration_pictures": None}
+    options = {"validation_fraction": 0.5, "calibration": "all"}
 
     def loaders(data: DomainDataModule) -> list[Any]:
         return [data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
@@ -126,7 +126,12 @@ def test_a_use_without_pictures_is_told(folders: Make) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
-        ({"calibration_pictures": 0}, "calibration_pictures is 0"),
+        ({"calibration": 0}, "calibration is 0; allowed: 'all', 'public', 'none', or a number"),
+        ({"calibration": True}, "calibration is True"),
+        ({"calibration": "some"}, "calibration is 'some'"),
+        ({"calibration": "public"}, "calibration is 'public', but public is null"),
+        ({"calibration_views": 0}, "calibration_views is 0"),
+        ({"public_pictures": 0}, "public_pictures is 0"),
         ({"calibration_batch_size": 0}, "calibration_batch_size is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"crop": "left"}, "crop is 'left'"),

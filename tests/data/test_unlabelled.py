@@ -26,12 +26,12 @@ def rows(pictures: Tensor) -> set[tuple[float, ...]]:
 @pytest.fixture
 def data(folders: Make) -> UnlabelledDataModule:
     sets = folders({"art": {"cat": 10, "dog": 20}, "photo": {"cat": 6, "dog": 4}}, test_fraction=0.2)
-    return UnlabelledDataModule(sets, image_size=8, calibration_pictures=10, calibration_batch_size=4, augment=False)
+    return UnlabelledDataModule(sets, image_size=8, calibration=10, calibration_batch_size=4, augment=False)
 
 
 def test_every_batch_has_every_domain(data: UnlabelledDataModule) -> None:
     found = batches(data)
-    assert data.counts("calibration") == {"art": 10, "photo": 6}
+    assert data.calibration_counts() == {"art": 10, "photo": 6}
     assert [{name: len(x) for name, x in batch.items()} for batch in found] == [
         {"art": 4, "photo": 4},
         {"art": 4, "photo": 2},

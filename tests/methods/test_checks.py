@@ -1,13 +1,20 @@
 """Errors before the long run, in one sentence with the value and what is allowed."""
 
+import warnings
 from typing import Any
 
 import pytest
 from helpers import make_problem, pictures, random_network
 
 from project.errors import ConfigurationError, MergeError
-from project.methods import Permutation, PLeaS, check_budgets
+from project.methods import Permutation, PLeaS
+from project.student import check_budgets
 from project.student.memory import free_bytes, walk_bytes
+
+
+def quiet() -> warnings.catch_warnings:
+    """Any warning is an error, as everywhere in the tests."""
+    return warnings.catch_warnings(action="error")
 
 
 @pytest.mark.parametrize("budgets", [[1], [1.0, 1.5, 2.0], [2]])
@@ -35,10 +42,11 @@ def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> N
     [
         ({"matching": "hope"}, "matching is 'hope'; allowed: 'activations', 'weights'"),
         ({"similarity": "cosine"}, "similarity is 'cosine'; allowed: 'correlation', 'distance'"),
-        ({"separate": "middle"}, "separate is 'middle'; allowed: 'back', 'front'"),
+        ({"separate": "middle"}, "separate is 'middle'; allowed: 'gain', 'front', 'back', 'uniform'"),
         ({"ridge": -1.0}, "ridge is -1.0; allowed: 0 or more"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"targets": "other"}, "targets is 'other'"),
+        ({"restyle_steps": -1}, "restyle_steps is -1; allowed: 0 or more"),
         ({"heads": "none"}, "heads is 'none'"),
     ],
 )
@@ -70,7 +78,25 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
         except (MergeError, ConfigurationError):
             refusals.append(True)
     assert refusals[0] == refusals[1]
-    PLeaS(fit="joint").check(problem, {"art": count}, [1.0])
+    told = pytest.warns(UserWarning, match=rf"and {count} calibration pictures give only") if refusals[0] else quiet()
+    with told:
+        PLeaS(fit="joint").check(problem, {"art": count}, [1.0])
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.5])
+@pytest.mark.parametrize("structure", range(4))
+def test_the_number_of_pictures_that_would_be_enough_is_enough(structure: int, budget: float) -> None:
+    problem = make_problem([random_network(structure, weights) for weights in (0, 1)])
+    method = PLeaS(rounds=0)
+    with pytest.warns(UserWarning, match="stays near the permuted average; .* would be enough") as caught:
+        method.check(problem, {"art": 1, "birds": 1}, [budget])
+    words = str(caught[0].message).split()
+    enough = int(words[words.index("would") - 1])
+    share = enough if budget > 1 else -(-enough // 2)
+    with quiet():
+        method.check(problem, {"art": share, "birds": share}, [budget])
+    with pytest.warns(UserWarning, match=words[1]):
+        method.check(problem, {"art": share - 1, "birds": share - 1}, [budget])
 
 
 def test_more_activations_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +106,25 @@ def test_more_activations_than_memory_are_refused(monkeypatch: pytest.MonkeyPatc
     pictures_of_a_gibibyte = {"art": 2**30 // walk_bytes(problem.spec, 1, 2.0)}
     PLeaS().check(problem, pictures_of_a_gibibyte, [1.0, 2.0])
     PLeaS(fit="joint").check(problem, {"art": 10**9}, [2.0])
-    with pytest.raises(ConfigurationError, match=r"calibration_pictures .* 1\.0 GiB are free; use fewer"):
+    with pytest.raises(ConfigurationError, match=r"calibration comes .* 1\.0 GiB are free; use fewer"):
         PLeaS().check(problem, {"art": pictures_of_a_gibibyte["art"] + 1}, [1.0, 2.0])
 
 
 def test_free_memory_is_some() -> None:
     assert free_bytes() > 2**20
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [({"boats": 1.0}, "'boats'"), ({"art": 0.0, "birds": 0.0}, "0 for every domain")],
+)
+def test_weights_of_no_use_are_refused(weights: dict[str, float], said: str) -> None:
+    it = make_problem([random_network(0, weights) for weights in (0, 1)])
+    with pytest.raises(ConfigurationError, match=said):
+        PLeaS(weights=weights).check(it, {"art": 40, "birds": 40}, [1.0])
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
+    with pytest.raises(ConfigurationError, match="weights gives 'art'"):
+        PLeaS(weights={"art": weight})

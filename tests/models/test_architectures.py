@@ -9,6 +9,7 @@ from torch import nn
 from project.errors import ConfigurationError
 from project.models import Architecture, architectures
 from project.models.architecture import CIFAR_NETS, IMAGENET_NETS, Stem
+from project.models.recognise import candidate
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -62,6 +63,20 @@ def test_small_stem_keeps_the_resolution() -> None:
         assert network.maxpool(network.conv1(torch.empty(1, 3, 32, 32))).shape == (1, 64, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "vit_b_32", "densenet121", "googlenet"])
+def test_other_networks_of_torchvision_have_the_classes_asked_for(name: str) -> None:
+    with torch.device("meta"):
+        network = Architecture(name, 7).build().eval()
+        assert network(torch.empty(2, 3, 224, 224)).shape == (2, 7)
+    assert candidate(name, network.state_dict()) == Architecture(name, 7)
+
+
+def test_regnets_are_built_where_tensors_have_no_values() -> None:
+    with torch.device("meta"):
+        network = Architecture("regnet_y_400mf", 7).build()
+    assert network.fc.out_features == 7
+
+
 def test_description_survives_plain_values() -> None:
     architecture = Architecture("resnet56", 10, width=2)
     assert Architecture(**asdict(architecture)) == architecture
@@ -71,7 +86,8 @@ def test_description_survives_plain_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vgg16", 10), "architecture is 'vgg16'; allowed: resnet18"),
+        (("vgg99", 10), "architecture is 'vgg99'; allowed: resnet18"),
+        (("vgg16", 10, "small"), "stem is 'small', but vgg16 has one stem"),
         (("resnet18", 0), "num_classes is 0"),
         (("resnet18", 10, "tiny"), "stem is 'tiny'; allowed: 'imagenet', 'small'"),
         (("resnet20", 10, "small", 0), "width is 0"),

@@ -135,7 +135,7 @@ def test_predictions_carry_paths_and_the_domains_classes(fitted: tuple[FineTuneM
     assert sketches[1]["probabilities"].shape == (1, 3)
     names = Data().label_space.classes["sketch"]
     assert sketches[0]["domain"] == "sketch"
-    assert sketches[0]["predicted"] == [names[index] for index in sketches[0]["logits"].argmax(1)]
+    assert sketches[0]["columns"] == [("sketch", name) for name in names]
     assert sketches[0]["probabilities"].sum(1).allclose(torch.ones(2))
 
 

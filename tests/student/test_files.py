@@ -12,7 +12,7 @@ from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.methods import Merged, Permutation, PLeaS, Problem
 from project.models import Architecture, Description, LabelSpace, Preprocessing
 from project.models.saving import atomic_save
-from project.student import Student, common_spec, load_source, load_student, save_student
+from project.student import Student, common_spec, load_source, load_student, nominal_size, save_student
 
 ARCHITECTURE = Architecture("resnet20", 4)
 PREPROCESSING = Preprocessing(32)
@@ -30,6 +30,17 @@ def student(budget: float = 1.4, mode: str = "different") -> Student:
     (merged,) = Permutation().merge(problem(mode), [budget])
     merged.student.lineage.update(LINEAGE)
     return merged.student
+
+
+def test_the_file_is_as_large_as_its_parameters_and_buffers(tmp_path: Path) -> None:
+    """But for unit maps, names and the archive's own entries, which hold no float."""
+    made = student()
+    save_student(made, tmp_path / "student.ckpt")
+    size = nominal_size(made.spec, made.maps, "bytes")
+    assert size == sum(tensor.numel() * tensor.element_size() for tensor in made.network.state_dict().values())
+    maps = sum(8 * units.members.numel() for units in made.maps.values())
+    entries = len(made.network.state_dict()) + len(made.maps) + 10
+    assert size + maps <= (tmp_path / "student.ckpt").stat().st_size <= size + maps + 1000 * entries
 
 
 @pytest.mark.parametrize("budget", [1.0, 1.4, 2.0])
@@ -51,6 +62,20 @@ def test_round_trip(tmp_path: Path, budget: float, mode: str) -> None:
     assert after.spec.layers == before.spec.layers or mode == "different"
     assert [file.name for file in tmp_path.iterdir()] == ["student.ckpt"]
     torch.load(tmp_path / "student.ckpt", weights_only=True)  # plain values and tensors alone
+
+
+def test_the_gate_goes_along(tmp_path: Path, content: dict[str, Any]) -> None:
+    path, before, batch = tmp_path / "student.ckpt", student(), pictures(5, 9)
+    before.fit_gate([before.outputs(pictures(6, seed))[1].detach() for seed in (0, 1)])
+    save_student(before, path)
+    after = load_student(path)
+    assert torch.equal(before.probabilities(batch), after.probabilities(batch))
+    assert not torch.equal(after.probabilities(batch), after.probabilities(batch, joint="logits"))
+    assert [name for name, module in after.named_modules() if module.training] == []
+    assert load_source(path).logits == 7
+    torch.save({**content, "gate": {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}}, path)
+    with pytest.raises(CheckpointError, match="a gate that does not fit its 2 heads"):
+        load_student(path)
 
 
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:

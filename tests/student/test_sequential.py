@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import PICTURE, make_problem, pictures, random_network
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.methods import PLeaS, Problem
+from project.moments import Run
 from project.student import SequentialFit, Student, damping
 from project.student.surroundings import Surroundings, student_graph, surroundings
+from project.symmetry import graph_of
 
 
 class Small(nn.Module):
@@ -154,6 +156,87 @@ def test_the_order_and_size_of_batches_do_not_matter() -> None:
     with torch.no_grad():
         a, b = (student(probe) for student in students)
     assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("fit", ["sequential", "joint"])
+@pytest.mark.parametrize("targets", ["own", "mean"])
+def test_a_weight_is_so_many_copies_of_a_domain(fit: str, targets: str) -> None:
+    sources = [random_network(3, weights) for weights in (0, 1)]
+    batches = [(domain, pictures(60, 100 + i, PICTURE)) for i, domain in enumerate(("art", "birds"))]
+    once, twice = make_problem(sources, batches=batches), make_problem(sources, batches=[*batches, batches[1]])
+    alone = make_problem(sources, batches=batches[:1])
+    options = {"fit": fit, "targets": targets, "ridge": 0.0, "matching": "weights", "rounds": 1, "logits": "squares"}
+    probe = pictures(5, 99, PICTURE)
+
+    def logits(weights: dict[str, float], problem: Problem) -> Tensor:
+        (merged,) = PLeaS(**options, weights=weights).merge(problem, [1.0])  # type: ignore[arg-type]
+        with torch.no_grad():
+            return merged.student.network(probe)
+
+    plain, weighted = logits({}, once), logits({"birds": 2.0}, once)
+    scale = float(plain.abs().max())
+    assert torch.allclose(weighted, logits({}, twice), atol=1e-3 * scale)
+    assert not torch.allclose(weighted, plain, atol=1e-2 * scale)
+    if fit == "joint":  # the sequential fit has its norms from weighted pictures too, and knows no second domain here
+        assert torch.allclose(logits({"birds": 0.0}, once), logits({}, alone), atol=1e-3 * scale)
+
+
+def test_before_the_norm_layers_aim_at_raw_outputs_and_norms_at_their_own() -> None:
+    it = problem(2)
+    assert it.pictures is not None
+    student = it.start({**it.fixed, "conv": UnitMap.identity(6, 2)})
+    SequentialFit(student, it.sources, it.owners, it.pictures, ridge=0.0, absorb=False).run()
+    network = student.network
+    xs, raws, normed = [], [], []
+    for (owner, x, outputs), batches in zip(data(it, True), it.pictures.values(), strict=True):
+        with torch.no_grad():
+            raw = it.sources[owner].conv(torch.cat(list(batches)))  # type: ignore[operator]
+        xs.append(x[:, :-1])
+        raws.append(raw.permute(0, 2, 3, 1).flatten(0, 2).double().numpy())
+        normed.append(outputs[owner])
+    x, raw, target = (np.concatenate(parts) for parts in (xs, raws, normed))
+    weights = np.linalg.lstsq(x, raw, rcond=None)[0]
+    assert np.allclose(network.conv.weight.detach().flatten(1).T, weights, atol=2e-4)  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        out = network.norm(network.conv(torch.cat([b for one in it.pictures.values() for b in one])))  # type: ignore[operator]
+    out = out.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    for unit in range(6):  # one scale and one shift a unit
+        line = np.stack([(x @ weights)[:, unit], np.ones(len(x))], 1)
+        best = line @ np.linalg.lstsq(line, target[:, unit], rcond=None)[0]
+        assert np.allclose(out[:, unit], best, atol=1e-3)
+
+
+def test_without_compensation_a_sum_is_fitted_worse() -> None:
+    sources = [random_network(0, weights) for weights in (0, 1)]
+    it = make_problem(sources)
+    assert it.pictures is not None
+
+    def missed(compensate: bool) -> float:
+        (merged,) = PLeaS(matching="weights", ridge=0.0, rounds=0, compensate=compensate).merge(it, [1.0])
+        graph, total = student_graph(merged.student.network), 0.0
+        node = next(node.name for node in graph.graph.nodes if "add" in node.name)
+        group = next(group for group in it.spec.groups.values() if node in group.nodes)
+        for domain, batches in it.pictures.items():  # type: ignore[union-attr]
+            owner = it.owners[domain]
+            units = merged.student.maps[group.name].members[:, owner]
+            for batch in batches:
+                total += float(
+                    (value(graph, node, batch) - value(graph_of(sources[owner]), node, batch)[:, units]).square().sum()
+                )
+        return total
+
+    assert missed(True) < missed(False)
+
+
+@torch.no_grad()
+def value(graph: fx.GraphModule, name: str, batch: Tensor) -> Tensor:
+    """What a node of a graph computes, before anything can change it in place."""
+    run = Run(graph, batch)
+    for node in graph.graph.nodes:
+        found = run.step(node)
+        if node.name == name:
+            return found.clone()
+    raise AssertionError(name)
 
 
 class Gate(nn.Module):

@@ -1,0 +1,67 @@
+"""Accuracy over size for every way to spend a budget, on real pictures and on Shapes.
+
+    python benchmarks/allocation.py --real FOLDER --out benchmarks/results/allocation.json
+
+FOLDER is as for ``merge_quality.py``. Each run aligns and gathers once and fits PLeaS at every budget and way to spend
+it, through ``pleas merge``; the test lists are read once, at the end.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from merge_quality import CONFIGS, machine, merged, real_arguments, unpacked
+
+from project.models import atomic_text
+
+
+def main() -> None:
+    """Run what the arguments ask for and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, help="folder of the real pair")
+    parser.add_argument("--shapes", action="store_true", help="merge the sources of 'make demo' too")
+    parser.add_argument("--budgets", nargs="+", default=["1.0", "1.1", "1.2", "1.3", "1.5", "1.8"])
+    parser.add_argument("--separate", nargs="+", default=["gain", "front", "back", "uniform"])
+    parser.add_argument("--fit", choices=("sequential", "joint"), default="sequential")
+    parser.add_argument("--pictures", type=int, default=512, help="calibration pictures of each domain")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of calibration pictures")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/allocation.json"))
+    arguments = parser.parse_args()
+    common = [
+        "--data.init_args.calibration_pictures", str(arguments.pictures),
+        "--model.init_args.budgets", json.dumps([_plain(budget) for budget in arguments.budgets]),
+        "--model.init_args.methods", json.dumps([method(one, arguments.fit) for one in arguments.separate]),
+    ]  # fmt: skip
+    found: dict[str, Any] = {"machine": machine(), "arguments": {k: str(v) for k, v in vars(arguments).items()}}
+    del found["arguments"]["real"], found["arguments"]["out"]  # of this machine alone
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.real:
+            data = unpacked(arguments.real, Path(scratch))
+            run = real_arguments(arguments.real, data, arguments.seed)
+            found["real"] = merged(Path(scratch) / "real", *run, *common)
+        if arguments.shapes:
+            run = ["--config", str(CONFIGS / "demo" / "merge.yaml"), "--data.init_args.seed", str(arguments.seed)]
+            found["shapes"] = merged(Path(scratch) / "shapes", *run, *common)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_text(json.dumps(found, indent=2), arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+def method(separate: str, fit: str) -> dict[str, Any]:
+    """PLeaS that spends its budget in one way, as a config names it."""
+    options = {"label": f"pleas-{separate}", "separate": separate, "fit": fit}
+    return {"class_path": "project.methods.PLeaS", "init_args": options}
+
+
+def _plain(budget: str) -> float | str:
+    """A number where it is one, else the text."""
+    try:
+        return float(budget)
+    except ValueError:
+        return budget
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Latency of students over one source's, for every way to spend a budget; random weights, no data.
+
+    python benchmarks/latency.py --out benchmarks/results/latency.json
+
+Every round runs every network once, in turn, so that what else the machine does falls on all alike; the figures are
+medians over rounds, as multiples of one source's in the same run.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from merge_quality import machine
+from torch import nn
+
+from project.alignment import Alignment, UnitMap
+from project.models import Architecture, atomic_text
+from project.student import blank_network, by_gain, nominal_macs, source_macs, stagewise, uniform
+from project.symmetry import Spec, trace
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def main() -> None:
+    """Measure what the arguments ask for and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="resnet18")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--sources", type=int, default=2)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 1.2, 1.5, 1.8, 2.0])
+    parser.add_argument("--separate", nargs="+", default=["front", "back", "uniform", "gain"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.device("meta"):
+        plain = Architecture(arguments.architecture, 345).build().eval()
+    spec = trace(plain, (3, arguments.image_size, arguments.image_size))
+    networks, nominal = {"source": built(plain, spec, merged(spec, 1), device)}, {"source": 1.0}
+    for separate in arguments.separate:
+        for budget in arguments.budgets:
+            maps = allocated(spec, arguments.sources, budget, separate)
+            name = f"{separate}-{budget:g}"
+            networks[name] = built(plain, spec, maps, device)
+            nominal[name] = nominal_macs(spec, maps) / source_macs(spec, maps)
+    rows = []
+    for batch in arguments.batches:
+        pictures = torch.randn(batch, *spec.picture, device=device)
+        seconds = measured(networks, pictures, arguments.rounds, CLOCKS[arguments.clock])
+        for name, taken in seconds.items():
+            ratio = taken / seconds["source"]
+            row = {"network": name, "batch": batch, "nominal": round(nominal[name], 3), "milliseconds": 1e3 * taken}
+            rows.append({**row, "latency": round(ratio, 3), "over nominal": round(ratio / nominal[name], 3)})
+            print(*(f"{key} {value:.4g}" if isinstance(value, float) else value for key, value in rows[-1].items()))
+    found: dict[str, Any] = {"machine": machine(), "clock": arguments.clock, "table": rows}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_text(json.dumps(found, indent=2), arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+def merged(spec: Spec, sources: int) -> dict[str, UnitMap]:
+    """Unit maps of a full merge."""
+    return {group.name: UnitMap.identity(group.size, sources) for group in spec.groups.values()}
+
+
+def allocated(spec: Spec, sources: int, budget: float, separate: str) -> dict[str, UnitMap]:
+    """Unit maps of a student whose units match and gain at random."""
+    maps = merged(spec, sources)
+    fixed = {group.name: maps[group.name] for group in spec.groups.values() if group.fixed}
+    generator = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=generator) for group in spec.free}
+    alignment = Alignment({name: maps[name].members for name in scores}, scores)
+    if separate == "gain":
+        return by_gain(spec, alignment, fixed, budget, scores)
+    if separate == "uniform":
+        return uniform(spec, alignment, fixed, budget)
+    return stagewise(spec, alignment, fixed, budget, front=separate == "front")
+
+
+def built(plain: nn.Module, spec: Spec, maps: dict[str, UnitMap], device: torch.device) -> nn.Module:
+    """A network of these unit maps with random weights."""
+    with torch.device("meta"):
+        network = blank_network(plain, spec, maps)
+    network = network.to_empty(device=device).eval()
+    for tensor in network.state_dict().values():
+        tensor.copy_(torch.rand_like(tensor.float()) / tensor.numel() ** 0.5)
+    return network
+
+
+@torch.inference_mode()
+def measured(
+    networks: dict[str, nn.Module], pictures: torch.Tensor, rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median seconds of one pass of every network."""
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, network in networks.items():
+            start = clock()
+            network(pictures)
+            if pictures.is_cuda:
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(clock() - start)
+    return {name: median(taken) for name, taken in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""``pleas check``: the permutation groups of a network, and the proof that they hold on it."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from project.errors import ConfigurationError, TraceError
+from project.report import group_table
+from project.student import load_source, reestimate, unmergeable
+from project.symmetry import group_differences, trace
+
+
+def run_check(args: Sequence[str]) -> None:
+    """The command; prints a table.
+
+    Args:
+        args: Arguments after ``check``.
+
+    Raises:
+        ConfigurationError: If there is no such network, or it cannot be built from the arguments.
+        TraceError: If its groups cannot be derived, or do not hold.
+    """
+    parser = argparse.ArgumentParser("pleas check", description=__doc__.split("``: ")[1].strip().capitalize())
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a torchvision name, a dotted path to a class or function that builds the network, or a file of weights",
+    )
+    parser.add_argument("--model-args", default="{}", help="keyword arguments of the network, as JSON")
+    parser.add_argument("--image-size", type=int, default=224, help="height and width of the pictures (default: 224)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest change that passes (default: 1e-3)")
+    given = parser.parse_args(list(args))
+    for line in check(given.model, _keywords(given.model_args), given.image_size, given.tolerance):
+        sys.stdout.write(line + "\n")
+
+
+@torch.no_grad()
+def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: float = 1e-3) -> list[str]:
+    """Trace a network, permute each of its groups, and say what that does.
+
+    Args:
+        model: A torchvision name, a dotted path to what builds the network, or a file of weights.
+        model_args: What to build it with.
+        image_size: Height and width of the pictures.
+        tolerance: Largest change of the logits, relative to the largest logit, that passes.
+
+    Returns:
+        Lines of a report.
+
+    Raises:
+        ConfigurationError: If there is no such network.
+        TraceError: If its groups cannot be derived, or do not hold.
+    """
+    torch.manual_seed(0)
+    picture = (3, image_size, image_size)
+    if Path(model).is_file():
+        network = load_source(model).network
+        spec = trace(network, picture)
+    else:
+        network = build(model, model_args).eval()
+        spec = trace(network, picture)
+        enliven(network, picture)
+    changes = group_differences(network, spec)
+    lines = [f"{model}: {len(spec.free)} permutation groups on pictures of {image_size} × {image_size}", ""]
+    lines += [*group_table(spec, network, changes), ""]
+    obstacle = unmergeable(spec)
+    broken = [name for name, change in changes.items() if not change <= tolerance]
+    if broken or not changes:
+        found = f"permuting {broken[0]!r} changes the logits by {changes[broken[0]]:.1e}" if broken else "none found"
+        raise TraceError(f"{model}: the traced groups do not hold: {found} (relative); allowed: {tolerance:g}.")
+    lines.append(f"trace, permute: yes; largest change of the logits (relative): {max(changes.values()):.1e}")
+    lines.append(f"merge, at any budget: {'yes' if obstacle is None else f'no: {obstacle}'}")
+    kept = sum(layer.blocks > 1 for layer in spec.layers)
+    if obstacle is None and kept:
+        lines.append(f"least squares: all layers but {kept} depthwise convolutions, which stay at the sources' mean")
+    return lines
+
+
+def build(model: str, arguments: dict[str, Any]) -> nn.Module:
+    """The network that a torchvision name or a dotted path stands for.
+
+    Raises:
+        ConfigurationError: If there is none, or it does not take the arguments.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    maker: Any = None
+    if model in names:
+        maker, arguments = torchvision.models.get_model_builder(model), {"weights": None, **arguments}
+    elif "." in model:
+        module, _, attribute = model.rpartition(".")
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does
+        try:
+            maker = getattr(importlib.import_module(module), attribute, None)
+        except ImportError as error:
+            raise ConfigurationError(f"model is {model!r}, but {module!r} cannot be imported: {error}.") from error
+        finally:
+            sys.path.pop(0)
+    if not callable(maker):
+        raise ConfigurationError(
+            f"model is {model!r}; allowed: a file of weights, a dotted path to a class or function, or one of "
+            f"torchvision's names: {', '.join(names)}."
+        )
+    try:
+        network = maker(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"model {model!r} cannot be built with {arguments}: {error}.") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError(f"model is {model!r}, which makes a {type(network).__name__} and no nn.Module.")
+    return network
+
+
+def enliven(network: nn.Module, picture: tuple[int, int, int]) -> None:
+    """Random values where a fresh network has constants, since units that are all alike would prove nothing.
+
+    Args:
+        network: Changed in place: parameters of one value spread around it, batch norms take the statistics of
+            random pictures.
+        picture: Shape (channels, height, width).
+    """
+    for parameter in network.parameters():
+        if parameter.numel() > 1 and float(parameter.std()) < 1e-3:
+            level = float(parameter.mean())
+            parameter.copy_(level + 0.2 * torch.randn_like(parameter))
+    reestimate(network, [torch.randn(4, *picture)])
+
+
+def _keywords(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"model-args is {text!r}, which is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"model-args is {text!r}; a JSON object of keyword arguments is allowed.")
+    return found

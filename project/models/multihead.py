@@ -1,0 +1,98 @@
+"""Networks with several heads, and the gate that tells which of them a picture is for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from project.models import heads
+from project.models.heads import Joint, Prediction
+from project.models.labels import LabelSpace
+from project.models.probe import fit_probe
+
+
+class MultiHead(nn.Module, ABC):
+    """Heads side by side, with or without a gate.
+
+    Args:
+        labels: What the logits mean.
+
+    Attributes:
+        gate: Tells the heads apart by what they read, (batch, features) to (batch, heads) before the softmax; None
+            where it was not learnt.
+    """
+
+    gate: nn.Linear | None
+
+    def __init__(self, labels: LabelSpace) -> None:
+        super().__init__()
+        self.labels = labels
+        self.gate = None
+
+    @abstractmethod
+    def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (batch, columns of the label space), and what the heads read (batch, features)."""
+
+    def fit_gate(self, features: Sequence[Tensor]) -> None:
+        """Learn the gate from pictures whose domain is known, and nothing else: see :func:`fit_probe`.
+
+        What it takes for granted is that pictures to come are as often of each head as these.
+
+        Args:
+            features: What the heads read on some pictures of each head, in their order, each (pictures, features).
+        """
+        origins = torch.cat([torch.full((len(part),), index) for index, part in enumerate(features)])
+        found = fit_probe(torch.cat(list(features)), origins, len(features))
+        self.set_gate(found.weight, found.bias)
+
+    def set_gate(self, weight: Tensor, bias: Tensor) -> None:
+        """Take a gate (heads, features) and its bias (heads,)."""
+        with torch.device("meta"):  # no random numbers are drawn
+            blank = nn.Linear(weight.shape[1], weight.shape[0]).eval()
+        self.gate = blank.to_empty(device=next(self.parameters()).device)
+        with torch.no_grad():
+            self.gate.weight.copy_(weight)
+            self.gate.bias.copy_(bias)
+
+    def default_joint(self) -> Joint:
+        """How heads are weighed where nobody says: by the gate, where there is one, else by their logits."""
+        return "logits" if self.gate is None else "gate"
+
+    def shares(self, pictures: Tensor, joint: Joint | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, and probabilities of all classes of all heads, in one run; see :meth:`probabilities`."""
+        logits, features = self.outputs(pictures)
+        gated = None if self.gate is None else self.gate(features).softmax(1)
+        return logits, heads.probabilities(logits, self.labels, heads.JOINT, joint or self.default_joint(), gated)
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Tensor, head: str = heads.JOINT, joint: Joint | None = None) -> Tensor:
+        """Probabilities of the classes of one head, or of all classes of all heads.
+
+        Args:
+            pictures: Shape (batch, 3, height, width), normalised as the network expects.
+            head: A domain, or ``joint``.
+            joint: How heads are weighed under ``joint``, see :func:`project.models.heads.head_weights`; default: by
+                the gate, where there is one, else by their logits.
+
+        Returns:
+            Shape (batch, classes of the head), or (batch, columns of the label space); rows sum to 1.
+
+        Raises:
+            ConfigurationError: If there is no such head, or no such way; the pictures are not looked at then.
+        """
+        heads.check_head(head, self.labels)
+        if joint is not None:
+            heads.check_joint(joint)
+        return (
+            self.shares(pictures, joint)[1]
+            if head == heads.JOINT
+            else heads.probabilities(self(pictures), self.labels, head)
+        )
+
+    def predict(
+        self, pictures: Tensor, head: str = heads.JOINT, joint: Joint | None = None, top: int = 1
+    ) -> list[list[Prediction]]:
+        """The ``top`` most likely classes of every picture, the likeliest first; see :meth:`probabilities`."""
+        shares = self.probabilities(pictures, head, joint)
+        return heads.most_likely(shares, heads.column_labels(self.labels, head), top)

@@ -1,0 +1,74 @@
+"""Which classes the columns of a network mean, and whether they are the data's."""
+
+from collections.abc import Sequence
+
+from project.errors import ConfigurationError
+from project.models import Description, LabelSpace
+
+
+def own_labels(
+    description: Description, labels: LabelSpace, origin: str, domains: Sequence[str] | None = None
+) -> LabelSpace:
+    """What a network's columns mean: what its file says, else the data's classes where they can only be those.
+
+    Args:
+        description: What the file says.
+        labels: The data's classes.
+        origin: The file, for messages.
+        domains: Domains it is said to have heads for, in their order.
+
+    Raises:
+        ConfigurationError: If the file says something else, or neither it nor the number of its logits settles it.
+    """
+    known = description.label_space
+    if known is not None:
+        if domains is not None and list(domains) != list(known.domains):
+            raise ConfigurationError(
+                f"{origin} is said to have domains {', '.join(domains)}, but says itself: {', '.join(known.domains)}."
+            )
+        if labels.mode == "different" and known.mode == "shared" and len(known.domains) == 1:
+            return LabelSpace(known.classes, "different")  # one domain: its only head is its own
+        return known
+    for domain in domains or ():
+        if domain not in labels.domains:
+            raise ConfigurationError(
+                f"{origin} is said to have domain {domain!r}; the data have: {', '.join(labels.domains)}."
+            )
+    width = description.architecture.num_classes if description.architecture else 0
+    fitting = [candidate for candidate in _candidates(labels, domains) if candidate.width == width]
+    if len(fitting) == 1:
+        return fitting[0]
+    counts = ", ".join(f"{domain} {len(names)}" for domain, names in labels.classes.items())
+    hint = "; state its domains" if labels.mode == "different" and domains is None else ""
+    raise ConfigurationError(
+        f"{origin} has {width} logits and says nothing of classes, of which the data have: {counts}{hint}."
+    )
+
+
+def _candidates(labels: LabelSpace, domains: Sequence[str] | None) -> list[LabelSpace]:
+    """What the columns of a network that says nothing may mean: the stated domains, else any one of them, or all."""
+    if labels.mode == "shared":
+        return [labels]
+    choices = (
+        [domains] if domains is not None else dict.fromkeys([*((name,) for name in labels.domains), labels.domains])
+    )
+    return [LabelSpace({domain: labels.classes[domain] for domain in choice}, "different") for choice in choices]
+
+
+def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
+    """Refuse a network whose classes are not the data's.
+
+    Raises:
+        ConfigurationError: With the classes that differ.
+    """
+    for domain in labels.domains:
+        mine = next(iter(known.classes.values())) if known.mode == "shared" else known.classes.get(domain)
+        theirs = labels.classes[domain]
+        if mine is None or mine == theirs:
+            continue
+        extra, lacking = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+        what = f"only the network has: {', '.join(extra) or '–'}; only the data have: {', '.join(lacking) or '–'}"
+        raise ConfigurationError(
+            f"{name} was trained on {len(mine)} classes that are not the {len(theirs)} of domain {domain} "
+            f"({what if extra or lacking else 'the same ones in another order'})."
+        )

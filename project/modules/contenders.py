@@ -1,0 +1,103 @@
+"""Networks to be scored or asked, whatever file they come from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from project.errors import ConfigurationError
+from project.models import LabelSpace, MultiHead, Preprocessing, build_network, heads, read_weights
+from project.models.heads import JOINT, Joint
+from project.modules.classes import own_labels
+from project.modules.sources import SourceFile
+from project.student import build_student, is_student
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A network to be scored.
+
+    Args:
+        name: Name in tables and logs.
+        network: Takes pictures, returns logits.
+        labels: What its columns mean; domains that it has no head for are not scored.
+        preprocessing: What its pictures must go through, where that is known.
+    """
+
+    name: str
+    network: nn.Module
+    labels: LabelSpace
+    preprocessing: Preprocessing | None = None
+
+    def knows(self, domain: str) -> bool:
+        """Whether it has a head for a domain."""
+        return self.labels.mode == "shared" or domain in self.labels.domains
+
+    def head_of(self, domain: str) -> str:
+        """The head for a domain that it knows; one head for all is the joint distribution of one."""
+        return JOINT if self.labels.mode == "shared" else domain
+
+    def joint(self, asked: Joint | None) -> Joint:
+        """How its heads are weighed: as asked, else by its gate, where it has one, else by their logits.
+
+        Raises:
+            ConfigurationError: If it has no gate, but is asked to use it.
+        """
+        gated = isinstance(self.network, MultiHead) and self.network.gate is not None
+        if asked == "gate" and not gated:
+            raise ConfigurationError(
+                f"joint is 'gate', but network {self.name} has none; allowed: 'logits', 'uniform', 'confidence'."
+            )
+        return asked or ("gate" if gated else "logits")
+
+    def shares(self, pictures: Tensor, asked: Joint | None) -> tuple[Tensor, Tensor]:
+        """Its logits, and the probabilities of all classes of all heads, in one run."""
+        if isinstance(self.network, MultiHead):
+            return self.network.shares(pictures, self.joint(asked))
+        logits = self.network(pictures)
+        return logits, heads.probabilities(logits, self.labels, joint=self.joint(asked))
+
+    def chooses(self, domains: Sequence[str]) -> bool:
+        """Whether it has several heads, one for each of these domains among them."""
+        return len(self.labels.heads) > 1 and all(map(self.knows, domains))
+
+
+def load_contenders(files: Sequence[SourceFile], labels: LabelSpace) -> list[Contender]:
+    """Networks from any files; one that says nothing of its classes takes the data's.
+
+    Raises:
+        PleasError: If a file cannot be read, or its classes are not known.
+    """
+    stems = distinct_names([file.path for file in files])
+    names = [file.name or stem for file, stem in zip(files, stems, strict=True)]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"networks have the names {', '.join(names)}; give each a name of its own.")
+    return [_load(file, name, labels) for file, name in zip(files, names, strict=True)]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The files' stems, with as many of their folders before them as it takes to tell them apart.
+
+    Raises:
+        ConfigurationError: If a file stands twice.
+    """
+    for path in paths:
+        if list(paths).count(path) > 1:
+            raise ConfigurationError(f"networks holds {path} twice; each network is scored once.")
+    parts = [path.absolute().with_suffix("").parts[1:] for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigurationError(f"networks holds {paths[0]} and others that differ by their suffix alone; rename them.")
+
+
+def _load(file: SourceFile, name: str, labels: LabelSpace) -> Contender:
+    weights = read_weights(file.path)
+    if is_student(weights):
+        student = build_student(weights)
+        known = own_labels(weights, labels, str(file.path), file.domains)
+        return Contender(name, student, known, student.preprocessing)
+    network, weights = build_network(weights, file.architecture)
+    return Contender(name, network, own_labels(weights, labels, str(file.path), file.domains), weights.preprocessing)

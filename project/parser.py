@@ -1,0 +1,66 @@
+"""The command's parser: what is wrong with the arguments in one sentence, not a page of usage."""
+
+import inspect
+import os
+import pkgutil
+import re
+import sys
+from difflib import get_close_matches
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+FRAME = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
+TYPE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|<class '(.+?)'>)")
+SHOWN = 3
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Tells an error in one sentence with the key, the cause and where to look; exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence and leave; as jsonargparse does it where that was asked for."""
+        if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        sys.stderr.write(f"pleas: error: {sentence(message, parser.prog.replace(' [options]', ''))}\n")
+        self.exit(2)
+
+
+def sentence(message: str, command: str) -> str:
+    """What jsonargparse says in a page, in one sentence.
+
+    Args:
+        message: Its message: keys and classes on the way to the cause, a line each, and every type that was tried.
+        command: What to ask for help.
+    """
+    keys: list[str] = []
+    owner, given, causes = "", "", []
+    for line in message.splitlines():
+        line = line.strip().removeprefix("- ")
+        if key := re.match(r'Parser key "([^"]+)":?\s*(.*)', line):
+            keys.append(key[1])
+            line = key[2]
+        if found := re.match(r"Problem with given class_path '([^']+)'", line):
+            owner = found[1]
+        elif option := re.match(r"Option '([^']+)' is not accepted", line):
+            causes = [_unknown(option[1], owner)]
+            break
+        elif value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
+            given = given or f"got value: {value[1]}"
+        elif line and not FRAME.match(line):
+            causes.append(
+                TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line).replace(". Got", "; got").rstrip(".")
+            )
+    where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
+    topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
+    return f"{where}{'; '.join(filter(None, [*dict.fromkeys(causes[:SHOWN]), given]))}; see '{command} {topic}'."
+
+
+def _unknown(option: str, owner: str) -> str:
+    """An option that a class does not have, and those of nearly its name."""
+    if not owner:
+        return f"there is no option {option!r}"
+    known = list(inspect.signature(pkgutil.resolve_name(owner)).parameters)
+    near = get_close_matches(option, known)
+    return f"{owner} has no option {option!r}" + (f", but {', '.join(near)}" if near else "")

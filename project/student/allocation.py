@@ -1,0 +1,135 @@
+"""Which units stay separate within a budget: whole groups from one end, all groups alike, or where it gains most."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from project.alignment import Alignment, Splitting, UnitMap
+from project.student.budget import Budget
+from project.student.choices import Choices, Vector
+from project.student.optimise import best_counts
+from project.student.size import price, source_size
+from project.symmetry import Spec
+
+
+def stagewise(
+    spec: Spec,
+    alignment: Alignment,
+    fixed: Mapping[str, UnitMap],
+    budget: Budget | float | str,
+    *,
+    front: bool = False,
+) -> dict[str, UnitMap]:
+    """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
+
+    Groups are separated from the back of the network (or the front) as long as the budget lasts. The first that fits
+    only in part splits the rows whose merging costs most, of three sources or more also in part: one source leaves
+    while the others stay merged.
+
+    Args:
+        spec: Groups of the sources.
+        alignment: Matched units and how far they are from each other.
+        fixed: Unit maps of the picture and of the logits.
+        budget: Largest size of the student.
+        front: Separate from the front instead.
+
+    Returns:
+        Unit map of every group; the student's size is the largest within the budget, but never below a full merge.
+    """
+    maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
+    for group in spec.free if front else spec.free[::-1]:
+        splitting = alignment.splitting(group.name)
+        after = partial(_with, maps, group.name, splitting)
+        steps = bisect_left(range(1, splitting.steps + 1), True, key=lambda steps: not fits(after(steps)))
+        maps = after(steps)
+        if steps < splitting.steps:
+            break
+    return maps
+
+
+def uniform(
+    spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget | float | str
+) -> dict[str, UnitMap]:
+    """Unit maps that meet a budget by taking the same share of every group's steps, those that cost most first.
+
+    Args:
+        spec: Groups of the sources.
+        alignment: Matched units and how far they are from each other.
+        fixed: Unit maps of the picture and of the logits.
+        budget: Largest size of the student.
+
+    Returns:
+        Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
+    """
+    fits = _Fits(spec, fixed, Budget.of(budget))
+    splittings = {group.name: alignment.splitting(group.name) for group in spec.free}
+    shares = sorted({Fraction(step, one.steps) for one in splittings.values() for step in range(one.steps + 1)})
+
+    def at(share: Fraction) -> dict[str, UnitMap]:
+        return {**fixed, **{name: one.after(int(share * one.steps)) for name, one in splittings.items()}}
+
+    most = bisect_left(shares, True, lo=1, key=lambda share: not fits(at(share)))
+    return at(shares[most - 1])
+
+
+def by_gain(
+    spec: Spec,
+    alignment: Alignment,
+    fixed: Mapping[str, UnitMap],
+    budget: Budget | float | str,
+    gains: Mapping[str, Tensor],
+) -> dict[str, UnitMap]:
+    """Unit maps that meet a budget by separating the rows that gain most together.
+
+    Args:
+        spec: Groups of the sources.
+        alignment: Matched units.
+        fixed: Unit maps of the picture and of the logits.
+        budget: Largest size of the student.
+        gains: group -> what keeping the sources of each row apart is worth, 0 or more, in the order of its unit map.
+
+    Returns:
+        Unit map of every group; the student's size is within the budget, but never below a full merge.
+    """
+    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    ranked = choices.ranked(gains)
+    values = [_running(gains[kind.group][rows]) for kind, rows in zip(choices.kinds, ranked, strict=True)]
+    return choices.maps(best_counts(choices, values), ranked)
+
+
+def separated(maps: Mapping[str, UnitMap]) -> dict[str, float]:
+    """For every group, the share of the sources' units that student units of their own stand for.
+
+    Args:
+        maps: Unit maps of a student.
+    """
+    return {name: float((units.present.sum(1) == 1).sum()) / sum(units.sizes) for name, units in maps.items()}
+
+
+def _running(gains: Tensor) -> Vector:
+    """The value of separating the first 0, 1, … rows."""
+    return np.concatenate([[0.0], np.cumsum(gains.double().numpy())])
+
+
+class _Fits:
+    """Whether a student of some unit maps is within a budget."""
+
+    def __init__(self, spec: Spec, fixed: Mapping[str, UnitMap], budget: Budget) -> None:
+        self.spec, self.price = spec, price(spec, budget.unit)
+        self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
+
+    def __call__(self, maps: Mapping[str, UnitMap]) -> bool:
+        return self.price.total(self.spec, maps) <= self.limit
+
+
+def _merged(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap]) -> dict[str, UnitMap]:
+    return {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
+
+
+def _with(maps: Mapping[str, UnitMap], name: str, splitting: Splitting, steps: int) -> dict[str, UnitMap]:
+    """The unit maps with so many steps taken in one group."""
+    return {**maps, name: splitting.after(steps)}

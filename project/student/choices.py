@@ -1,0 +1,104 @@
+"""What an allocation decides on: how many rows of each kind are separated, and what that costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from project.alignment import Alignment, UnitMap, row_order
+from project.student.budget import Budget
+from project.student.size import price, source_size
+from project.symmetry import Spec
+
+Vector = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Rows of one group that stand for the same sources, more than one of them: all cost the same to separate.
+
+    Args:
+        group: The group.
+        sources: Boolean, shape (sources,): which sources.
+        rows: Their numbers in the group's unit map.
+    """
+
+    group: str
+    sources: Tensor
+    rows: Tensor
+
+
+class Choices:
+    """All unit maps that come of an alignment by separating some of its rows, and their sizes.
+
+    With x and y saying whether two rows are separated that share q sources and stand on either side of a layer, there
+    are 1 + (q − 1)(x + y − x y) pairs of units between them that see each other. Summed over rows, the size of a
+    student is a quadratic form in the number of separated rows of each kind: separating both sides of a layer costs
+    less than separating each alone.
+
+    Args:
+        spec: Groups of the sources.
+        alignment: Matched units; rows may stand for some of the sources only.
+        fixed: Unit maps of the picture and of the logits.
+        budget: What a student may cost.
+    """
+
+    def __init__(self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget) -> None:
+        self.spec = spec
+        self.merged = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
+        # The unit maps sort their rows; what is known of a row follows it.
+        orders = {group.name: row_order(alignment.members[group.name]) for group in spec.free}
+        self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
+        self.kinds: list[Kind] = []
+        blocks: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in self.merged}  # sources, rows, kind
+        for name, units in self.merged.items():
+            for rows, there in units.blocks:
+                sources, kind = torch.tensor(there), -1
+                if int(sources.sum()) > 1 and name in orders:
+                    kind = len(self.kinds)
+                    self.kinds.append(Kind(name, sources, torch.arange(rows.start, rows.stop)))
+                blocks[name].append((sources, rows.stop - rows.start, kind))
+        self.counts: Counts = np.array([len(kind.rows) for kind in self.kinds], dtype=np.int64)
+        cost = price(spec, budget.unit)
+        self.base = cost.total(spec, self.merged)
+        self.linear = np.array([cost.units.get(kind.group, 0) * (int(kind.sources.sum()) - 1.0) for kind in self.kinds])
+        self.pairs = np.zeros((len(self.kinds), len(self.kinds)))
+        for layer in (layer for layer in spec.layers if layer.name in cost.pairs):
+            for mine, many, out in blocks[layer.outputs]:
+                for theirs, others, into in blocks[layer.inputs]:
+                    more = cost.pairs[layer.name] * max(0, int((mine & theirs).sum()) - 1)
+                    if out >= 0:
+                        self.linear[out] += more * others
+                    if into >= 0:
+                        self.linear[into] += more * many
+                    if out >= 0 and into >= 0:
+                        self.pairs[out, into] += more / 2
+                        self.pairs[into, out] += more / 2
+
+    def size(self, counts: Vector | Counts) -> float:
+        """Size of the student with so many rows of each kind separated."""
+        return float(self.base + self.linear @ counts - counts @ self.pairs @ counts)
+
+    def fits(self, counts: Vector | Counts) -> bool:
+        """Whether that is within the budget."""
+        return self.size(counts) <= self.limit
+
+    def ranked(self, worth: Mapping[str, Tensor]) -> list[Tensor]:
+        """For every kind, its rows by falling worth.
+
+        Args:
+            worth: group -> what separating each row of its unit map is worth.
+        """
+        return [kind.rows[worth[kind.group][kind.rows].argsort(descending=True, stable=True)] for kind in self.kinds]
+
+    def maps(self, counts: Counts, ranked: Sequence[Tensor]) -> dict[str, UnitMap]:
+        """Unit maps in which the first so many ranked rows of each kind are separated."""
+        maps = dict(self.merged)
+        for name in {kind.group: None for kind in self.kinds}:
+            chosen = [r[:n] for kind, r, n in zip(self.kinds, ranked, counts, strict=True) if kind.group == name]
+            maps[name] = maps[name].split(torch.cat(chosen))
+        return maps

@@ -1,0 +1,219 @@
+"""What keeping matched units apart is worth: the share of the logits' variance that merging them would spoil.
+
+Three factors, all from what calibration leaves behind and from the sources' weights:
+
+- the **error** a merged unit is left with. One unit cannot compute two functions: with wₛ the weights before it in
+  source s (aligned, the norm behind them brought in), Gₛ the second moment of what it reads there on the source's own
+  domains, and w what the merged unit will have, it is Σₛ (w − wₛ)ᵀ Gₛ (w − wₛ). A fit that lets merged units follow the
+  source that owns a picture chooses the w for which this is least; without one, w is the mean. Inputs are taken as
+  right, so that every layer answers for its own errors alone. Early layers read few inputs and cannot tell domains
+  apart by them; late ones can, and are left with little.
+- the unit's **share** of what the layers that read its group receive: its variance times the squared norm of their
+  weights on it.
+- the **reach** of the value it is part of. An error's size relative to its value is carried through layers, norms and
+  rectifiers unchanged, which holds for random weights; where values are added, by the addend's share of the variance.
+  From the logits back, this gives the part of their variance that descends from a value.
+
+Where only moments of units are known, the taps of a kernel are taken as uncorrelated.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from project.alignment import UnitMap
+from project.errors import MergeError
+from project.moments import Moment, Statistics
+from project.student.affine import absorbed, scale_and_shift
+from project.student.fit import joint_matrix
+from project.student.surroundings import surroundings
+from project.symmetry import Layer, Spec, graph_of
+
+DAMPING = 1e-3  # of the mean diagonal of the inputs' moment, for units that are always zero
+
+
+@torch.no_grad()
+def separation_gains(
+    spec: Spec,
+    sources: Sequence[nn.Module],
+    owners: Mapping[str, int],
+    statistics: Statistics,
+    maps: Mapping[str, UnitMap],
+    *,
+    fitted: bool,
+) -> dict[str, Tensor]:
+    """Gain of every row of every group.
+
+    Args:
+        spec: Groups of the sources.
+        sources: The sources.
+        owners: domain -> index of its source; a source without a domain is looked at on all of them.
+        statistics: With unit moments, and layer moments at least of the layers that read the picture.
+        maps: Unit maps of the full merge.
+        fitted: Whether merged units will follow, domain by domain, the source that owns the domain.
+
+    Returns:
+        group -> float64, shape (rows of its unit map,), 0 or more.
+    """
+    return _Gains(spec, sources, owners, statistics, maps, fitted).all()
+
+
+class _Gains:
+    """The statistics, looked at source by source in the numbering of the unit maps."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        sources: Sequence[nn.Module],
+        owners: Mapping[str, int],
+        statistics: Statistics,
+        maps: Mapping[str, UnitMap],
+        fitted: bool,
+    ) -> None:
+        self.spec, self.sources, self.statistics, self.maps, self.fitted = spec, sources, statistics, maps, fitted
+        everything = list(statistics.pictures)
+        self.domains = [
+            [domain for domain in everything if owners.get(domain) == source] or everything
+            for source in range(len(sources))
+        ]
+        graph = graph_of(sources[0])
+        self.graph, self.nodes = graph, {node.name: node for node in graph.graph.nodes}
+        self.groups = {node: group.name for group in spec.groups.values() for node in group.nodes}
+
+    def all(self) -> dict[str, Tensor]:
+        """Gains of all groups."""
+        gains = {group.name: torch.zeros(self.maps[group.name].units, dtype=torch.float64) for group in self.spec.free}
+        reach = self._reach()
+        read = {group: self._read(group) for group in gains}
+        for layer in self.spec.layers:
+            if layer.outputs not in gains or layer.blocks > 1:
+                continue
+            written, error = self._errors(layer)
+            share = read[layer.outputs] / read[layer.outputs].sum().clamp_min(1e-300)
+            relative = (error / written.clamp_min(1e-300)).where(written > 0, 0.0)
+            gains[layer.outputs] += reach[self._result(layer)] * share * relative
+        return gains
+
+    def _result(self, layer: Layer) -> str:
+        """The value that a layer makes, its norm with it."""
+        norm = self._norm(layer)
+        users = self.nodes[layer.node].users
+        return layer.node if norm is None else next(user.name for user in users if str(user.target) == norm)
+
+    def _norm(self, layer: Layer) -> str | None:
+        return surroundings(self.graph, self.nodes[layer.node], set()).norm
+
+    def _reach(self) -> dict[str, float]:
+        """Value -> part of the logits' variance that descends from it."""
+        reach = dict.fromkeys(self.nodes, 0.0)
+        for node in reversed(list(self.nodes.values())):
+            if node.op == "output":
+                reach[node.all_input_nodes[0].name] = 1.0
+                continue
+            powers = [self._variance(other) for other in node.all_input_nodes]
+            for other, power in zip(node.all_input_nodes, powers, strict=True):
+                share = power / max(sum(powers), 1e-300) if len(powers) > 1 else 1.0
+                reach[other.name] += share * reach[node.name]
+        return reach
+
+    def _variance(self, node: fx.Node) -> float:
+        """Variance of a value, summed over its units, every source on its own domains."""
+        if node.name not in self.statistics.units:
+            return 0.0
+        return sum(float(self._covariance(node.name, source).diagonal().sum()) for source in range(len(self.sources)))
+
+    def _read(self, group: str) -> Tensor:
+        """Share that each unit has of what the group's readers receive, averaged over the readers; shape (rows,)."""
+        units, shares = self.maps[group], []
+        for layer in (one for one in self.spec.layers if one.inputs == group and one.blocks == 1):
+            received = torch.zeros(units.units, dtype=torch.float64)
+            for source, weight in enumerate(self._weights(layer)):
+                variance = self._covariance(self._values(layer), source).diagonal()
+                received += weight.square().sum((0, 2)) * _aligned(variance, units, source)
+            shares.append(received / received.sum().clamp_min(1e-300))
+        return torch.stack(shares).mean(0)
+
+    def _errors(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Σₛ wₛᵀ Gₛ wₛ and Σₛ (w − wₛ)ᵀ Gₛ (w − wₛ) of every row of a layer's output; the latter 0 for single units."""
+        outputs, weights, grams = self.maps[layer.outputs], self._weights(layer), self._grams(layer)
+        # With one moment for all taps, each tap is a row of its own.
+        rows = [weight.transpose(1, 2).reshape(-1, len(grams[0])) for weight in weights]
+        if len(grams[0]) != weights[0].shape[1]:
+            rows = [weight.flatten(1) for weight in weights]
+        taps = len(rows[0]) // outputs.units
+        written = sum((_power(row, gram) for row, gram in zip(rows, grams, strict=True)), torch.zeros(()))
+        error = torch.zeros_like(written)
+        for block, there in outputs.blocks:
+            present = [source for source, is_there in enumerate(there) if is_there]
+            part = slice(block.start * taps, block.stop * taps)
+            merged = torch.stack([rows[source][part] for source in present]).mean(0)
+            if self.fitted and len(present) > 1:
+                gap = torch.stack([(rows[source][part] - merged) @ grams[source] for source in present]).sum(0)
+                total = torch.stack([grams[source] for source in present]).sum(0)
+                total.diagonal().add_(DAMPING * float(total.diagonal().mean()) + 1e-300)
+                merged = merged + torch.linalg.solve(total, gap.mT).mT
+            for source in present:
+                error[part] += _power(rows[source][part] - merged, grams[source])
+        return written.view(-1, taps).sum(1), error.view(-1, taps).sum(1)
+
+    def _weights(self, layer: Layer) -> list[Tensor]:
+        """A layer's weights in every source, aligned, the norm behind them brought in: (outputs, inputs, taps)."""
+        modules, norm = [source.get_submodule(layer.name) for source in self.sources], self._norm(layer)
+        result = []
+        for index, (matrix, module) in enumerate(zip(joint_matrix(layer, modules), modules, strict=True)):
+            scale, shift = scale_and_shift(self.sources[index], norm, module)
+            weight = absorbed(matrix, scale, shift, layer.bias)[:, :-1].cpu()
+            weight = weight.reshape(len(weight), -1, layer.taps)
+            weight = _aligned(weight, self.maps[layer.outputs], index)
+            result.append(_aligned(weight.transpose(0, 1), self.maps[layer.inputs], index).transpose(0, 1))
+        return result
+
+    def _grams(self, layer: Layer) -> list[Tensor]:
+        """Gₛ of every source, aligned: over inputs · taps where the layer's moment is known, else over inputs."""
+        units, grams = self.maps[layer.inputs], []
+        for source in range(len(self.sources)):
+            if layer.name in self.statistics.layers:
+                gram = self._moment(self.statistics.layers[layer.name], units, source, layer.taps)[0]
+                gram = gram.view(units.sizes[source], layer.taps, units.sizes[source], layer.taps).transpose(1, 2)
+                gram = _aligned(_aligned(gram, units, source).transpose(0, 1), units, source).transpose(0, 1)
+                grams.append(gram.transpose(1, 2).flatten(2).flatten(0, 1))
+            else:
+                gram = self._covariance(self._values(layer), source)
+                grams.append(_aligned(_aligned(gram, units, source).mT, units, source).mT)
+        return grams
+
+    def _values(self, layer: Layer) -> str:
+        """The value with known moments that a layer reads; what lies between only moves it about."""
+        node = self.nodes[layer.node].all_input_nodes[0]
+        while node.name not in self.statistics.units:
+            if not node.all_input_nodes:
+                raise MergeError(f"gains need moments of what layer {layer.name!r} reads; gather units and inputs.")
+            node = node.all_input_nodes[0]
+        return str(node.name)
+
+    def _covariance(self, node: str, source: int) -> Tensor:
+        """Covariance of a source's units at a value, in its own numbering; constants are left to the fit."""
+        second, mean = self._moment(self.statistics.units[node], self.maps[self.groups[node]], source, 1)
+        return second - torch.outer(mean, mean)
+
+    def _moment(self, moments: Mapping[str, Moment], units: UnitMap, source: int, taps: int) -> tuple[Tensor, Tensor]:
+        """Second moment of one source's part of a joint vector over its own domains, and its product with the last."""
+        start = sum(units.sizes[:source]) * taps
+        mine = slice(start, start + units.sizes[source] * taps)
+        chosen = [moments[domain] for domain in self.domains[source]]
+        count = max(1, sum(moment.count for moment in chosen))
+        lower = torch.stack([moment.lower[mine, mine] for moment in chosen]).sum(0).cpu().tril() / count
+        last = torch.stack([moment.lower[-1, mine] for moment in chosen]).sum(0).cpu() / count
+        return lower + lower.tril(-1).mT, last
+
+
+def _aligned(values: Tensor, units: UnitMap, source: int) -> Tensor:
+    """A source's entries on the first axis, put where its units stand in a unit map; zero in rows without it."""
+    there = units.present[:, source].view(-1, *[1] * (values.dim() - 1))
+    return values[units.members[:, source].clamp_min(0)] * there
+
+
+def _power(rows: Tensor, gram: Tensor) -> Tensor:
+    """xᵀ G x of every row, no rounding below 0."""
+    return ((rows @ gram) * rows).sum(1).clamp_min(0)

@@ -1,0 +1,116 @@
+"""Spending a budget: the most valuable numbers of separated rows whose size is within a limit.
+
+The value is a sum over kinds of rows, each concave in the number separated; the size is a quadratic form in which
+separating both sides of a layer costs less than separating each alone. So a whole run of groups may be a bargain where
+no single group is, which a search that starts from everything merged does not see. This one starts from every run of
+groups at either end of the network, separated as far as the budget allows, and improves the best by exchanges.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from project.student.choices import Choices, Counts, Vector
+
+IMPROVED = 4  # of the starts, the best ones
+WORTHWHILE = 1e-3  # of the value: what an exchange must add
+ALIKE = 0.7  # of the best ratio of value to size: what a longer step may have instead
+
+
+def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
+    """How many rows of each kind to separate.
+
+    Args:
+        choices: What can be separated and what it costs.
+        values: For each kind, the value of separating 0, 1, … of its rows: concave and not falling.
+
+    Returns:
+        Shape (kinds,), within the limit; zeros where not even a full merge is.
+    """
+    nothing = np.zeros_like(choices.counts)
+    if not choices.kinds or not choices.fits(nothing):
+        return nothing
+    search = _Exchange(choices, values)
+    ends = np.tri(len(choices.kinds) + 1, len(choices.kinds), -1, dtype=bool)
+    starts = [search.within(np.where(run, choices.counts, 0)) for run in (*ends, *~ends)]
+    best = sorted(starts, key=search.value)[-IMPROVED:]
+    return max(map(search.improved, best), key=search.value)
+
+
+class _Exchange:
+    """Local search: take back steps of one kind and spend what that frees, or force some in and make room for them."""
+
+    def __init__(self, choices: Choices, values: Sequence[Vector]) -> None:
+        self.choices = choices
+        most = int(choices.counts.max())
+        self.table = np.stack([np.pad(value, (0, most + 1 - len(value)), mode="edge") for value in values])
+        self.kinds = np.arange(len(values))
+        self.steps = 2 ** np.arange(most.bit_length() + 1)
+
+    def value(self, counts: Counts) -> float:
+        """What these counts are worth."""
+        return float(self.table[self.kinds, counts].sum())
+
+    def improved(self, counts: Counts) -> Counts:
+        """Exchange until no exchange is worthwhile."""
+        best, value, last = counts, self.value(counts), -1.0
+        while last < value:
+            last = value
+            for kind in range(len(self.kinds)):
+                for rival in self._rivals(best, kind):
+                    if self.value(rival) > value * (1 + WORTHWHILE):
+                        best, value = rival, self.value(rival)
+        return best
+
+    def within(self, counts: Counts, barred: int = -1) -> Counts:
+        """The counts, merged again as far as the budget asks and separated as far as it lasts; one kind may be kept."""
+        return self._filled(self._trimmed(counts, barred), barred)
+
+    def _rivals(self, counts: Counts, kind: int) -> Iterator[Counts]:
+        """The counts with steps of a kind taken back or forced in, the budget spent on the others."""
+        for target in np.unique(np.concatenate([counts[kind] - self.steps, counts[kind] + self.steps])):
+            target = target.clip(0, self.choices.counts[kind])
+            if target != counts[kind]:
+                rival = counts.copy()
+                rival[kind] = target
+                yield self.within(rival, kind)
+
+    def _filled(self, counts: Counts, barred: int = -1) -> Counts:
+        """Separate more, always the step of most value for its size, while something fits."""
+        counts, left = counts.copy(), self.choices.limit - self.choices.size(counts)
+        while True:
+            gain, cost, steps = self._moves(counts, 1, barred)
+            fits = (steps > 0) & (cost <= left)
+            if not fits.any():
+                return counts
+            ratio = np.where(fits, gain / np.maximum(cost, 1e-9), -1.0)
+            alike = ratio >= ALIKE * ratio.max()
+            kind, step = divmod(int(np.where(alike, cost, -1.0).argmax()), len(self.steps))
+            counts[kind] += steps[kind, step]
+            left -= cost[kind, step]
+
+    def _trimmed(self, counts: Counts, barred: int = -1) -> Counts:
+        """Merge again, always the step of least value for its size, until the rest is within the limit."""
+        counts, over = counts.copy(), self.choices.size(counts) - self.choices.limit
+        while over > 0:
+            loss, saved, steps = self._moves(counts, -1, barred)
+            if not (steps > 0).any():
+                return np.zeros_like(counts)  # what was forced in is too much alone
+            ratio = np.where(steps > 0, loss / np.maximum(saved, 1e-9), np.inf)
+            alike = (ratio <= ratio.min() / ALIKE) & ((saved <= over) | (ratio == ratio.min()))
+            kind, step = divmod(int(np.where(alike, saved, -1.0).argmax()), len(self.steps))
+            counts[kind] -= steps[kind, step]
+            over -= saved[kind, step]
+        return counts
+
+    def _moves(self, counts: Counts, sign: int, barred: int) -> tuple[Vector, Vector, Counts]:
+        """Change of value and of size, as magnitudes, by every step of every kind; steps of length 0 are none."""
+        room = self.choices.counts - counts if sign > 0 else counts.copy()
+        if barred >= 0:
+            room[barred] = 0
+        steps = np.minimum(self.steps, room[:, None])
+        moved = self.table[self.kinds[:, None], counts[:, None] + sign * steps]
+        value = sign * (moved - self.table[self.kinds, counts][:, None])
+        slope = self.choices.linear - 2 * self.choices.pairs @ counts
+        size = slope[:, None] * steps - sign * self.choices.pairs.diagonal()[:, None] * steps**2
+        return value, size, steps

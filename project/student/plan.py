@@ -1,0 +1,49 @@
+"""The order in which layers are fitted: stages of layers that do not feed each other, derived from the graph."""
+
+from collections.abc import Collection
+from itertools import pairwise
+
+from torch import fx
+
+
+def stages(graph: fx.GraphModule, layers: Collection[str]) -> list[list[str]]:
+    """Layers stage by stage: those of one stage read only what earlier stages have written.
+
+    Args:
+        graph: A traced network.
+        layers: Names of the layers' calls in it.
+    """
+    depths = _depths(graph, layers)
+    found: list[list[str]] = [[] for _ in range(max(depths.values(), default=0))]
+    for node, depth in depths.items():
+        if node.name in layers:
+            found[depth - 1].append(node.name)
+    return found
+
+
+def in_stages(graph: fx.GraphModule, layers: Collection[str]) -> fx.GraphModule:
+    """Put the calls of a graph into the order of its stages; what it computes stays the same.
+
+    In this order a layer comes as late as the values that its output is added to, where they do not depend on it: of
+    two branches that meet in a sum, the one with more layers is finished last, and can make up for the other.
+
+    Args:
+        graph: A traced network; changed in place.
+        layers: Names of the layers' calls in it.
+    """
+    depths = _depths(graph, layers)
+    ordered = sorted(depths, key=lambda node: (node.op == "output", depths[node]))  # stable: else as it was
+    for before, after in pairwise(ordered):
+        before.append(after)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _depths(graph: fx.GraphModule, layers: Collection[str]) -> dict[fx.Node, int]:
+    """For every value, the most layers on a way from the picture to it, itself included."""
+    depths: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        before = max((depths[one] for one in node.all_input_nodes), default=0)
+        depths[node] = before + (node.name in layers)
+    return depths

@@ -1,0 +1,115 @@
+"""The size of a student in multiply-accumulates, parameters and bytes, from its unit maps alone or counted by torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from project.alignment import UnitMap, overlap
+from project.symmetry import Norm, Spec
+
+Unit = Literal["MACs", "parameters", "bytes"]
+UNITS_OF_SIZE: tuple[Unit, ...] = get_args(Unit)
+FLOAT, COUNTER = 4, 8  # bytes of a float32, and of the batch counter that a norm with running statistics keeps
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a student costs in one unit of size: Σ pairs · (units that see each other) + Σ units · (width) + rest.
+
+    Args:
+        pairs: layer -> for each pair of an input and an output unit that share a source; without depthwise layers,
+            whose units read themselves alone and count as such.
+        units: group -> for each of its units.
+        rest: What does not depend on widths.
+    """
+
+    pairs: Mapping[str, int]
+    units: Mapping[str, int]
+    rest: int = 0
+
+    def total(self, spec: Spec, maps: Mapping[str, UnitMap]) -> int:
+        """Size of the student of these unit maps."""
+        pairs = sum(
+            self.pairs[layer.name] * int(overlap(maps[layer.outputs], maps[layer.inputs]).sum())
+            for layer in spec.layers
+            if layer.name in self.pairs
+        )
+        return pairs + sum(price * maps[name].units for name, price in self.units.items()) + self.rest
+
+
+def price(spec: Spec, unit: Unit) -> Price:
+    """What widths cost in a unit of size.
+
+    Args:
+        spec: Groups of the sources.
+        unit: ``MACs`` of convolutions and linear layers on one picture, ``parameters``, or ``bytes`` of all float32
+            parameters and of all buffers.
+    """
+    size = FLOAT if unit == "bytes" else 1
+    weights = {one.name: one.taps * (one.positions if unit == "MACs" else size) for one in spec.layers}
+    pairs = {layer.name: weights[layer.name] for layer in spec.layers if layer.blocks == 1}
+    units = dict.fromkeys(spec.groups, 0)
+    for layer in spec.layers:
+        if layer.name not in pairs:
+            units[layer.outputs] += weights[layer.name]
+    if unit == "MACs":
+        return Price(pairs, units)
+    for layer in spec.layers:
+        units[layer.outputs] += size * layer.bias
+    tracked = [norm for norm in spec.norms if _tracked(spec, norm)] if unit == "bytes" else []
+    for norm in (*spec.norms, *tracked):  # scale and shift, which a student's norms always have; mean and variance
+        units[norm.group] += 2 * size
+    return Price(pairs, units, COUNTER * len(tracked))
+
+
+def nominal_size(spec: Spec, maps: Mapping[str, UnitMap], unit: Unit) -> int:
+    """Size of a student by its unit maps, zero blocks left out; nothing is built."""
+    return price(spec, unit).total(spec, maps)
+
+
+def nominal_macs(spec: Spec, maps: Mapping[str, UnitMap]) -> int:
+    """Multiply-accumulates of convolutions and linear layers on one picture, zero blocks left out."""
+    return nominal_size(spec, maps, "MACs")
+
+
+def source_size(spec: Spec, heads: UnitMap, unit: Unit) -> float:
+    """Size of one source, averaged over the sources, which may differ in their heads.
+
+    Args:
+        spec: Groups of the sources.
+        heads: Unit map of the logits.
+        unit: What to count.
+    """
+    cost, total = price(spec, unit), 0
+    for logits in heads.sizes:
+        sizes = {**spec.sizes, spec.output.name: logits}
+        total += cost.total(spec, {name: UnitMap.identity(size, 1) for name, size in sizes.items()})
+    return total / heads.sources
+
+
+def source_macs(spec: Spec, fixed: Mapping[str, UnitMap]) -> float:
+    """Multiply-accumulates of one source on one picture, averaged over the sources."""
+    return source_size(spec, fixed[spec.output.name], "MACs")
+
+
+@torch.no_grad()
+def executed_macs(network: nn.Module, picture: tuple[int, int, int]) -> int:
+    """Multiply-accumulates that running the network on one picture really costs, counted by torch.
+
+    Args:
+        network: In eval mode.
+        picture: Shape (channels, height, width).
+    """
+    example = torch.zeros(1, *picture, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter:
+        network(example)
+    return int(counter.get_total_flops()) // 2  # a multiply-accumulate is two operations
+
+
+def _tracked(spec: Spec, norm: Norm) -> bool:
+    """Whether a norm keeps running statistics."""
+    return any(axis.tensor == f"{norm.name}.running_mean" for axis in spec.groups[norm.group].axes)

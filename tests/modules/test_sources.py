@@ -1,0 +1,57 @@
+"""Which source is whose, and what is refused before any long work."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from project.errors import ConfigurationError
+from project.models import Architecture, LabelSpace
+from project.modules import SourceFile
+from project.modules.sources import own_domains, read_sources
+
+NAMES = ("cat", "dog")
+
+
+def settled(stated: list[list[str] | None], domains: str, mode: str = "shared", public: tuple[str, ...] = ()) -> Any:
+    """Domains of sources whose files say nothing themselves."""
+    labels = LabelSpace({domain: NAMES for domain in domains}, mode)  # type: ignore[arg-type]
+    files = [SourceFile(Path(f"{i}.pth"), one) for i, one in enumerate(stated)]
+    silent = SimpleNamespace(description=SimpleNamespace(label_space=None, domains=()))
+    return own_domains(files, [silent] * len(files), labels, public)  # type: ignore[list-item]
+
+
+def test_silent_sources_take_what_is_left_in_order() -> None:
+    assert settled([None, None, None], "abc") == [["a"], ["b"], ["c"]]
+    assert settled([None, ["a"], None], "abc") == [["b"], ["a"], ["c"]]
+    assert settled([["c", "a"], ["b"]], "abc") == [["c", "a"], ["b"]]
+    assert settled([None, None], "abc", public=("b",)) == [["a"], ["c"]]
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_a_domain_without_a_source(mode: str) -> None:
+    with pytest.raises(ConfigurationError, match="domain 'c' has no source"):
+        settled([["a"], ["b"]], "abc", mode)
+    if mode == "shared":
+        assert settled([["a"], ["b"]], "abc", mode, ("c",)) == [["a"], ["b"]]
+
+
+def test_a_public_domain_that_is_not_there() -> None:
+    with pytest.raises(ConfigurationError, match="public holds 'd'; the data have: a, b"):
+        settled([["a"], ["b"]], "ab", public=("d",))
+
+
+def test_a_source_listed_twice(tmp_path: Path) -> None:
+    """By its own name, by another way to it, or as a copy."""
+    state = Architecture("resnet20", 2).build().state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    (tmp_path / "copy.pth").write_bytes((tmp_path / "a.pth").read_bytes())
+    (tmp_path / "link.pth").symlink_to(tmp_path / "a.pth")
+    for name in ("a.pth", "copy.pth", "link.pth"):
+        with pytest.raises(ConfigurationError, match=rf"a\.pth and .*{name}, which are the same file"):
+            read_sources([SourceFile(tmp_path / "a.pth"), SourceFile(tmp_path / name)])
+    state["conv1.weight"] += 1
+    torch.save(state, tmp_path / "b.pth")
+    assert len(read_sources([SourceFile(tmp_path / "a.pth"), SourceFile(tmp_path / "b.pth")])) == 2

@@ -1,0 +1,161 @@
+"""Allocations keep to any budget, and spending by gain is close to the best there is."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import PICTURE, make_problem, random_map, random_network
+from torch import nn
+
+from project.alignment import Alignment, UnitMap
+from project.methods import Problem
+from project.student import (
+    Budget,
+    by_gain,
+    executed_macs,
+    nominal_size,
+    separated,
+    source_size,
+    stagewise,
+    uniform,
+)
+from project.student.choices import Choices
+
+UNITS_OF_SIZE = ("MACs", "parameters", "bytes")
+
+
+def bare(seed: int, count: int, mode: str = "different") -> Problem:
+    return make_problem([random_network(seed, s, 3 + 2 * s) for s in range(count)], mode, batches=[])
+
+
+def partial_alignment(problem: Problem, seed: int) -> Alignment:
+    """Random matches of all or only some of the sources, with random scores."""
+    count = len(problem.sources)
+    members = {g.name: random_map(g.size, count, seed + i).members for i, g in enumerate(problem.spec.free)}
+    generator = torch.Generator().manual_seed(seed)
+    mixed = {name: rows[torch.randperm(len(rows), generator=generator)] for name, rows in members.items()}
+    return Alignment(mixed, {name: torch.randn(len(rows), generator=generator) for name, rows in mixed.items()})
+
+
+def random_gains(alignment: Alignment, seed: int) -> dict[str, torch.Tensor]:
+    random = np.random.default_rng(seed)
+    return {
+        name: torch.from_numpy(random.random(len(rows)) ** random.choice([0.2, 1, 4]) * random.choice([0.1, 1, 5]))
+        for name, rows in alignment.members.items()
+    }
+
+
+def allocations(problem: Problem, alignment: Alignment, budget: Budget, seed: int) -> dict[str, dict[str, UnitMap]]:
+    given = (problem.spec, alignment, problem.fixed, budget)
+    return {
+        "front": stagewise(*given, front=True),
+        "back": stagewise(*given),
+        "uniform": uniform(*given),
+        "gain": by_gain(*given, random_gains(alignment, seed)),
+    }
+
+
+@pytest.mark.parametrize("unit", UNITS_OF_SIZE)
+@pytest.mark.parametrize(("seed", "count"), [(0, 2), (1, 3), (2, 3)])
+def test_every_allocation_keeps_to_every_budget(seed: int, count: int, unit: str) -> None:
+    """Whatever the rows stand for; and the network that is built costs what the unit maps say."""
+    problem = bare(seed, count)
+    spec, alignment = problem.spec, partial_alignment(problem, seed)
+    one = source_size(spec, problem.fixed[spec.output.name], unit)
+    full = nominal_size(spec, stagewise(spec, alignment, problem.fixed, 0.0), unit)
+    for budget in (Budget(1 + (count - 1) * share, "x", unit) for share in (0.0, 0.3, 0.7, 1.0)):
+        for maps in allocations(problem, alignment, budget, seed).values():
+            size = nominal_size(spec, maps, unit)
+            assert size == full or size <= budget.number * one * (1 + 1e-9)
+            assert full <= size
+            network = problem.start(maps).network
+            state = network.state_dict()
+            counted = {
+                "MACs": executed_macs(network, PICTURE),
+                "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                "bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+            }
+            assert size == counted[unit]
+            if budget.number == count:
+                assert all(share == 1 for name, share in separated(maps).items() if name in alignment.members)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uniform_separates_the_same_share(seed: int) -> None:
+    problem = bare(seed, 2)
+    generator = torch.Generator().manual_seed(seed)
+    members = {g.name: torch.stack([torch.arange(g.size)] * 2, 1) for g in problem.spec.free}
+    scores = {name: torch.randn(len(rows), generator=generator) for name, rows in members.items()}
+    maps = uniform(problem.spec, Alignment(members, scores), problem.fixed, 1.5)
+    apart = {name: maps[name].units - len(rows) for name, rows in members.items()}
+    least = max(count / len(members[name]) for name, count in apart.items())
+    assert all(count == int(least * len(members[name]) + 1e-9) for name, count in apart.items())
+    for name, count in apart.items():  # the worst matched ones
+        kept = {tuple(row) for row in maps[name].members.tolist()}
+        worst = scores[name].argsort()[:count].tolist()
+        assert all(
+            (tuple(members[name][row].tolist()) in kept) == (row not in worst) for row in range(len(scores[name]))
+        )
+
+
+def small_network(seed: int, weights: int) -> nn.Module:
+    """Three or four groups of few units, some of them a residual stream."""
+    random = np.random.default_rng(seed)
+    a, b, c = (int(width) for width in random.integers(2, 5, 3))
+    torch.manual_seed(weights)
+    layers = [nn.Conv2d(3, a, 3, padding=1), nn.ReLU(), nn.Conv2d(a, b, int(random.choice([1, 3]))), nn.ReLU()]
+    layers += [nn.Conv2d(b, c, int(random.choice([1, 3])), stride=int(random.integers(1, 3))), nn.AdaptiveAvgPool2d(1)]
+    layers += (
+        [nn.Flatten(), nn.Linear(c, 4)] if random.random() < 0.5 else [nn.Flatten(), nn.Linear(c, 3), nn.Linear(3, 4)]
+    )
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_gain_is_close_to_the_best_of_all_widths(seed: int) -> None:
+    """Within 2 % of exhaustive search, over many budgets, units of size and gains."""
+    random = np.random.default_rng(seed)
+    count = 2 + seed % 2
+    problem = make_problem([small_network(seed, weights) for weights in range(count)], batches=[])
+    generator = torch.Generator().manual_seed(seed)
+    members = {
+        g.name: torch.stack([torch.randperm(g.size, generator=generator) for _ in range(count)], 1)
+        for g in problem.spec.free
+    }
+    alignment = Alignment(members, {name: torch.zeros(len(rows)) for name, rows in members.items()})
+    for trial in range(4):
+        gains = random_gains(alignment, 10 * seed + trial)
+        unit = UNITS_OF_SIZE[trial % 3]
+        budget = Budget(1 + (count - 1) * random.random(), "x", unit)
+        limit = budget.number * source_size(problem.spec, problem.fixed[problem.spec.output.name], unit)
+        ranked = {name: gain.argsort(descending=True) for name, gain in gains.items()}
+        best = 0.0
+        for widths in itertools.product(*(range(len(rows) + 1) for rows in members.values())):
+            chosen = dict(zip(members, widths, strict=True))
+            maps = {n: UnitMap(rows).split(ranked[n][: chosen[n]]) for n, rows in members.items()}
+            if nominal_size(problem.spec, {**problem.fixed, **maps}, unit) <= limit:
+                best = max(best, sum(float(gains[n][ranked[n][: chosen[n]]].sum()) for n in members))
+        maps = by_gain(problem.spec, alignment, problem.fixed, budget, gains)
+        assert nominal_size(problem.spec, maps, unit) <= limit * (1 + 1e-9)
+        merged = {n: {tuple(row) for row in maps[n].members.tolist()} for n in members}
+        reached = sum(
+            float(gain)
+            for n, rows in members.items()
+            for row, gain in zip(rows.tolist(), gains[n], strict=True)
+            if tuple(row) not in merged[n]
+        )
+        assert reached >= 0.98 * best
+
+
+@pytest.mark.parametrize("unit", UNITS_OF_SIZE)
+def test_the_quadratic_form_is_the_size(unit: str) -> None:
+    for seed in range(4):
+        problem = bare(seed, 3)
+        alignment = partial_alignment(problem, seed)
+        choices = Choices(problem.spec, alignment, problem.fixed, Budget(2.0, "x", unit))
+        random = np.random.default_rng(seed)
+        ranked = choices.ranked({name: -scores for name, scores in choices.scores.items()})
+        for _ in range(5):
+            counts = random.integers(0, choices.counts + 1)
+            assert choices.size(counts) == nominal_size(problem.spec, choices.maps(counts, ranked), unit)

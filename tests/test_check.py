@@ -1,0 +1,100 @@
+"""``pleas check``, through the command."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import resnet
+from kinds import SIDE
+from torch import Tensor, nn
+
+from project import __main__ as command
+from project.cli import main
+from project.errors import ConfigurationError, PleasError, TraceError
+
+
+class Odd(nn.Module):
+    """What cannot be traced."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 3), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.softmax(self.stem(x), 1)
+        return self.head(x.mean((2, 3)))
+
+
+def words(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
+    main(["check", *args])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_torchvision_name(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = words(capsys, "--model", "resnet18", "--image-size", "32", "--model-args", '{"num_classes": 4}')
+    assert lines[0] == "resnet18: 12 permutation groups on pictures of 32 × 32"
+    assert lines[3].split()[:6] == ["conv1", "64", "3", "4", "3", "0"]
+    assert len(lines) == 18
+    assert lines[-2].startswith("trace, permute: yes; largest change of the logits (relative): ")
+    assert 0 < float(lines[-2].split()[-1]) < 1e-4
+    assert lines[-1] == "merge, at any budget: yes"
+
+
+def test_a_dotted_path_with_structure(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = words(capsys, "--model", "kinds.transformer", "--image-size", str(SIDE))
+    block = "encoder.layers.encoder_layer_0.self_attention"
+    keys = next(line for line in lines if line.startswith(f"{block}.keys"))
+    assert keys.endswith(f"2 blocks, ordered as in '{block}.values'")
+    stream = next(line for line in lines if line.startswith("conv_proj"))
+    assert stream.endswith("normalised all together")
+    assert "class" not in lines[-2]
+
+
+def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(resnet("resnet20", 3).state_dict(), tmp_path / "mine.pth")
+    lines = words(capsys, "--model", str(tmp_path / "mine.pth"), "--image-size", "32")
+    assert lines[0].endswith("mine.pth: 12 permutation groups on pictures of 32 × 32")
+
+
+def test_what_stops_it_is_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pleas", "check", "--model", "test_check.Odd", "--image-size", "16"])
+    assert command.console() == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    assert line.startswith("pleas: error: softmax calls 'softmax', whose effect on units is unknown here, at ")
+    assert line.endswith("tests/test_check.py, line 24: x = torch.softmax(self.stem(x), 1).")
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        (["--model", "resnet19"], ConfigurationError, "model is 'resnet19'; allowed: a file of weights"),
+        (["--model", "nowhere.Net"], ConfigurationError, "'nowhere' cannot be imported"),
+        (["--model", "test_check.Nothing"], ConfigurationError, "model is 'test_check.Nothing'; allowed"),
+        (["--model", "pathlib.Path"], ConfigurationError, "no nn.Module"),
+        (["--model", "test_check.Odd", "--model-args", '{"depth": 3}'], ConfigurationError, "cannot be built with"),
+        (["--model", "resnet18", "--model-args", "{"], ConfigurationError, "is not JSON"),
+        (["--model", "resnet18", "--model-args", "[1]"], ConfigurationError, "a JSON object"),
+        (["--model", "kinds.grouped", "--image-size", "0"], TraceError, "does not run on pictures"),
+    ],
+)
+def test_bad_arguments(args: list[str], error: type[PleasError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        main(["check", *args])
+
+
+def test_groups_that_do_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "project.check.group_differences", lambda *_: {"stem": 0.5, **dict.fromkeys(("left", "right"), 0.0)}
+    )
+    with pytest.raises(TraceError, match="permuting 'stem' changes the logits by 5"):
+        main(["check", "--model", "kinds.Concatenated", "--image-size", "16"])
+
+
+def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "pleas check --model" in capsys.readouterr().out
