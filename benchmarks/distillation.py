@@ -20,19 +20,17 @@ from typing import Any
 import torch
 from merge_quality import CONFIGS, machine, real_arguments, unpacked
 from torch import Tensor
-from torchvision.transforms import v2
 
 from project.cli import MergeCLI
 from project.cli import main as pleas
 from project.data import DomainDataModule
-from project.data.unlabelled import LEAST
 from project.models import atomic_text
 from project.modules.refine import warmup_cosine
 from project.report.results import text_table
-from project.student import Distillation, Student
+from project.student import Distillation, Student, batch_norms, reestimate
 
-BATCH = 16  # pictures of each domain
-FRESH, REFINED = 5e-4, 2e-5  # learning rates from the permuted average and from the closed form
+BATCH = 32  # pictures of each domain
+FRESH, REFINED = 1e-3, 3e-5  # learning rates from the permuted average and from the closed form
 
 
 def main() -> None:
@@ -71,10 +69,10 @@ def rows(pair: Sequence[str], scratch: Path, times: Sequence[float], seed: int) 
     yield row("closed form", fit, fit.model.merged[0].student, seconds, 0)
     for factor in times:
         student = copy.deepcopy(start.model.merged[0].student)
-        steps = distil(student, start, factor * seconds, FRESH, seed)
+        steps = distil(student, start, factor * seconds, seed, fresh=True)
         yield row(f"distillation from the start, {factor:g}×", start, student, factor * seconds, steps)
     student = copy.deepcopy(fit.model.merged[0].student)
-    steps = distil(student, fit, seconds, REFINED, seed)
+    steps = distil(student, fit, seconds, seed, fresh=False)
     yield row("closed form, then distillation, 1× + 1×", fit, student, 2 * seconds, steps)
 
 
@@ -91,14 +89,21 @@ def merged(pair: Sequence[str], run: Path, method: str) -> tuple[Any, float]:
     return done, sum(phase["seconds"] for phase in phases if phase["phase"] == "fit")
 
 
-def distil(student: Student, done: Any, seconds: float, lr: float, seed: int) -> int:
-    """Train a student end to end on the merge's calibration pictures for some seconds; the number of steps it took."""
+def distil(student: Student, done: Any, seconds: float, seed: int, *, fresh: bool) -> int:
+    """Train a student end to end on the merge's calibration pictures for some seconds; the number of steps it took.
+
+    A fresh student is trained as usual: batch norm takes the statistics of its batches and is re-estimated at the end.
+    A fitted one keeps its statistics, which was better on held-out training pictures.
+    """
+    torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = calibration(done.datamodule, device)
     sources = [source.to(device) for source in done.model.problem.sources]
     distillation = Distillation(student.to(device), sources, done.model.problem.owners)
+    for norm in batch_norms(student.network).values():
+        norm.train(fresh)
+    lr = FRESH if fresh else REFINED
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
-    torch.manual_seed(seed)
     batches, steps = shuffled(pictures), 0
     begin = time.perf_counter()
     while (spent := time.perf_counter() - begin) < seconds:
@@ -107,6 +112,9 @@ def distil(student: Student, done: Any, seconds: float, lr: float, seed: int) ->
         distillation(next(batches)).total.backward()
         optimizer.step()
         steps += 1
+    if fresh:
+        mixed = torch.cat(list(pictures.values()))
+        reestimate(student.network, mixed[torch.randperm(len(mixed))].split(128))
     return steps
 
 
@@ -120,14 +128,17 @@ def calibration(data: DomainDataModule, device: torch.device) -> dict[str, Tenso
 
 
 def shuffled(pictures: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Batches of all domains without end, in a new order every epoch; parts of pictures, mirrored by lot."""
-    side = next(iter(pictures.values())).shape[-1]
-    augment = v2.Compose([v2.RandomResizedCrop(side, scale=(LEAST, 1.0)), v2.RandomHorizontalFlip()])
+    """Batches of all domains without end, in a new order every epoch, pictures mirrored by lot."""
     while True:
         orders = {name: torch.randperm(len(x)).split(BATCH) for name, x in pictures.items()}
         for parts in zip(*orders.values(), strict=False):
-            chosen = zip(pictures.items(), parts, strict=True)
-            yield {name: torch.stack([augment(x[i]) for i in part.tolist()]) for (name, x), part in chosen}
+            chosen = {name: x[part.to(x.device)] for (name, x), part in zip(pictures.items(), parts, strict=True)}
+            yield {name: torch.where(coins(x) < 0.5, x.flip(3), x) for name, x in chosen.items()}
+
+
+def coins(pictures: Tensor) -> Tensor:
+    """A random number for each picture."""
+    return torch.rand(len(pictures), 1, 1, 1).to(pictures.device)
 
 
 @torch.no_grad()

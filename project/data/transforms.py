@@ -20,20 +20,33 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     Args:
         preprocessing: Size, normalisation and how a picture that is not square is fitted.
     """
-    side = preprocessing.image_size
-    fit = [v2.Resize(side), v2.CenterCrop(side)] if preprocessing.crop == "center" else [v2.Resize((side, side))]
-    return _compose(fit, preprocessing)
+    return _compose(_fit(preprocessing), preprocessing)
 
 
-def training_transform(preprocessing: Preprocessing, least: float = 0.5) -> Transform:
-    """A random part of the picture, resized and mirrored by lot; draws from torch's generator.
+def mirroring_transform(preprocessing: Preprocessing) -> Transform:
+    """As :func:`evaluation_transform`, mirrored by lot; draws from torch's generator.
+
+    Args:
+        preprocessing: Size, normalisation and how a picture that is not square is fitted.
+    """
+    return _compose([*_fit(preprocessing), v2.RandomHorizontalFlip()], preprocessing)
+
+
+def training_transform(preprocessing: Preprocessing) -> Transform:
+    """A random part of the picture, at least half of it, resized and mirrored by lot; draws from torch's generator.
 
     Args:
         preprocessing: Size and normalisation.
-        least: Smallest share of the picture's area.
     """
-    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(least, 1.0))
+    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(0.5, 1.0))
     return _compose([zoom, v2.RandomHorizontalFlip()], preprocessing)
+
+
+def _fit(preprocessing: Preprocessing) -> list[v2.Transform]:
+    side = preprocessing.image_size
+    if preprocessing.crop == "center":
+        return [v2.Resize(side), v2.CenterCrop(side)]
+    return [v2.Resize((side, side))]
 
 
 def _compose(steps: list[v2.Transform], preprocessing: Preprocessing) -> Transform:

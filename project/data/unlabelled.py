@@ -4,25 +4,30 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from project.data.datamodule import DomainDataModule
 from project.data.pictures import CalibrationPictures
-from project.data.transforms import training_transform
-
-LEAST = 0.8  # of a picture's area: on smaller parts a student errs more than on pictures that it has not seen
+from project.data.transforms import mirroring_transform
+from project.errors import ConfigurationError
 
 
 class UnlabelledDataModule(DomainDataModule):
     """Domains whose calibration pictures are trained on, by domain and without labels.
 
     With the settings of a merge they are the pictures of that merge. A training batch holds
-    ``calibration_batch_size`` pictures of each domain; ``augment`` crops them less than DomainDataModule does.
-    Validation and tests are those of DomainDataModule: labels are read for scoring only.
+    ``calibration_batch_size`` pictures of each domain. ``augment`` mirrors them at random and does not crop them: a
+    student errs more on parts of pictures than on whole ones that it has not seen. Validation and tests are those of
+    DomainDataModule; labels are read for scoring only.
     """
 
     def train_dataloader(self) -> CombinedLoader:  # type: ignore[override]
         """Batches that map every domain to pictures (B, 3, image_size, image_size), shuffled in every epoch.
 
         A domain of fewer pictures than the others comes round again, so that no batch lacks it.
+
+        Raises:
+            ConfigurationError: If there are to be no calibration pictures.
         """
-        transform = training_transform(self.preprocessing, LEAST) if self.augment else self._plain
+        if not self.calibration_domains:
+            raise ConfigurationError(f"calibration is {self.calibration!r}, which leaves nothing to train on.")
+        transform = mirroring_transform(self.preprocessing) if self.augment else self._plain
         loaders = {}
         for name in self.calibration_domains:
             dataset = CalibrationPictures(self.samples(name, "calibration"), transform, transform)

@@ -48,3 +48,16 @@ def test_they_are_the_pictures_of_the_merge_in_another_order(data: UnlabelledDat
         first, second = (torch.cat([batch[name] for batch in epoch]) for epoch in epochs)
         assert rows(first) == rows(second) == rows(expected)
         assert not torch.equal(first, second)
+
+
+def test_pictures_are_mirrored_by_lot(data: UnlabelledDataModule) -> None:
+    plain = {name: rows(torch.cat([batch[name] for batch in batches(data)])) for name in data.domain_names}
+    data.augment = True
+    torch.manual_seed(0)
+    for name in data.domain_names:
+        found = torch.cat([batch[name] for _ in range(3) for batch in batches(data)])
+        whole = [tuple(x.flatten().tolist()) in plain[name] for x in found]
+        mirrored = [tuple(x.flip(2).flatten().tolist()) in plain[name] for x in found]
+        assert all(a != b for a, b in zip(whole, mirrored, strict=True))
+        assert any(whole)
+        assert any(mirrored)
