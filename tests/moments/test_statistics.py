@@ -44,7 +44,7 @@ def test_statistics_are_second_moments_of_what_sources_read_and_write(seed: int)
     sources = [random_network(seed, weights) for weights in range(2 + seed % 2)]
     spec = trace(sources[0], PICTURE)
     batches = [("art", pictures(3, 1)), ("birds", pictures(2, 2)), ("art", pictures(4, 3))]
-    found = gathered(sources, spec, batches, DOMAINS)
+    found = gathered(sources, spec, batches, DOMAINS[:3])
     assert found.pictures == {"art": 7, "birds": 2, "cars": 0}
     runs = {
         domain: [
@@ -144,7 +144,7 @@ def _process(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     sources = _sources()
-    statistics = gathered(sources, trace(sources[0], PICTURE), _share(rank), DOMAINS)
+    statistics = gathered(sources, trace(sources[0], PICTURE), _share(rank), DOMAINS[:3])
     statistics.reduce(dist.all_reduce)
     content = {
         "sums": [moment.sum() for moment in statistics.moments()],
@@ -159,7 +159,7 @@ def _process(rank: int, folder: str) -> None:
 def test_two_processes_are_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
     sources = _sources()
-    alone = gathered(sources, trace(sources[0], PICTURE), _share(0) + _share(1), DOMAINS)
+    alone = gathered(sources, trace(sources[0], PICTURE), _share(0) + _share(1), DOMAINS[:3])
     assert alone.pictures == {"art": 11, "birds": 3, "cars": 4}
     for rank in (0, 1):
         content = torch.load(tmp_path / f"{rank}.pt")

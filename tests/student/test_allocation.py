@@ -30,12 +30,25 @@ def bare(seed: int, count: int, mode: str = "different") -> Problem:
 
 
 def partial_alignment(problem: Problem, seed: int) -> Alignment:
-    """Random matches of all or only some of the sources, with random scores."""
+    """Random matches of all or only some of the sources, for those allocations that separate whole rows."""
     count = len(problem.sources)
     members = {g.name: random_map(g.size, count, seed + i).members for i, g in enumerate(problem.spec.free)}
     generator = torch.Generator().manual_seed(seed)
     mixed = {name: rows[torch.randperm(len(rows), generator=generator)] for name, rows in members.items()}
-    return Alignment(mixed, {name: torch.randn(len(rows), generator=generator) for name, rows in mixed.items()})
+    scores = {name: torch.randn(len(rows), generator=generator) for name, rows in mixed.items()}
+    return Alignment(mixed, scores, {name: torch.zeros(len(rows), count, count) for name, rows in mixed.items()})
+
+
+def full_alignment(problem: Problem, seed: int) -> Alignment:
+    """Random matches of all sources, at random distances."""
+    count, generator = len(problem.sources), torch.Generator().manual_seed(seed)
+    members, distances = {}, {}
+    for group in problem.spec.free:
+        orders = [torch.randperm(group.size, generator=generator) for _ in range(count)]
+        members[group.name] = torch.stack(orders, 1)
+        points = torch.randn(group.size, count, 3, generator=generator)
+        distances[group.name] = torch.cdist(points, points).square()
+    return Alignment(members, {name: torch.zeros(len(rows)) for name, rows in members.items()}, distances)
 
 
 def random_gains(alignment: Alignment, seed: int) -> dict[str, torch.Tensor]:
@@ -46,14 +59,16 @@ def random_gains(alignment: Alignment, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def allocations(problem: Problem, alignment: Alignment, budget: Budget, seed: int) -> dict[str, dict[str, UnitMap]]:
-    given = (problem.spec, alignment, problem.fixed, budget)
-    return {
-        "front": stagewise(*given, front=True),
-        "back": stagewise(*given),
-        "uniform": uniform(*given),
-        "gain": by_gain(*given, random_gains(alignment, seed)),
-    }
+def allocations(problem: Problem, budget: Budget, seed: int) -> list[tuple[dict[str, UnitMap], dict[str, UnitMap]]]:
+    """What every allocation makes of the budget, and of none."""
+    whole, part = full_alignment(problem, seed), partial_alignment(problem, seed)
+    gains = random_gains(part, seed)
+    found = []
+    for one in (budget, Budget(0.0, "x", budget.unit)):
+        given = (problem.spec, whole, problem.fixed, one)
+        rows = by_gain(problem.spec, part, problem.fixed, one, gains)
+        found.append([stagewise(*given, front=True), stagewise(*given), uniform(*given), rows])
+    return list(zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("unit", UNITS_OF_SIZE)
@@ -61,12 +76,11 @@ def allocations(problem: Problem, alignment: Alignment, budget: Budget, seed: in
 def test_every_allocation_keeps_to_every_budget(seed: int, count: int, unit: str) -> None:
     """Whatever the rows stand for; and the network that is built costs what the unit maps say."""
     problem = bare(seed, count)
-    spec, alignment = problem.spec, partial_alignment(problem, seed)
+    spec = problem.spec
     one = source_size(spec, problem.fixed[spec.output.name], unit)
-    full = nominal_size(spec, stagewise(spec, alignment, problem.fixed, 0.0), unit)
     for budget in (Budget(1 + (count - 1) * share, "x", unit) for share in (0.0, 0.3, 0.7, 1.0)):
-        for maps in allocations(problem, alignment, budget, seed).values():
-            size = nominal_size(spec, maps, unit)
+        for maps, merged in allocations(problem, budget, seed):
+            size, full = nominal_size(spec, maps, unit), nominal_size(spec, merged, unit)
             assert size == full or size <= budget.number * one * (1 + 1e-9)
             assert full <= size
             network = problem.start(maps).network
@@ -78,25 +92,22 @@ def test_every_allocation_keeps_to_every_budget(seed: int, count: int, unit: str
             }
             assert size == counted[unit]
             if budget.number == count:
-                assert all(share == 1 for name, share in separated(maps).items() if name in alignment.members)
+                assert all(separated(maps)[group.name] == 1 for group in spec.free)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_uniform_separates_the_same_share(seed: int) -> None:
     problem = bare(seed, 2)
-    generator = torch.Generator().manual_seed(seed)
-    members = {g.name: torch.stack([torch.arange(g.size)] * 2, 1) for g in problem.spec.free}
-    scores = {name: torch.randn(len(rows), generator=generator) for name, rows in members.items()}
-    maps = uniform(problem.spec, Alignment(members, scores), problem.fixed, 1.5)
-    apart = {name: maps[name].units - len(rows) for name, rows in members.items()}
-    least = max(count / len(members[name]) for name, count in apart.items())
-    assert all(count == int(least * len(members[name]) + 1e-9) for name, count in apart.items())
-    for name, count in apart.items():  # the worst matched ones
+    alignment = full_alignment(problem, seed)
+    maps = uniform(problem.spec, alignment, problem.fixed, 1.5)
+    apart = {name: maps[name].units - len(rows) for name, rows in alignment.members.items()}
+    least = max(count / len(alignment.members[name]) for name, count in apart.items())
+    assert all(count == int(least * len(alignment.members[name]) + 1e-9) for name, count in apart.items())
+    for name, count in apart.items():  # the ones that are farthest from each other
         kept = {tuple(row) for row in maps[name].members.tolist()}
-        worst = scores[name].argsort()[:count].tolist()
-        assert all(
-            (tuple(members[name][row].tolist()) in kept) == (row not in worst) for row in range(len(scores[name]))
-        )
+        worst = set(alignment.distances[name][:, 0, 1].argsort(descending=True)[:count].tolist())
+        rows = alignment.members[name].tolist()
+        assert all((tuple(row) in kept) == (number not in worst) for number, row in enumerate(rows))
 
 
 def small_network(seed: int, weights: int) -> nn.Module:
@@ -123,7 +134,8 @@ def test_gain_is_close_to_the_best_of_all_widths(seed: int) -> None:
         g.name: torch.stack([torch.randperm(g.size, generator=generator) for _ in range(count)], 1)
         for g in problem.spec.free
     }
-    alignment = Alignment(members, {name: torch.zeros(len(rows)) for name, rows in members.items()})
+    nothing = {name: torch.zeros(len(rows)) for name, rows in members.items()}
+    alignment = Alignment(members, nothing, {n: torch.zeros(len(rows), count, count) for n, rows in members.items()})
     for trial in range(4):
         gains = random_gains(alignment, 10 * seed + trial)
         unit = UNITS_OF_SIZE[trial % 3]
@@ -155,7 +167,7 @@ def test_the_quadratic_form_is_the_size(unit: str) -> None:
         alignment = partial_alignment(problem, seed)
         choices = Choices(problem.spec, alignment, problem.fixed, Budget(2.0, "x", unit))
         random = np.random.default_rng(seed)
-        ranked = choices.ranked({name: -scores for name, scores in choices.scores.items()})
+        ranked = choices.ranked(random_gains(alignment, seed))
         for _ in range(5):
             counts = random.integers(0, choices.counts + 1)
             assert choices.size(counts) == nominal_size(problem.spec, choices.maps(counts, ranked), unit)

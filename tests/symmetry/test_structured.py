@@ -50,6 +50,10 @@ def test_every_group_moves_what_it_should(name: str) -> None:
         with torch.no_grad():
             before = network(batch)
             for key in sorted(changed):
+                if torch.allclose(
+                    functional_call(network, {**state, key: torch.randn_like(state[key])}, (batch,)), before
+                ):
+                    continue  # a norm of single units takes the constants before it away, whatever they are
                 broken = functional_call(network, {**moved, key: state[key]}, (batch,))
                 assert float((broken - before).abs().max() / before.abs().max()) > 1e-9, (group.name, key)
 
@@ -136,6 +140,5 @@ def test_torchvision(name: str) -> None:
 )
 def test_number_of_groups(name: str, groups: int) -> None:
     """One residual stream a stage (one in all for ViT), and what lies inside each block."""
-    with torch.device("meta"):
-        network = BIG[name]().eval()
+    network = BIG[name]().eval()
     assert len(trace(network, (3, 64, 64)).free) == groups
