@@ -228,7 +228,7 @@ def test_validate_and_predict(tiny: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 12 * 2, "two test pictures of each class in each domain"
     assert {row["domain"] for row in rows} == {"clipart", "sketch"}
-    assert all(Path(row["path"]).exists() for row in rows)
+    assert all(Path(row["picture"]).exists() for row in rows)
 
 
 def test_different_label_spaces_get_a_head_each(tiny: Path) -> None:
