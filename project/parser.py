@@ -49,9 +49,8 @@ def sentence(message: str, command: str) -> str:
         elif value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
             given = given or f"got value: {value[1]}"
         elif line and not FRAME.match(line):
-            causes.append(
-                TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line).replace(". Got", "; got").rstrip(".")
-            )
+            told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
+            causes.append(told.replace(". Got", "; got").rstrip("."))
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
     topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
     return f"{where}{'; '.join(filter(None, [*dict.fromkeys(causes[:SHOWN]), given]))}; see '{command} {topic}'."

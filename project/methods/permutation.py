@@ -34,7 +34,7 @@ class Permutation(Method):
         self,
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
-        separate: Separate = "back",
+        separate: Separate = "front",
         seed: int = 0,
         label: str | None = None,
     ) -> None:

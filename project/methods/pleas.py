@@ -66,7 +66,7 @@ class PLeaS(Permutation):
         self,
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
-        separate: Separate = "back",
+        separate: Separate = "front",
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
         weights: Mapping[str, float] | None = None,
