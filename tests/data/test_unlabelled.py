@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from project.data import ImageFolders, UnlabelledDataModule
+from project.errors import ConfigurationError
 
 Make = Callable[..., ImageFolders]
 pytestmark = [
@@ -61,3 +62,9 @@ def test_pictures_are_mirrored_by_lot(data: UnlabelledDataModule) -> None:
         assert all(a != b for a, b in zip(whole, mirrored, strict=True))
         assert any(whole)
         assert any(mirrored)
+
+
+def test_without_pictures_there_is_nothing_to_train_on(data: UnlabelledDataModule) -> None:
+    data.calibration = "none"
+    with pytest.raises(ConfigurationError, match="calibration is 'none', which leaves nothing to train on"):
+        data.train_dataloader()
