@@ -1,19 +1,18 @@
-"""Accuracy, seconds and memory of every way to fit, on the real pair and on Shapes, at one size.
+"""Accuracy, seconds and memory of every way to fit, on the real pair and on Shapes.
 
-    python benchmarks/fits.py --real FOLDER --held-out --out benchmarks/results/fits_held_out.json
-    python benchmarks/fits.py --real FOLDER --seeds 5 --out benchmarks/results/fits.json
+    python benchmarks/fits.py --real FOLDER --held-out --memory --out benchmarks/results/fits_held_out.json
+    python benchmarks/fits.py --real FOLDER --seeds 5 --only default --budgets 1 2 --out benchmarks/results/fits.json
 
-Each fit is one ``pleas merge`` in a process of its own, whose peak memory is what the operating system says. With
-``--held-out`` students are scored on training pictures that took no part in calibration: that is where settings are
-chosen. Without, they are scored on the test lists. The file is written anew after every merge, and what it holds
-already is not run again.
+All fits of one draw of the calibration pictures share one ``pleas merge``, so that they see the same statistics; with
+``--memory``, each also runs in a process of its own, whose peak is what the operating system says. With ``--held-out``
+students are scored on training pictures that took no part in calibration: that is where settings are chosen. Without,
+they are scored on the test lists. The file is written anew after every merge, and what it holds is not run again.
 """
 
 import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,33 +47,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of the real pair; without it, the sources of 'make demo'")
     parser.add_argument("--held-out", action="store_true", help="score on held-out training pictures")
+    parser.add_argument("--memory", action="store_true", help="measure each fit's peak memory too")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the calibration pictures")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0])
     parser.add_argument("--only", nargs="+", choices=list(FITS), default=list(FITS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fits.json"))
     arguments = parser.parse_args()
-    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"machine": machine(), "fits": {}}
-    with tempfile.TemporaryDirectory() as scratch:
-        for seed in range(arguments.seeds):
-            data = arguments.real and unpacked(arguments.real, Path(scratch))
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"machine": machine()}
+    runs = [("seed " + str(seed), seed, arguments.only) for seed in range(arguments.seeds)]
+    runs += [(f"memory of {name}", 0, [name]) for name in arguments.only if arguments.memory]
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        pictures = unpacked(arguments.real, scratch) if arguments.real else None
+        for key, seed, fits in runs:
+            if key in found:
+                continue
+            data = pictures
             if data and arguments.held_out:
-                data = held_out(data, Path(scratch) / f"held-{seed}", seed)
-            for name in arguments.only:
-                key = f"{name} | seed {seed} | budgets {arguments.budgets}"
-                if key in found["fits"]:
-                    continue
-                found["fits"][key] = one(FITS[name], arguments, data, Path(scratch) / "run", seed)
-                atomic_text(json.dumps(found, indent=2), arguments.out)
-                print(key, json.dumps(found["fits"][key]), flush=True)
+                data = held_out(data, scratch / f"held-{len(found)}", seed)
+            found[key] = merge(fits, arguments, data, scratch / "run", seed)
+            atomic_text(json.dumps(found, indent=2), arguments.out)
+            print(key, *(f"{row['network']} {row['mean']}" for row in found[key]["table"]), sep="\n  ", flush=True)
 
 
-def one(options: dict[str, Any], arguments: argparse.Namespace, data: Path | None, run: Path, seed: int) -> Any:
-    """One merge in a process of its own: its students' rows, and the peak memory of the process in MiB."""
-    method = {"class_path": "project.methods.PLeaS", "init_args": {"label": "pleas", **options}}
+def merge(fits: list[str], arguments: argparse.Namespace, data: Path | None, run: Path, seed: int) -> dict[str, Any]:
+    """One merge in a process of its own: its table, and the peak memory of the process in MiB."""
+    methods = [
+        {"class_path": "project.methods.PLeaS", "init_args": {"label": label(name), **FITS[name]}} for name in fits
+    ]
     config = CONFIGS / ("pacs" if data else "demo") / "merge.yaml"
     command = [
         sys.executable, "-m", "project", "merge", "--config", str(config), "--run", str(run), "--overwrite", "true",
-        "--data.init_args.seed", str(seed), "--model.init_args.methods", json.dumps([method]),
+        "--data.init_args.seed", str(seed), "--model.init_args.methods", json.dumps(methods),
         "--model.init_args.budgets", json.dumps(arguments.budgets),
     ]  # fmt: skip
     if data:
@@ -90,12 +94,12 @@ def one(options: dict[str, Any], arguments: argparse.Namespace, data: Path | Non
     if status:
         raise RuntimeError(f"{' '.join(command)} failed")
     results = json.loads((run / "results.json").read_text())
-    shutil.rmtree(run)
-    return {
-        "students": [row for row in results["table"] if row["kind"] == "student"],
-        "phases": results["phases"],
-        "peak_mib": usage.ru_maxrss // 1024,
-    }
+    return {"table": results["table"], "phases": results["phases"], "peak_mib": usage.ru_maxrss // 1024}
+
+
+def label(name: str) -> str:
+    """A fit's name as a label: letters, digits, dots and dashes."""
+    return name.replace(": ", "-").replace(", ", "_")
 
 
 def sources(folder: Path) -> list[dict[str, Any]]:
