@@ -21,6 +21,7 @@ def stagewise(
     budget: Budget | float | str,
     *,
     front: bool = False,
+    step: int = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
 
@@ -33,23 +34,29 @@ def stagewise(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         front: Separate from the front instead.
+        step: Rows of a group are separated this many at once, but for its last ones.
 
     Returns:
         Unit map of every group; the student's size is the largest within the budget, but never below a full merge.
     """
-    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    choices = Choices(spec, alignment, fixed, Budget.of(budget), step)
     paths, counts = _paths(choices), np.zeros_like(choices.counts)
     for group in spec.free if front else spec.free[::-1]:
         path = paths[group.name]
-        rows = bisect_right(range(1, len(path)), choices.limit, key=lambda m: choices.size(counts + path[m]))
-        counts = counts + path[rows]
-        if rows < len(path) - 1:
+        steps = bisect_right(range(1, len(path)), choices.limit, key=lambda n: choices.size(counts + path[n]))
+        counts = counts + path[steps]
+        if steps < len(path) - 1:
             break
     return _worst_apart(choices, counts)
 
 
 def uniform(
-    spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget | float | str
+    spec: Spec,
+    alignment: Alignment,
+    fixed: Mapping[str, UnitMap],
+    budget: Budget | float | str,
+    *,
+    step: int = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating the same share of every group, the worst matched units of each.
 
@@ -58,11 +65,12 @@ def uniform(
         alignment: Matched units and how well they match.
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
+        step: Rows of a group are separated this many at once, but for its last ones.
 
     Returns:
-        Unit map of every group; the largest share within the budget, rounded down to whole units in each group.
+        Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
     """
-    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    choices = Choices(spec, alignment, fixed, Budget.of(budget), step)
     paths = _paths(choices)
     sizes = {len(path) - 1 for path in paths.values()} - {0}
     shares = sorted({(rows / size, rows, size) for size in sizes for rows in range(1, size + 1)})
@@ -82,6 +90,8 @@ def by_gain(
     fixed: Mapping[str, UnitMap],
     budget: Budget | float | str,
     gains: Mapping[str, Tensor],
+    *,
+    step: int = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating the rows that gain most together.
 
@@ -91,11 +101,12 @@ def by_gain(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         gains: group -> what keeping the sources of each row apart is worth, 0 or more, in the order of its unit map.
+        step: Rows of a group are separated this many at once, but for its last ones.
 
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge.
     """
-    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    choices = Choices(spec, alignment, fixed, Budget.of(budget), step)
     ranked = choices.ranked(gains)
     values = [_running(gains[kind.group][rows]) for kind, rows in zip(choices.kinds, ranked, strict=True)]
     return choices.maps(best_counts(choices, values), ranked)
@@ -116,7 +127,7 @@ def _running(gains: Tensor) -> Vector:
 
 
 def _paths(choices: Choices) -> dict[str, Counts]:
-    """For every group, the counts after separating its 0, 1, … worst matched rows; shape (rows + 1, kinds)."""
+    """For every group, the counts after 0, 1, … steps of its worst matched rows; shape (steps + 1, kinds)."""
     paths = {}
     for group in choices.spec.free:
         mine = [(place, kind) for place, kind in enumerate(choices.kinds) if kind.group == group.name]
@@ -125,7 +136,8 @@ def _paths(choices: Choices) -> dict[str, Counts]:
         order = places[choices.scores[group.name][rows].argsort(stable=True)].numpy()
         path = np.zeros((len(order) + 1, len(choices.kinds)), dtype=np.int64)
         path[np.arange(1, len(order) + 1), order] = 1
-        paths[group.name] = path.cumsum(0)
+        stops = np.unique([*range(0, len(order), choices.step), len(order)])
+        paths[group.name] = path.cumsum(0)[stops]
     return paths
 
 
