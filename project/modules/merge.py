@@ -155,7 +155,9 @@ class MergeModule(EvaluationModule):
         self.gathering = True
         self.pictures = {domain: [] for domain in self.domain_names}
         if self.needs & {LAYERS, INPUTS, UNITS}:
-            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.domain_names)
+            self.collector = Collector(
+                self.problem.spec, self.lockstep, self.needs, self.domain_names, self.problem.owners
+            )
 
     def stop_gathering(self) -> Collector | None:
         """Stop, and hand over what was gathered."""
