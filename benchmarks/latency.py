@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=2)
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 1.2, 1.5, 1.8, 2.0])
     parser.add_argument("--separate", nargs="+", default=["front", "back", "uniform", "gain"])
+    parser.add_argument("--step", type=int, default=1, help="units of a group separated at once")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
@@ -47,7 +48,7 @@ def main() -> None:
     networks, nominal = {"source": built(plain, spec, merged(spec, 1), device)}, {"source": 1.0}
     for separate in arguments.separate:
         for budget in arguments.budgets:
-            maps = allocated(spec, arguments.sources, budget, separate)
+            maps = allocated(spec, arguments.sources, budget, separate, arguments.step)
             name = f"{separate}-{budget:g}"
             networks[name] = built(plain, spec, maps, device)
             nominal[name] = nominal_macs(spec, maps) / source_macs(spec, maps)
@@ -60,7 +61,7 @@ def main() -> None:
             row = {"network": name, "batch": batch, "nominal": round(nominal[name], 3), "milliseconds": 1e3 * taken}
             rows.append({**row, "latency": round(ratio, 3), "over nominal": round(ratio / nominal[name], 3)})
             print(*(f"{key} {value:.4g}" if isinstance(value, float) else value for key, value in rows[-1].items()))
-    found: dict[str, Any] = {"machine": machine(), "clock": arguments.clock, "table": rows}
+    found: dict[str, Any] = {"machine": machine(), "clock": arguments.clock, "step": arguments.step, "table": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(json.dumps(found, indent=2), arguments.out)
     print(f"wrote {arguments.out}")
@@ -71,7 +72,7 @@ def merged(spec: Spec, sources: int) -> dict[str, UnitMap]:
     return {group.name: UnitMap.identity(group.size, sources) for group in spec.groups.values()}
 
 
-def allocated(spec: Spec, sources: int, budget: float, separate: str) -> dict[str, UnitMap]:
+def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int) -> dict[str, UnitMap]:
     """Unit maps of a student whose units match and gain at random."""
     maps = merged(spec, sources)
     fixed = {group.name: maps[group.name] for group in spec.groups.values() if group.fixed}
@@ -79,10 +80,10 @@ def allocated(spec: Spec, sources: int, budget: float, separate: str) -> dict[st
     scores = {group.name: torch.rand(group.size, generator=generator) for group in spec.free}
     alignment = Alignment({name: maps[name].members for name in scores}, scores)
     if separate == "gain":
-        return by_gain(spec, alignment, fixed, budget, scores)
+        return by_gain(spec, alignment, fixed, budget, scores, step=step)
     if separate == "uniform":
-        return uniform(spec, alignment, fixed, budget)
-    return stagewise(spec, alignment, fixed, budget, front=separate == "front")
+        return uniform(spec, alignment, fixed, budget, step=step)
+    return stagewise(spec, alignment, fixed, budget, front=separate == "front", step=step)
 
 
 def built(plain: nn.Module, spec: Spec, maps: dict[str, UnitMap], device: torch.device) -> nn.Module:

@@ -204,7 +204,8 @@ def gathered(
     domains: Collection[str],
     needs: Collection[str] = (LAYERS, UNITS),
 ) -> Statistics:
-    collector = Collector(spec, Lockstep(sources), needs, domains)
+    owners = {domain: index for index, domain in enumerate(domains)}
+    collector = Collector(spec, Lockstep(sources), needs, domains, owners)
     for domain, batch in batches:
         collector.gather(domain, batch)
     return collector.statistics

@@ -38,6 +38,7 @@ class PLeaS(Permutation):
         similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
         separate: Which units stay separate as the budget grows: by ``gain``, from the ``front`` or the ``back``, or
             ``uniform``, see Permutation.
+        step: Units of a group are separated this many at once, see Permutation.
         fit: ``sequential``: every layer on what the student itself feeds it, in execution order; one walk through
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
@@ -67,6 +68,7 @@ class PLeaS(Permutation):
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
         separate: Separate = "front",
+        step: int = 1,
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
         weights: Mapping[str, float] | None = None,
@@ -80,7 +82,7 @@ class PLeaS(Permutation):
         seed: int = 0,
         label: str | None = None,
     ) -> None:
-        super().__init__(matching, similarity, separate, seed, label)
+        super().__init__(matching, similarity, separate, step, seed, label)
         if not ridge >= 0:
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:

@@ -176,7 +176,9 @@ class MergeModule(EvaluationModule):
         self.gathering = True
         self.pictures = {domain: [] for domain in self.calibration_domains}
         if self.needs & {LAYERS, INPUTS, UNITS}:
-            self.collector = Collector(self.problem.spec, self.lockstep, self.needs, self.calibration_domains)
+            self.collector = Collector(
+                self.problem.spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners
+            )
 
     def stop_gathering(self) -> Collector | None:
         """Stop, and hand over what was gathered."""

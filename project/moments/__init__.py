@@ -3,7 +3,7 @@
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment
 from project.moments.patches import cross_moment, joint_columns, unit_columns
-from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics
+from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, own_domains
 
 __all__ = [
     "INPUTS",
@@ -17,5 +17,6 @@ __all__ = [
     "Statistics",
     "cross_moment",
     "joint_columns",
+    "own_domains",
     "unit_columns",
 ]

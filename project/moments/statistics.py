@@ -1,7 +1,7 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
-from collections.abc import Callable, Collection, Iterable
-from typing import cast
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -20,12 +20,14 @@ class Statistics:
 
     Attributes:
         layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources (DESIGN §4).
+        inputs: layer -> (source, domain) -> moment of z^s alone, on the domains that the source is looked at.
         units: value of the graph -> domain -> moment of (a¹; …; a^N; 1): its units in all sources.
         pictures: domain -> number of pictures seen.
     """
 
     def __init__(self) -> None:
         self.layers: dict[str, dict[str, Moment]] = {}
+        self.inputs: dict[str, dict[tuple[int, str], Moment]] = {}
         self.units: dict[str, dict[str, Moment]] = {}
         self.pictures: dict[str, int] = {}
 
@@ -39,10 +41,11 @@ class Statistics:
 
     def moments(self) -> Iterable[Moment]:
         """All moments, in an order that is the same in every process."""
-        for table in (self.layers, self.units):
+        tables: tuple[Mapping[str, Mapping[Any, Moment]], ...] = (self.layers, self.inputs, self.units)
+        for table in tables:
             for name in sorted(table):
-                for domain in sorted(table[name]):
-                    yield table[name][domain]
+                for key in sorted(table[name]):
+                    yield table[name][key]
 
     def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
         """Sum over processes, in place and without copies.
@@ -57,6 +60,12 @@ class Statistics:
             seen = torch.tensor(self.pictures[domain], device=device)
             all_reduce(seen)
             self.pictures[domain] = int(seen)
+
+
+def own_domains(sources: int, domains: Sequence[str], owners: Mapping[str, int]) -> list[list[str]]:
+    """For every source, the domains it owns; all of them where it owns none."""
+    own = [[domain for domain in domains if owners.get(domain) == source] for source in range(sources)]
+    return [mine or list(domains) for mine in own]
 
 
 def _sum(table: dict[str, dict[str, Moment]], name: str) -> Moment:
@@ -75,17 +84,26 @@ class Collector:
     Args:
         spec: Groups and layers of the sources.
         sources: The sources in lockstep.
-        needs: Which kinds of moments to gather: ``layers``, ``inputs`` (only layers that read the picture), ``units``.
+        needs: Which kinds of moments to gather: ``layers``, ``inputs``, ``units``.
         domains: Names of the domains; every process must be given the same.
+        owners: For ``inputs``, domain -> index of the source that is looked at there; sources that own none are looked
+            at on all domains.
     """
 
-    def __init__(self, spec: Spec, sources: Lockstep, needs: Collection[str], domains: Collection[str]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        sources: Lockstep,
+        needs: Collection[str],
+        domains: Collection[str],
+        owners: Mapping[str, int] | None = None,
+    ) -> None:
         self.statistics = Statistics()
         self.sources = sources
         self.domain = ""
         matrices = [layer for layer in spec.layers if layer.blocks == 1]
-        stems = [layer for layer in matrices if layer.inputs == spec.input.name] if INPUTS in needs else []
-        self.layers = {layer.node: layer for layer in (matrices if LAYERS in needs else stems)}
+        self.layers = {layer.node: layer for layer in matrices} if LAYERS in needs else {}
+        self.readers = {layer.node: layer for layer in matrices} if INPUTS in needs else {}
         wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)
@@ -95,6 +113,14 @@ class Collector:
         for layer in self.layers.values():
             size = sum(weight[0].numel() for weight in self._weights(layer)) + layer.bias
             self.statistics.layers[layer.name] = {domain: Moment(size, device) for domain in self.domains}
+        own = [
+            (source, domain)
+            for source, looked_at in enumerate(own_domains(len(sources.graphs), self.domains, owners or {}))
+            for domain in looked_at
+        ]
+        for layer in self.readers.values():
+            sizes = [weight[0].numel() for weight in self._weights(layer)]
+            self.statistics.inputs[layer.name] = {(s, domain): Moment(sizes[s], device) for s, domain in own}
         for node, size in self._unit_sizes(spec).items():
             self.statistics.units[node] = {domain: Moment(size, device) for domain in self.domains}
 
@@ -117,6 +143,13 @@ class Collector:
             moment = self.statistics.layers[layer.name][self.domain]
             for columns in joint_columns(inputs, self.sources.layers(layer.name), constant=layer.bias):
                 moment.update(columns)
+        if node.name in self.readers:
+            layer = self.readers[node.name]
+            for (source, domain), moment in self.statistics.inputs[layer.name].items():
+                if domain == self.domain:
+                    module = self.sources.layers(layer.name)[source]
+                    for columns in joint_columns([inputs[source]], [module], constant=False):
+                        moment.update(columns)
         if node.name in self.units:
             self.statistics.units[node.name][self.domain].update(unit_columns(outputs))
 

@@ -23,6 +23,7 @@ def stagewise(
     budget: Budget | float | str,
     *,
     front: bool = False,
+    step: int = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
 
@@ -36,6 +37,7 @@ def stagewise(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         front: Separate from the front instead.
+        step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
 
     Returns:
         Unit map of every group; the student's size is the largest within the budget, but never below a full merge.
@@ -45,14 +47,19 @@ def stagewise(
         splitting = alignment.splitting(group.name)
         after = partial(_with, maps, group.name, splitting)
         steps = bisect_left(range(1, splitting.steps + 1), True, key=lambda steps: not fits(after(steps)))
-        maps = after(steps)
+        maps = after(_whole(steps, splitting, step))
         if steps < splitting.steps:
             break
     return maps
 
 
 def uniform(
-    spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget | float | str
+    spec: Spec,
+    alignment: Alignment,
+    fixed: Mapping[str, UnitMap],
+    budget: Budget | float | str,
+    *,
+    step: int = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by taking the same share of every group's steps, those that cost most first.
 
@@ -61,16 +68,18 @@ def uniform(
         alignment: Matched units and how far they are from each other.
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
+        step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
 
     Returns:
         Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
     """
     fits = _Fits(spec, fixed, Budget.of(budget))
     splittings = {group.name: alignment.splitting(group.name) for group in spec.free}
-    shares = sorted({Fraction(step, one.steps) for one in splittings.values() for step in range(one.steps + 1)})
+    shares = sorted({Fraction(count, one.steps) for one in splittings.values() for count in range(one.steps + 1)})
 
     def at(share: Fraction) -> dict[str, UnitMap]:
-        return {**fixed, **{name: one.after(int(share * one.steps)) for name, one in splittings.items()}}
+        taken = {name: one.after(_whole(int(share * one.steps), one, step)) for name, one in splittings.items()}
+        return {**fixed, **taken}
 
     most = bisect_left(shares, True, lo=1, key=lambda share: not fits(at(share)))
     return at(shares[most - 1])
@@ -82,6 +91,8 @@ def by_gain(
     fixed: Mapping[str, UnitMap],
     budget: Budget | float | str,
     gains: Mapping[str, Tensor],
+    *,
+    step: int = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating the rows that gain most together.
 
@@ -91,11 +102,12 @@ def by_gain(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         gains: group -> what keeping the sources of each row apart is worth, 0 or more, in the order of its unit map.
+        step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
 
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge.
     """
-    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    choices = Choices(spec, alignment, fixed, Budget.of(budget), step)
     ranked = choices.ranked(gains)
     values = [_running(gains[kind.group][rows]) for kind, rows in zip(choices.kinds, ranked, strict=True)]
     return choices.maps(best_counts(choices, values), ranked)
@@ -128,6 +140,11 @@ class _Fits:
 
 def _merged(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap]) -> dict[str, UnitMap]:
     return {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
+
+
+def _whole(steps: int, splitting: Splitting, step: int) -> int:
+    """So many steps, or the next smaller multiple; all of a group's steps stay all."""
+    return steps if steps == splitting.steps else steps - steps % step
 
 
 def _with(maps: Mapping[str, UnitMap], name: str, splitting: Splitting, steps: int) -> dict[str, UnitMap]:

@@ -45,10 +45,13 @@ class Choices:
         alignment: Matched units; rows may stand for some of the sources only.
         fixed: Unit maps of the picture and of the logits.
         budget: What a student may cost.
+        step: Rows of a group are separated this many at once, but for its last ones.
     """
 
-    def __init__(self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget) -> None:
-        self.spec = spec
+    def __init__(
+        self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget, step: int = 1
+    ) -> None:
+        self.spec, self.step = spec, step
         self.merged = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
         # The unit maps sort their rows; what is known of a row follows it.
         orders = {group.name: row_order(alignment.members[group.name]) for group in spec.free}

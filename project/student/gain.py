@@ -13,8 +13,6 @@ Three factors, all from what calibration leaves behind and from the sources' wei
 - the **reach** of the value it is part of. An error's size relative to its value is carried through layers, norms and
   rectifiers unchanged, which holds for random weights; where values are added, by the addend's share of the variance.
   From the logits back, this gives the part of their variance that descends from a value.
-
-Where only moments of units are known, the taps of a kernel are taken as uncorrelated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +22,14 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.errors import MergeError
-from project.moments import Moment, Statistics
+from project.moments import Statistics, own_domains
 from project.student.affine import absorbed, scale_and_shift
 from project.student.fit import joint_matrix
+from project.student.solver import damping
 from project.student.surroundings import surroundings
 from project.symmetry import Layer, Spec, graph_of
 
-DAMPING = 1e-3  # of the mean diagonal of the inputs' moment, for units that are always zero
+RIDGE = 0.05  # the pull towards the mean that a fit of so many samples would have
 
 
 @torch.no_grad()
@@ -49,7 +48,7 @@ def separation_gains(
         spec: Groups of the sources.
         sources: The sources.
         owners: domain -> index of its source; a source without a domain is looked at on all of them.
-        statistics: With unit moments, and layer moments at least of the layers that read the picture.
+        statistics: With moments of units and of every source's own inputs.
         maps: Unit maps of the full merge.
         fitted: Whether merged units will follow, domain by domain, the source that owns the domain.
 
@@ -72,11 +71,7 @@ class _Gains:
         fitted: bool,
     ) -> None:
         self.spec, self.sources, self.statistics, self.maps, self.fitted = spec, sources, statistics, maps, fitted
-        everything = list(statistics.pictures)
-        self.domains = [
-            [domain for domain in everything if owners.get(domain) == source] or everything
-            for source in range(len(sources))
-        ]
+        self.domains = own_domains(len(sources), list(statistics.pictures), owners)
         graph = graph_of(sources[0])
         self.graph, self.nodes = graph, {node.name: node for node in graph.graph.nodes}
         self.groups = {node: group.name for group in spec.groups.values() for node in group.nodes}
@@ -136,26 +131,24 @@ class _Gains:
 
     def _errors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Σₛ wₛᵀ Gₛ wₛ and Σₛ (w − wₛ)ᵀ Gₛ (w − wₛ) of every row of a layer's output; the latter 0 for single units."""
-        outputs, weights, grams = self.maps[layer.outputs], self._weights(layer), self._grams(layer)
-        # With one moment for all taps, each tap is a row of its own.
-        rows = [weight.transpose(1, 2).reshape(-1, len(grams[0])) for weight in weights]
-        if len(grams[0]) != weights[0].shape[1]:
-            rows = [weight.flatten(1) for weight in weights]
-        taps = len(rows[0]) // outputs.units
-        written = sum((_power(row, gram) for row, gram in zip(rows, grams, strict=True)), torch.zeros(()))
+        weights, grams = [weight.flatten(1) for weight in self._weights(layer)], self._grams(layer)
+        written = torch.stack([_power(weight, gram) for weight, gram in zip(weights, grams, strict=True)]).sum(0)
         error = torch.zeros_like(written)
-        for block, there in outputs.blocks:
+        for rows, there in self.maps[layer.outputs].blocks:
             present = [source for source, is_there in enumerate(there) if is_there]
-            part = slice(block.start * taps, block.stop * taps)
-            merged = torch.stack([rows[source][part] for source in present]).mean(0)
+            merged = torch.stack([weights[source][rows] for source in present]).mean(0)
             if self.fitted and len(present) > 1:
-                gap = torch.stack([(rows[source][part] - merged) @ grams[source] for source in present]).sum(0)
+                gap = torch.stack([(weights[source][rows] - merged) @ grams[source] for source in present]).sum(0)
                 total = torch.stack([grams[source] for source in present]).sum(0)
-                total.diagonal().add_(DAMPING * float(total.diagonal().mean()) + 1e-300)
-                merged = merged + torch.linalg.solve(total, gap.mT).mT
+                share = damping(RIDGE, len(total), sum(self._samples(layer, source) for source in present))
+                total.diagonal().add_(share * float(total.diagonal().mean()) + 1e-300)
+                merged = merged + torch.cholesky_solve(gap.mT, torch.linalg.cholesky(total)).mT
             for source in present:
-                error[part] += _power(rows[source][part] - merged, grams[source])
-        return written.view(-1, taps).sum(1), error.view(-1, taps).sum(1)
+                error[rows] += _power(weights[source][rows] - merged, grams[source])
+        return written, error
+
+    def _samples(self, layer: Layer, source: int) -> int:
+        return sum(self.statistics.inputs[layer.name][source, domain].count for domain in self.domains[source])
 
     def _weights(self, layer: Layer) -> list[Tensor]:
         """A layer's weights in every source, aligned, the norm behind them brought in: (outputs, inputs, taps)."""
@@ -170,42 +163,35 @@ class _Gains:
         return result
 
     def _grams(self, layer: Layer) -> list[Tensor]:
-        """Gₛ of every source, aligned: over inputs · taps where the layer's moment is known, else over inputs."""
+        """Gₛ of every source, aligned, over inputs · taps."""
         units, grams = self.maps[layer.inputs], []
-        for source in range(len(self.sources)):
-            if layer.name in self.statistics.layers:
-                gram = self._moment(self.statistics.layers[layer.name], units, source, layer.taps)[0]
-                gram = gram.view(units.sizes[source], layer.taps, units.sizes[source], layer.taps).transpose(1, 2)
-                gram = _aligned(_aligned(gram, units, source).transpose(0, 1), units, source).transpose(0, 1)
-                grams.append(gram.transpose(1, 2).flatten(2).flatten(0, 1))
-            else:
-                gram = self._covariance(self._values(layer), source)
-                grams.append(_aligned(_aligned(gram, units, source).mT, units, source).mT)
+        if layer.name not in self.statistics.inputs:
+            raise MergeError(f"gains need moments of what layer {layer.name!r} reads; gather inputs first.")
+        for source, domains in enumerate(self.domains):
+            chosen = [self.statistics.inputs[layer.name][source, domain] for domain in domains]
+            gram = torch.stack([moment.sum() for moment in chosen]).sum(0).cpu() / max(1, self._samples(layer, source))
+            for _ in range(2):  # rows, then columns
+                split = gram.view(units.sizes[source], layer.taps, -1)
+                gram = _aligned(split, units, source).flatten(0, 1).mT.contiguous()
+            grams.append(gram)
         return grams
 
     def _values(self, layer: Layer) -> str:
         """The value with known moments that a layer reads; what lies between only moves it about."""
         node = self.nodes[layer.node].all_input_nodes[0]
         while node.name not in self.statistics.units:
-            if not node.all_input_nodes:
-                raise MergeError(f"gains need moments of what layer {layer.name!r} reads; gather units and inputs.")
             node = node.all_input_nodes[0]
         return str(node.name)
 
     def _covariance(self, node: str, source: int) -> Tensor:
-        """Covariance of a source's units at a value, in its own numbering; constants are left to the fit."""
-        second, mean = self._moment(self.statistics.units[node], self.maps[self.groups[node]], source, 1)
-        return second - torch.outer(mean, mean)
-
-    def _moment(self, moments: Mapping[str, Moment], units: UnitMap, source: int, taps: int) -> tuple[Tensor, Tensor]:
-        """Second moment of one source's part of a joint vector over its own domains, and its product with the last."""
-        start = sum(units.sizes[:source]) * taps
-        mine = slice(start, start + units.sizes[source] * taps)
-        chosen = [moments[domain] for domain in self.domains[source]]
+        """Covariance of a source's units at a value, in its own numbering."""
+        sizes = self.maps[self.groups[node]].sizes
+        mine = slice(sum(sizes[:source]), sum(sizes[: source + 1]))
+        chosen = [self.statistics.units[node][domain] for domain in self.domains[source]]
         count = max(1, sum(moment.count for moment in chosen))
         lower = torch.stack([moment.lower[mine, mine] for moment in chosen]).sum(0).cpu().tril() / count
-        last = torch.stack([moment.lower[-1, mine] for moment in chosen]).sum(0).cpu() / count
-        return lower + lower.tril(-1).mT, last
+        mean = torch.stack([moment.lower[-1, mine] for moment in chosen]).sum(0).cpu() / count
+        return lower + lower.tril(-1).mT - torch.outer(mean, mean)
 
 
 def _aligned(values: Tensor, units: UnitMap, source: int) -> Tensor:

@@ -45,7 +45,7 @@ class _Exchange:
         most = int(choices.counts.max())
         self.table = np.stack([np.pad(value, (0, most + 1 - len(value)), mode="edge") for value in values])
         self.kinds = np.arange(len(values))
-        self.steps = 2 ** np.arange(most.bit_length() + 1)
+        self.steps = choices.step * 2 ** np.arange((most // choices.step).bit_length() + 1)
 
     def value(self, counts: Counts) -> float:
         """What these counts are worth."""

@@ -43,6 +43,7 @@ def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> N
         ({"matching": "hope"}, "matching is 'hope'; allowed: 'activations', 'weights'"),
         ({"similarity": "cosine"}, "similarity is 'cosine'; allowed: 'correlation', 'distance'"),
         ({"separate": "middle"}, "separate is 'middle'; allowed: 'gain', 'front', 'back', 'uniform'"),
+        ({"step": 0}, "step is 0; allowed: 1 or more"),
         ({"ridge": -1.0}, "ridge is -1.0; allowed: 0 or more"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"targets": "other"}, "targets is 'other'"),

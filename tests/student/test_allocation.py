@@ -110,6 +110,26 @@ def test_uniform_separates_the_same_share(seed: int) -> None:
         assert all((tuple(row) in kept) == (number not in worst) for number, row in enumerate(rows))
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_rows_are_separated_in_steps(step: int) -> None:
+    """But for a group's last ones, at either end."""
+    problem = bare(1, 2)
+    alignment = partial_alignment(problem, 3)
+    given = (problem.spec, alignment, problem.fixed, 1.5)
+    gains = random_gains(alignment, 0)
+    counted = {
+        "back": stagewise(*given, step=step),
+        "uniform": uniform(*given, step=step),
+        "gain": by_gain(*given, gains, step=step),
+    }
+    for maps in counted.values():
+        for name, rows in alignment.members.items():
+            full = int(((rows >= 0).sum(1) == 2).sum())
+            split = full - int((maps[name].present.sum(1) == 2).sum())
+            assert split % step == 0 or (full - split) % step == 0
+        assert nominal_size(problem.spec, maps, "MACs") <= 1.5 * problem.unit
+
+
 def small_network(seed: int, weights: int) -> nn.Module:
     """Three or four groups of few units, some of them a residual stream."""
     random = np.random.default_rng(seed)
