@@ -85,6 +85,9 @@ class RefineModule(LightningModule):
         labels = data_labels(self)
         if self.distillation is None:
             student = load_student(self.path)
+            if student.gate is not None:
+                rank_zero_info(f"the gate of {self.path} was learnt on its trunk as it is; refined, it has none")
+                student.gate = None
             sources = original_sources(student, self.source_paths)
             for source in sources:
                 source.network.requires_grad_(False)
