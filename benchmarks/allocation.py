@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/allocation.json"))
     arguments = parser.parse_args()
     common = [
-        "--data.init_args.calibration_pictures", str(arguments.pictures),
+        "--data.init_args.calibration", str(arguments.pictures),
         "--model.init_args.budgets", json.dumps([_plain(budget) for budget in arguments.budgets]),
         "--model.init_args.methods", json.dumps([method(one, arguments.fit) for one in arguments.separate]),
     ]  # fmt: skip
