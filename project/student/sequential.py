@@ -194,7 +194,7 @@ class SequentialFit:
         units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
         constant = self.constants.get(str(node.target))
         wanted = None if constant is not None else self.carried.targets(node, units, (), Surroundings())
-        sums = self.carried.unit_sums(node, units, wanted)
+        sums = self.carried.unit_sums(node, units, wanted, norm.weight.device)
         if constant is not None:
             _, mean, _, variance, _ = central_moments(sums.sum(0))
             rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
@@ -202,10 +202,15 @@ class SequentialFit:
         for domain, owner in enumerate(self.carried.owners):
             if owner is not None:  # units without this source do not follow its domain
                 sums[domain, :, ~units.present[:, owner]] = 0
-        _, mean, aim, variance, covariance = central_moments(sums.sum(0))
+        count, mean, aim, variance, covariance = central_moments(sums.sum(0))
+        assert norm.running_mean is not None
         assert norm.running_var is not None
+        followed = count > 0  # other units stay at their start
+        mean = torch.where(followed, mean, norm.running_mean.double())
+        variance = torch.where(followed, variance, norm.running_var.double())
+        aim = torch.where(followed, aim, norm.bias.double())
         kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-        slope = torch.where(variance > 1e-9, covariance / variance.clamp_min(1e-9), kept)
+        slope = torch.where(followed & (variance > 1e-9), covariance / variance.clamp_min(1e-9), kept)
         rewrite(norm, mean, variance, slope, aim)
 
 
