@@ -45,7 +45,7 @@ class SequentialFit:
         student: At its start point, in eval mode.
         sources: The sources, left bit-identical.
         owners: domain -> index of its source.
-        batches: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
+        pictures: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
         ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
         absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
@@ -63,7 +63,7 @@ class SequentialFit:
         student: Student,
         sources: Sequence[nn.Module],
         owners: Mapping[str, int],
-        batches: Mapping[str, Sequence[Tensor]],
+        pictures: Mapping[str, Sequence[Tensor]],
         *,
         ridge: float,
         own: bool = True,
@@ -79,13 +79,13 @@ class SequentialFit:
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
-        self.heads = [own_heads(student.labels, domain, owners) for domain in batches]
+        self.heads = [own_heads(student.labels, domain, owners) for domain in pictures]
         self.carried = Carried(
             self.graph,
             [in_stages(graph_of(source), self.layers) for source in sources],
-            batches,
-            [owners.get(domain) if own else None for domain in batches],
-            [(weights or {}).get(domain, 1.0) for domain in batches],
+            pictures,
+            [owners.get(domain) if own else None for domain in pictures],
+            [(weights or {}).get(domain, 1.0) for domain in pictures],
             reduce,
         )
         self.exact = {group.name: True for group in self.spec.groups.values()}
