@@ -48,7 +48,7 @@ def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: fl
 
     Args:
         model: A torchvision name, a dotted path to what builds the network, or a file of weights.
-        model_args: What to build it with.
+        model_args: What to build it with; nothing for a file.
         image_size: Height and width of the pictures.
         tolerance: Largest change of the logits, relative to the largest logit, that passes.
 
@@ -56,12 +56,14 @@ def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: fl
         Lines of a report.
 
     Raises:
-        ConfigurationError: If there is no such network.
+        ConfigurationError: If there is no such network, or a file comes with arguments.
         TraceError: If its groups cannot be derived, or do not hold.
     """
     torch.manual_seed(0)
     picture = (3, image_size, image_size)
     if Path(model).is_file():
+        if model_args:
+            raise ConfigurationError(f"model-args is {model_args}, but model {model!r} is a file, which needs none.")
         network = load_source(model).network
         spec = trace(network, picture)
     else:

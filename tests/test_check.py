@@ -78,6 +78,7 @@ def test_what_stops_it_is_told_in_one_sentence(
         (["--model", "test_check.Odd", "--model-args", '{"depth": 3}'], ConfigurationError, "cannot be built with"),
         (["--model", "resnet18", "--model-args", "{"], ConfigurationError, "is not JSON"),
         (["--model", "resnet18", "--model-args", "[1]"], ConfigurationError, "a JSON object"),
+        (["--model", __file__, "--model-args", '{"depth": 3}'], ConfigurationError, "is a file, which needs none"),
         (["--model", "kinds.grouped", "--image-size", "0"], TraceError, "does not run on pictures"),
     ],
 )

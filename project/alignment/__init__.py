@@ -4,10 +4,10 @@ from project.alignment.align import Alignment, align_by_activations, align_by_we
 from project.alignment.assignment import assign, match_units, total_similarity
 from project.alignment.partition import Splitting, nested_partitions
 from project.alignment.similarity import Similarity, activation_similarity
-from project.alignment.unit_map import UnitMap, overlap, row_order
+from project.alignment.unit_map import UnitMap, overlap
 
 __all__ = [
     "Alignment", "Similarity", "Splitting", "UnitMap", "activation_similarity", "align_by_activations",
-    "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "row_order", "total_similarity",
+    "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "total_similarity",
     "unaligned",
 ]  # fmt: skip

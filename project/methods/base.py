@@ -106,7 +106,7 @@ class Method(ABC):
     """A way to turn sources, and what calibration says of them, into students."""
 
     needs: frozenset[str] = frozenset()
-    """What calibration must leave behind: moments of ``layers`` and ``units``, the ``pictures`` themselves."""
+    """What calibration must leave behind: moments of ``layers``, ``inputs``, ``units``; the ``pictures``."""
 
     def __init__(self, label: str | None = None) -> None:
         """Take a name other than the class's, so that one run can compare settings of one method.

@@ -142,7 +142,9 @@ class PLeaS(Permutation):
                     f"use fewer pictures, or fit 'joint'."
                 )
         apart = partial and self.sequential
-        fewest = min(pictures.values()) if apart else total
+        counted = {name: count for name, count in pictures.items() if self.weights.get(name, 1.0)}
+        seen = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in counted.items())
+        fewest = min(counted.values()) if apart else seen
         scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
         layer = max(scarcity, key=lambda layer: scarcity[layer])
         if fewest >= scarcity[layer]:

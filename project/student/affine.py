@@ -35,7 +35,7 @@ def absorbed(matrix: Tensor, scale: Tensor, shift: Tensor, biased: bool) -> Tens
 def central_moments(sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Count, means of x and t, variance of x and covariance with t, from (count, Σx, Σt, Σx², Σxt) of every unit."""
     count, x, t, xx, xt = sums.unbind()
-    n = count.clamp_min(1)
+    n = count.clamp_min(1e-300)  # a weighted count may be less than one
     mean, aim = x / n, t / n
     return count, mean, aim, (xx / n - mean.square()).clamp_min(0), xt / n - mean * aim
 

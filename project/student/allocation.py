@@ -40,7 +40,8 @@ def stagewise(
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
 
     Returns:
-        Unit map of every group; the student's size is the largest within the budget, but never below a full merge.
+        Unit map of every group; the student's size is within the budget, but never below a full merge. In its last
+        group, one step more would be too much.
     """
     maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
     for group in spec.free if front else spec.free[::-1]:
@@ -102,7 +103,7 @@ def by_gain(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         gains: group -> what keeping the sources of each row apart is worth, 0 or more, in the order of its unit map.
-        step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
+        step: Rows of a group are separated this many at once, but for its last ones.
 
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge.

@@ -170,16 +170,16 @@ class Carried:
             views += [HeadView(features, target, columns, weight) for columns in heads[batch.domain]]
         return views
 
-    def unit_sums(self, node: fx.Node, units: UnitMap, wanted: Sequence[Tensor] | None) -> Tensor:
+    def unit_sums(self, node: fx.Node, units: UnitMap, wanted: Sequence[Tensor] | None, device: torch.device) -> Tensor:
         """Weighted (count, Σx, Σt, Σx², Σxt) of a norm's input x and targets t; shape (domains, 5, units).
 
         Args:
             node: The norm's call.
             units: Unit map of its group.
             wanted: Targets of every batch; x itself when None.
+            device: Where to sum; a process without pictures has no batch that says.
         """
-        first = self.batches[0].student.first_argument(node)
-        sums = torch.zeros(len(self.owners), 5, units.units, dtype=torch.float64, device=first.device)
+        sums = torch.zeros(len(self.owners), 5, units.units, dtype=torch.float64, device=device)
         for number, batch in enumerate(self.batches):
             values = batch.student.first_argument(node)
             x, t = (

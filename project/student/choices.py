@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from project.alignment import Alignment, UnitMap, row_order
+from project.alignment import Alignment, UnitMap
 from project.student.budget import Budget
 from project.student.size import price, source_size
 from project.symmetry import Spec
@@ -53,15 +53,13 @@ class Choices:
     ) -> None:
         self.spec, self.step = spec, step
         self.merged = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
-        # The unit maps sort their rows; what is known of a row follows it.
-        orders = {group.name: row_order(alignment.members[group.name]) for group in spec.free}
         self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
         self.kinds: list[Kind] = []
         blocks: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in self.merged}  # sources, rows, kind
         for name, units in self.merged.items():
             for rows, there in units.blocks:
                 sources, kind = torch.tensor(there), -1
-                if int(sources.sum()) > 1 and name in orders:
+                if int(sources.sum()) > 1 and name not in fixed:
                     kind = len(self.kinds)
                     self.kinds.append(Kind(name, sources, torch.arange(rows.start, rows.stop)))
                 blocks[name].append((sources, rows.stop - rows.start, kind))

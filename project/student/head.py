@@ -79,7 +79,7 @@ def fit_head(
         solver.zero_grad()
         with torch.enable_grad():
             matrix = start + change * allowed
-            loss = start.new_zeros(())
+            loss = 0.0 * change.sum()  # a process without pictures has a gradient too
             for view, x, p in zip(views, features, targets, strict=True):
                 found = (x @ matrix[view.columns].mT).log_softmax(1)
                 loss = loss + view.weight * share * F.kl_div(found, p, reduction="sum")
@@ -106,4 +106,4 @@ def _scales(
         sums += view.weight * sums.new_tensor([float(part) for part in parts])
     reduce(sums)
     pictures, curves, entries, power, inputs = sums.tolist()
-    return 1 / pictures, curves / entries, power / max(inputs, 1)
+    return 1 / pictures, curves / entries, power / (inputs or 1.0)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
+from project.student.affine import Norm
 from project.symmetry import NORMS
-
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, Norm]:

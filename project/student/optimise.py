@@ -69,7 +69,7 @@ class _Exchange:
     def _rivals(self, counts: Counts, kind: int) -> Iterator[Counts]:
         """The counts with steps of a kind taken back or forced in, the budget spent on the others."""
         for target in np.unique(np.concatenate([counts[kind] - self.steps, counts[kind] + self.steps])):
-            target = target.clip(0, self.choices.counts[kind])
+            target = self._whole(target.clip(0, self.choices.counts[kind]), self.choices.counts[kind])
             if target != counts[kind]:
                 rival = counts.copy()
                 rival[kind] = target
@@ -105,12 +105,17 @@ class _Exchange:
 
     def _moves(self, counts: Counts, sign: int, barred: int) -> tuple[Vector, Vector, Counts]:
         """Change of value and of size, as magnitudes, by every step of every kind; steps of length 0 are none."""
-        room = self.choices.counts - counts if sign > 0 else counts.copy()
+        most = self.choices.counts[:, None]
+        target = self._whole((counts[:, None] + sign * self.steps).clip(0, most), most)
         if barred >= 0:
-            room[barred] = 0
-        steps = np.minimum(self.steps, room[:, None])
-        moved = self.table[self.kinds[:, None], counts[:, None] + sign * steps]
+            target[barred] = counts[barred]
+        steps = np.abs(target - counts[:, None])
+        moved = self.table[self.kinds[:, None], target]
         value = sign * (moved - self.table[self.kinds, counts][:, None])
         slope = self.choices.linear - 2 * self.choices.pairs @ counts
         size = slope[:, None] * steps - sign * self.choices.pairs.diagonal()[:, None] * steps**2
         return value, size, steps
+
+    def _whole(self, counts: Counts, most: Counts) -> Counts:
+        """The next smaller multiples of the step; all rows of a kind stay all."""
+        return np.where(counts == most, counts, counts - counts % self.choices.step)

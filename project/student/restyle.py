@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.models import Preprocessing
-from project.student.normalise import Norm, batch_norms
+from project.student.affine import Norm
+from project.student.normalise import batch_norms
 
 RATE = 0.05
 """Step of Adam, in the unit of normalised pixels."""

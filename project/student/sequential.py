@@ -45,7 +45,7 @@ class SequentialFit:
         student: At its start point, in eval mode.
         sources: The sources, left bit-identical.
         owners: domain -> index of its source.
-        batches: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
+        pictures: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
         ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
         absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
@@ -63,7 +63,7 @@ class SequentialFit:
         student: Student,
         sources: Sequence[nn.Module],
         owners: Mapping[str, int],
-        batches: Mapping[str, Sequence[Tensor]],
+        pictures: Mapping[str, Sequence[Tensor]],
         *,
         ridge: float,
         own: bool = True,
@@ -79,13 +79,13 @@ class SequentialFit:
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
-        self.heads = [own_heads(student.labels, domain, owners) for domain in batches]
+        self.heads = [own_heads(student.labels, domain, owners) for domain in pictures]
         self.carried = Carried(
             self.graph,
             [in_stages(graph_of(source), self.layers) for source in sources],
-            batches,
-            [owners.get(domain) if own else None for domain in batches],
-            [(weights or {}).get(domain, 1.0) for domain in batches],
+            pictures,
+            [owners.get(domain) if own else None for domain in pictures],
+            [(weights or {}).get(domain, 1.0) for domain in pictures],
             reduce,
         )
         self.exact = {group.name: True for group in self.spec.groups.values()}
@@ -194,7 +194,7 @@ class SequentialFit:
         units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
         constant = self.constants.get(str(node.target))
         wanted = None if constant is not None else self.carried.targets(node, units, (), Surroundings())
-        sums = self.carried.unit_sums(node, units, wanted)
+        sums = self.carried.unit_sums(node, units, wanted, norm.weight.device)
         if constant is not None:
             _, mean, _, variance, _ = central_moments(sums.sum(0))
             rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
@@ -202,10 +202,15 @@ class SequentialFit:
         for domain, owner in enumerate(self.carried.owners):
             if owner is not None:  # units without this source do not follow its domain
                 sums[domain, :, ~units.present[:, owner]] = 0
-        _, mean, aim, variance, covariance = central_moments(sums.sum(0))
+        count, mean, aim, variance, covariance = central_moments(sums.sum(0))
+        assert norm.running_mean is not None
         assert norm.running_var is not None
+        followed = count > 0  # other units stay at their start
+        mean = torch.where(followed, mean, norm.running_mean.double())
+        variance = torch.where(followed, variance, norm.running_var.double())
+        aim = torch.where(followed, aim, norm.bias.double())
         kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-        slope = torch.where(variance > 1e-9, covariance / variance.clamp_min(1e-9), kept)
+        slope = torch.where(followed & (variance > 1e-9), covariance / variance.clamp_min(1e-9), kept)
         rewrite(norm, mean, variance, slope, aim)
 
 

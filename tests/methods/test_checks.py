@@ -100,6 +100,17 @@ def test_the_number_of_pictures_that_would_be_enough_is_enough(structure: int, b
         method.check(problem, {"art": share - 1, "birds": share - 1}, [budget])
 
 
+def test_domains_of_weight_0_bring_no_samples() -> None:
+    problem = make_problem([random_network(0, weights) for weights in (0, 1)])
+    many, few = {"art": 1, "birds": 10**6}, {"art": 10**4, "birds": 1}
+    options: dict[str, Any] = {"fit": "joint", "targets": "mean", "weights": {"birds": 0.0}}
+    with pytest.raises(ConfigurationError, match="and 1 calibration pictures give only"):
+        PLeaS(ridge=0.0, **options).check(problem, many, [1.0])
+    with quiet():
+        PLeaS(**options).check(problem, few, [1.5])
+        PLeaS(weights={"birds": 0.0}).check(problem, few, [1.5])
+
+
 def test_more_activations_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [random_network(0, weights) for weights in (0, 1)]
     problem = make_problem(sources)

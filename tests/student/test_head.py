@@ -73,26 +73,27 @@ def test_it_starts_and_ends_where_the_classes_agree() -> None:
 
 
 def test_pieces_over_processes_are_the_whole() -> None:
-    """Two processes with half the pictures each add up: played by threads that meet at every sum."""
+    """Two processes with half the pictures each and one without any add up: threads that meet at every sum."""
     start, allowed, views = example(1, True)
     whole = fit_head(start, allowed, views, damping=0.1, constant=True)
-    barrier, parts, results = Barrier(2), [None, None], [None, None]  # type: ignore[var-annotated]
+    barrier, parts, results = Barrier(3, timeout=30), [None] * 3, [None] * 3  # type: ignore[var-annotated]
 
     def process(rank: int) -> None:
         def reduce(tensor: torch.Tensor) -> None:
             parts[rank] = tensor.clone()  # type: ignore[call-overload]
             barrier.wait()
-            total = parts[0] + parts[1]  # type: ignore[operator]
+            total = torch.stack(parts).sum(0)  # type: ignore[arg-type]
             barrier.wait()
             tensor.copy_(total)
 
-        mine = [HeadView(v.features[rank::2], v.logits[rank::2], v.columns, v.weight) for v in views]
+        mine = [HeadView(v.features[rank::2], v.logits[rank::2], v.columns, v.weight) for v in views if rank < 2]
         results[rank] = fit_head(start, allowed, mine, damping=0.1, constant=True, reduce=reduce)  # type: ignore[call-overload]
 
-    threads = [Thread(target=process, args=(rank,)) for rank in (0, 1)]
+    threads = [Thread(target=process, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert torch.equal(results[0], results[1])  # type: ignore[arg-type]
+    assert torch.equal(results[0], results[2])  # type: ignore[arg-type]
     assert torch.allclose(results[0], whole, atol=1e-6)  # type: ignore[arg-type]

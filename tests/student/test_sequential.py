@@ -206,6 +206,43 @@ def test_before_the_norm_layers_aim_at_raw_outputs_and_norms_at_their_own() -> N
         assert np.allclose(out[:, unit], best, atol=1e-3)
 
 
+@pytest.mark.parametrize("absorb", [True, False])
+def test_units_of_a_source_without_pictures_stay_at_their_start(absorb: bool) -> None:
+    it = problem(3)
+    assert it.pictures is not None
+    student = it.start({**it.fixed, "conv": UnitMap.identity(6, 3).split(torch.tensor([1, 4]))})
+    probe = pictures(5, 99)
+
+    def outputs() -> Tensor:
+        with torch.no_grad():
+            return student.network.norm(student.network.conv(probe)).clone()  # type: ignore[operator, union-attr]
+
+    start = outputs()
+    weights = {domain: 0.0 for domain, owner in it.owners.items() if owner == 2}
+    SequentialFit(
+        student, it.sources, it.owners, it.pictures, ridge=0.1, absorb=absorb, rounds=0, weights=weights
+    ).run()
+    stays = ~student.maps["conv"].present[:, :2].any(1)
+    assert stays.sum() == 2
+    assert torch.allclose(outputs()[:, stays], start[:, stays], atol=1e-4)
+    assert not torch.allclose(outputs()[:, ~stays], start[:, ~stays], atol=1e-2)
+
+
+def test_only_ratios_of_weights_matter() -> None:
+    it = problem(2)
+    assert it.pictures is not None
+    found = []
+    for weight in (1.0, 1e-6):
+        student = it.start({**it.fixed, "conv": UnitMap.identity(6, 2)})
+        weights = dict.fromkeys(it.owners, weight)
+        SequentialFit(
+            student, it.sources, it.owners, it.pictures, ridge=0.1, absorb=False, divergence=False, weights=weights
+        ).run()
+        with torch.no_grad():
+            found.append(student(pictures(5, 99)))
+    assert torch.allclose(*found, atol=1e-4)
+
+
 def test_without_compensation_a_sum_is_fitted_worse() -> None:
     sources = [random_network(0, weights) for weights in (0, 1)]
     it = make_problem(sources)
