@@ -1,5 +1,6 @@
 """All sources side by side: the reference that costs N times one source."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,4 +37,4 @@ class Ensemble(MultiHead):
     def _together(self, logits: list[Tensor]) -> Tensor:
         if self.labels.mode == "different":
             return torch.cat(logits, 1)
-        return torch.stack([one.softmax(1) for one in logits]).mean(0).log()
+        return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - math.log(len(logits))

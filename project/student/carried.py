@@ -16,7 +16,7 @@ from project.models import LabelSpace
 from project.moments import Moment, Run, cross_moment, joint_columns
 from project.student.head import HeadView
 from project.student.layers import resized
-from project.student.solver import Equations
+from project.student.solver import Equations, seen_weights
 from project.student.surroundings import Surroundings
 from project.symmetry import Layer
 
@@ -159,15 +159,24 @@ class Carried:
             other = 0.0 if place.plan.other is None else batch.student.env[batch.student.nodes[place.plan.other]]
             yield torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
-    def views(self, place: Place, wanted: Iterable[Tensor], heads: Sequence[Sequence[slice]]) -> list[HeadView]:
-        """What each batch asks of the layer that writes the logits, for each head that its domain speaks of."""
+    def views(self, place: Place, wanted: Iterable[Tensor], rows: slice, domains: Sequence[bool]) -> list[HeadView]:
+        """What the batches of some domains ask of one head of the layer that writes the logits.
+
+        Args:
+            place: The layer.
+            wanted: Targets of every batch.
+            rows: The head's logits.
+            domains: Which domains have something to say of it.
+        """
         views = []
+        seen = seen_weights(place.layer, place.outputs, place.inputs)[rows.start]
         for batch, target in zip(self.batches, wanted, strict=True):
             features = batch.student.first_argument(place.node)
             if place.layer.bias:
                 features = torch.cat([features, features.new_ones(len(features), 1)], 1)
-            weight = self.weights[batch.domain]
-            views += [HeadView(features, target, columns, weight) for columns in heads[batch.domain]]
+            if domains[batch.domain]:
+                kept = features[:, seen.to(features.device)]
+                views.append(HeadView(kept, target[:, rows], self.weights[batch.domain]))
         return views
 
     def unit_sums(self, node: fx.Node, units: UnitMap, wanted: Sequence[Tensor] | None, device: torch.device) -> Tensor:

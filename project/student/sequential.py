@@ -163,15 +163,27 @@ class SequentialFit:
             better = solver.solve(*self.carried.crosses(place, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
         logits = place.layer.outputs == self.spec.output.name and all(target.dim() == 2 for target in wanted)
-        return replace(fit, matrix=self._head(place, start, wanted, equations)) if self.divergence and logits else fit
+        return self._heads(place, start, wanted, equations, fit) if self.divergence and logits else fit
 
-    def _head(self, place: Place, start: Tensor, wanted: Sequence[Tensor], equations: Sequence[Equations]) -> Tensor:
-        """The layer that writes the logits, fitted to the sources' classes."""
-        views = self.carried.views(place, wanted, self.heads)
-        allowed = seen_weights(place.layer, place.outputs, place.inputs).to(start.device)
-        pull = damping(self.ridge, start.shape[1], sum(one.samples for one in equations if one.weight))
-        reduce = self.carried.reduce
-        return fit_head(start, allowed, views, damping=pull, constant=place.layer.bias, reduce=reduce)
+    def _heads(
+        self, place: Place, start: Tensor, wanted: Sequence[Tensor], equations: Sequence[Equations], fit: LayerFit
+    ) -> LayerFit:
+        """The layer that writes the logits, each head fitted to the classes that its sources see."""
+        matrix = fit.matrix.clone()
+        for rows in {(rows.start, rows.stop): rows for heads in self.heads for rows in heads}.values():
+            domains = [rows in heads for heads in self.heads]
+            counted = [one.samples for one, there in zip(equations, domains, strict=True) if there and one.weight]
+            if not sum(counted):
+                continue  # nothing speaks of this head
+            seen = seen_weights(place.layer, place.outputs, place.inputs)[rows.start].to(start.device)
+            matrix[rows.start : rows.stop, seen] = fit_head(
+                start[rows][:, seen],
+                self.carried.views(place, wanted, rows, domains),
+                damping=damping(self.ridge, int(seen.sum()), sum(counted)),
+                constant=place.layer.bias,
+                reduce=self.carried.reduce,
+            )
+        return replace(fit, matrix=matrix)
 
     def _write(self, layer: Layer, plan: Surroundings, fit: LayerFit) -> None:
         """Put the weights into the student; a constant goes into the norm behind it, once that is reached."""
