@@ -57,6 +57,7 @@ class MergeTrainer(Trainer):
         model.read(datamodule.preprocessing)
         if self.is_global_zero:
             datamodule.prepare_data()
+        check_shares(datamodule.calibration_counts(), self.world_size)
         model.prepare(datamodule)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
@@ -151,6 +152,24 @@ def writable(folder: Path) -> Path:
         what = "is no folder" if not there.is_dir() else "does not allow it"
         raise ConfigurationError(f"run is {folder}, which cannot be written to: {there} {what}.")
     return folder
+
+
+def check_shares(pictures: Mapping[str, int], processes: int) -> None:
+    """Refuse to calibrate with so few pictures that a process would have none, and the others wait for it forever.
+
+    Args:
+        pictures: Domain -> number of calibration pictures.
+        processes: How many share them.
+
+    Raises:
+        ConfigurationError: With the domain.
+    """
+    for domain, count in pictures.items():
+        if count < processes:
+            raise ConfigurationError(
+                f"{domain} has {count} calibration pictures for {processes} processes, each of which needs one; "
+                f"take more pictures or fewer devices."
+            )
 
 
 def warn_of_swapped_domains(model: MergeModule, accuracies: Mapping[str, Mapping[str, float]]) -> None:
