@@ -21,7 +21,7 @@ GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
 
 
 class MergeCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict`` and ``merge``, each from one YAML file."""
+    """``fit``, ``validate``, ``test``, ``predict`` and ``merge``, each from YAML files, options, or both."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from project.callbacks import MergeCallback
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
-from project.modules import GateModule, MergeModule, ProbeModule
+from project.modules import GateModule, MergeModule, ProbeModule, ScoringModule
+from project.modules.contenders import Contender
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
 from project.student import executed_macs, save_student, separated
 
@@ -56,6 +57,7 @@ class MergeTrainer(Trainer):
         model.read(datamodule.preprocessing)
         if self.is_global_zero:
             datamodule.prepare_data()
+        check_shares(datamodule.calibration_counts(), self.world_size)
         model.prepare(datamodule)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
@@ -67,8 +69,7 @@ class MergeTrainer(Trainer):
         before = {}
         if not callback.finished:
             with callback.clock.phase("test before re-estimation"):
-                model.enter_unsettled()
-                before = self._score(model, datamodule)
+                before = self._score(model.unsettled_contenders(), datamodule).accuracies()
             self._calibrate(model, datamodule)
         assert model.problem is not None
         if model.problem.labels.mode == "different":
@@ -76,9 +77,8 @@ class MergeTrainer(Trainer):
                 gates = GateModule([model.ensemble, *(merged.student for merged in model.merged)])
                 self.validate(gates, dataloaders=datamodule.calibration_dataloader(), verbose=False)
         with callback.clock.phase("test"):
-            model.enter_all()
-            after = self._score(model, datamodule)
-        others = model.joint_accuracies()
+            scored = self._score(model.contenders(), datamodule)
+            after, others = scored.accuracies(), scored.joint_accuracies()
         warn_of_swapped_domains(model, after)
         if probe:
             with callback.clock.phase("probe"):
@@ -104,9 +104,11 @@ class MergeTrainer(Trainer):
         found[0].reset()
         return found[0]
 
-    def _score(self, model: MergeModule, datamodule: DomainDataModule) -> dict[str, dict[str, float]]:
-        self.test(model, dataloaders=datamodule.test_dataloader(), verbose=False)
-        return model.accuracies()
+    def _score(self, contenders: Sequence[Contender], datamodule: DomainDataModule) -> ScoringModule:
+        """The module that holds their scores."""
+        module = ScoringModule(contenders)
+        self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
+        return module
 
     def _probe(
         self, model: MergeModule, datamodule: DomainDataModule, others: Mapping[str, Mapping[str, float]]
@@ -150,6 +152,24 @@ def writable(folder: Path) -> Path:
         what = "is no folder" if not there.is_dir() else "does not allow it"
         raise ConfigurationError(f"run is {folder}, which cannot be written to: {there} {what}.")
     return folder
+
+
+def check_shares(pictures: Mapping[str, int], processes: int) -> None:
+    """Refuse to calibrate with so few pictures that a process would have none, and the others wait for it forever.
+
+    Args:
+        pictures: Domain -> number of calibration pictures.
+        processes: How many share them.
+
+    Raises:
+        ConfigurationError: With the domain.
+    """
+    for domain, count in pictures.items():
+        if count < processes:
+            raise ConfigurationError(
+                f"{domain} has {count} calibration pictures for {processes} processes, each of which needs one; "
+                f"take more pictures or fewer devices."
+            )
 
 
 def warn_of_swapped_domains(model: MergeModule, accuracies: Mapping[str, Mapping[str, float]]) -> None:

@@ -22,7 +22,7 @@ from project.errors import CheckpointError, ConfigurationError, DataError, Pleas
 from project.methods import Permutation
 from project.modules import MergeModule, SourceFile
 from project.student import batch_norms, load_source
-from project.trainer import warn_of_swapped_domains
+from project.trainer import check_shares, warn_of_swapped_domains
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -489,3 +489,10 @@ def test_two_processes_refine_one_student(tiny: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     refined = project.load_student(tiny / "refine2" / "students" / "pleas-1.50-refined.ckpt")
     assert refined.lineage["refined"][0]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
+
+
+def test_a_process_without_pictures_is_refused() -> None:
+    check_shares({"clipart": 2, "sketch": 3}, 2)
+    check_shares({}, 2)
+    with pytest.raises(ConfigurationError, match="sketch has 1 calibration pictures for 2 processes"):
+        check_shares({"clipart": 2, "sketch": 1}, 2)

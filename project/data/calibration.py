@@ -46,7 +46,7 @@ def calibration_samples(
         seed: Seed of the choice.
 
     Raises:
-        ConfigurationError: Where the public data set holds one of the domains.
+        ConfigurationError: Where the public data set holds one of the domains, or one of them is called ``public``.
     """
     if calibration == "none":
         return {}
@@ -54,6 +54,8 @@ def calibration_samples(
         count = None if calibration == "all" else calibration
         return {domain: shuffled(samples, seed)[:count] for domain, samples in train.items()}
     assert public is not None
+    if PUBLIC in train:
+        raise ConfigurationError("calibration is 'public', but a domain to be merged has this name; rename its folder.")
     domains = public.read()
     if shared := [domain.name for domain in domains if domain.name in train]:
         raise ConfigurationError(

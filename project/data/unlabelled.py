@@ -12,9 +12,9 @@ class UnlabelledDataModule(DomainDataModule):
     """Domains whose calibration pictures are trained on, by domain and without labels.
 
     With the settings of a merge they are the pictures of that merge. A training batch holds
-    ``calibration_batch_size`` pictures of each domain. ``augment`` mirrors them at random and does not crop them: a
-    student errs more on parts of pictures than on whole ones that it has not seen. Validation and tests are those of
-    DomainDataModule; labels are read for scoring only.
+    ``calibration_batch_size`` pictures of each domain; ``calibration_views`` plays no part. ``augment`` mirrors them at
+    random and does not crop them: a student errs more on parts of pictures than on whole ones that it has not seen.
+    Validation and tests are those of DomainDataModule; labels are read for scoring only.
     """
 
     def train_dataloader(self) -> CombinedLoader:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""ResNets by name, the files they are kept in, and what their inputs and outputs mean."""
+"""Networks by name, the files they are kept in, and what their inputs and outputs mean."""
 
 from project.models.architecture import Architecture, architectures
 from project.models.description import Description

@@ -6,8 +6,10 @@ from project.modules.gate import GateModule
 from project.modules.merge import MergeModule
 from project.modules.probe import ProbeModule
 from project.modules.refine import RefineModule
+from project.modules.scoring import ScoringModule
 from project.modules.sources import SourceFile
 
 __all__ = [
-    "EvaluationModule", "FineTuneModule", "GateModule", "MergeModule", "ProbeModule", "RefineModule", "SourceFile",
+    "EvaluationModule", "FineTuneModule", "GateModule", "MergeModule", "ProbeModule", "RefineModule",
+    "ScoringModule", "SourceFile",
 ]  # fmt: skip

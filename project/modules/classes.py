@@ -1,9 +1,25 @@
-"""Which classes the columns of a network mean, and whether they are the data's."""
+"""Which classes the columns of a network mean, and whether they and its pictures are the data's."""
 
 from collections.abc import Sequence
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+
 from project.errors import ConfigurationError
-from project.models import Description, LabelSpace
+from project.models import Description, LabelSpace, Preprocessing
+
+
+def data_labels(module: LightningModule) -> LabelSpace:
+    """The label space of the data that the module's trainer was given.
+
+    Raises:
+        ConfigurationError: If there is no data module, or one without label space.
+    """
+    data = getattr(module.trainer, "datamodule", None)
+    labels = getattr(data, "label_space", None)
+    if not isinstance(labels, LabelSpace):
+        raise ConfigurationError("data must be a DomainDataModule, which says what the domains and their classes are.")
+    return labels
 
 
 def own_labels(
@@ -72,3 +88,9 @@ def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
             f"{name} was trained on {len(mine)} classes that are not the {len(theirs)} of domain {domain} "
             f"({what if extra or lacking else 'the same ones in another order'})."
         )
+
+
+def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing) -> None:
+    """Say so where the data's pictures are prepared in another way than a network's, as far as that is known."""
+    if known not in (None, given):
+        rank_zero_warn(f"{name} was made for {known}, but data gives {given}.")

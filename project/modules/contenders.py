@@ -44,12 +44,12 @@ class Contender:
         Raises:
             ConfigurationError: If it has no gate, but is asked to use it.
         """
-        gated = isinstance(self.network, MultiHead) and self.network.gate is not None
-        if asked == "gate" and not gated:
+        usual = self.network.default_joint() if isinstance(self.network, MultiHead) else "logits"
+        if asked == "gate" and usual != "gate":
             raise ConfigurationError(
                 f"joint is 'gate', but network {self.name} has none; allowed: 'logits', 'uniform', 'confidence'."
             )
-        return asked or ("gate" if gated else "logits")
+        return asked or usual
 
     def shares(self, pictures: Tensor, asked: Joint | None) -> tuple[Tensor, Tensor]:
         """Its logits, and the probabilities of all classes of all heads, in one run."""

@@ -1,4 +1,4 @@
-"""Fine-tuning a ResNet on one domain, or on several at once."""
+"""Fine-tuning a network on one domain, or on several at once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from project.models.strict import load_body
 
 
 class FineTuneModule(LightningModule):
-    """A ResNet that is trained on pictures and their classes, and scored on every domain apart.
+    """A network that is trained on pictures and their classes, and scored on every domain apart.
 
     The network is built when a trainer is attached, since the data decide how many classes there are, or when a
     checkpoint is loaded. Validation and tests have one loader for each domain, in the order of the
@@ -27,7 +27,8 @@ class FineTuneModule(LightningModule):
     ``val/<domain>/accuracy``; the same under ``test``, where ``test/<domain>/per_class/<class>`` comes to them.
 
     Args:
-        architecture: Name of the network: resnet18, 34, 50, 101, 152, or for small pictures resnet20, 32, 44, 56, 110.
+        architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet20, 32, 44, 56, 110, or
+            another classification network by torchvision's name.
         weights: ImageNet weights to start from, by torchvision's name, such as IMAGENET1K_V1. Random by default.
         base: File of weights to start from; its head is left out where it has another number of classes.
         stem: First layers of resnet18 to resnet152: imagenet, or small (no early downsampling) for small pictures.

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-import lightning
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
 from project.modules.contenders import Contender
-from project.modules.evaluation import EvaluationModule
+from project.modules.lineage import lineage
 from project.modules.sources import SourceFile, place_sources, read_sources
 from project.moments import INPUTS, LAYERS, PICTURES, UNITS, Collector, Lockstep
 from project.student import (
@@ -34,7 +33,7 @@ from project.student import (
 from project.symmetry import Spec, check_equivalence
 
 
-class MergeModule(EvaluationModule):
+class MergeModule(LightningModule):
     """Owns the frozen sources and the students that methods make of them.
 
     Its validation step runs the sources on calibration pictures, or the students while their batch norm is
@@ -47,8 +46,8 @@ class MergeModule(EvaluationModule):
             '2.5 GMAC', '14M params', '1.2x params', or '48 MB' of float32 parameters and buffers (10⁶ bytes); each from
             one source's size, or from 1 to the number of sources.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
-        public: Domains of the data that no source was trained on, for shared classes: on their calibration pictures
-            merged units follow the mean of all sources.
+        without_source: Domains of the data that no source was trained on, for shared classes: on their calibration
+            pictures merged units follow the mean of all sources, and networks are scored on them too.
     """
 
     def __init__(
@@ -57,12 +56,13 @@ class MergeModule(EvaluationModule):
         methods: Sequence[Method] = (),
         budgets: Sequence[float | str] = (1.0,),
         tolerance: float = 1e-3,
-        public: Sequence[str] = (),
+        without_source: Sequence[str] = (),
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
             raise ConfigurationError(f"sources holds {len(files)} files; at least 2 are needed to merge.")
-        super().__init__(files)
+        super().__init__()
+        self.files = files
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
@@ -70,7 +70,7 @@ class MergeModule(EvaluationModule):
         self.budgets = [Budget.of(budget) for budget in budgets]
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
-        self.public = list(public)
+        self.without_source = list(without_source)
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.collector: Collector | None = None
@@ -117,7 +117,7 @@ class MergeModule(EvaluationModule):
         if self.problem is not None:
             return
         labels, spec = data.label_space, self.read(data.preprocessing)
-        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing, self.public)
+        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing, self.without_source)
         claimed = [domain for domains in owned for domain in domains]
         ordered = {domain: labels.classes[domain] for domain in claimed}
         self.problem = Problem(
@@ -185,7 +185,7 @@ class MergeModule(EvaluationModule):
         collector, self.collector, self.gathering = self.collector, None, False
         return collector
 
-    def validation_step(self, batch: dict[str, Tensor | None], batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(self, batch: dict[str, Tensor | None], batch_idx: int) -> None:
         """Run the sources, or the students, on calibration pictures.
 
         Args:
@@ -209,12 +209,6 @@ class MergeModule(EvaluationModule):
             for merged in self.unsettled:
                 merged.student(mixed)
 
-    def on_validation_start(self) -> None:
-        """Calibration scores nothing."""
-
-    def on_validation_epoch_end(self) -> None:
-        """Calibration scores nothing."""
-
     @torch.inference_mode(False)  # students made under it could never be trained
     @torch.no_grad()
     def fit_students(self, collector: Collector | None, reduce: Callable[[Tensor], object]) -> list[Merged]:
@@ -237,7 +231,7 @@ class MergeModule(EvaluationModule):
             for made in method.merge(problem, self.budgets):
                 merged = replace(made, seconds=perf_counter() - began)
                 rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
-                merged.student.lineage = self.lineage(method, merged)
+                merged.student.lineage = lineage(method, merged, self.loaded, problem.owners)
                 self.merged.append(merged)
                 began = perf_counter()
         self.students = nn.ModuleList(merged.student for merged in self.merged)
@@ -252,25 +246,6 @@ class MergeModule(EvaluationModule):
         return [
             one for one in self.merged if not one.settled and batch_norms(one.student.network, one.student.exact_norms)
         ]
-
-    def lineage(self, method: Method, merged: Merged) -> dict[str, Any]:
-        """Where a student comes from, as plain values for its file."""
-        assert self.problem is not None
-        return {
-            "method": merged.method,
-            "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
-            "budget": merged.budget.plain,
-            "sources": [
-                {
-                    "name": source.name,
-                    "sha256": source.sha256,
-                    "architecture": asdict(source.architecture),
-                    "domains": [domain for domain, owner in self.problem.owners.items() if owner == index],
-                }
-                for index, source in enumerate(self.loaded)
-            ],
-            "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
-        }
 
     def reestimation(self, reduce: Callable[[Tensor], object]) -> ExitStack:
         """A context in which validation steps re-estimate the batch norm of every student that needs it.
@@ -302,17 +277,14 @@ class MergeModule(EvaluationModule):
             for merged in self.unsettled
         }
 
-    def on_test_end(self) -> None:
-        """The trainer prints the whole table."""
+    # ---- what is scored --------------------------------------------------------------------------------------------
 
-    # ---- evaluation ------------------------------------------------------------------------------------------------
+    def unsettled_contenders(self) -> list[Contender]:
+        """The students whose batch norm is about to be re-estimated."""
+        return [Contender(merged.name, merged.student, merged.student.labels) for merged in self.unsettled]
 
-    def enter_unsettled(self) -> None:
-        """Score the students whose batch norm is about to be re-estimated."""
-        self.enter([Contender(merged.name, merged.student, merged.student.labels) for merged in self.unsettled])
-
-    def enter_all(self) -> None:
-        """Score the sources, their ensemble and the students."""
+    def contenders(self) -> list[Contender]:
+        """The sources, their ensemble and the students."""
         assert self.problem is not None
         labels = self.problem.labels
         sources = [
@@ -320,8 +292,7 @@ class MergeModule(EvaluationModule):
             for index, source in enumerate(self.loaded)
         ]
         ensemble = Contender("ensemble", self.ensemble, labels)
-        students = [Contender(merged.name, merged.student, labels) for merged in self.merged]
-        self.enter([*sources, ensemble, *students])
+        return [*sources, ensemble, *(Contender(merged.name, merged.student, labels) for merged in self.merged)]
 
     def _source_labels(self, index: int) -> LabelSpace:
         assert self.problem is not None

@@ -54,7 +54,6 @@ class ProbeModule(LightningModule):
 
     def on_test_start(self) -> None:
         """Forget the last round."""
-        self.trainer.test_loop.verbose = False
         self.scores = nn.ModuleList(DomainScores(self.labels) for _ in self.networks).to(self.device)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:

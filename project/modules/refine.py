@@ -13,8 +13,7 @@ from torch import Tensor, optim
 
 from project.errors import ConfigurationError
 from project.models import DomainScores
-from project.modules.classes import check_classes
-from project.modules.evaluation import data_labels
+from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
 from project.student import (
     Distillation,
     Student,
@@ -102,8 +101,7 @@ class RefineModule(LightningModule):
             if domain not in self.distillation.owners:
                 rank_zero_warn(f"domain {domain!r} has no source: its pictures follow the mean of all sources.")
         given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
-        if given != self.student.preprocessing:
-            rank_zero_warn(f"{self.path} was made for {self.student.preprocessing}, but data gives {given}.")
+        warn_of_preprocessing(str(self.path), self.student.preprocessing, given)
         self.domains, self.scores = labels.domains, DomainScores(labels)
 
     def configure_optimizers(self) -> Any:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from project.errors import ConfigurationError
 from project.models import LabelSpace, Preprocessing
-from project.modules.classes import check_classes, own_labels
+from project.modules.classes import check_classes, own_labels, warn_of_preprocessing
 from project.student import Source, load_source
 
 
@@ -53,7 +53,7 @@ def place_sources(
     loaded: Sequence[Source],
     labels: LabelSpace,
     preprocessing: Preprocessing,
-    public: Sequence[str] = (),
+    without_source: Sequence[str] = (),
 ) -> tuple[list[Source], list[list[str]]]:
     """Settle which domains each source was trained on, and check that its head is made for them.
 
@@ -62,7 +62,7 @@ def place_sources(
         loaded: What they hold.
         labels: Domains and classes of the data.
         preprocessing: What the data's pictures go through.
-        public: Domains that need no source.
+        without_source: Domains that need none.
 
     Returns:
         The sources under their names, and the domains of each.
@@ -70,7 +70,7 @@ def place_sources(
     Raises:
         ConfigurationError: If they do not go together with the data.
     """
-    owned = own_domains(files, loaded, labels, public)
+    owned = own_domains(files, loaded, labels, without_source)
     for file, domains in zip(files, owned, strict=True):
         rank_zero_info(f"{file.path} is the source of {', '.join(domains)}")
     named = [
@@ -90,28 +90,25 @@ def place_sources(
                 f"source {source.path} has {source.logits} logits, "
                 f"but its domains {', '.join(domains)} have {width} classes."
             )
-        if source.description.preprocessing not in (None, preprocessing):
-            rank_zero_warn(
-                f"{source.path} was trained on {source.description.preprocessing}, but data gives {preprocessing}."
-            )
+        warn_of_preprocessing(str(source.path), source.description.preprocessing, preprocessing)
     return named, owned
 
 
 def own_domains(
-    files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, public: Sequence[str] = ()
+    files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, without_source: Sequence[str] = ()
 ) -> list[list[str]]:
     """Which domains each source was trained on: as stated, else as its file says, else by place among what is left.
 
     Raises:
         ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the
-            file's heads, or without a source though it is not public.
+            file's heads, or without a source though it is not said to be.
     """
-    for domain in public:
+    for domain in without_source:
         if domain not in labels.domains:
-            raise ConfigurationError(f"public holds {domain!r}; the data have: {', '.join(labels.domains)}.")
+            raise ConfigurationError(f"without_source holds {domain!r}; the data have: {', '.join(labels.domains)}.")
     stated = [_stated(file, source, labels) for file, source in zip(files, loaded, strict=True)]
     claimed = {domain for domains in stated for domain in domains}
-    left = [domain for domain in labels.domains if domain not in claimed and domain not in public]
+    left = [domain for domain in labels.domains if domain not in claimed and domain not in without_source]
     silent = [index for index, domains in enumerate(stated) if not domains]
     if silent and len(silent) != len(left):
         raise ConfigurationError(
@@ -124,10 +121,10 @@ def own_domains(
         if count != 1 and labels.mode == "different":
             what = "more than one source" if count else "no source"
             raise ConfigurationError(f"domain {domain!r} has {what}; with different label spaces each needs one head.")
-        if count == 0 and domain not in public:
+        if count == 0 and domain not in without_source:
             raise ConfigurationError(
                 f"domain {domain!r} has no source; add the file that was trained on it, leave it out of the data's "
-                f"domains, or name it in public if its pictures shall only calibrate."
+                f"domains, or name it in without_source if its pictures shall calibrate all the same."
             )
     for domain, count in claims.items():
         if count > 1:

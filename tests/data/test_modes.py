@@ -74,6 +74,9 @@ def test_public_pictures_are_of_no_domain_that_is_merged(folders: Make, wanted: 
     assert batch["public"].shape == (count, 3, 8, 8)
     with pytest.raises(ConfigurationError, match="public holds domain art, which is to be merged"):
         DomainDataModule(sets, **(options | {"public": sets})).calibration_counts()
+    (sets.root / "art").rename(sets.root / "public")
+    with pytest.raises(ConfigurationError, match="a domain to be merged has this name"):
+        DomainDataModule(sets, domains=["public", "photo"], **options).calibration_counts()
 
 
 def test_public_pictures_in_a_folder_of_any_structure(folders: Make, tmp_path: Path) -> None:

@@ -15,19 +15,19 @@ from project.modules.sources import own_domains, read_sources
 NAMES = ("cat", "dog")
 
 
-def settled(stated: list[list[str] | None], domains: str, mode: str = "shared", public: tuple[str, ...] = ()) -> Any:
+def settled(stated: list[list[str] | None], domains: str, mode: str = "shared", ownerless: tuple[str, ...] = ()) -> Any:
     """Domains of sources whose files say nothing themselves."""
     labels = LabelSpace({domain: NAMES for domain in domains}, mode)  # type: ignore[arg-type]
     files = [SourceFile(Path(f"{i}.pth"), one) for i, one in enumerate(stated)]
     silent = SimpleNamespace(description=SimpleNamespace(label_space=None, domains=()))
-    return own_domains(files, [silent] * len(files), labels, public)  # type: ignore[list-item]
+    return own_domains(files, [silent] * len(files), labels, ownerless)  # type: ignore[list-item]
 
 
 def test_silent_sources_take_what_is_left_in_order() -> None:
     assert settled([None, None, None], "abc") == [["a"], ["b"], ["c"]]
     assert settled([None, ["a"], None], "abc") == [["b"], ["a"], ["c"]]
     assert settled([["c", "a"], ["b"]], "abc") == [["c", "a"], ["b"]]
-    assert settled([None, None], "abc", public=("b",)) == [["a"], ["c"]]
+    assert settled([None, None], "abc", ownerless=("b",)) == [["a"], ["c"]]
 
 
 @pytest.mark.parametrize("mode", ["shared", "different"])
@@ -38,9 +38,9 @@ def test_a_domain_without_a_source(mode: str) -> None:
         assert settled([["a"], ["b"]], "abc", mode, ("c",)) == [["a"], ["b"]]
 
 
-def test_a_public_domain_that_is_not_there() -> None:
-    with pytest.raises(ConfigurationError, match="public holds 'd'; the data have: a, b"):
-        settled([["a"], ["b"]], "ab", public=("d",))
+def test_a_domain_named_as_without_source_that_is_not_there() -> None:
+    with pytest.raises(ConfigurationError, match="without_source holds 'd'; the data have: a, b"):
+        settled([["a"], ["b"]], "ab", ownerless=("d",))
 
 
 def test_a_source_listed_twice(tmp_path: Path) -> None:

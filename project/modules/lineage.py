@@ -1,0 +1,37 @@
+"""Where a student comes from, as its file tells; ``project.student.lineage`` reads it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import lightning
+import torch
+
+from project.methods import Merged, Method
+from project.student import Source
+
+
+def lineage(method: Method, merged: Merged, sources: Sequence[Source], owners: Mapping[str, int]) -> dict[str, Any]:
+    """Method, budget, sources and versions, as plain values.
+
+    Args:
+        method: What made the student.
+        merged: The student and its budget.
+        sources: What it was made of, in the order of its unit maps.
+        owners: Domain -> index of the only source that was trained on it.
+    """
+    return {
+        "method": merged.method,
+        "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
+        "budget": merged.budget.plain,
+        "sources": [
+            {
+                "name": source.name,
+                "sha256": source.sha256,
+                "architecture": asdict(source.architecture),
+                "domains": [domain for domain, owner in owners.items() if owner == index],
+            }
+            for index, source in enumerate(sources)
+        ],
+        "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
+    }

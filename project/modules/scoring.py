@@ -1,0 +1,117 @@
+"""Scoring any number of networks on every domain, all through one path."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from project.models import DomainScores, JointScores
+from project.models.heads import Joint
+from project.modules.classes import data_labels
+from project.modules.contenders import Contender
+
+
+class ScoringModule(LightningModule):
+    """Scores networks on every domain of the data.
+
+    ``test`` and ``validate`` log ``<stage>/<name>/<domain>/accuracy`` of every network, and of one with a head for
+    every domain ``<stage>/<name>/joint/accuracy``, where its class must be right among those of all heads, and
+    ``<stage>/<name>/joint/head``, where it must be one of the picture's domain; all as shares.
+
+    Args:
+        contenders: The networks, in eval mode.
+        joint: How heads are weighed; default: by a network's gate, where it has one, else by their logits.
+    """
+
+    def __init__(self, contenders: Sequence[Contender], joint: Joint | None = None) -> None:
+        super().__init__()
+        self.joint = joint
+        self.enter(contenders)
+
+    def enter(self, contenders: Sequence[Contender]) -> None:
+        """Score these networks from now on."""
+        self.contenders = list(contenders)
+        self.networks = nn.ModuleList(contender.network for contender in contenders)  # so that they move along
+
+    def on_test_start(self) -> None:
+        """Forget the last round."""
+        self._reset_scores()
+
+    def on_validation_start(self) -> None:
+        """Forget the last round."""
+        self._reset_scores()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pictures of one domain by their classes (batch,), indices within that domain."""
+        self._score(batch, dataloader_idx)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pictures of one domain by their classes (batch,), indices within that domain."""
+        self._score(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log accuracies."""
+        self._log("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracies."""
+        self._log("val")
+
+    def accuracies(self) -> dict[str, dict[str, float]]:
+        """Network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
+        found: dict[str, dict[str, float]] = {}
+        for contender, known, scores in zip(self.contenders, self.known, self.scores, strict=True):
+            values = scores.compute()  # type: ignore[operator]
+            found[contender.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
+        return found
+
+    def joint_accuracies(self) -> dict[str, dict[str, float]]:
+        """How often networks are right where nobody says which head to use; call it in every process.
+
+        Returns:
+            Network -> ``joint``: accuracy among the classes of all heads; ``right head``: how often the class is one of
+            the picture's domain. In percent, means over the domains; networks without a head for each are left out.
+        """
+        found = {}
+        for index, scores in self.joint_scores.items():
+            values = scores.compute()  # type: ignore[operator]
+            name = self.contenders[int(index)].name
+            found[name] = {"joint": 100 * float(values["joint"]), "right head": 100 * float(values["head"])}
+        return found
+
+    def _reset_scores(self) -> None:
+        labels = data_labels(self)
+        self.domains = labels.domains
+        self.known = [[domain for domain in self.domains if one.knows(domain)] for one in self.contenders]
+        self.scores = nn.ModuleList(DomainScores(labels, tuple(known)) for known in self.known).to(self.device)
+        self.joint_scores = nn.ModuleDict(
+            {str(i): JointScores(one.labels, self.domains) for i, one in enumerate(self.contenders)
+             if one.chooses(self.domains)}
+        ).to(self.device)  # fmt: skip
+
+    def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
+        pictures, labels = batch
+        domain = self.domains[dataloader_idx]
+        for index, (contender, known) in enumerate(zip(self.contenders, self.known, strict=True)):
+            if domain not in known:
+                continue
+            if str(index) in self.joint_scores:
+                logits, shares = contender.shares(pictures, self.joint)
+                self.joint_scores[str(index)].update(dataloader_idx, shares, labels)  # type: ignore[operator]
+            else:
+                logits = contender.network(pictures)
+            own = logits[:, contender.labels.columns(domain)]
+            self.scores[index].update(known.index(domain), own, labels, cross_entropy(own, labels))  # type: ignore[operator]
+
+    def _log(self, stage: str) -> None:
+        # Equal in all processes; the flag says so to Lightning.
+        for name, accuracies in self.accuracies().items():
+            values = {f"{stage}/{name}/{domain}/accuracy": value / 100 for domain, value in accuracies.items()}
+            self.log_dict(values, sync_dist=True)
+        for name, found in self.joint_accuracies().items():
+            values = {
+                f"{stage}/{name}/joint/accuracy": found["joint"],
+                f"{stage}/{name}/joint/head": found["right head"],
+            }
+            self.log_dict({key: value / 100 for key, value in values.items()}, sync_dist=True)
