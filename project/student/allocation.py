@@ -11,6 +11,7 @@ from torch import Tensor
 from project.alignment import Alignment, Splitting, UnitMap
 from project.student.budget import Budget
 from project.student.choices import Choices, Vector
+from project.student.growth import growing
 from project.student.optimise import best_counts
 from project.student.size import price, source_size
 from project.symmetry import Spec
@@ -41,7 +42,7 @@ def stagewise(
         Unit map of every group; the student's size is the largest within the budget, but never below a full merge.
     """
     maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
-    for group in spec.free if front else spec.free[::-1]:
+    for group in growing(spec) if front else growing(spec)[::-1]:
         splitting = alignment.splitting(group.name)
         after = partial(_with, maps, group.name, splitting)
         steps = bisect_left(range(1, splitting.steps + 1), True, key=lambda steps: not fits(after(steps)))
@@ -65,12 +66,13 @@ def uniform(
     Returns:
         Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
     """
-    fits = _Fits(spec, fixed, Budget.of(budget))
-    splittings = {group.name: alignment.splitting(group.name) for group in spec.free}
-    shares = sorted({Fraction(step, one.steps) for one in splittings.values() for step in range(one.steps + 1)})
+    merged, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
+    splittings = {group.name: alignment.splitting(group.name) for group in growing(spec)}
+    every = {Fraction(step, one.steps) for one in splittings.values() for step in range(1, one.steps + 1)}
+    shares = sorted({Fraction(0), *every})
 
     def at(share: Fraction) -> dict[str, UnitMap]:
-        return {**fixed, **{name: one.after(int(share * one.steps)) for name, one in splittings.items()}}
+        return {**merged, **{name: one.after(int(share * one.steps)) for name, one in splittings.items()}}
 
     most = bisect_left(shares, True, lo=1, key=lambda share: not fits(at(share)))
     return at(shares[most - 1])

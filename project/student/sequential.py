@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import Moment, Run, cross_moment, joint_columns
+from project.moments import Moment, Run, cross_moment, flat, joint_columns
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
@@ -143,12 +143,16 @@ class SequentialFit:
     def _layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
         """Fit one layer, unless it already does exactly what its sources do."""
         outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
-        if self.exact[layer.inputs] and _single(outputs) and (_single(inputs) or layer.inputs == self.spec.plain_input):
+        if (
+            self._exact(layer.inputs)
+            and _single(outputs)
+            and (_single(inputs) or layer.inputs == self.spec.plain_input)
+        ):
             self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
-        self.exact[layer.outputs] = False
+        self.exact |= dict.fromkeys(self.spec.parts(layer.outputs), False)
         if layer.blocks > 1:
-            return None  # a depthwise convolution stays at its start; the norm behind it is fitted to its sources
+            return None  # a grouped convolution stays at its start; the norm behind it is fitted to its sources
         plan = surroundings(self.graph, node, self.known)
         if plan.norm is not None and not self.absorb:
             plan = Surroundings()
@@ -176,10 +180,14 @@ class SequentialFit:
             )
             better = solver.solve(*self._crosses(node, fitted, reader, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
-        if self.divergence and layer.outputs == self.spec.output.name and all(t.dim() == 2 for t in wanted):
+        if self.divergence and layer.outputs == self.spec.output.name and layer.positions == 1 and wanted[0].dim() == 2:
             fit = replace(fit, matrix=self._head(layer, node, start, wanted, equations))
         self._write(layer, plan, fit)
         return fit
+
+    def _exact(self, axis: str) -> bool:
+        """Whether the units on an axis, with all that they depend on, do exactly what their sources' do."""
+        return all(self.exact[group] for group in self.spec.behind(axis))
 
     def _head(
         self,
@@ -213,21 +221,24 @@ class SequentialFit:
         """What a batch asks of a layer's outputs: the blend of its sources', less what the student has already."""
         blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
         result: Tensor | None = None
+        layer = self.sources[0].get_submodule(str(node.target))
         for source, run in batch.sources.items():
-            values = run.env[_twin(run, node)]
+            values = flat(run.env[_twin(run, node)], layer)
             shape = (1, -1) + (1,) * (values.dim() - 2)
             if plan.norm is not None:
                 scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
                 values = values * scale + shift
             if plan.other is not None:
-                values = values + run.env[run.nodes[plan.other]]
+                values = values + flat(run.env[run.nodes[plan.other]], layer)
             rows = outputs.present[:, source].nonzero()[:, 0]
             if result is None:
                 result = values.new_zeros(values.shape[0], outputs.units, *values.shape[2:])
             share = blend[rows, source].to(values).view(shape)
             result[:, rows.to(values.device)] += values[:, outputs.members[rows, source].to(values.device)] * share
         assert result is not None
-        return result if plan.other is None else result - batch.student.env[batch.student.nodes[plan.other]]
+        return (
+            result if plan.other is None else result - flat(batch.student.env[batch.student.nodes[plan.other]], layer)
+        )
 
     def _equations(self, node: fx.Node, layer: Layer, reader: nn.Module, start: Tensor) -> list[Equations]:
         """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees."""
@@ -236,7 +247,7 @@ class SequentialFit:
         columns = [_columns(seen, inputs.units, layer) for seen in units]
         moments = [Moment(len(column), start.device) for column in columns]
         for batch in self.batches:
-            values = batch.student.first_argument(node)
+            values = flat(batch.student.first_argument(node), reader)
             if len(columns[batch.domain]) < start.shape[1]:
                 wide = values.shape[1] // inputs.units  # entries of a unit on the axis, after flattening
                 grouped = torch.unflatten(values, 1, (-1, wide))
@@ -259,7 +270,7 @@ class SequentialFit:
         crosses = [like.new_zeros(outputs.units, inputs.units * layer.taps + layer.bias) for _ in equations]
         powers = [like.new_zeros(outputs.units) for _ in equations]
         for batch, target in zip(self.batches, wanted, strict=True):
-            values = batch.student.first_argument(node)
+            values = flat(batch.student.first_argument(node), reader)
             crosses[batch.domain] += cross_moment(target, values, reader, constant=layer.bias)
             powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
         for cross, power, one in zip(crosses, powers, equations, strict=True):
@@ -280,8 +291,8 @@ class SequentialFit:
         plan: Surroundings,
     ) -> Tensor:
         """The target, and the prediction instead where both would be cut off by the rectifier."""
-        predicted = _apply(reader, batch.student.first_argument(node), matrix, constant=layer.bias)
-        other = 0.0 if plan.other is None else batch.student.env[batch.student.nodes[plan.other]]
+        predicted = _apply(reader, flat(batch.student.first_argument(node), reader), matrix, constant=layer.bias)
+        other = 0.0 if plan.other is None else flat(batch.student.env[batch.student.nodes[plan.other]], reader)
         return torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
     def _write(self, layer: Layer, plan: Surroundings, fit: LayerFit) -> None:
