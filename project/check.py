@@ -13,9 +13,10 @@ import torchvision
 from torch import nn
 
 from project.errors import ConfigurationError, TraceError
+from project.models import written_out
 from project.report import group_table
-from project.student import load_source, reestimate, unmergeable
-from project.symmetry import group_differences, trace
+from project.student import load_source, obstacle, reestimate, unfitted
+from project.symmetry import Spec, group_differences, trace
 
 
 def run_check(args: Sequence[str]) -> None:
@@ -67,22 +68,28 @@ def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: fl
         network = load_source(model).network
         spec = trace(network, picture)
     else:
-        network = build(model, model_args).eval()
+        network = written_out(build(model, model_args).eval())
         spec = trace(network, picture)
         enliven(network, picture)
     changes = group_differences(network, spec)
     lines = [f"{model}: {len(spec.free)} permutation groups on pictures of {image_size} × {image_size}", ""]
     lines += [*group_table(spec, network, changes), ""]
-    obstacle = unmergeable(spec)
     broken = [name for name, change in changes.items() if not change <= tolerance]
     if broken or not changes:
         found = f"permuting {broken[0]!r} changes the logits by {changes[broken[0]]:.1e}" if broken else "none found"
         raise TraceError(f"{model}: the traced groups do not hold: {found} (relative); allowed: {tolerance:g}.")
     lines.append(f"trace, permute: yes; largest change of the logits (relative): {max(changes.values()):.1e}")
-    lines.append(f"merge, at any budget: {'yes' if obstacle is None else f'no: {obstacle}'}")
-    kept = sum(layer.blocks > 1 for layer in spec.layers)
-    if obstacle is None and kept:
-        lines.append(f"least squares: all layers but {kept} depthwise convolutions, which stay at the sources' mean")
+    lines += _merging(spec)
+    return lines
+
+
+def _merging(spec: Spec) -> list[str]:
+    """At which budgets such networks can be merged, and what a fit leaves at the sources' mean."""
+    reason = obstacle(spec)
+    lines = ["merge, at any budget: yes" if reason is None else f"merge: yes; above budget 1 only in part, as {reason}"]
+    kept = unfitted(spec)
+    if kept:
+        lines.append(f"least squares: all layers; at the sources' mean stay {', '.join(kept)}")
     return lines
 
 

@@ -209,7 +209,7 @@ def collect(
     rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     details = {
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
-        "separated": {merged.name: separated(merged.student.maps) for merged in model.merged},
+        "separated": {merged.name: separated(merged.student.group_maps) for merged in model.merged},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
         "variances": callback.variances,
         "equivalence": model.equivalence,

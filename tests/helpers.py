@@ -13,7 +13,7 @@ from project.alignment import UnitMap
 from project.methods import Problem
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
-from project.symmetry import Spec, permute_state, trace
+from project.symmetry import Spec, permute_state, random_orders, trace
 
 PICTURE = (3, 11, 13)
 DOMAINS = ("art", "birds", "cars", "dogs")
@@ -147,7 +147,8 @@ def resnet(name: str, weights: int = 0, classes: int = 5, width: int = 1) -> nn.
 def permuted_copy(network: nn.Module, copy: nn.Module, spec: Spec, seed: int) -> dict[str, Tensor]:
     """Make ``copy`` the network with all its groups permuted; returns, for each old unit, its new number."""
     generator = torch.Generator().manual_seed(seed)
-    orders = {group.name: torch.randperm(group.size, generator=generator) for group in spec.free}
+    orders = {group.name: torch.randperm(group.size, generator=generator) for group in spec.free if group.blocks == 1}
+    orders |= random_orders(spec, [group for group in spec.free if group.blocks > 1], generator)
     copy.load_state_dict(permute_state(network.state_dict(), spec, orders))
     return {name: order.argsort() for name, order in orders.items()}
 

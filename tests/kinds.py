@@ -12,6 +12,8 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import SqueezeExcitation
 
+from project.models import written_out
+
 SIDE = 16
 
 
@@ -111,8 +113,8 @@ def normed() -> nn.Module:
     """GroupNorm over three groups, over all units, over single units."""
     return convolutions(
         Sum(nn.GroupNorm(3, 6), nn.Conv2d(6, 9, 1), nn.GroupNorm(3, 9), nn.ReLU(), nn.Conv2d(9, 6, 3, padding=1)),
-        nn.Conv2d(6, 5, 1), nn.GroupNorm(1, 5), nn.ReLU(), nn.Conv2d(5, 6, 1), nn.GroupNorm(6, 6), LayerNorm2d(6),
-        width=6,
+        nn.Conv2d(6, 5, 1), nn.GroupNorm(1, 5), nn.ReLU(), nn.Conv2d(5, 6, 1, bias=False), nn.GroupNorm(6, 6),
+        LayerNorm2d(6), width=6,
     )  # fmt: skip
 
 
@@ -153,7 +155,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 def kind(name: str, seed: int) -> nn.Module:
     """A network of that kind in eval mode; weights, tables and statistics are random, scales are near 1."""
     generator = torch.Generator().manual_seed(seed)
-    network = KINDS[name]().eval()
+    network = written_out(KINDS[name]().eval())
     for key, tensor in network.state_dict().items():
         if not tensor.is_floating_point():
             continue

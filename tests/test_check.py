@@ -43,8 +43,8 @@ def test_a_torchvision_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_dotted_path_with_structure(capsys: pytest.CaptureFixture[str]) -> None:
     lines = words(capsys, "--model", "kinds.transformer", "--image-size", str(SIDE))
     block = "encoder.layers.encoder_layer_0.self_attention"
-    keys = next(line for line in lines if line.startswith(f"{block}.keys"))
-    assert keys.endswith(f"2 blocks, ordered as in '{block}.values'")
+    keys = next(line for line in lines if line.startswith(f"{block}.query"))
+    assert keys.endswith(f"2 blocks, ordered as in '{block}.value'")
     stream = next(line for line in lines if line.startswith("conv_proj"))
     assert stream.endswith("normalised all together")
     assert "class" not in lines[-2]

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from project.alignment.assignment import match_units, within_rows
+from project.alignment.assignment import within_rows
 from project.alignment.partition import Splitting
-from project.alignment.similarity import Similarity, activation_similarity, squared_distances, weight_similarity
+from project.alignment.similarity import (
+    Similarity,
+    activation_similarity,
+    squared_distances,
+    weight_similarity,
+)
+from project.alignment.structured import bundles, match_blocks, rank_blocks, rematched, row_scores
 from project.alignment.unit_map import UnitMap
 from project.moments import Statistics
-from project.symmetry import Spec
+from project.symmetry import Group, Spec
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,11 @@ def align_by_activations(spec: Spec, statistics: Statistics, sources: int, kind:
         sources: Number of sources N.
         kind: ``correlation`` or ``distance``.
     """
-    rows = {}
-    for group in spec.free:
-        similarity = activation_similarity(statistics, group, kind).cpu()
-        rows[group.name] = _ranked(similarity, match_units(similarity, sources), inner=kind == "correlation")
+    rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for groups in bundles(spec):
+        similarities = {group.name: activation_similarity(statistics, group, kind).cpu() for group in groups}
+        members = match_blocks(spec, groups, similarities, sources)
+        rows |= _ranked(groups, similarities, members, inner=kind == "correlation")
     return _alignment(rows)
 
 
@@ -79,28 +86,31 @@ def align_by_weights(
     kept = [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
     generator = torch.Generator().manual_seed(seed)
     members = {group.name: UnitMap.identity(group.size, len(states)).members for group in spec.free}
+    together = bundles(spec)
     for _ in range(sweeps):
         changed = False
-        for index in torch.randperm(len(spec.free), generator=generator).tolist():
-            group = spec.free[index]
-            before = members[group.name]
-            members[group.name] = match_units(weight_similarity(spec, group, kept, members), len(states), before)
-            changed |= not torch.equal(before, members[group.name])
+        for index in torch.randperm(len(together), generator=generator).tolist():
+            groups = together[index]
+            before, members = members, {**members, **rematched(spec, groups, kept, members)}
+            changed |= any(not torch.equal(before[group.name], members[group.name]) for group in groups)
         if not changed:
             break
-    return _alignment({
-        group.name: _ranked(weight_similarity(spec, group, kept, members), members[group.name], inner=True)
-        for group in spec.free
-    })  # fmt: skip
+    rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for groups in together:
+        similarities = {group.name: weight_similarity(spec, group, kept, members) for group in groups}
+        rows |= _ranked(groups, similarities, members, inner=True)
+    return _alignment(rows)
 
 
-def _ranked(similarity: Tensor, members: Tensor, *, inner: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Members, scores and distances of one group, best matched rows first."""
-    among = within_rows(similarity, members)
-    pairs = torch.ones(among.shape[1:], dtype=torch.bool).triu(1)
-    scores = among[:, pairs].mean(1)
-    order = scores.argsort(descending=True, stable=True)
-    return members[order], scores[order], squared_distances(among, inner=inner)[order]
+def _ranked(
+    groups: Sequence[Group], similarities: Mapping[str, Tensor], members: Mapping[str, Tensor], *, inner: bool
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Members, scores and distances of tied groups, best matched rows first."""
+    result = {}
+    for name, order in rank_blocks(groups, similarities, members).items():
+        among = within_rows(similarities[name], members[name])[order]
+        result[name] = members[name][order], row_scores(among), squared_distances(among, inner=inner)
+    return result
 
 
 def _alignment(rows: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Alignment:

@@ -1,14 +1,15 @@
 """How alike the units of the sources are, from what they do on the calibration pictures or from their weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from project.errors import MergeError
 from project.moments import Statistics
-from project.symmetry import Group, Spec, permute_axis
+from project.symmetry import Axis, Group, Spec, move_units
 
 Similarity = Literal["correlation", "distance"]
 
@@ -33,7 +34,8 @@ def activation_similarity(statistics: Statistics, group: Group, kind: Similarity
     for node in group.nodes:
         value = compare(statistics.unit(node).mean())
         total = value if total is None else total.add_(value)
-    assert total is not None
+    if total is None:
+        raise MergeError(f"no value of the graph carries the units of group {group.name!r} alone; match by weights.")
     return total / len(group.nodes)
 
 
@@ -53,7 +55,11 @@ def _distance(second: Tensor) -> Tensor:
 
 
 def weight_similarity(
-    spec: Spec, group: Group, states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
+    spec: Spec,
+    group: Group,
+    states: Sequence[Mapping[str, Tensor]],
+    members: Mapping[str, Tensor],
+    skip: Collection[str] = (),
 ) -> Tensor:
     """Inner products of the weights of a group's units, all other axes matched as they stand.
 
@@ -62,6 +68,7 @@ def weight_similarity(
         group: The group whose units are compared.
         states: State dict of every source, without the tensors that do not count.
         members: Matched units of all groups: integer, shape (size, sources) each.
+        skip: Tensors to leave out.
 
     Returns:
         Float64, shape (Σ sizes, Σ sizes): units of all sources, source after source. Between two units of one source
@@ -70,10 +77,10 @@ def weight_similarity(
     size, sources = group.size, len(states)
     total = torch.zeros(sources, size, sources, size, dtype=torch.float64)
     for axis in group.axes:
-        if axis.tensor.endswith(BUFFERS) or axis.tensor not in states[0]:
+        if axis.tensor.endswith(BUFFERS) or axis.tensor not in states[0] or axis.tensor in skip:
             continue
         others = [
-            (other.name, tied.dim, tied.taps)
+            (other, tied)
             for other in spec.free
             for tied in other.axes
             if tied.tensor == axis.tensor and tied.dim != axis.dim
@@ -81,9 +88,15 @@ def weight_similarity(
         rows = []
         for source, state in enumerate(states):
             tensor = state[axis.tensor].cpu()
-            for name, dim, taps in others:
-                tensor = permute_axis(tensor, dim, members[name][:, source], taps)
-            rows.append(tensor.movedim(axis.dim, 0).reshape(size, -1))
+            home = block_rows(members[group.name], group.blocks)[:, source].argsort()  # where each block has gone
+            for other, tied in others:
+                order = members[other.name][:, source]
+                if tied.within:  # blocks of this group's units stay where they are
+                    order = order.view(other.blocks, -1)[home].flatten()
+                tensor = move_units(tensor, tied, order, other.blocks)
+            if axis.within:
+                tensor = torch.unflatten(tensor, 0, (group.blocks, -1))[home].flatten(0, 1)
+            rows.append(_rows(tensor, axis, group))
         for s, t in combinations(range(sources), 2):
             total[s, :, t] += rows[s] @ rows[t].mT
         for s in range(sources):
@@ -91,6 +104,22 @@ def weight_similarity(
     for s, t in combinations(range(sources), 2):
         total[t, :, s] = total[s, :, t].mT
     return total.view(sources * size, -1)
+
+
+def _rows(tensor: Tensor, axis: Axis, group: Group) -> Tensor:
+    """What belongs to each unit on an axis: shape (size, entries)."""
+    if axis.within:
+        return torch.unflatten(tensor, 0, (group.blocks, -1)).movedim(2, 1).reshape(group.size, -1)
+    moved = tensor.movedim(axis.dim, 0)
+    if axis.entries is not None:
+        moved = moved[torch.tensor(axis.entries)]
+    return moved.reshape(group.size, -1)
+
+
+def block_rows(members: Tensor, blocks: int) -> Tensor:
+    """Which blocks stand in one row: shape (blocks, sources)."""
+    size = len(members) // blocks
+    return members[::size] // size
 
 
 def squared_distances(similarity: Tensor, *, inner: bool) -> Tensor:

@@ -17,12 +17,14 @@ class UnitMap:
     Args:
         members: Integer, shape (units, sources); entry (j, s) is the unit of source s that student unit j stands
             for, or −1. Every unit of a source stands exactly once in its column.
+        ranked: Whether rows are put into that order; not where several groups stand side by side.
 
     Raises:
         MergeError: Where a row is empty, or a source's unit is missing or stands twice.
     """
 
     members: Tensor
+    ranked: bool = True
 
     def __post_init__(self) -> None:
         """Check the columns and sort the rows."""
@@ -34,7 +36,7 @@ class UnitMap:
             units = column[column >= 0].sort().values
             if not torch.equal(units, torch.arange(len(units))):
                 raise MergeError(f"unit map names a unit of source {source} twice or leaves one out; once is allowed.")
-        object.__setattr__(self, "members", members[row_order(members)])
+        object.__setattr__(self, "members", members[row_order(members)] if self.ranked else members)
 
     @classmethod
     def identity(cls, size: int, sources: int) -> "UnitMap":

@@ -9,7 +9,7 @@ from project.alignment import Alignment, Similarity, UnitMap, align_by_activatio
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
 from project.moments import INPUTS, UNITS
-from project.student import Budget, by_gain, separation_gains, stagewise, uniform
+from project.student import Budget, by_gain, check_growth, obstacle, separation_gains, stagewise, uniform
 
 Separate = Literal["gain", "front", "back", "uniform"]
 
@@ -60,6 +60,18 @@ class Permutation(Method):
         if separate == "gain":
             self.needs |= {UNITS, INPUTS}
 
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse what the architecture does not allow: budgets, separating by gain, matching by activations."""
+        check_growth(problem.spec, problem.fixed, budgets)
+        if self.separate == "gain" and (reason := obstacle(problem.spec)) is not None:
+            raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
+        hidden = [group.name for group in problem.spec.free if not group.nodes]
+        if self.matching == "activations" and hidden:
+            raise ConfigurationError(
+                f"matching is 'activations', but no value of this architecture holds the units of group {hidden[0]!r} "
+                f"alone; use 'weights'."
+            )
+
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources."""
         if self.matching == "weights":
@@ -71,6 +83,7 @@ class Permutation(Method):
 
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """One alignment, then a student for every budget."""
+        check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem)
         matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
         gains = self._gains(problem, alignment) if self.separate == "gain" else {}

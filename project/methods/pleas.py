@@ -24,6 +24,7 @@ from project.student import (
     joint_matrix,
     restyled,
     stages,
+    unfitted,
     view,
 )
 from project.student.memory import free_bytes, walk_bytes
@@ -120,6 +121,7 @@ class PLeaS(Permutation):
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
+        super().check(problem, pictures, budgets)
         unknown = sorted(set(self.weights) - set(pictures))
         if unknown:
             raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
@@ -170,12 +172,15 @@ class PLeaS(Permutation):
 
     def plan(self, problem: Problem) -> str | None:
         """The stages of the sequential fit: layers that do not feed each other stand together."""
+        kept = unfitted(problem.spec)
+        stay = f"{self.name} leaves at the sources' mean: {', '.join(kept)}" if kept else None
         if not self.sequential:
-            return None
-        names = {layer.node: layer.name for layer in problem.spec.layers}
+            return stay
+        names = {layer.node: layer.name for layer in problem.spec.layers if layer.blocks == 1}
         found = stages(graph_of(problem.sources[0]), names)
         steps = " → ".join(" + ".join(names[node] for node in stage) for stage in found)
-        return f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
+        told = f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
+        return told if stay is None else f"{told}; {stay}"
 
     def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""

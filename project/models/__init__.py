@@ -1,6 +1,7 @@
 """Networks by name, the files they are kept in, and what their inputs and outputs mean."""
 
 from project.models.architecture import Architecture, architectures
+from project.models.attention import Heads, written_out
 from project.models.description import Description
 from project.models.files import Weights, read_weights
 from project.models.labels import LabelSpace
@@ -16,6 +17,7 @@ __all__ = [
     "Architecture",
     "Description",
     "DomainScores",
+    "Heads",
     "JointScores",
     "LabelSpace",
     "MultiHead",
@@ -30,4 +32,5 @@ __all__ = [
     "pretrained",
     "read_weights",
     "recognise",
+    "written_out",
 ]

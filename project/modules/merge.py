@@ -25,6 +25,7 @@ from project.student import (
     Source,
     batch_norms,
     check_budgets,
+    check_growth,
     common_spec,
     reestimation,
     running_variances,
@@ -102,6 +103,7 @@ class MergeModule(LightningModule):
             spec = common_spec(self.loaded, (3, preprocessing.image_size, preprocessing.image_size))
             heads = UnitMap.apart(tuple(source.logits for source in self.loaded))
             check_budgets(self.budgets, len(self.loaded), lambda unit: source_size(spec, heads, unit))
+            check_growth(spec, {spec.output.name: heads}, self.budgets)
             self.spec = spec
         return self.spec
 

@@ -2,7 +2,7 @@
 
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment
-from project.moments.patches import cross_moment, joint_columns, unit_columns
+from project.moments.patches import cross_moment, flat, joint_columns, unit_columns
 from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, own_domains
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Run",
     "Statistics",
     "cross_moment",
+    "flat",
     "joint_columns",
     "own_domains",
     "unit_columns",

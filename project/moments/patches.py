@@ -18,7 +18,7 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
 
     Args:
         values: What the layer reads in every source, on the same pictures: (batch, channels, height, width), or
-            (batch, features).
+            (batch, …, features), where every position is a sample.
         layers: The layer of every source: ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
         constant: Whether to append a 1, for layers that add a constant.
 
@@ -26,6 +26,7 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
         Float32, shape (Σ inputs · taps (+ 1), samples); entries in the order of ``weight.flatten(1)``, a sample for
         every picture and output position.
     """
+    values = [flat(value, layer) for value, layer in zip(values, layers, strict=True)]
     sizes = [_inputs(value, layer) for value, layer in zip(values, layers, strict=True)]
     positions = _output_size(values[0], layers[0])
     step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions.numel()))
@@ -38,14 +39,19 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
         yield columns
 
 
+def flat(values: Tensor, layer: nn.Module) -> Tensor:
+    """What a layer reads or writes, the positions of a linear layer as samples: (samples, features)."""
+    return values.flatten(0, -2) if isinstance(layer, nn.Linear) else values
+
+
 def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant: bool) -> Tensor:
     """The sum over samples of t zᵀ for targets t of a layer and its inputs z, without unfolding.
 
     For a convolution this is the gradient of ⟨t, layer(z)⟩ with respect to its weight.
 
     Args:
-        targets: Shape of the layer's output: (batch, outputs, height, width), or (batch, outputs).
-        values: What the layer reads.
+        targets: Shape of the layer's output: (batch, outputs, height, width), or (samples, outputs).
+        values: What the layer reads; see :func:`flat`.
         layer: An ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
         constant: Whether to append a 1 to z.
 
@@ -64,16 +70,17 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
     return torch.cat([cross, sums[:, None]], 1) if constant else cross
 
 
-def unit_columns(values: Sequence[Tensor]) -> Tensor:
+def unit_columns(values: Sequence[Tensor], dim: int = 1) -> Tensor:
     """Columns (a¹; …; a^N; 1) of one value of the graph in all sources: every picture position is a sample.
 
     Args:
-        values: Shape (batch, units) or (batch, units, height, width), one for each source.
+        values: One for each source, such as (batch, units) or (batch, units, height, width).
+        dim: Axis of the units.
 
     Returns:
         Float32, shape (Σ units + 1, samples).
     """
-    units = [value.float().transpose(0, 1).flatten(1) for value in values]
+    units = [value.float().movedim(dim, 0).flatten(1) for value in values]
     return torch.cat([*units, units[0].new_ones(1, units[0].shape[1])])
 
 

@@ -105,6 +105,7 @@ class Collector:
         self.layers = {layer.node: layer for layer in matrices} if LAYERS in needs else {}
         self.readers = {layer.node: layer for layer in matrices} if INPUTS in needs else {}
         wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
+        self.dims = spec.dims
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)
         self.statistics.pictures = dict.fromkeys(self.domains, 0)
@@ -151,14 +152,13 @@ class Collector:
                     for columns in joint_columns([inputs[source]], [module], constant=False):
                         moment.update(columns)
         if node.name in self.units:
-            self.statistics.units[node.name][self.domain].update(unit_columns(outputs))
+            self.statistics.units[node.name][self.domain].update(unit_columns(outputs, self.dims[node.name]))
 
     def _unit_sizes(self, spec: Spec) -> dict[str, int]:
         """Length of the joint vector of each wanted value; heads may differ between sources."""
-        writers = {layer.outputs: layer for layer in spec.layers}
-        joint = {group: sum(len(weight) for weight in self._weights(layer)) + 1 for group, layer in writers.items()}
-        groups = (group for group in spec.groups.values() if group.fixed != "input")
-        return {node: joint[group.name] for group in groups for node in group.nodes if node in self.units}
+        joint = {name: group.size * len(self.sources.graphs) + 1 for name, group in spec.groups.items()}
+        joint[spec.output.name] = sum(len(weight) for weight in self._weights(spec.head)) + 1
+        return {node: joint[name] for name, group in spec.groups.items() for node in group.nodes if node in self.units}
 
     def _weights(self, layer: Layer) -> list[Tensor]:
         return [cast(Tensor, module.weight) for module in self.sources.layers(layer.name)]

@@ -41,7 +41,7 @@ def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence
     }
     if fitted:
         writer.add_figure("residual by layer", layer_figure(fitted, layers, "relative residual of the fit"), 0)
-    shares = {one.name: separated(one.student.maps) for one in merged}
+    shares = {one.name: separated(one.student.group_maps) for one in merged}
     mixed = {name: share for name, share in shares.items() if 0 < sum(share.values()) < len(share)}
     for name, share in mixed.items():
         for step, value in enumerate(share.values()):

@@ -7,6 +7,7 @@ from project.student.build import Student, blank_network, start_student
 from project.student.distil import Distillation, DistillationLoss
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
 from project.student.gain import separation_gains
+from project.student.growth import check_growth, growing, obstacle, unfitted
 from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
@@ -15,14 +16,14 @@ from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
-from project.student.source import Source, common_spec, load_source, unmergeable
+from project.student.source import Source, common_spec, load_source
 
 __all__ = [
     "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
-    "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "common_spec",
-    "damping", "executed_macs", "fit_layer", "in_stages", "is_student", "joint_matrix", "load_source",
-    "load_student", "nominal_macs", "nominal_size", "original_owners", "original_sources", "reestimate",
-    "reestimation", "restyled", "running_variances", "save_student", "separated", "separation_gains", "source_macs",
-    "source_size", "stages", "stagewise", "start_matrix", "start_student", "strangeness", "student_entries",
-    "targets", "uniform", "unmergeable", "view",
+    "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
+    "common_spec", "damping", "executed_macs", "fit_layer", "growing", "in_stages", "is_student", "joint_matrix",
+    "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
+    "original_sources", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
+    "separation_gains", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
+    "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 from project.alignment import Alignment, Splitting, UnitMap
 from project.student.budget import Budget
 from project.student.choices import Choices, Vector
+from project.student.growth import growing
 from project.student.optimise import best_counts
 from project.student.size import price, source_size
 from project.symmetry import Spec
@@ -44,7 +45,7 @@ def stagewise(
         group, one step more would be too much.
     """
     maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
-    for group in spec.free if front else spec.free[::-1]:
+    for group in growing(spec) if front else growing(spec)[::-1]:
         splitting = alignment.splitting(group.name)
         after = partial(_with, maps, group.name, splitting)
         steps = bisect_left(range(1, splitting.steps + 1), True, key=lambda steps: not fits(after(steps)))
@@ -74,13 +75,14 @@ def uniform(
     Returns:
         Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
     """
-    fits = _Fits(spec, fixed, Budget.of(budget))
-    splittings = {group.name: alignment.splitting(group.name) for group in spec.free}
-    shares = sorted({Fraction(count, one.steps) for one in splittings.values() for count in range(one.steps + 1)})
+    merged, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
+    splittings = {group.name: alignment.splitting(group.name) for group in growing(spec)}
+    every = {Fraction(count, one.steps) for one in splittings.values() for count in range(1, one.steps + 1)}
+    shares = sorted({Fraction(0), *every})
 
     def at(share: Fraction) -> dict[str, UnitMap]:
         taken = {name: one.after(_whole(int(share * one.steps), one, step)) for name, one in splittings.items()}
-        return {**fixed, **taken}
+        return {**merged, **taken}
 
     most = bisect_left(shares, True, lo=1, key=lambda share: not fits(at(share)))
     return at(shares[most - 1])

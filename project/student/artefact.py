@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import CheckpointError, PleasError
-from project.models import Architecture, Weights, read_weights
+from project.models import Architecture, Weights, read_weights, written_out
 from project.models.description import Description
 from project.models.saving import atomic_save
 from project.models.strict import load_strictly
@@ -49,7 +49,7 @@ def student_entries(student: Student) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         **Description(student.architecture, student.labels, student.preprocessing).to_entries(),
-        "unit_maps": {name: units.members for name, units in student.maps.items()},
+        "unit_maps": {name: units.members for name, units in student.group_maps.items()},
         "picture": list(student.spec.picture),
         "lineage": student.lineage,
     }
@@ -116,7 +116,7 @@ def _blank(
     architecture: Architecture, maps: dict[str, UnitMap], picture: tuple[int, int, int]
 ) -> tuple[nn.Module, Spec]:
     with torch.device("meta"):
-        plain = architecture.build().eval()
+        plain = written_out(architecture.build().eval())
         spec = trace(plain, picture)
         network = blank_network(plain, spec, maps)
     return network.to_empty(device="cpu"), spec

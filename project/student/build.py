@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.models import Architecture, LabelSpace, MultiHead, Preprocessing
 from project.models.probe import run_with_features
+from project.student.axes import with_joins
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import dense_layer, load_matrix, student_layer
+from project.student.norms import load_norm, student_norm
 from project.symmetry import Spec
 
-Change = Callable[[nn.Module], nn.Module]
+Change = Callable[[Any], Any]
 
 
 class Student(MultiHead):
@@ -24,7 +26,7 @@ class Student(MultiHead):
     Args:
         network: The network itself; logits of all heads stand side by side, as the label space says.
         spec: Groups of the architecture.
-        maps: Unit map of every group.
+        maps: Unit map of every group; those of axes that several groups share follow from them.
         architecture: What the network was before its widths changed; None for a module that has no name.
         labels: What the output columns mean.
         preprocessing: What its pictures must go through.
@@ -44,7 +46,7 @@ class Student(MultiHead):
         super().__init__(labels)
         self.network = network
         self.spec = spec
-        self.maps = dict(maps)
+        self.maps = with_joins(spec, maps)
         self.architecture = architecture
         self.preprocessing = preprocessing
         self.lineage = dict(lineage or {})
@@ -70,10 +72,15 @@ class Student(MultiHead):
         load_matrix(self.network.get_submodule(name), weight, bias)
 
     @property
+    def group_maps(self) -> dict[str, UnitMap]:
+        """Unit maps of the groups alone, from which all others follow."""
+        return {name: self.maps[name] for name in self.spec.groups}
+
+    @property
     def exact_norms(self) -> frozenset[str]:
         """Norms whose inputs are exactly those of one source: nothing before them is merged."""
         exact = exact_groups(self.spec, self.maps)
-        return frozenset(norm.name for norm in self.spec.norms if norm.group in exact)
+        return frozenset(norm.name for norm in self.spec.norms if exact.issuperset(self.spec.behind(norm.group)))
 
     def dense(self) -> nn.Module:
         """The same function as a plain network, zero blocks written out: what can be traced and merged again."""
@@ -82,11 +89,12 @@ class Student(MultiHead):
 
 def exact_groups(spec: Spec, maps: Mapping[str, UnitMap]) -> frozenset[str]:
     """Groups in which every student unit does exactly what its one source's unit does, at the start point."""
-    single = {name: bool((units.present.sum(1) == 1).all()) for name, units in maps.items()}
-    exact = dict.fromkeys(maps, True)
+    single = {name: bool((maps[name].present.sum(1) == 1).all()) for name in spec.groups}
+    exact = dict.fromkeys(spec.groups, True)
     for layer in spec.layers:
-        known = exact[layer.inputs] and (single[layer.inputs] or layer.inputs == spec.plain_input)
-        exact[layer.outputs] = exact[layer.outputs] and known and single[layer.outputs]
+        known = all(exact[one] and (single[one] or one == spec.plain_input) for one in spec.behind(layer.inputs))
+        for group in spec.parts(layer.outputs):
+            exact[group] = exact[group] and known and single[group]
     return frozenset(name for name, holds in exact.items() if holds and name != spec.input.name)
 
 
@@ -99,18 +107,30 @@ def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -
         maps: Unit map of every group.
     """
     changes: dict[str, Change] = {}
+    maps = with_joins(spec, maps)
     for layer in spec.layers:
         outputs, inputs = maps[layer.outputs], maps[layer.inputs]
         changes[layer.name] = partial(student_layer, outputs=outputs, inputs=inputs, taps=layer.taps)
     for norm in spec.norms:
-        changes[norm.name] = partial(_resized_norm, units=maps[norm.group].units)
-    return _replaced(network, changes, copy.deepcopy)  # a module that never runs must not be shared with a source
+        changes[norm.name] = partial(student_norm, units=maps[norm.group])
+    result = _replaced(network, changes, copy.deepcopy)  # a module that never runs must not be shared with a source
+    for table in spec.parameters:
+        shape = list(network.get_parameter(table.name).shape)
+        shape[table.dim] = maps[table.group].units
+        _set_parameter(result, table.name, network.get_parameter(table.name).new_empty(shape))
+    return result
+
+
+def _set_parameter(network: nn.Module, name: str, values: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, nn.Parameter(values))
 
 
 def _replaced(network: nn.Module, changes: Mapping[str, Change], others: Change = lambda module: module) -> nn.Module:
     """A copy of a module tree in which some modules are replaced; what is not replaced is shared, unless copied."""
     result = network.__class__.__new__(network.__class__)
-    result.__dict__ = {**network.__dict__, "_modules": dict(network._modules)}
+    own = {name: None if one is None else others(one) for name, one in network._parameters.items()}
+    result.__dict__ = {**network.__dict__, "_modules": dict(network._modules), "_parameters": own}
     for name, child in network._modules.items():
         if child is None:
             continue
@@ -122,12 +142,6 @@ def _replaced(network: nn.Module, changes: Mapping[str, Change], others: Change 
         }
         result._modules[name] = _replaced(child, below, others) if below else others(child)
     return result
-
-
-def _resized_norm(norm: nn.Module, units: int) -> nn.Module:
-    """Always with scale and shift, which a fit may need where the sources' norms have none."""
-    norm = cast(nn.BatchNorm2d, norm)
-    return type(norm)(units, norm.eps, norm.momentum, True, norm.track_running_stats)
 
 
 @torch.no_grad()
@@ -151,14 +165,18 @@ def start_student(
     """
     network = blank_network(sources[0], spec, maps).to(next(sources[0].parameters()).device)
     student = Student(network, spec, maps, labels, architecture, preprocessing).eval()
+    axes = student.maps
     for layer in spec.layers:
         matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in sources])
-        student.load_layer(layer.name, start_matrix(layer, matrices, maps[layer.outputs], maps[layer.inputs]))
+        student.load_layer(layer.name, start_matrix(layer, matrices, axes[layer.outputs], axes[layer.inputs]))
     for norm in spec.norms:
-        units = maps[norm.group]
-        for tensor in ("weight", "bias", "running_mean", "running_var"):
-            parts = [getattr(source.get_submodule(norm.name), tensor) for source in sources]
-            if all(part is not None for part in parts):
-                target = getattr(network.get_submodule(norm.name), tensor)
-                target.copy_(units.pull(torch.cat(parts).double(), units.mean))
+        modules = [source.get_submodule(norm.name) for source in sources]
+        load_norm(network.get_submodule(norm.name), modules, axes[norm.group])
+    for table in spec.parameters:
+        tensors = [source.get_parameter(table.name).movedim(table.dim, 0).double() for source in sources]
+        merged = axes[table.group].pull(torch.cat(tensors), axes[table.group].mean)
+        network.get_parameter(table.name).copy_(merged.movedim(0, table.dim))
+    for name in spec.loose:
+        tensors = [source.get_parameter(name).double() for source in sources]
+        network.get_parameter(name).copy_(torch.stack(tensors).mean(0))
     return student

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import Moment, Run, cross_moment, joint_columns
+from project.moments import Moment, Run, cross_moment, flat, joint_columns
 from project.student.head import HeadView
 from project.student.layers import resized
 from project.student.solver import Equations, seen_weights
@@ -85,7 +85,7 @@ class Carried:
         weights: Sequence[float],
         reduce: Reduce,
     ) -> None:
-        self.owners, self.weights, self.reduce = owners, weights, reduce
+        self.owners, self.weights, self.reduce, self.modules = owners, weights, reduce, sources[0]
         self.batches = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -109,7 +109,8 @@ class Carried:
 
     def targets(self, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> list[Tensor]:
         """What each batch asks of a value: the blend of its sources', less what the student has already."""
-        return [_target(batch, node, outputs, scales, plan) for batch in self.batches]
+        module = self.modules.get_submodule(str(node.target))
+        return [_target(batch, node, module, outputs, scales, plan) for batch in self.batches]
 
     def equations(self, place: Place, start: Tensor) -> list[Equations]:
         """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees."""
@@ -118,7 +119,7 @@ class Carried:
         columns = [_columns(seen, inputs.units, layer) for seen in units]
         moments = [Moment(len(column), start.device) for column in columns]
         for batch in self.batches:
-            values = batch.student.first_argument(place.node)
+            values = flat(batch.student.first_argument(place.node), place.reader)
             if len(columns[batch.domain]) < start.shape[1]:
                 wide = values.shape[1] // inputs.units  # entries of a unit on the axis, after flattening
                 grouped = torch.unflatten(values, 1, (-1, wide))
@@ -141,7 +142,7 @@ class Carried:
         crosses = [like.new_zeros(outputs.units, inputs.units * layer.taps + layer.bias) for _ in equations]
         powers = [like.new_zeros(outputs.units) for _ in equations]
         for batch, target in zip(self.batches, wanted, strict=True):
-            values = batch.student.first_argument(place.node)
+            values = flat(batch.student.first_argument(place.node), place.reader)
             crosses[batch.domain] += cross_moment(target, values, place.reader, constant=layer.bias)
             powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
         for cross, power, one in zip(crosses, powers, equations, strict=True):
@@ -154,9 +155,9 @@ class Carried:
     def rectified(self, place: Place, matrix: Tensor, wanted: Iterable[Tensor]) -> Iterator[Tensor]:
         """The targets, and the prediction instead where both would be cut off by the rectifier."""
         for batch, target in zip(self.batches, wanted, strict=True):
-            values = batch.student.first_argument(place.node)
+            values = flat(batch.student.first_argument(place.node), place.reader)
             predicted = _apply(place.reader, values, matrix, constant=place.layer.bias)
-            other = 0.0 if place.plan.other is None else batch.student.env[batch.student.nodes[place.plan.other]]
+            other = 0.0 if place.plan.other is None else flat(_known(batch, place.plan.other), place.reader)
             yield torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
     def views(self, place: Place, wanted: Iterable[Tensor], rows: slice, domains: Sequence[bool]) -> list[HeadView]:
@@ -222,24 +223,32 @@ def own_heads(labels: LabelSpace, domain: str, owners: Mapping[str, int]) -> lis
     return [labels.columns(one) for one in labels.domains if owner is None or owners.get(one) == owner]
 
 
-def _target(batch: Batch, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> Tensor:
+def _known(batch: Batch, name: str) -> Tensor:
+    """A value that the student has computed."""
+    value: Tensor = batch.student.env[batch.student.nodes[name]]
+    return value
+
+
+def _target(
+    batch: Batch, node: fx.Node, module: nn.Module, outputs: UnitMap, scales: Scales, plan: Surroundings
+) -> Tensor:
     blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
     result: Tensor | None = None
     for source, run in batch.sources.items():
-        values = run.env[_twin(run, node)]
+        values = flat(run.env[_twin(run, node)], module)
         shape = (1, -1) + (1,) * (values.dim() - 2)
         if plan.norm is not None:
             scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
             values = values * scale + shift
         if plan.other is not None:
-            values = values + run.env[run.nodes[plan.other]]
+            values = values + flat(run.env[run.nodes[plan.other]], module)
         rows = outputs.present[:, source].nonzero()[:, 0]
         if result is None:
             result = values.new_zeros(values.shape[0], outputs.units, *values.shape[2:])
         share = blend[rows, source].to(values).view(shape)
         result[:, rows.to(values.device)] += values[:, outputs.members[rows, source].to(values.device)] * share
     assert result is not None
-    return result if plan.other is None else result - batch.student.env[batch.student.nodes[plan.other]]
+    return result if plan.other is None else result - flat(_known(batch, plan.other), module)
 
 
 def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:

@@ -83,6 +83,8 @@ class Distillation:
         nodes = {node.name: node for node in self.graph.graph.nodes}
         reads = {str(nodes[layer.node].args[0]): layer.inputs for layer in student.spec.layers}
         self.read = {name: group for name, group in reads.items() if group != student.spec.input.name}
+        layers = {str(nodes[one.node].args[0]): sources[0].get_submodule(one.name) for one in student.spec.layers}
+        self.last = {name for name, layer in layers.items() if isinstance(layer, nn.Linear)}
 
     def to(self, device: torch.device) -> None:
         """Bring the sources to a device; the student is where its owner put it."""
@@ -108,7 +110,7 @@ class Distillation:
             group = self.read.get(node.name)
             if group is not None:
                 parts = zip(guides, torch.split_with_sizes(value, sizes), strict=True)
-                found = torch.stack([guide.squares(group, mine) for guide, mine in parts])
+                found = torch.stack([guide.squares(group, mine, last=node.name in self.last) for guide, mine in parts])
                 sums[group] = sums[group] + found if group in sums else found
             run.release(node)
             for guide in guides:
@@ -144,12 +146,18 @@ class _Guide:
         for run in self.runs.values():
             run.release(run.nodes[node.name])
 
-    def squares(self, group: str, mine: Tensor) -> Tensor:
-        """Sums of squares of the error and of the target, over the units that follow: shape (2,)."""
+    def squares(self, group: str, mine: Tensor, *, last: bool) -> Tensor:
+        """Sums of squares of the error and of the target, over the units that follow: shape (2,).
+
+        Args:
+            group: Group, or join of groups.
+            mine: The student's value.
+            last: Whether its units stand on the last axis, not on axis 1.
+        """
         units = self.student.maps[group]
         rows = units.present.any(1) if self.owner is None else units.present[:, self.owner]
-        mine = mine.reshape(len(mine), units.units, -1)
-        target = self._target(units, rows)
+        mine = (mine.movedim(-1, 1) if last else mine).reshape(len(mine), units.units, -1)
+        target = self._target(units, rows, last=last)
         if not bool(rows.all()):
             mine = mine[:, rows.to(mine.device)]
         return torch.stack([(mine.float() - target).square().sum(), target.square().sum()])
@@ -165,12 +173,12 @@ class _Guide:
         return self.temperature**2 * found
 
     @torch.no_grad()
-    def _target(self, units: UnitMap, rows: Tensor) -> Tensor:
+    def _target(self, units: UnitMap, rows: Tensor, *, last: bool = False) -> Tensor:
         """What some units should do: what the owner's units do, or the mean of all; shape (batch, rows, positions)."""
         blend = units.mean if self.owner is None else units.own(self.owner)
         total: Tensor | None = None
         for source, values in self.values.items():
-            values = values.reshape(len(values), units.sizes[source], -1).float()
+            values = (values.movedim(-1, 1) if last else values).reshape(len(values), units.sizes[source], -1).float()
             if total is None:
                 total = values.new_zeros(len(values), int(rows.sum()), values.shape[2])
             held = units.present[rows, source]

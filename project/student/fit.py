@@ -118,11 +118,27 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 
     Every row adds, over its sources, the source's weights to the units in that source's place, divided by the number
     of sources in the row: between merged units the mean of the sources, from a single unit into a merged row its
-    share (METHODS §1b). The kernels of a depthwise convolution belong to units: each is the mean of its row's.
+    share (METHODS §1b). Rows of a grouped convolution read the units of their own block, which stand for the same
+    sources: each row is the mean of its sources'.
     """
     if layer.blocks > 1:
-        return outputs.pull(torch.cat(list(matrices)), outputs.mean)
+        return _grouped_start(layer, matrices, outputs, inputs)
     return inputs.pull(targets(layer, matrices, outputs, outputs.mean).mT.contiguous(), taps=layer.taps).mT
+
+
+def _grouped_start(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap) -> Tensor:
+    """W⁰ of a grouped convolution; shape (outputs, inputs of a block · taps (+ 1))."""
+    tall, wide = outputs.sizes[0] // layer.blocks, inputs.sizes[0] // layer.blocks
+    rows = []
+    for source, matrix in enumerate(matrices):
+        there = outputs.present[:, source].nonzero()[:, 0]
+        inside = (inputs.members[:, source].view(-1, wide) % wide).repeat_interleave(tall, 0)[there].to(matrix.device)
+        units = outputs.members[there, source].to(matrix.device)
+        weights = matrix[units][:, : wide * layer.taps].view(-1, wide, layer.taps)
+        weights = weights.gather(1, inside[:, :, None].expand_as(weights)).flatten(1)
+        moved = torch.cat([weights, matrix[units][:, wide * layer.taps :]], 1)
+        rows.append(torch.zeros_like(matrix).index_copy(0, units, moved))
+    return outputs.pull(torch.cat(rows), outputs.mean)
 
 
 def fit_layer(

@@ -26,20 +26,21 @@ class BlockLayer(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Apply every part to its inputs and put the outputs side by side."""
-        return torch.cat([part(_select(values, s)) for part, s in zip(self.parts, self.columns, strict=True)], 1)
+        dim = values.dim() - 1 if isinstance(self.parts[0], nn.Linear) else 1
+        read = [_select(values, slices, dim) for slices in self.columns]
+        return torch.cat([part(mine) for part, mine in zip(self.parts, read, strict=True)], dim)
 
 
-def _select(values: Tensor, slices: list[slice]) -> Tensor:
-    pieces = [values[:, s] for s in slices]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+def _select(values: Tensor, slices: list[slice], dim: int) -> Tensor:
+    pieces = [values.narrow(dim, s.start, s.stop - s.start) for s in slices]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
 def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
-    """A new layer like this convolution (plain or depthwise) or linear layer, of other widths."""
+    """A new layer like this convolution or linear layer, of other widths; blocks keep their size, not their number."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias=layer.bias is not None)
     layer = cast(nn.Conv2d, layer)
-    depthwise = layer.groups > 1
     return nn.Conv2d(
         inputs,
         outputs,
@@ -47,7 +48,7 @@ def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
         _pair(layer.stride),
         layer.padding if isinstance(layer.padding, str) else _pair(layer.padding),
         _pair(layer.dilation),
-        groups=outputs if depthwise else 1,
+        groups=1 if layer.groups == 1 else outputs * layer.groups // layer.out_channels,
         bias=layer.bias is not None,
     )
 
@@ -68,7 +69,7 @@ def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int
         taps: Weights per (output, input) pair.
     """
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return resized(layer, inputs.units, outputs.units)  # unit by unit, whatever the units stand for
+        return resized(layer, inputs.units, outputs.units)  # block by block, whatever the blocks stand for
     wide = taps if isinstance(layer, nn.Linear) else 1  # a linear layer after flattening has its taps on the axis
     parts, columns = [], []
     for rows, sources in outputs.blocks:

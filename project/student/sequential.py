@@ -123,12 +123,16 @@ class SequentialFit:
     def _layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
         """Fit one layer, unless it already does exactly what its sources do."""
         outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
-        if self.exact[layer.inputs] and _single(outputs) and (_single(inputs) or layer.inputs == self.spec.plain_input):
+        if (
+            self._exact(layer.inputs)
+            and _single(outputs)
+            and (_single(inputs) or layer.inputs == self.spec.plain_input)
+        ):
             self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
-        self.exact[layer.outputs] = False
+        self.exact |= dict.fromkeys(self.spec.parts(layer.outputs), False)
         if layer.blocks > 1:
-            return None  # a depthwise convolution stays at its start; the norm behind it is fitted to its sources
+            return None  # a grouped convolution stays at its start; the norm behind it is fitted to its sources
         plan = self._plan(node)
         modules = [source.get_submodule(layer.name) for source in self.sources]
         scales = [
@@ -144,6 +148,10 @@ class SequentialFit:
         fit = self._solved(place, start)
         self._write(layer, plan, fit)
         return fit
+
+    def _exact(self, axis: str) -> bool:
+        """Whether the units on an axis, with all that they depend on, do exactly what their sources' do."""
+        return all(self.exact[group] for group in self.spec.behind(axis))
 
     def _plan(self, node: fx.Node) -> Surroundings:
         """What stands around a layer, as far as it is to be looked at."""
@@ -162,7 +170,7 @@ class SequentialFit:
             cut = self.carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
             better = solver.solve(*self.carried.crosses(place, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
-        logits = place.layer.outputs == self.spec.output.name and all(target.dim() == 2 for target in wanted)
+        logits = place.layer.outputs == self.spec.output.name and place.layer.positions == 1
         return self._heads(place, start, wanted, equations, fit) if self.divergence and logits else fit
 
     def _heads(

@@ -21,8 +21,8 @@ class Price:
     """What a student costs in one unit of size: Σ pairs · (units that see each other) + Σ units · (width) + rest.
 
     Args:
-        pairs: layer -> for each pair of an input and an output unit that share a source; without depthwise layers,
-            whose units read themselves alone and count as such.
+        pairs: layer -> for each pair of an input and an output unit that share a source; without grouped layers,
+            whose units read their own block alone and count as such.
         units: group -> for each of its units.
         rest: What does not depend on widths.
     """
@@ -34,9 +34,11 @@ class Price:
     def total(self, spec: Spec, maps: Mapping[str, UnitMap]) -> int:
         """Size of the student of these unit maps."""
         pairs = sum(
-            self.pairs[layer.name] * int(overlap(maps[layer.outputs], maps[layer.inputs]).sum())
+            self.pairs[layer.name] * int(overlap(maps[out], maps[into]).sum())
             for layer in spec.layers
             if layer.name in self.pairs
+            for out in spec.parts(layer.outputs)
+            for into in spec.parts(layer.inputs)
         )
         return pairs + sum(price * maps[name].units for name, price in self.units.items()) + self.rest
 
@@ -55,14 +57,20 @@ def price(spec: Spec, unit: Unit) -> Price:
     units = dict.fromkeys(spec.groups, 0)
     for layer in spec.layers:
         if layer.name not in pairs:
-            units[layer.outputs] += weights[layer.name]
+            for group in spec.parts(layer.outputs):
+                units[group] += weights[layer.name] * (spec.sizes[layer.inputs] // layer.blocks)
     if unit == "MACs":
+        for group, count in spec.products.items():
+            units[group] += count
         return Price(pairs, units)
-    for layer in spec.layers:
-        units[layer.outputs] += size * layer.bias
+    added = [(layer.outputs, size * layer.bias) for layer in spec.layers]
+    added += [(parameter.group, size * parameter.entries) for parameter in spec.parameters]
     tracked = [norm for norm in spec.norms if _tracked(spec, norm)] if unit == "bytes" else []
-    for norm in (*spec.norms, *tracked):  # scale and shift, which a student's norms always have; mean and variance
-        units[norm.group] += 2 * size
+    added += [(norm.group, size * norm.entries) for norm in spec.norms]
+    added += [(norm.group, size * 2) for norm in tracked]  # mean and variance
+    for axis, count in added:
+        for group in spec.parts(axis):
+            units[group] += count
     return Price(pairs, units, COUNTER * len(tracked))
 
 
@@ -112,4 +120,4 @@ def executed_macs(network: nn.Module, picture: tuple[int, int, int]) -> int:
 
 def _tracked(spec: Spec, norm: Norm) -> bool:
     """Whether a norm keeps running statistics."""
-    return any(axis.tensor == f"{norm.name}.running_mean" for axis in spec.groups[norm.group].axes)
+    return any(axis.tensor == f"{norm.name}.running_mean" for axis in spec.groups[spec.parts(norm.group)[0]].axes)

@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from project.errors import ConfigurationError
-from project.models import Architecture, Description, build_network, read_weights
+from project.models import Architecture, Description, build_network, read_weights, written_out
 from project.student.artefact import build_student, is_student
 from project.symmetry import Spec, trace
 
@@ -39,8 +39,8 @@ class Source:
     @property
     def logits(self) -> int:
         """Number of logits, whatever its architecture was built with."""
-        last = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1]
-        return last.out_features
+        last = [module for module in self.network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+        return last.weight.shape[0]
 
 
 def load_source(path: str | Path, name: str | None = None, architecture: Architecture | str | None = None) -> Source:
@@ -62,7 +62,7 @@ def load_source(path: str | Path, name: str | None = None, architecture: Archite
         return Source(name, student.dense().eval(), description, weights.sha256, weights.path)
     network, weights = build_network(weights, architecture)
     description = Description(weights.architecture, weights.label_space, weights.preprocessing)
-    return Source(name, network, description, weights.sha256, weights.path)
+    return Source(name, written_out(network), description, weights.sha256, weights.path)
 
 
 def common_spec(sources: Sequence[Source], picture: tuple[int, int, int]) -> Spec:
@@ -73,44 +73,17 @@ def common_spec(sources: Sequence[Source], picture: tuple[int, int, int]) -> Spe
     """
     specs = [trace(source.network, picture) for source in sources]
     first = specs[0]
-    check_mergeable(first)
     for source, spec in zip(sources[1:], specs[1:], strict=True):
         mine = {name: size for name, size in first.sizes.items() if name != first.output.name}
         theirs = {name: size for name, size in spec.sizes.items() if name != spec.output.name}
-        if (first.layers, first.norms) == (spec.layers, spec.norms) and mine == theirs:
+        same = (first.layers, first.norms, first.parameters) == (spec.layers, spec.norms, spec.parameters)
+        if same and mine == theirs:
             continue
         raise ConfigurationError(
             f"sources must be of one architecture, but {sources[0].path} is {_describe(sources[0], first)} "
             f"and {source.path} is {_describe(source, spec)}."
         )
     return first
-
-
-def check_mergeable(spec: Spec) -> None:
-    """Refuse architectures that can be traced and permuted, but whose layers no student has yet.
-
-    Raises:
-        ConfigurationError: With the name of what is in the way.
-    """
-    if (obstacle := unmergeable(spec)) is not None:
-        raise ConfigurationError(f"sources can be permuted but not merged yet: {obstacle}.")
-
-
-def unmergeable(spec: Spec) -> str | None:
-    """What keeps sources of this spec from being merged, in words; None where nothing does."""
-    for layer in spec.layers:
-        if layer.blocks not in (1, spec.sizes[layer.inputs]) or (layer.blocks > 1 and layer.inputs != layer.outputs):
-            return f"layer {layer.name!r} is a convolution of {layer.blocks} groups"
-    for group in spec.groups.values():
-        if group.whole:
-            return f"units of {group.name!r} are normalised all together"
-        if group.blocks > 1:
-            return f"units of {group.name!r} stay together in {group.blocks} blocks"
-    if spec.joins:
-        return f"several groups stand on one axis in {next(iter(spec.joins))}"
-    if spec.parameters:
-        return f"parameter {spec.parameters[0].name!r} belongs to no layer"
-    return None
 
 
 def _describe(source: Source, spec: Spec) -> str:

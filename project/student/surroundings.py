@@ -42,6 +42,7 @@ def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> Surro
         node: The layer's call in it.
         known: Names of the values that the student has computed before the layer.
     """
+    tables = {one.name for one in graph.graph.nodes if one.op == "get_attr"}  # of the shape of one picture's value
     norm, last, reader = None, node, _only_reader(node)
     if reader is not None and is_norm(graph, reader):
         norm, last, reader = str(reader.target), reader, _only_reader(reader)
@@ -50,7 +51,7 @@ def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> Surro
     if is_rectifier(graph, reader):
         return Surroundings(norm, None, True)
     others = [value for value in reader.all_input_nodes if value is not last]
-    if reader.target in SUMS and not reader.kwargs and len(others) == 1 and others[0].name in known:
+    if reader.target in SUMS and not reader.kwargs and len(others) == 1 and others[0].name in known - tables:
         return Surroundings(norm, others[0].name, all(is_rectifier(graph, one) for one in reader.users))
     return Surroundings(norm)
 

@@ -3,16 +3,20 @@
 from project.symmetry.graph import graph_of
 from project.symmetry.layers import NORMS
 from project.symmetry.permute import (
+    check_blocks,
     check_equivalence,
     group_differences,
+    move_units,
     permute_axis,
     permute_state,
+    permute_tensors,
     random_orders,
 )
 from project.symmetry.spec import Axis, Group, Join, Layer, Norm, Parameter, Spec
 from project.symmetry.trace import trace
 
 __all__ = [
-    "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Spec", "check_equivalence", "graph_of",
-    "group_differences", "permute_axis", "permute_state", "random_orders", "trace",
+    "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Spec", "check_blocks", "check_equivalence",
+    "graph_of", "group_differences", "move_units", "permute_axis", "permute_state", "permute_tensors", "random_orders",
+    "trace",
 ]  # fmt: skip

@@ -65,9 +65,11 @@ class Records:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     axes: list[FoundAxis] = field(default_factory=list)
     layers: list[FoundLayer] = field(default_factory=list)
-    norms: list[tuple[str, Tensor]] = field(default_factory=list)
+    norms: list[tuple[str, Tensor, int]] = field(default_factory=list)
+    products: list[tuple[Tensor, int]] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
     whole: list[Tensor] = field(default_factory=list)
+    rigid: list[tuple[Tensor, str]] = field(default_factory=list)
     source: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     logits: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
@@ -128,10 +130,21 @@ def collect(found: Records) -> Spec:
         layers.append(
             Layer(one.name, one.node.name, inputs, outputs, one.taps or taps, one.positions, one.bias, one.blocks)
         )
-    norms = tuple(Norm(name, joins.name(read, name)[0]) for name, read in found.norms)
-    parameters = tuple(Parameter(a.tensor, a.dim, joins.name(a.labels, a.tensor)[0]) for a in groups.tables)
+    norms = tuple(Norm(name, joins.name(read, name)[0], entries) for name, read, entries in found.norms)
+
+    def entries(one: FoundAxis) -> int:
+        return found.parameters[one.tensor].numel() // len(one.labels)
+
+    parameters = tuple(
+        Parameter(one.tensor, one.dim, joins.name(one.labels, one.tensor)[0], entries(one)) for one in groups.tables
+    )
+    products = {joins.name(read, "attention")[0]: count for read, count in found.products}
     dims = groups.carry()
-    return Spec(groups.groups, tuple(layers), norms, found.picture, dims, joins.joins, parameters)
+    loose = tuple(sorted(set(found.parameters) - {one.name for one in parameters}))
+    groups.stiffen(joins.joins, layers, loose)
+    return Spec(
+        groups.groups, tuple(layers), norms, found.picture, dims, joins.joins, parameters, products, loose
+    )  # fmt: skip
 
 
 class _Groups:
@@ -241,6 +254,28 @@ class _Groups:
             )
         self.groups[group.name] = replace(group, blocks=len(member))
         return group.name
+
+    def stiffen(self, joins: dict[str, Join], layers: list[Layer], loose: tuple[str, ...]) -> None:
+        """Note which groups cannot grow, and why."""
+        reasons: dict[str, str] = {}
+        for labels, reason in self.found.rigid:
+            indices = torch.unique(self.group_of[self.found.units.find(labels)]).tolist()
+            reasons |= {self.names[index]: reason for index in indices if index >= 0}
+        for join in joins.values():
+            writer = next((layer.name for layer in layers if layer.outputs == join.name), None)
+            for name, _ in join.parts:
+                if writer is not None:
+                    reasons[name] = f"layer {writer!r} writes units of several groups"
+                elif not join.ordered:
+                    reasons[name] = f"{join.name} mixes the order of its units"
+                elif self.groups[name].whole:
+                    reasons[name] = "it is normalised together with other groups"
+        if loose:
+            reasons = dict.fromkeys(self.groups, f"parameter {loose[0]!r} belongs to no unit")
+        for name, reason in reasons.items():
+            label = self.groups[name].tied
+            for other in [one for one in self.groups.values() if one.name == name or (label and one.tied == label)]:
+                self.groups[other.name] = replace(other, rigid=reason)
 
     def carry(self) -> dict[str, int]:
         """Note the values that carry the units of one group; returns the axis of each."""

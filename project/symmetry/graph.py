@@ -13,8 +13,9 @@ from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import Permute
 
 from project.errors import TraceError
+from project.models import Heads
 
-LEAVES: tuple[type[nn.Module], ...] = (LayerNorm2d, StochasticDepth, Permute)
+LEAVES: tuple[type[nn.Module], ...] = (Heads, LayerNorm2d, StochasticDepth, Permute)
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)[^\n]*\n\s*(?P<code>[^\n]*)')
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from project.errors import TraceError
+from project.models import Heads
 from project.symmetry.collect import FoundAxis, FoundLayer, Records
 from project.symmetry.graph import code_of
 from project.symmetry.units import Value
@@ -65,7 +65,7 @@ def batch_norm(found: Records, node: fx.Node, name: str, module: Any, value: Val
     read = found.reads(node, value, 1, name)
     if len(found.classes(read)) < len(read):
         raise TraceError(f"layer {name!r} normalises flattened positions one by one{code_of(node)}; unknown here.")
-    _norm(found, name, module, read, ("weight", "bias", "running_mean", "running_var"))
+    _norm(found, name, module, read, ("weight", "bias", "running_mean", "running_var"), 2)
     found.values[node] = value
 
 
@@ -94,44 +94,27 @@ def layer_norm(found: Records, node: fx.Node, name: str, module: Any, value: Val
     found.values[node] = value
 
 
-def _norm(found: Records, name: str, module: Any, read: Tensor, tensors: tuple[str, ...]) -> None:
-    found.axes += [FoundAxis(f"{name}.{t}", 0, read) for t in tensors if getattr(module, t) is not None]
-    found.norms.append((name, read))
+def _norm(
+    found: Records, name: str, module: Any, read: Tensor, tensors: tuple[str, ...], entries: int | None = None
+) -> None:
+    there = [tensor for tensor in tensors if getattr(module, tensor) is not None]
+    found.axes += [FoundAxis(f"{name}.{tensor}", 0, read) for tensor in there]
+    found.norms.append((name, read, len(there) if entries is None else entries))
 
 
 def attention(found: Records, node: fx.Node, name: str, module: Any, value: Value) -> None:
-    """Multi-head attention: heads are blocks; queries and keys share units within them, values have their own."""
-    if module.bias_k is not None or module.add_zero_attn:
-        raise TraceError(f"layer {name!r} attends to added keys{code_of(node)}; unknown here.")
-    inputs = [
-        node.args[i] if len(node.args) > i else node.kwargs.get(key) for i, key in enumerate(("query", "key", "value"))
-    ]
-    values = [found.value(one) if isinstance(one, fx.Node) and one in found.values else None for one in inputs]
-    if any(one is None for one in values):
-        raise TraceError(f"layer {name!r} reads something else than values of the graph{code_of(node)}.")
-    reads = [found.along(one, v, 2, name) for one, v in zip(inputs, values, strict=True)]  # type: ignore[arg-type]
-    size = module.embed_dim
-    keys, inner = found.units.new(size, f"{name}.keys"), found.units.new(size, f"{name}.values")
-    written = found.units.new(size, name)
-    projected = (keys, keys, inner)
-    if module._qkv_same_embed_dim:
-        for other in reads[1:]:
-            found.units.unite(reads[0], other)
-        found.axes.append(FoundAxis(f"{name}.in_proj_weight", 0, torch.cat(projected)))
-        found.axes.append(FoundAxis(f"{name}.in_proj_weight", 1, reads[0]))
-    else:
-        for part, read, rows in zip("qkv", reads, projected, strict=True):
-            found.axes.append(FoundAxis(f"{name}.{part}_proj_weight", 0, rows))
-            found.axes.append(FoundAxis(f"{name}.{part}_proj_weight", 1, read))
-    if module.in_proj_bias is not None:
-        found.axes.append(FoundAxis(f"{name}.in_proj_bias", 0, torch.cat(projected)))
-    found.axes.append(FoundAxis(f"{name}.out_proj.weight", 1, inner))
-    found.axes.append(FoundAxis(f"{name}.out_proj.weight", 0, written))
-    if module.out_proj.bias is not None:
-        found.axes.append(FoundAxis(f"{name}.out_proj.bias", 0, written))
-    heads = module.num_heads
-    found.tie(name, node, keys.view(heads, -1), inner.view(heads, -1))
-    found.pieces[node] = [Value(written[None, None, :]), None]  # the second are attention weights
+    """What lies between the layers of attention: heads are blocks; queries and keys share units, values have theirs."""
+    inputs = [one for one in node.args if isinstance(one, fx.Node) and one in found.values]
+    queries, keys, values = (found.along(one, found.value(one), 2, name) for one in inputs)
+    found.units.unite(queries, keys)
+    heads = len(values) // module.width
+    if heads == 1:  # nothing within a head can be told apart from the outside
+        found.whole += [queries, values]
+    found.tie(name, node, queries.view(heads, -1), values.view(heads, -1))
+    pairs = found.shape(inputs[0]).numel() // found.shape(inputs[0])[2] // found.batch
+    pairs *= found.shape(inputs[1]).numel() // found.shape(inputs[1])[2] // found.batch
+    found.products += [(queries, pairs), (values, pairs)]
+    found.values[node] = Value(values[None, None, :])
 
 
 Handler = Callable[[Records, fx.Node, str, Any, Value], None]
@@ -141,5 +124,5 @@ LAYERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Handler] = {
     NORMS: batch_norm,
     nn.GroupNorm: group_norm,
     nn.LayerNorm: layer_norm,
-    nn.MultiheadAttention: attention,
+    Heads: attention,
 }

@@ -54,11 +54,16 @@ def permute_state(state: Mapping[str, Tensor], spec: Spec, orders: Mapping[str, 
         MergeError: Where a permutation tears a block apart, or moves the blocks of tied groups in different ways.
     """
     check_blocks(spec, orders)
+    return permute_tensors(state, spec, orders)
+
+
+def permute_tensors(state: Mapping[str, Tensor], spec: Spec, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As :func:`permute_state`, of some tensors only, for permutations that are known to keep to their blocks."""
     result = dict(state)
     for within in (False, True):  # rows first: blocks of a grouped convolution's weight move with them
         for name, order in orders.items():
             group = spec.groups[name]
-            for axis in (axis for axis in group.axes if axis.within == within):
+            for axis in (axis for axis in group.axes if axis.within == within and axis.tensor in state):
                 result[axis.tensor] = move_units(result[axis.tensor], axis, order, group.blocks)
     return result
 

@@ -44,8 +44,9 @@ class Group:
         fixed: ``input`` or ``output`` where the order of the units has a meaning outside the network.
         blocks: Number of equal runs of units that a permutation keeps together.
         tied: Name that groups share whose blocks move together; None without blocks.
-        whole: Whether a layer takes statistics over all units at once, so that the units of a source can only be
-            separated from the others' all together.
+        whole: Whether a layer takes statistics over all units at once, or is the only head that attends by them, so
+            that the units of a source can only be separated from the others' all together.
+        rigid: Why the group keeps its size in a student, in words; None where it may grow.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Group:
     blocks: int = 1
     tied: str | None = None
     whole: bool = False
+    rigid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation layer with a scale and a shift (and, for batch norm, a mean and a variance) a unit."""
+    """A normalisation layer with a scale and a shift (and, for batch norm, a mean and a variance) a unit.
+
+    Args:
+        name: Name of the module.
+        group: Group, or join of groups, that it normalises.
+        entries: Parameters that a student's has for a unit.
+    """
 
     name: str
     group: str
+    entries: int = 2
 
 
 @dataclass(frozen=True)
@@ -122,11 +131,13 @@ class Parameter:
         name: Name in the state dict.
         dim: The axis that holds the units.
         group: Group, or join of groups, on it.
+        entries: How many a unit owns.
     """
 
     name: str
     dim: int
     group: str
+    entries: int = 1
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,8 @@ class Spec:
         dims: For every node of a group, the axis of the value that carries the units.
         joins: Axes that several groups share, by name.
         parameters: Tensors outside layers and norms that carry units.
+        products: group -> multiply-accumulates on one picture that attention spends on each of its units.
+        loose: Tensors outside layers and norms that meet no units in particular.
     """
 
     groups: Mapping[str, Group]
@@ -150,6 +163,8 @@ class Spec:
     dims: Mapping[str, int] = field(default_factory=dict)
     joins: Mapping[str, Join] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
+    products: Mapping[str, int] = field(default_factory=dict)
+    loose: tuple[str, ...] = ()
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -161,6 +176,14 @@ class Spec:
         """Number of units of every group and join, by name."""
         groups = {name: group.size for name, group in self.groups.items()}
         return groups | {name: join.size for name, join in self.joins.items()}
+
+    def parts(self, axis: str) -> tuple[str, ...]:
+        """The groups on an axis: the group of that name, or those of the join."""
+        return tuple(name for name, _ in self.joins[axis].parts) if axis in self.joins else (axis,)
+
+    def behind(self, axis: str) -> tuple[str, ...]:
+        """The groups on an axis and those tied to them, on whose units its values depend as well."""
+        return tuple(other.name for name in self.parts(axis) for other in self.tied(self.groups[name]))
 
     def tied(self, group: Group) -> tuple[Group, ...]:
         """The groups whose blocks move with this one's, itself among them."""

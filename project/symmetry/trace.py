@@ -49,6 +49,7 @@ MOVING_CALLS: frozenset[Target] = frozenset(
         "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split", "expand", "flip", "roll",
     )
 )  # fmt: skip
+SHAPING_CALLS: frozenset[Target] = frozenset((torch.reshape, "reshape", "view", "unflatten", "expand"))
 MEANS: frozenset[Target] = frozenset((torch.mean, "mean"))
 
 
@@ -179,10 +180,26 @@ class _Walk:
 
         result = function(*fx.map_arg(args, labels), **fx.map_arg(kwargs, labels))
         free = all(self.found.values[one].free for one in operands)
+        self._note_rigid(node, result)
         if isinstance(result, Tensor):
             self.found.values[node] = self.found.units.value(result, free=free)
         else:
             self.found.pieces[node] = [self.found.units.value(part, free=free) for part in result]
+
+    def _note_rigid(self, node: fx.Node, result: Any) -> None:
+        """Units that are counted off where values are moved: their number is written in the code."""
+        before = [self.found.values[one].labels for one in node.all_input_nodes if one in self.found.values]
+        pieces = [result] if isinstance(result, Tensor) else result
+        cut = any(not torch.isin(atoms.flatten(), piece.flatten()).all() for atoms in before for piece in pieces)
+        literals = [size for size in _numbers(node.args[1:]) if size > 1] if node.target in SHAPING_CALLS else []
+        lengths = {
+            size
+            for piece in pieces
+            for dim, size in enumerate(piece.shape)
+            if bool((piece != piece.narrow(dim, 0, 1)).any())
+        }
+        if cut or lengths & set(literals):
+            self.found.rigid += [(atoms.flatten(), f"{node.name} counts its units{code_of(node)}") for atoms in before]
 
     def _mean(self, node: fx.Node, operand: fx.Node) -> None:
         value = self.found.value(operand)
@@ -247,6 +264,13 @@ class _Walk:
         if not isinstance(argument, fx.Node) or argument not in self.found.values:
             raise TraceError(f"{node.name} reads something else than one value of the graph{code_of(node)}.")
         return self.found.value(argument)
+
+
+def _numbers(arguments: Any) -> list[int]:
+    """Whole numbers among a call's arguments, in lists too."""
+    if isinstance(arguments, list | tuple):
+        return [number for one in arguments for number in _numbers(one)]
+    return [arguments] if isinstance(arguments, int) else []
 
 
 def _read_at(node: fx.Node) -> str:

@@ -9,6 +9,7 @@ from helpers import PICTURE, random_network
 from torch import Tensor, nn
 
 from project.errors import TraceError
+from project.models import written_out
 from project.symmetry import trace
 
 
@@ -131,7 +132,7 @@ def test_blocks_that_do_not_fit_are_named(odd: nn.Module, words: tuple[str, ...]
     else:
         net = Net(odd).eval()
     with pytest.raises(TraceError) as caught:
-        trace(net, PICTURE)
+        trace(written_out(net), PICTURE)
     assert all(word in str(caught.value) for word in words)
 
 

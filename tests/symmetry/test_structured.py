@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from project.errors import MergeError
+from project.models import written_out
 from project.symmetry import Spec, check_equivalence, permute_state, random_orders, trace
 
 SHAPE = (3, SIDE, SIDE)
@@ -127,7 +128,7 @@ BIG: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", BIG)
 def test_torchvision(name: str) -> None:
     torch.manual_seed(0)
-    network = BIG[name]().eval()
+    network = written_out(BIG[name]().eval())
     for parameter in network.parameters():  # layer scales, class tokens and heads begin at (almost) zero
         if float(parameter.detach().abs().max()) < 1e-3:
             nn.init.normal_(parameter, std=0.1)
@@ -140,5 +141,5 @@ def test_torchvision(name: str) -> None:
 )
 def test_number_of_groups(name: str, groups: int) -> None:
     """One residual stream a stage (one in all for ViT), and what lies inside each block."""
-    network = BIG[name]().eval()
+    network = written_out(BIG[name]().eval())
     assert len(trace(network, (3, 64, 64)).free) == groups

@@ -1,0 +1,177 @@
+"""Matching groups whose units stay together in blocks: first whole blocks, then the units within matched blocks.
+
+Groups that are tied, such as what a grouped convolution reads and what it writes, share one order of their blocks, so
+that they are matched together. Two blocks are as alike as their units are when matched in the best way, summed over
+the tied groups; blocks are matched by that, and units only within blocks that stand in one row.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from project.alignment.assignment import assign, match_units, within_rows
+from project.alignment.similarity import BUFFERS, block_rows, weight_similarity
+from project.symmetry import Group, Spec, permute_tensors
+
+
+def bundles(spec: Spec) -> list[tuple[Group, ...]]:
+    """The permutation groups, those together whose blocks are tied; in execution order of their first."""
+    found = {group.tied or group.name: tuple(o for o in spec.tied(group) if o.fixed is None) for group in spec.free}
+    return list(found.values())
+
+
+def match_blocks(
+    spec: Spec,
+    groups: Sequence[Group],
+    similarities: Mapping[str, Tensor],
+    sources: int,
+    starts: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Put the units of all sources into rows, whole blocks and the units within them.
+
+    Args:
+        spec: Groups of the sources.
+        groups: Tied groups, or one alone.
+        similarities: group -> float64, shape (N · size, N · size): units of all sources, source after source.
+        sources: Number of sources N.
+        starts: group -> rows to begin from where nothing does better: integer, shape (size, sources).
+
+    Returns:
+        group -> integer, shape (size, sources): rows of one block are neighbours, blocks of tied groups in one order.
+    """
+    blocks = groups[0].blocks
+    starts = starts or {}
+    if blocks == 1:
+        return {g.name: match_units(similarities[g.name], sources, starts.get(g.name)) for g in groups}
+    if any(group.fixed for group in spec.tied(groups[0])):  # blocks that have a meaning outside stay where they are
+        rows = torch.arange(blocks)[:, None].expand(blocks, sources)
+    else:
+        alike = sum(_block_similarity(similarities[group.name], group, sources) for group in groups)
+        assert isinstance(alike, Tensor)
+        first = starts.get(groups[0].name)
+        rows = match_units(alike, sources, None if first is None else block_rows(first, blocks))
+    return {g.name: _within(similarities[g.name], g, rows, starts.get(g.name)) for g in groups}
+
+
+def rematched(
+    spec: Spec, groups: Sequence[Group], states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One step of matching by weights: tied groups, or one alone, matched anew, all others as they stand.
+
+    A tensor that tied groups share says which blocks belong together only once the units within them are matched.
+    Blocks are therefore matched without it, units within blocks with it, and new blocks are taken where the total
+    similarity of the weights has risen.
+
+    Args:
+        spec: Groups of the sources.
+        groups: The groups.
+        states: State dict of every source.
+        members: Matched units of all groups: integer, shape (size, sources) each.
+
+    Returns:
+        group -> its rows.
+    """
+    sources = len(states)
+    if groups[0].blocks == 1:
+        similarities = {group.name: weight_similarity(spec, group, states, members) for group in groups}
+        return match_blocks(spec, groups, similarities, sources, members)
+    tensors = [{axis.tensor for axis in group.axes} for group in groups]
+    shared = {name for part, other in combinations(tensors, 2) for name in part & other}
+    similarities = {group.name: weight_similarity(spec, group, states, members, shared) for group in groups}
+    kept, moved = (
+        _refined(spec, groups, states, {**members, **start})
+        for start in ({}, match_blocks(spec, groups, similarities, sources, members))
+    )
+    totals = [_common(spec, groups, states, one) for one in (kept, moved)]
+    best = moved if totals[1] > totals[0] + 1e-9 * abs(totals[0]) else kept
+    return {group.name: best[group.name] for group in groups}
+
+
+def _refined(
+    spec: Spec, groups: Sequence[Group], states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Units matched anew within blocks, group after group."""
+    members = dict(members)
+    for group in groups:
+        rows = block_rows(members[group.name], group.blocks)
+        similarity = weight_similarity(spec, group, states, members)
+        members[group.name] = _within(similarity, group, rows, members[group.name])
+    return members
+
+
+def _common(
+    spec: Spec, groups: Sequence[Group], states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
+) -> float:
+    """Inner products, over all pairs of sources, of the tensors that hold units of some groups."""
+    tensors = {axis.tensor for group in groups for axis in group.axes if axis.tensor in states[0]}
+    counted = sorted(tensor for tensor in tensors if not tensor.endswith(BUFFERS))
+    touching = {g.name for g in spec.free if any(axis.tensor in tensors for axis in g.axes)}
+    renamed = []
+    for source, state in enumerate(states):
+        orders = {name: members[name][:, source] for name in touching}
+        renamed.append(permute_tensors({name: state[name].cpu() for name in counted}, spec, orders))
+    pairs = combinations(renamed, 2)
+    return sum(float((a[name].double() * b[name].double()).sum()) for a, b in pairs for name in counted)
+
+
+def rank_blocks(
+    groups: Sequence[Group], similarities: Mapping[str, Tensor], members: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The order of the rows in which the best matched ones come first: blocks, then the rows within each.
+
+    Args:
+        groups: Tied groups, or one alone.
+        similarities: group -> shape (N · size, N · size).
+        members: group -> shape (size, N).
+
+    Returns:
+        group -> shape (size,); blocks of tied groups in one order.
+    """
+    blocks = groups[0].blocks
+    scores = {g.name: row_scores(within_rows(similarities[g.name], members[g.name])) for g in groups}
+    if blocks == 1:
+        return {name: found.argsort(descending=True, stable=True) for name, found in scores.items()}
+    total = torch.stack([found.view(blocks, -1).sum(1) for found in scores.values()]).sum(0)
+    order, orders = total.argsort(descending=True, stable=True), {}
+    for name, found in scores.items():
+        size = len(found) // blocks
+        inside = found.view(blocks, size).argsort(dim=1, descending=True, stable=True)
+        orders[name] = (inside + torch.arange(blocks)[:, None] * size)[order].flatten()
+    return orders
+
+
+def row_scores(among: Tensor) -> Tensor:
+    """Mean similarity over the pairs of units in each row, from their similarities: shape (rows, N, N) to (rows,)."""
+    pairs = torch.ones(among.shape[1:], dtype=torch.bool).triu(1)
+    return among[:, pairs].mean(1)
+
+
+def _block_similarity(similarity: Tensor, group: Group, sources: int) -> Tensor:
+    """Shape (N · blocks, N · blocks): similarity of the blocks' units, matched in the best way."""
+    size, blocks = group.size // group.blocks, group.blocks
+    parts = similarity.cpu().view(sources * blocks, size, sources * blocks, size).transpose(1, 2)
+    result = similarity.new_zeros(sources * blocks, sources * blocks, device="cpu")
+    units = torch.arange(size)
+    for a in range(sources * blocks):
+        for b in range((a // blocks + 1) * blocks, sources * blocks):  # blocks of one source are never in one row
+            part = parts[a, b]
+            result[a, b] = result[b, a] = part.sum() if size == 1 else part[units, assign(part)].sum()
+    return result
+
+
+def _within(similarity: Tensor, group: Group, rows: Tensor, start: Tensor | None) -> Tensor:
+    """Match the units within blocks that stand in one row."""
+    size, sources = group.size // group.blocks, rows.shape[1]
+    found, similarity = [], similarity.cpu()
+    offsets = torch.arange(sources) * group.size
+    for row in rows:
+        units = ((row * size + offsets)[:, None] + torch.arange(size)).flatten()
+        kept = None
+        if start is not None:
+            there = (start.view(group.blocks, size, sources)[:, 0] // size == row).all(1).nonzero()[:, 0]
+            kept = start.view(group.blocks, size, sources)[there[0]] % size if len(there) else None
+        matched = match_units(similarity[units][:, units], sources, kept)
+        found.append(matched + row * size)
+    return torch.cat(found)

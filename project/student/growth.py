@@ -1,0 +1,65 @@
+"""Which groups of a student may be larger than a source's, and what that means for budgets."""
+
+from collections.abc import Mapping, Sequence
+
+from project.alignment import UnitMap
+from project.errors import ConfigurationError
+from project.student.budget import Budget
+from project.student.size import nominal_size, source_size
+from project.symmetry import Group, Spec
+
+
+def growing(spec: Spec) -> tuple[Group, ...]:
+    """The groups of which units can be kept separate, one by one."""
+    return tuple(group for group in spec.free if _reason(group) is None)
+
+
+def obstacle(spec: Spec) -> str | None:
+    """Why no student holds all units of all sources, in words; None where one can."""
+    return next((reason for group in spec.free if (reason := _reason(group)) is not None), None)
+
+
+def unfitted(spec: Spec) -> list[str]:
+    """What least squares leaves at the mean of the sources, in words."""
+    grouped = sum(layer.blocks > 1 for layer in spec.layers)
+    tracked = {axis.tensor for group in spec.groups.values() for axis in group.axes}
+    norms = sum(f"{norm.name}.running_mean" not in tracked for norm in spec.norms)
+    tables = len(spec.parameters) + len(spec.loose)
+    counts = ((grouped, "grouped or depthwise convolutions"), (norms, "group or layer norms"), (tables, "parameters"))
+    return [f"{count} {words}" for count, words in counts if count]
+
+
+def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Budget | float | str]) -> None:
+    """Refuse budgets that students of this architecture cannot use up.
+
+    Args:
+        spec: Groups of the sources.
+        fixed: Unit maps of the picture and of the logits.
+        budgets: The budgets.
+
+    Raises:
+        ConfigurationError: With the budget, the largest that is allowed, and what stays merged.
+    """
+    reason = obstacle(spec)
+    if reason is None:
+        return
+    heads = fixed[spec.output.name]
+    grown = {group.name: UnitMap.apart((group.size,) * heads.sources) for group in growing(spec)}
+    merged = {group.name: UnitMap.identity(group.size, heads.sources) for group in spec.free}
+    for budget in map(Budget.of, budgets):
+        one = source_size(spec, heads, budget.unit)
+        largest = nominal_size(spec, {**merged, **fixed, **grown}, budget.unit) / one
+        if budget.limit(lambda unit: source_size(spec, heads, unit)) > max(1.0, largest) * one * (1 + 1e-9):
+            most = int(max(1.0, largest) * 1000) / 1000
+            raise ConfigurationError(
+                f"budgets holds {budget}, but students of this architecture reach {most:g} times one source's size at "
+                f"most, since {reason} and stays merged."
+            )
+
+
+def _reason(group: Group) -> str | None:
+    if group.blocks > 1:
+        return f"group {group.name!r} is laid out in {group.blocks} blocks"
+    if group.whole:
+        return f"group {group.name!r} is normalised as a whole"
+    return None if group.rigid is None else f"group {group.name!r} cannot grow ({group.rigid})"
