@@ -2,6 +2,8 @@
 
 import sys
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from project.cli import main
 from project.errors import PleasError, TraceError
 
@@ -10,7 +12,7 @@ def console() -> int:
     """Run the command; what the user can mend is told in one sentence."""
     try:
         main()
-    except PleasError as error:
+    except (PleasError, MisconfigurationException) as error:
         sys.stderr.write(f"pleas: error: {error}\n")
         return 1 if isinstance(error, TraceError) else 2
     return 0

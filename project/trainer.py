@@ -49,9 +49,9 @@ class MergeTrainer(Trainer):
             The table that was printed.
         """
         if not isinstance(model, MergeModule):
-            raise ConfigurationError(f"model is a {type(model).__name__}; merge needs a MergeModule.")
+            raise ConfigurationError(f"model is {type(model).__name__}; merge needs a MergeModule.")
         if not isinstance(datamodule, DomainDataModule):
-            raise ConfigurationError(f"data is a {type(datamodule).__name__}; merge needs a DomainDataModule.")
+            raise ConfigurationError(f"data is {type(datamodule).__name__}; merge needs a DomainDataModule.")
         callback = self._merge_callback()
         folder = writable(Path(self.log_dir or self.default_root_dir))
         model.read(datamodule.preprocessing)

@@ -15,6 +15,7 @@ from helpers import resnet, same_state
 from lightning.pytorch import Trainer
 
 import project
+from project import __main__ as command
 from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
@@ -496,3 +497,11 @@ def test_a_process_without_pictures_is_refused() -> None:
     check_shares({}, 2)
     with pytest.raises(ConfigurationError, match="sketch has 1 calibration pictures for 2 processes"):
         check_shares({"clipart": 2, "sketch": 1}, 2)
+
+
+def test_what_lightning_refuses_is_told_in_one_sentence(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pleas", "test", "--config", str(TINY / "merge.yaml"), "--run", "runs/tiny/mixed"])
+    assert command.console() == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("pleas: error: No `test_step()` method defined")

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, optim
 
+from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError
 from project.models import DomainScores
 from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
@@ -82,6 +83,9 @@ class RefineModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Load student and sources, and see that they and the data go together."""
         labels = data_labels(self)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and isinstance(data, DomainDataModule) and not isinstance(data, UnlabelledDataModule):
+            raise ConfigurationError(f"data is {type(data).__name__}; use UnlabelledDataModule to refine a student.")
         if self.distillation is None:
             student = load_student(self.path)
             if student.gate is not None:
@@ -100,8 +104,7 @@ class RefineModule(LightningModule):
             self.student.labels.columns(domain)  # refuses a domain without a head
             if domain not in self.distillation.owners:
                 rank_zero_warn(f"domain {domain!r} has no source: its pictures follow the mean of all sources.")
-        given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
-        warn_of_preprocessing(str(self.path), self.student.preprocessing, given)
+        warn_of_preprocessing(str(self.path), self.student.preprocessing, data.preprocessing)
         self.domains, self.scores = labels.domains, DomainScores(labels)
 
     def configure_optimizers(self) -> Any:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from project.data import DomainDataModule, Shapes
 from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.models.files import file_hash
@@ -186,6 +187,13 @@ def test_data_must_map_domains_to_pictures(place: Place) -> None:
     place.data.train_dataloader = lambda: DataLoader(torch.randn(2, *SHAPE))  # type: ignore[method-assign, arg-type]
     with pytest.raises(ConfigurationError, match="must map domains to pictures; use UnlabelledDataModule"):
         place.trainer().fit(place.module(), datamodule=place.data)
+
+
+def test_labelled_batches_are_refused_before_anything_is_loaded(place: Place) -> None:
+    place.student.unlink()
+    data = DomainDataModule(Shapes(place.student.parent / "data", size=8, train_per_class=2, test_per_class=1))
+    with pytest.raises(ConfigurationError, match="data is DomainDataModule; use UnlabelledDataModule"):
+        place.trainer().fit(place.module(), datamodule=data)
 
 
 def test_the_schedule_needs_an_end(place: Place) -> None:
