@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.methods import Problem
 from project.models import Architecture, LabelSpace
-from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
+from project.moments import INPUTS, LAYERS, UNITS, Collector, Lockstep, Statistics
 from project.symmetry import Spec, permute_state, random_orders, trace
 
 PICTURE = (3, 11, 13)
@@ -174,7 +174,7 @@ def make_problem(
     *,
     shape: tuple[int, int, int] = PICTURE,
     batches: Sequence[tuple[str, Tensor]] | None = None,
-    needs: Collection[str] = (LAYERS, UNITS),
+    needs: Collection[str] = (LAYERS, UNITS, INPUTS),
     architecture: Architecture | None = None,
     **others: Any,
 ) -> Problem:
@@ -203,7 +203,7 @@ def gathered(
     spec: Spec,
     batches: Sequence[tuple[str, Tensor]],
     domains: Collection[str],
-    needs: Collection[str] = (LAYERS, UNITS),
+    needs: Collection[str] = (LAYERS, UNITS, INPUTS),
 ) -> Statistics:
     owners = {domain: index for index, domain in enumerate(domains)}
     collector = Collector(spec, Lockstep(sources), needs, domains, owners)

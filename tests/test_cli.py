@@ -80,7 +80,14 @@ def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(tiny / "merge"), size_guidance={"scalars": 0}).Reload()
     tags = events.Tags()
-    assert {"accuracy over size", "residual by layer", "match by group", "variance kept by norm"} <= set(tags["images"])
+    figures = {
+        "accuracy over size",
+        "residual by layer",
+        "match by group",
+        "separate by group",
+        "variance kept by norm",
+    }
+    assert figures <= set(tags["images"])
     assert "table/text_summary" in tags["tensors"]
     assert len(events.Scalars("residual_after/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
     assert {"accuracy/pleas/mean", "variance before/permutation-1.00", "variance after/permutation-1.00"} <= set(
@@ -195,6 +202,26 @@ def test_a_source_that_is_silent_takes_the_domain_that_is_left(tiny: Path) -> No
     )
     rows = json.loads((tiny / "left" / "results.json").read_text())["table"]
     assert [row["network"] for row in rows[:2]] == ["sketch", "clipart"]
+
+
+def test_budgets_in_any_unit_spent_by_gain(tiny: Path) -> None:
+    methods = [{"class_path": "project.methods.PLeaS", "init_args": {"separate": "gain"}}]
+    given = (
+        "--model.init_args.budgets",
+        '[1.0, 1.4x params, "2x B"]',
+        "--model.init_args.methods",
+        json.dumps(methods),
+    )
+    run("merge", "merge", "--run", "runs/tiny/units", *given)
+    found = json.loads((tiny / "units" / "results.json").read_text())
+    rows = {row["network"]: row for row in found["table"]}
+    one = rows["clipart"]["parameters"]
+    assert [row["budget"] for row in rows.values() if row["kind"] == "student"] == [1.0, "1.4x params", "2x B"]
+    assert 1.3 * one < rows["pleas-1.40x_params"]["parameters"] <= 1.4 * one
+    assert rows["pleas-1.40x_params"]["nominal"] == rows["pleas-1.40x_params"]["executed"]
+    assert rows["pleas-2.00x_B"]["nominal"] == 2.0
+    assert set(found["separated"]) == {name for name in rows if name.startswith("pleas")}
+    assert (tiny / "units" / "students" / "pleas-1.40x_params.ckpt").exists()
 
 
 def test_three_sources(tiny: Path) -> None:
@@ -347,6 +374,11 @@ def refused(kind: type[PleasError], words: list[str], *arguments: str, folder: s
 @pytest.mark.parametrize("budget", ["0.5", "2.5", ".nan"])
 def test_impossible_budgets(tiny: Path, budget: str) -> None:
     refused(ConfigurationError, ["budgets", budget.strip("."), "between 1"], "--model.init_args.budgets", f"[{budget}]")
+
+
+def test_parameters_that_no_student_can_have(tiny: Path) -> None:
+    words = ["budgets holds 9k params", "between", "(one source's size)"]
+    refused(ConfigurationError, words, "--model.init_args.budgets", "[1.0, 9k params]")
 
 
 def test_sources_that_are_no_checkpoints(tiny: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "pleas joint, mean, by weights, front, fitted heads": lambda: PLeaS(
         "weights", separate="front", fit="joint", targets="mean", heads="fitted"
     ),
+    "permutation by weights, uniform, in steps": lambda: Permutation("weights", separate="uniform", step=2),
+    "pleas joint, own, gain": lambda: PLeaS(fit="joint", separate="gain"),
     "pleas": lambda: PLeaS(),
     "pleas mean, by weights, front": lambda: PLeaS("weights", separate="front", targets="mean"),
 }
