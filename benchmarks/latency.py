@@ -78,7 +78,8 @@ def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int)
     fixed = {group.name: maps[group.name] for group in spec.groups.values() if group.fixed}
     generator = torch.Generator().manual_seed(0)
     scores = {group.name: torch.rand(group.size, generator=generator) for group in spec.free}
-    alignment = Alignment({name: maps[name].members for name in scores}, scores)
+    apart = {name: score[:, None, None].expand(-1, sources, sources) for name, score in scores.items()}
+    alignment = Alignment({name: maps[name].members for name in scores}, scores, apart)
     if separate == "gain":
         return by_gain(spec, alignment, fixed, budget, scores, step=step)
     if separate == "uniform":
