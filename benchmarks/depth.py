@@ -1,12 +1,12 @@
 """Which layers lose what: a student up to some value, its own source from there on.
 
-    python benchmarks/depth.py STUDENT.ckpt --real FOLDER --out benchmarks/results/depth.json
+    python benchmarks/depth.py --real FOLDER --out benchmarks/results/depth.json
 
-At every value that carries a residual stream, what the student computes is handed to the source that owns a picture's
-domain, unit by unit as the unit map has it, and the source finishes. Where the accuracy falls from one value to the
-next, the layers between them lose it; where it rises, they put right what earlier ones got wrong. Scored on training
-pictures that took no part in calibration, if the student was made with ``benchmarks/fits.py``'s held-out lists of the
-same seed, so that nothing is learnt from the test lists.
+The student is merged by the command's defaults. At every value that carries a residual stream, what it computes is
+handed to the source that owns a picture's domain, unit by unit as the unit map has it, and the source finishes. Where
+the accuracy falls from one value to the next, the layers between them lose it; where it rises, they put right what
+earlier ones got wrong. Scored on training pictures that took no part in calibration, so that nothing is learnt from
+the test lists.
 """
 
 import argparse
@@ -15,14 +15,16 @@ import tempfile
 from pathlib import Path
 
 import torch
-from fits import held_out, sources
-from merge_quality import machine, unpacked
+from fits import held_out
+from merge_quality import machine, real_arguments, unpacked
 from torch import Tensor, fx, nn
 
+from project.cli import MergeCLI
+from project.cli import main as pleas
 from project.data import DomainDataModule, DomainNet
 from project.models import atomic_text
 from project.moments import Run
-from project.student import Student, load_source, load_student
+from project.student import Student
 from project.student.surroundings import student_graph
 from project.symmetry import graph_of
 
@@ -30,19 +32,26 @@ from project.symmetry import graph_of
 def main() -> None:
     """Score every handover and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("student", type=Path)
     parser.add_argument("--real", type=Path, required=True, help="folder of the real pair")
-    parser.add_argument("--seed", type=int, default=0, help="draw of the calibration pictures it was made with")
+    parser.add_argument("--seed", type=int, default=0, help="draw of the calibration pictures")
+    parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/depth.json"))
     arguments = parser.parse_args()
-    student = load_student(arguments.student)
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         data = held_out(unpacked(arguments.real, Path(scratch)), Path(scratch) / "held", arguments.seed)
-        for index, source in enumerate(sources(arguments.real)):
-            (domain,) = source["domains"]
-            network = load_source(source["path"]).network
-            module = DomainDataModule(DomainNet(data), [domain], image_size=student.preprocessing.image_size)  # type: ignore[union-attr]
+        done: MergeCLI = pleas(
+            [
+                "merge", *real_arguments(arguments.real, data, arguments.seed), "--run", str(Path(scratch) / "run"),
+                "--data.init_args.validation_fraction", "0",
+                "--model.init_args.budgets", json.dumps([arguments.budget]),
+                "--model.init_args.methods", json.dumps([{"class_path": "project.methods.PLeaS"}]),
+            ]
+        )  # fmt: skip
+        student, problem = done.model.merged[0].student, done.model.problem
+        for domain, index in problem.owners.items():
+            network = problem.sources[index]
+            module = DomainDataModule(DomainNet(data), domains=[domain], image_size=student.preprocessing.image_size)
             for pictures, labels in module.test_dataloader()[0]:
                 for value, right in handovers(student, network, index, pictures, labels).items():
                     found.setdefault(value, {}).setdefault(domain, 0.0)

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from merge_quality import CONFIGS, machine, unpacked
+from merge_quality import CONFIGS, machine, real_arguments, unpacked
 
 from project.models import atomic_text
 
@@ -74,20 +74,15 @@ def merge(fits: list[str], arguments: argparse.Namespace, data: Path | None, run
     methods = [
         {"class_path": "project.methods.PLeaS", "init_args": {"label": label(name), **FITS[name]}} for name in fits
     ]
-    config = CONFIGS / ("pacs" if data else "demo") / "merge.yaml"
+    shapes = ["--config", str(CONFIGS / "demo" / "merge.yaml"), "--data.init_args.seed", str(seed)]
     command = [
-        sys.executable, "-m", "project", "merge", "--config", str(config), "--run", str(run), "--overwrite", "true",
-        "--data.init_args.seed", str(seed), "--model.init_args.methods", json.dumps(methods),
+        sys.executable, "-m", "project", "merge",
+        *(real_arguments(arguments.real, data, seed) if data else shapes),
+        *(["--data.init_args.validation_fraction", "0"] if arguments.held_out else []),
+        "--run", str(run), "--overwrite", "true",
+        "--model.init_args.methods", json.dumps(methods),
         "--model.init_args.budgets", json.dumps(arguments.budgets),
     ]  # fmt: skip
-    if data:
-        command += [
-            "--data.init_args.root",
-            str(data),
-            "--model.init_args.sources",
-            json.dumps(sources(arguments.real)),
-        ]
-        command += ["--data.init_args.validation_fraction", "0"] if arguments.held_out else []
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     results = json.loads((run / "results.json").read_text())
     return {"table": results["table"], "phases": results["phases"]}
@@ -96,11 +91,6 @@ def merge(fits: list[str], arguments: argparse.Namespace, data: Path | None, run
 def label(name: str) -> str:
     """A fit's name as a label: letters, digits, dots and dashes."""
     return name.replace(": ", "-").replace(", ", "_")
-
-
-def sources(folder: Path) -> list[dict[str, Any]]:
-    """The real pair's sources, each with the domain that its file is named after."""
-    return [{"path": str(path), "domains": [path.stem]} for path in sorted(folder.glob("*.safetensors"))]
 
 
 def held_out(data: Path, folder: Path, seed: int) -> Path:

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=2)
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 1.2, 1.5, 1.8, 2.0])
     parser.add_argument("--separate", nargs="+", default=["front", "back", "uniform", "gain"])
-    parser.add_argument("--step", type=int, default=1, help="units of a group separated at once")
+    parser.add_argument("--step", type=int, help="units of a group separated at once; default: as the methods have it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
@@ -72,7 +72,7 @@ def merged(spec: Spec, sources: int) -> dict[str, UnitMap]:
     return {group.name: UnitMap.identity(group.size, sources) for group in spec.groups.values()}
 
 
-def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int) -> dict[str, UnitMap]:
+def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int | None) -> dict[str, UnitMap]:
     """Unit maps of a student whose units match and gain at random."""
     maps = merged(spec, sources)
     fixed = {group.name: maps[group.name] for group in spec.groups.values() if group.fixed}

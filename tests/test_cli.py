@@ -243,7 +243,7 @@ def test_three_sources(tiny: Path) -> None:
         )
     rows = {row["network"]: row for row in json.loads((tiny / "three" / "results.json").read_text())["table"]}
     assert rows["pleas-3.00"]["executed"] == 3.0
-    assert rows["pleas-2.20"]["executed"] == pytest.approx(2.2, abs=0.02)
+    assert 2.1 < rows["pleas-2.20"]["executed"] <= 2.2
 
 
 @pytest.mark.parametrize(("mode", "count"), [("shared", 4), ("different", 3)])
@@ -269,7 +269,7 @@ def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None
     assert [name for name in rows if name in domains] == domains
     for method in ("pleas", "joint"):
         partial = rows[f"{method}-1.70"]
-        assert partial["nominal"] == partial["executed"] == pytest.approx(1.7, abs=0.03)
+        assert 1.6 < partial["nominal"] == partial["executed"] <= 1.7
         student = project.load_student(f"merged/students/{method}-1.70.ckpt")
         shared = {int(sources.sum()) for units in student.maps.values() for sources in units.present}
         assert shared > {1, count}, "some units stand for some of the sources, not one, not all"

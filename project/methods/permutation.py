@@ -23,8 +23,9 @@ class Permutation(Method):
         similarity: For activations: ``distance`` (the paper's) or ``correlation``.
         separate: Which units stay separate as the budget grows: those that gain most by it for their size (``gain``),
             whole groups from the ``front`` of the network or the ``back``, or the same share of all (``uniform``).
-        step: Units of a group are separated this many at once, but for its last ones. Processors work on channels by
-            8 or 16: uneven widths cost time that no multiply-accumulate shows.
+        step: Units of a group are separated this many at once, but for its last ones. Default: an eighth of the group,
+            16 at most. Processors work on channels by 8 or 16: uneven widths cost time that no multiply-accumulate
+            shows.
         seed: Seed of the order in which weight matching visits the groups.
         label: Name in tables and files; default: ``permutation``.
     """
@@ -37,7 +38,7 @@ class Permutation(Method):
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
         separate: Separate = "front",
-        step: int = 1,
+        step: int | None = None,
         seed: int = 0,
         label: str | None = None,
     ) -> None:
@@ -51,7 +52,7 @@ class Permutation(Method):
                 raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
         self.matching = matching
         self.similarity: Similarity = similarity
-        if step < 1:
+        if step is not None and step < 1:
             raise ConfigurationError(f"step is {step}; allowed: 1 or more.")
         self.separate: Separate = separate
         self.step = step

@@ -69,7 +69,7 @@ class PLeaS(Permutation):
         matching: Literal["activations", "weights"] = "activations",
         similarity: Similarity = "distance",
         separate: Separate = "front",
-        step: int = 1,
+        step: int | None = None,
         fit: Literal["sequential", "joint"] = "sequential",
         targets: Literal["own", "mean"] = "own",
         weights: Mapping[str, float] | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from project.alignment import Alignment, Splitting, UnitMap
 from project.student.budget import Budget
-from project.student.choices import Choices, Vector
+from project.student.choices import Choices, Vector, step_of
 from project.student.growth import growing
 from project.student.optimise import best_counts
 from project.student.size import price, source_size
@@ -24,7 +24,7 @@ def stagewise(
     budget: Budget | float | str,
     *,
     front: bool = False,
-    step: int = 1,
+    step: int | None = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
 
@@ -39,6 +39,7 @@ def stagewise(
         budget: Largest size of the student.
         front: Separate from the front instead.
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
+            None: see :func:`~project.student.choices.step_of`.
 
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge. In its last
@@ -61,7 +62,7 @@ def uniform(
     fixed: Mapping[str, UnitMap],
     budget: Budget | float | str,
     *,
-    step: int = 1,
+    step: int | None = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by taking the same share of every group's steps, those that cost most first.
 
@@ -71,6 +72,7 @@ def uniform(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
+            None: see :func:`~project.student.choices.step_of`.
 
     Returns:
         Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
@@ -95,7 +97,7 @@ def by_gain(
     budget: Budget | float | str,
     gains: Mapping[str, Tensor],
     *,
-    step: int = 1,
+    step: int | None = 1,
 ) -> dict[str, UnitMap]:
     """Unit maps that meet a budget by separating the rows that gain most together.
 
@@ -145,9 +147,9 @@ def _merged(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap]) -> d
     return {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
 
 
-def _whole(steps: int, splitting: Splitting, step: int) -> int:
+def _whole(steps: int, splitting: Splitting, step: int | None) -> int:
     """So many steps, or the next smaller multiple; all of a group's steps stay all."""
-    return steps if steps == splitting.steps else steps - steps % step
+    return steps if steps == splitting.steps else steps - steps % step_of(step, len(splitting.members))
 
 
 def _with(maps: Mapping[str, UnitMap], name: str, splitting: Splitting, steps: int) -> dict[str, UnitMap]:

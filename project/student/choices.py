@@ -32,6 +32,14 @@ class Kind:
     rows: Tensor
 
 
+def step_of(step: int | None, size: int) -> int:
+    """How many of a group's units are separated at once: by default an eighth of them, but no more than 16.
+
+    Processors work on channels by 8 or 16; uneven widths cost time that no multiply-accumulate shows.
+    """
+    return min(16, max(1, size // 8)) if step is None else step
+
+
 class Choices:
     """All unit maps that come of an alignment by separating some of its rows, and their sizes.
 
@@ -45,11 +53,11 @@ class Choices:
         alignment: Matched units; rows may stand for some of the sources only.
         fixed: Unit maps of the picture and of the logits.
         budget: What a student may cost.
-        step: Rows of a group are separated this many at once, but for its last ones.
+        step: Rows of a group are separated this many at once, but for its last ones; see :func:`step_of`.
     """
 
     def __init__(
-        self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget, step: int = 1
+        self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget, step: int | None = 1
     ) -> None:
         self.spec, self.step = spec, step
         self.merged = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}

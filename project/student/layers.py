@@ -1,6 +1,6 @@
 """Layers whose output units see only the input units they share a source with, executed without their zeros."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -12,11 +12,12 @@ from project.alignment import UnitMap
 class BlockLayer(nn.Module):
     """A convolution or linear layer in blocks: each run of output units has its own weights over the inputs it sees.
 
-    Multiply-accumulates are those of the non-zero weights alone.
+    Multiply-accumulates are those of the non-zero weights alone. Neighbouring runs that read neighbouring inputs run as
+    one grouped convolution, which spares gathering their inputs and joining their outputs.
 
     Args:
-        parts: One plain layer for each run of output units, in order.
-        columns: For each part, the slices of the input axis that it reads.
+        parts: One layer for each run of output units, in order, or one grouped convolution for several.
+        columns: For each part, the slices of the input axis that it reads; one slice where it is grouped.
     """
 
     def __init__(self, parts: Sequence[nn.Module], columns: Sequence[Sequence[slice]]) -> None:
@@ -28,19 +29,46 @@ class BlockLayer(nn.Module):
         """Apply every part to its inputs and put the outputs side by side."""
         dim = values.dim() - 1 if isinstance(self.parts[0], nn.Linear) else 1
         read = [_select(values, slices, dim) for slices in self.columns]
-        return torch.cat([part(mine) for part, mine in zip(self.parts, read, strict=True)], dim)
+        return _joined([part(mine) for part, mine in zip(self.parts, read, strict=True)], dim)
+
+    def tiles(self) -> Iterator[tuple[Tensor, slice, list[slice]]]:
+        """Every run's weights, its output units, and the slices of the input axis they read."""
+        start = 0
+        for part, slices in zip(self.parts, self.columns, strict=True):
+            runs = weight_of(part).chunk(getattr(part, "groups", 1))
+            for run, weight in enumerate(runs):
+                yield weight, slice(start, start + len(weight)), [_nth(s, run, len(runs)) for s in slices]
+                start += len(weight)
 
 
 def _select(values: Tensor, slices: list[slice], dim: int) -> Tensor:
-    pieces = [values.narrow(dim, s.start, s.stop - s.start) for s in slices]
+    return _joined([values.narrow(dim, s.start, s.stop - s.start) for s in slices], dim)
+
+
+def _joined(pieces: list[Tensor], dim: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
-def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
-    """A new layer like this convolution or linear layer, of other widths; blocks keep their size, not their number."""
+def _nth(run: slice, index: int, count: int) -> slice:
+    """One of the equal pieces of a slice."""
+    width = (run.stop - run.start) // count
+    return slice(run.start + index * width, run.start + (index + 1) * width)
+
+
+def resized(layer: nn.Module, inputs: int, outputs: int, groups: int | None = None) -> nn.Module:
+    """A new layer like this convolution or linear layer, of other widths.
+
+    Args:
+        layer: Its kind, kernel, stride and the like are kept.
+        inputs: Width of the input axis.
+        outputs: Width of the output axis.
+        groups: Blocks of a convolution; None for as many as keep their size, or for one if it has one.
+    """
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias=layer.bias is not None)
     layer = cast(nn.Conv2d, layer)
+    if groups is None:
+        groups = 1 if layer.groups == 1 else outputs * layer.groups // layer.out_channels
     return nn.Conv2d(
         inputs,
         outputs,
@@ -48,7 +76,7 @@ def resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
         _pair(layer.stride),
         layer.padding if isinstance(layer.padding, str) else _pair(layer.padding),
         _pair(layer.dilation),
-        groups=1 if layer.groups == 1 else outputs * layer.groups // layer.out_channels,
+        groups=groups,
         bias=layer.bias is not None,
     )
 
@@ -71,14 +99,36 @@ def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return resized(layer, inputs.units, outputs.units)  # block by block, whatever the blocks stand for
     wide = taps if isinstance(layer, nn.Linear) else 1  # a linear layer after flattening has its taps on the axis
-    parts, columns = [], []
+    runs = []
     for rows, sources in outputs.blocks:
-        seen = _seen(inputs, sources)
-        parts.append(resized(layer, sum(s.stop - s.start for s in seen) * wide, rows.stop - rows.start))
-        columns.append([slice(s.start * wide, s.stop * wide) for s in seen])
-    if all(slices == [slice(0, inputs.units * wide)] for slices in columns):
+        seen = [slice(s.start * wide, s.stop * wide) for s in _seen(inputs, sources)]
+        runs.append((rows.stop - rows.start, seen))
+    if all(seen == [slice(0, inputs.units * wide)] for _, seen in runs):
         return resized(layer, inputs.units * wide, outputs.units)
+    parts, columns = [], []
+    for bank in _banks(runs) if isinstance(layer, nn.Conv2d) else [[run] for run in runs]:
+        seen = bank[0][1] if len(bank) == 1 else [slice(bank[0][1][0].start, bank[-1][1][0].stop)]
+        part = resized(layer, sum(s.stop - s.start for s in seen), sum(width for width, _ in bank), len(bank))
+        parts.append(part)
+        columns.append(seen)
     return BlockLayer(parts, columns)
+
+
+def _banks(runs: list[tuple[int, list[slice]]]) -> list[list[tuple[int, list[slice]]]]:
+    """Runs of output units gathered where a grouped convolution can execute them together."""
+    banks: list[list[tuple[int, list[slice]]]] = []
+    for width, seen in runs:
+        if banks and len(seen) == len(banks[-1][-1][1]) == 1:
+            before, (last,) = banks[-1][-1]
+            if (width, seen[0].start, _width(seen[0])) == (before, last.stop, _width(last)):
+                banks[-1].append((width, seen))
+                continue
+        banks.append([(width, seen)])
+    return banks
+
+
+def _width(run: slice) -> int:
+    return int(run.stop - run.start)
 
 
 def _seen(inputs: UnitMap, sources: Sequence[bool]) -> list[slice]:
@@ -106,33 +156,30 @@ def load_matrix(layer: nn.Module, matrix: Tensor, bias: Tensor | None) -> None:
     if not isinstance(layer, BlockLayer):
         _write(layer, matrix, bias)
         return
-    start = 0
-    for part, slices in zip(layer.parts, layer.columns, strict=True):
-        stop = start + weight_of(part).shape[0]
-        taps = _taps(part)
-        columns = torch.cat([matrix[start:stop, s.start * taps : s.stop * taps] for s in slices], 1)
-        _write(part, columns, None if bias is None else bias[start:stop])
-        start = stop
+    for weight, rows, slices in layer.tiles():
+        taps = _taps(weight)
+        columns = torch.cat([matrix[rows, s.start * taps : s.stop * taps] for s in slices], 1)
+        weight.copy_(columns.reshape(weight.shape))
+    if bias is not None:
+        widths = [len(weight_of(part)) for part in layer.parts]
+        for part, values in zip(layer.parts, torch.split(bias, widths), strict=True):
+            bias_of(part).copy_(values)
 
 
 def dense_layer(layer: nn.Module) -> nn.Module:
     """A plain layer of the same function, its zeros written out."""
     if not isinstance(layer, BlockLayer):
         return layer
+    first = layer.parts[0]
     inputs = max(s.stop for slices in layer.columns for s in slices)
-    first, taps = layer.parts[0], _taps(layer.parts[0])
-    outputs = sum(weight_of(part).shape[0] for part in layer.parts)
+    outputs, taps = sum(len(weight_of(part)) for part in layer.parts), _taps(weight_of(first))
     matrix = weight_of(first).new_zeros(outputs, inputs * taps)
-    start = 0
-    for part, slices in zip(layer.parts, layer.columns, strict=True):
-        weight, column = weight_of(part).detach().flatten(1), 0
-        for s in slices:
-            width = (s.stop - s.start) * taps
-            matrix[start : start + len(weight), s.start * taps : s.stop * taps] = weight[:, column : column + width]
-            column += width
-        start += len(weight)
+    for weight, rows, slices in layer.tiles():
+        widths = [_width(s) * taps for s in slices]
+        for s, values in zip(slices, torch.split(weight.detach().flatten(1), widths, 1), strict=True):
+            matrix[rows, s.start * taps : s.stop * taps] = values
     biases = [part.bias.detach() for part in layer.parts if isinstance(part.bias, Tensor)]
-    dense = resized(first, inputs, outputs).to(matrix.device)
+    dense = resized(first, inputs, outputs, 1).to(matrix.device)
     _write(dense, matrix, torch.cat(biases) if biases else None)
     return dense
 
@@ -155,7 +202,6 @@ def bias_of(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.bias)
 
 
-def _taps(layer: nn.Module) -> int:
+def _taps(weight: Tensor) -> int:
     """Entries of ``weight.flatten(1)`` for each entry of the input axis."""
-    weight = weight_of(layer)
     return weight[0, 0].numel() if weight.dim() > 2 else 1

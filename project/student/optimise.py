@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from project.student.choices import Choices, Counts, Vector
+from project.student.choices import Choices, Counts, Vector, step_of
 
 IMPROVED = 4  # of the starts, the best ones
 WORTHWHILE = 1e-3  # of the value: what an exchange must add
@@ -45,7 +45,8 @@ class _Exchange:
         most = int(choices.counts.max())
         self.table = np.stack([np.pad(value, (0, most + 1 - len(value)), mode="edge") for value in values])
         self.kinds = np.arange(len(values))
-        self.steps = choices.step * 2 ** np.arange((most // choices.step).bit_length() + 1)
+        self.step = np.array([step_of(choices.step, len(kind.rows)) for kind in choices.kinds])
+        self.steps = self.step[:, None] * 2 ** np.arange(most.bit_length() + 1)  # shape (kinds, moves)
 
     def value(self, counts: Counts) -> float:
         """What these counts are worth."""
@@ -68,8 +69,9 @@ class _Exchange:
 
     def _rivals(self, counts: Counts, kind: int) -> Iterator[Counts]:
         """The counts with steps of a kind taken back or forced in, the budget spent on the others."""
-        for target in np.unique(np.concatenate([counts[kind] - self.steps, counts[kind] + self.steps])):
-            target = self._whole(target.clip(0, self.choices.counts[kind]), self.choices.counts[kind])
+        moved = np.concatenate([counts[kind] - self.steps[kind], counts[kind] + self.steps[kind]])
+        most = self.choices.counts[kind]
+        for target in np.unique(_whole(moved.clip(0, most), most, self.step[kind])):
             if target != counts[kind]:
                 rival = counts.copy()
                 rival[kind] = target
@@ -85,7 +87,7 @@ class _Exchange:
                 return counts
             ratio = np.where(fits, gain / np.maximum(cost, 1e-9), -1.0)
             alike = ratio >= ALIKE * ratio.max()
-            kind, step = divmod(int(np.where(alike, cost, -1.0).argmax()), len(self.steps))
+            kind, step = divmod(int(np.where(alike, cost, -1.0).argmax()), self.steps.shape[1])
             counts[kind] += steps[kind, step]
             left -= cost[kind, step]
 
@@ -98,7 +100,7 @@ class _Exchange:
                 return np.zeros_like(counts)  # what was forced in is too much alone
             ratio = np.where(steps > 0, loss / np.maximum(saved, 1e-9), np.inf)
             alike = (ratio <= ratio.min() / ALIKE) & ((saved <= over) | (ratio == ratio.min()))
-            kind, step = divmod(int(np.where(alike, saved, -1.0).argmax()), len(self.steps))
+            kind, step = divmod(int(np.where(alike, saved, -1.0).argmax()), self.steps.shape[1])
             counts[kind] -= steps[kind, step]
             over -= saved[kind, step]
         return counts
@@ -106,7 +108,7 @@ class _Exchange:
     def _moves(self, counts: Counts, sign: int, barred: int) -> tuple[Vector, Vector, Counts]:
         """Change of value and of size, as magnitudes, by every step of every kind; steps of length 0 are none."""
         most = self.choices.counts[:, None]
-        target = self._whole((counts[:, None] + sign * self.steps).clip(0, most), most)
+        target = _whole((counts[:, None] + sign * self.steps).clip(0, most), most, self.step[:, None])
         if barred >= 0:
             target[barred] = counts[barred]
         steps = np.abs(target - counts[:, None])
@@ -116,6 +118,7 @@ class _Exchange:
         size = slope[:, None] * steps - sign * self.choices.pairs.diagonal()[:, None] * steps**2
         return value, size, steps
 
-    def _whole(self, counts: Counts, most: Counts) -> Counts:
-        """The next smaller multiples of the step; all rows of a kind stay all."""
-        return np.where(counts == most, counts, counts - counts % self.choices.step)
+
+def _whole(counts: Counts, most: Counts, step: Counts) -> Counts:
+    """The next smaller multiples of the step; all rows of a kind stay all."""
+    return np.where(counts == most, counts, counts - counts % step)

@@ -1,6 +1,7 @@
 """Sizes: nominal = counted = the weights that may differ from zero; whole budgets (DESIGN §11.7)."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import pytest
 import torch
@@ -171,6 +172,16 @@ def test_a_block_layer_is_its_dense_layer() -> None:
     ):
         outputs, inputs = random_map(5, 3, seed + 4), random_map(4, 3, seed + 54)
         check_block_layer(layer, outputs, inputs, taps)
+
+
+def test_separate_sources_run_as_one_grouped_convolution() -> None:
+    """Three sources side by side: nothing gathered, nothing joined, weights and constants where they belong."""
+    torch.manual_seed(0)
+    outputs, inputs = (UnitMap.identity(size, 3).split(torch.arange(size)) for size in (4, 2))
+    layer = nn.Conv2d(2, 4, 3, bias=True)
+    check_block_layer(layer, outputs, inputs, 9)
+    (part,) = cast(BlockLayer, student_layer(layer, outputs, inputs, 9)).parts
+    assert cast(nn.Conv2d, part).groups == 3
 
 
 def check_block_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int) -> None:
