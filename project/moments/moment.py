@@ -1,6 +1,9 @@
 """A second moment: the sum of x xᵀ over samples, gathered in pieces."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,11 +12,75 @@ LEAF = 512  # rows below which halving a product no longer pays
 PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as much as a product over a few hundred
 
 
-class Moment:
-    """The sum over samples of x xᵀ for vectors x of one size.
+class SecondMoment(ABC):
+    """The sum over samples of x xᵀ for vectors x of one size, in whatever form it is held.
 
     Products are made in float32 over some thousand samples and added to float64 totals, whatever precision the model
-    runs in. Only the lower triangle is computed, which halves the work of a plain product.
+    runs in.
+
+    Args:
+        size: Length of x.
+        shapes: Shapes of the totals that hold the sum.
+        device: Where the totals live.
+    """
+
+    def __init__(self, size: int, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+        self.size, self.count = size, 0
+        self._pending: list[Tensor] = []
+        with torch.inference_mode(False):  # a total made under inference mode could not be reduced later
+            self._totals = [torch.zeros(*shape, dtype=torch.float64, device=device) for shape in shapes]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the totals live."""
+        return self._totals[0].device
+
+    @property
+    def totals(self) -> list[Tensor]:
+        """What holds the sum, float64: additive over samples."""
+        self._flush()
+        return self._totals
+
+    def clone(self) -> Self:
+        """The same sum in memory of its own."""
+        totals = [total.clone() for total in self.totals]  # with what was waiting
+        twin = copy(self)
+        twin._totals, twin._pending = totals, []
+        return twin
+
+    def add(self, other: Self) -> None:
+        """Add another moment of the same form, such as another shard's."""
+        for mine, theirs in zip(self.totals, other.totals, strict=True):
+            mine.add_(theirs.to(mine.device))
+        self.count += other.count
+
+    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+        """Sum over processes, in place and without copies.
+
+        Args:
+            all_reduce: Sums a tensor over all processes in place.
+        """
+        count = torch.tensor(self.count, device=self.device)
+        all_reduce(count)
+        for total in self.totals:
+            all_reduce(total)
+        self.count = int(count)
+
+    @abstractmethod
+    def sum(self) -> Tensor:
+        """The full symmetric sum, float64, shape (size, size)."""
+
+    def mean(self) -> Tensor:
+        """E[x xᵀ], float64, shape (size, size)."""
+        return self.sum().div_(max(1, self.count))
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Add what waits to the totals."""
+
+
+class Moment(SecondMoment):
+    """The sum as one matrix, of which only the lower triangle is computed: half the work of a plain product.
 
     Args:
         size: Length of x.
@@ -21,26 +88,12 @@ class Moment:
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        with torch.inference_mode(False):  # a total made under inference mode could not be reduced later
-            self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._pending: list[Tensor] = []
-        self.count = 0
-
-    @property
-    def size(self) -> int:
-        """Length of x."""
-        return self._lower.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the total lives."""
-        return self._lower.device
+        super().__init__(size, [(size, size)], device)
 
     @property
     def lower(self) -> Tensor:
         """The sum's lower triangle, float64, shape (size, size); what is above the diagonal has no meaning."""
-        self._flush()
-        return self._lower
+        return self.totals[0]
 
     def update(self, columns: Tensor) -> None:
         """Add samples.
@@ -53,30 +106,10 @@ class Moment:
         if sum(part.shape[1] for part in self._pending) >= PENDING:
             self._flush()
 
-    def add(self, other: "Moment") -> None:
-        """Add another moment of the same size, such as another shard's."""
-        self.lower.add_(other.lower.to(self._lower.device))
-        self.count += other.count
-
-    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
-        """Sum over processes, in place and without copies.
-
-        Args:
-            all_reduce: Sums a tensor over all processes in place.
-        """
-        count = torch.tensor(self.count, device=self.device)
-        all_reduce(count)
-        all_reduce(self.lower)
-        self.count = int(count)
-
     def sum(self) -> Tensor:
         """The full symmetric sum, float64, shape (size, size)."""
         full = self.lower.tril()
         return full.add_(full.tril(-1).mT)
-
-    def mean(self) -> Tensor:
-        """E[x xᵀ], float64, shape (size, size)."""
-        return self.sum().div_(max(1, self.count))
 
     def _flush(self) -> None:
         if not self._pending:
@@ -84,16 +117,16 @@ class Moment:
         columns = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, 1)
         self._pending = []
         with torch.autocast(columns.device.type, enabled=False):
-            _add_lower(self._lower, columns)
+            add_lower(self._totals[0], columns)
 
 
-def _add_lower(total: Tensor, columns: Tensor) -> None:
+def add_lower(total: Tensor, columns: Tensor) -> None:
     """Add columns · columnsᵀ to the lower triangle of a total, halving recursively; diagonal blocks are whole."""
     size = columns.shape[0]
     if size <= LEAF:
         total += columns @ columns.mT
         return
     half = size // 2
-    _add_lower(total[:half, :half], columns[:half])
+    add_lower(total[:half, :half], columns[:half])
     total[half:, :half] += columns[half:] @ columns[:half].mT
-    _add_lower(total[half:, half:], columns[half:])
+    add_lower(total[half:, half:], columns[half:])

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
 import torch
@@ -28,13 +30,19 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
     """
     values = [flat(value, layer) for value, layer in zip(values, layers, strict=True)]
     sizes = [_inputs(value, layer) for value, layer in zip(values, layers, strict=True)]
-    positions = _output_size(values[0], layers[0])
-    step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions.numel()))
+    shapes = [
+        geometry(layer, v.shape[2:]) if isinstance(layer, nn.Conv2d) else None
+        for v, layer in zip(values, layers, strict=True)
+    ]
+    positions = 1 if shapes[0] is None else math.prod(shapes[0].positions)
+    step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions))
     for chunk in zip(*(torch.split(value, step) for value in values), strict=True):
-        batch = chunk[0].shape[0]
-        columns = torch.empty(sum(sizes) + constant, batch * positions.numel(), device=chunk[0].device)
-        for part, value, layer in zip(torch.split(columns[: sum(sizes)], sizes), chunk, layers, strict=True):
-            _write(part, value, layer, positions)
+        columns = torch.empty(sum(sizes) + constant, len(chunk[0]) * positions, device=chunk[0].device)
+        for part, value, shape in zip(torch.split(columns[: sum(sizes)], sizes), chunk, shapes, strict=True):
+            if shape is None:
+                part.copy_(value.mT)
+            else:
+                _write(part, value, shape)
         columns[sum(sizes) :] = 1.0
         yield columns
 
@@ -59,7 +67,7 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
         Float32, shape (outputs, inputs · taps (+ 1)).
     """
     if isinstance(layer, nn.Conv2d):
-        padded = F.pad(values, _padding(layer))
+        padded = _padded(values, geometry(layer, values.shape[2:]))
         shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
         with _exact_convolutions():
             cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation)  # type: ignore[no-untyped-call]
@@ -100,37 +108,71 @@ def _inputs(value: Tensor, layer: nn.Module) -> int:
     return value.shape[1] * (cast(int, math.prod(layer.kernel_size)) if isinstance(layer, nn.Conv2d) else 1)
 
 
-def _output_size(value: Tensor, layer: nn.Module) -> torch.Size:
-    if not isinstance(layer, nn.Conv2d):
-        return torch.Size((1, 1))
-    left, right, top, bottom = _padding(layer)
-    sides = zip(
-        (top + bottom, left + right), value.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
+@dataclass(frozen=True)
+class Geometry:
+    """Which places of a map a convolution reads; (height, width) each.
+
+    Args:
+        kernel: Taps.
+        stride: Places between two output positions.
+        dilation: Places between two taps.
+        before: Zeros above and to the left.
+        after: Zeros below and to the right.
+        sides: Size of the map.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    before: tuple[int, int]
+    after: tuple[int, int]
+    sides: tuple[int, int]
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Size of the output."""
+        tall, wide = (
+            (before + side + after - d * (k - 1) - 1) // s + 1
+            for before, side, after, k, s, d in zip(
+                self.before, self.sides, self.after, self.kernel, self.stride, self.dilation, strict=True
+            )
+        )
+        return tall, wide
+
+    def place(self, side: int, position: int, tap: int) -> int:
+        """What a tap reads at an output position, along one side; outside the map it reads zero."""
+        return position * self.stride[side] + tap * self.dilation[side] - self.before[side]
+
+
+def geometry(layer: nn.Conv2d, sides: Sequence[int]) -> Geometry:
+    """Of a convolution with zero padding on maps of one size."""
+    kernel, stride, dilation = (
+        cast(tuple[int, int], tuple(it)) for it in (layer.kernel_size, layer.stride, layer.dilation)
     )
-    return torch.Size((padded + side - d * (k - 1) - 1) // s + 1 for padded, side, k, s, d in sides)
-
-
-def _write(part: Tensor, value: Tensor, layer: nn.Module, positions: torch.Size) -> None:
-    """Write one source's patches, a tap at a time, each one strided copy."""
-    if not isinstance(layer, nn.Conv2d):
-        part.copy_(value.mT)
-        return
-    padded = F.pad(value, _padding(layer)).transpose(0, 1)
-    (tall, wide), (down, right), (apart, aside) = layer.kernel_size, layer.stride, layer.dilation
-    target = part.view(padded.shape[0], tall, wide, value.shape[0], *positions)
-    for i in range(tall):
-        for j in range(wide):
-            rows = slice(i * apart, i * apart + (positions[0] - 1) * down + 1, down)
-            cols = slice(j * aside, j * aside + (positions[1] - 1) * right + 1, right)
-            target[:, i, j].copy_(padded[:, :, rows, cols])
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Zeros at (left, right, top, bottom); "same" puts the odd one out at the end, as torch does."""
+    height, width = sides
     if layer.padding == "valid":
-        return 0, 0, 0, 0
-    if layer.padding == "same":
-        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return reach[1] // 2, reach[1] - reach[1] // 2, reach[0] // 2, reach[0] - reach[0] // 2
-    down, right = (int(side) for side in layer.padding)
-    return right, right, down, down
+        before = after = (0, 0)
+    elif layer.padding == "same":  # the odd one out at the end, as torch has it
+        (down, right) = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        before, after = (down // 2, right // 2), (down - down // 2, right - right // 2)
+    else:
+        down, right = (int(side) for side in layer.padding)
+        before = after = (down, right)
+    return Geometry(kernel, stride, dilation, before, after, (height, width))
+
+
+def _padded(values: Tensor, shape: Geometry) -> Tensor:
+    (top, left), (bottom, right) = shape.before, shape.after
+    return F.pad(values, (left, right, top, bottom))
+
+
+def _write(part: Tensor, value: Tensor, shape: Geometry) -> None:
+    """Write one source's patches, a tap at a time, each one strided copy."""
+    padded = _padded(value, shape).transpose(0, 1)
+    target = part.view(padded.shape[0], *shape.kernel, value.shape[0], *shape.positions)
+    for i, j in product(*map(range, shape.kernel)):
+        rows, columns = (
+            slice(tap * d, tap * d + (count - 1) * s + 1, s)
+            for tap, d, count, s in zip((i, j), shape.dilation, shape.positions, shape.stride, strict=True)
+        )
+        target[:, i, j].copy_(padded[:, :, rows, columns])

@@ -1,17 +1,19 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from project.errors import MergeError
+from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep
-from project.moments.moment import Moment
-from project.moments.patches import joint_columns, unit_columns
+from project.moments.moment import Moment, SecondMoment
+from project.moments.patches import unit_columns
 from project.symmetry import Layer, Spec
 
+M = TypeVar("M", bound=SecondMoment)
 LAYERS, UNITS, PICTURES, INPUTS = "layers", "units", "pictures", "inputs"
 
 
@@ -26,12 +28,12 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self.layers: dict[str, dict[str, Moment]] = {}
-        self.inputs: dict[str, dict[tuple[int, str], Moment]] = {}
+        self.layers: dict[str, dict[str, LayerMoment]] = {}
+        self.inputs: dict[str, dict[tuple[int, str], LayerMoment]] = {}
         self.units: dict[str, dict[str, Moment]] = {}
         self.pictures: dict[str, int] = {}
 
-    def layer(self, name: str) -> Moment:
+    def layer(self, name: str) -> LayerMoment:
         """Moment of a layer's inputs over all domains."""
         return _sum(self.layers, name)
 
@@ -39,9 +41,9 @@ class Statistics:
         """Moment of a value's units over all domains."""
         return _sum(self.units, node)
 
-    def moments(self) -> Iterable[Moment]:
+    def moments(self) -> Iterable[SecondMoment]:
         """All moments, in an order that is the same in every process."""
-        tables: tuple[Mapping[str, Mapping[Any, Moment]], ...] = (self.layers, self.inputs, self.units)
+        tables: tuple[Mapping[str, Mapping[Any, SecondMoment]], ...] = (self.layers, self.inputs, self.units)
         for table in tables:
             for name in sorted(table):
                 for key in sorted(table[name]):
@@ -68,12 +70,12 @@ def own_domains(sources: int, domains: Sequence[str], owners: Mapping[str, int])
     return [mine or list(domains) for mine in own]
 
 
-def _sum(table: dict[str, dict[str, Moment]], name: str) -> Moment:
+def _sum(table: Mapping[str, Mapping[str, M]], name: str) -> M:
     if name not in table or not table[name]:
         raise MergeError(f"statistics hold nothing for {name!r}; gather them on this architecture first.")
-    moments = list(table[name].values())
-    total = Moment(moments[0].size, moments[0].device)
-    for moment in moments:
+    first, *others = table[name].values()
+    total = first.clone()
+    for moment in others:
         total.add(moment)
     return total
 
@@ -112,16 +114,22 @@ class Collector:
         # All of them now, so that processes that see nothing of a domain still take part in its sum.
         device = next(sources.parameters()).device
         for layer in self.layers.values():
-            size = sum(weight[0].numel() for weight in self._weights(layer)) + layer.bias
-            self.statistics.layers[layer.name] = {domain: Moment(size, device) for domain in self.domains}
+            module, sizes = self._inputs(layer)
+            self.statistics.layers[layer.name] = {
+                domain: layer_moment(module, sum(sizes), layer.sides, constant=layer.bias, device=device)
+                for domain in self.domains
+            }
         own = [
             (source, domain)
             for source, looked_at in enumerate(own_domains(len(sources.graphs), self.domains, owners or {}))
             for domain in looked_at
         ]
         for layer in self.readers.values():
-            sizes = [weight[0].numel() for weight in self._weights(layer)]
-            self.statistics.inputs[layer.name] = {(s, domain): Moment(sizes[s], device) for s, domain in own}
+            module, sizes = self._inputs(layer)
+            self.statistics.inputs[layer.name] = {
+                (s, domain): layer_moment(module, sizes[s], layer.sides, constant=False, device=device)
+                for s, domain in own
+            }
         for node, size in self._unit_sizes(spec).items():
             self.statistics.units[node] = {domain: Moment(size, device) for domain in self.domains}
 
@@ -142,15 +150,12 @@ class Collector:
         if node.name in self.layers:
             layer = self.layers[node.name]
             moment = self.statistics.layers[layer.name][self.domain]
-            for columns in joint_columns(inputs, self.sources.layers(layer.name), constant=layer.bias):
-                moment.update(columns)
+            moment.read(inputs)
         if node.name in self.readers:
             layer = self.readers[node.name]
             for (source, domain), moment in self.statistics.inputs[layer.name].items():
                 if domain == self.domain:
-                    module = self.sources.layers(layer.name)[source]
-                    for columns in joint_columns([inputs[source]], [module], constant=False):
-                        moment.update(columns)
+                    moment.read([inputs[source]])
         if node.name in self.units:
             self.statistics.units[node.name][self.domain].update(unit_columns(outputs, self.dims[node.name]))
 
@@ -159,6 +164,10 @@ class Collector:
         joint = {name: group.size * len(self.sources.graphs) + 1 for name, group in spec.groups.items()}
         joint[spec.output.name] = sum(len(weight) for weight in self._weights(spec.head)) + 1
         return {node: joint[name] for name, group in spec.groups.items() for node in group.nodes if node in self.units}
+
+    def _inputs(self, layer: Layer) -> tuple[nn.Module, list[int]]:
+        """A layer, and the width of its input axis in every source."""
+        return self.sources.layers(layer.name)[0], [weight.shape[1] for weight in self._weights(layer)]
 
     def _weights(self, layer: Layer) -> list[Tensor]:
         return [cast(Tensor, module.weight) for module in self.sources.layers(layer.name)]

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import Moment, Run, cross_moment, flat, joint_columns
+from project.moments import Run, cross_moment, flat, layer_moment
 from project.student.head import HeadView
-from project.student.layers import resized
+from project.student.layers import resized, weight_of
 from project.student.solver import Equations, seen_weights
 from project.student.surroundings import Surroundings
 from project.symmetry import Layer
@@ -117,15 +117,17 @@ class Carried:
         inputs, layer = place.inputs, place.layer
         units = [followed_inputs(place.outputs, inputs, owner) for owner in self.owners]
         columns = [_columns(seen, inputs.units, layer) for seen in units]
-        moments = [Moment(len(column), start.device) for column in columns]
+        wide = weight_of(place.reader).shape[1] // inputs.units  # entries of a unit on the axis, after flattening
+        moments = [
+            layer_moment(place.reader, int(seen.sum()) * wide, layer.sides, constant=layer.bias, device=start.device)
+            for seen in units
+        ]
         for batch in self.batches:
             values = flat(batch.student.first_argument(place.node), place.reader)
             if len(columns[batch.domain]) < start.shape[1]:
-                wide = values.shape[1] // inputs.units  # entries of a unit on the axis, after flattening
                 grouped = torch.unflatten(values, 1, (-1, wide))
                 values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
-            for piece in joint_columns([values], [place.reader], constant=layer.bias):
-                moments[batch.domain].update(piece)
+            moments[batch.domain].read([values])
         for moment in moments:
             moment.reduce(self.reduce)
         return [

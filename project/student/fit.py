@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
-from project.moments import Moment
+from project.moments import SecondMoment
 from project.student.layers import bias_of, weight_of
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
@@ -49,7 +49,7 @@ class View:
 
 
 def view(
-    layer: Layer, matrices: Sequence[Tensor], moment: Moment, owner: int | None = None, weight: float = 1.0
+    layer: Layer, matrices: Sequence[Tensor], moment: SecondMoment, owner: int | None = None, weight: float = 1.0
 ) -> View:
     """Bring the moment of a layer's inputs through the sources' weights.
 

@@ -34,6 +34,7 @@ class FoundLayer:
     positions: int
     bias: bool
     blocks: int
+    sides: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,17 @@ def collect(found: Records) -> Spec:
         inputs, taps = joins.name(one.read, one.name)
         outputs, _ = joins.name(one.written, one.name)
         layers.append(
-            Layer(one.name, one.node.name, inputs, outputs, one.taps or taps, one.positions, one.bias, one.blocks)
+            Layer(
+                one.name,
+                one.node.name,
+                inputs,
+                outputs,
+                one.taps or taps,
+                one.positions,
+                one.bias,
+                one.blocks,
+                one.sides,
+            )
         )
     norms = tuple(Norm(name, joins.name(read, name)[0], entries) for name, read, entries in found.norms)
 

@@ -57,7 +57,9 @@ def _layer(
     if module.bias is not None:
         found.axes.append(FoundAxis(f"{name}.bias", 0, written))
     positions = found.shape(node).numel() // (found.batch * len(written))
-    found.layers.append(FoundLayer(name, node, read, written, taps, positions, module.bias is not None, blocks))
+    sides = (1, 1) if taps is None else (*found.shape(node.all_input_nodes[0])[2:],)
+    bias = module.bias is not None
+    found.layers.append(FoundLayer(name, node, read, written, taps, positions, bias, blocks, sides))
 
 
 def batch_norm(found: Records, node: fx.Node, name: str, module: Any, value: Value) -> None:

@@ -96,6 +96,7 @@ class Layer:
         positions: Output positions per picture at the traced picture size.
         bias: Whether it adds a constant.
         blocks: Number of blocks of a grouped convolution: each block of outputs reads its own block of inputs.
+        sides: Height and width of what a convolution reads at the traced picture size; 1 × 1 for a linear layer.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Layer:
     positions: int
     bias: bool
     blocks: int = 1
+    sides: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""Patch moments from shifted maps against float64 sums over unfolded patches (DESIGN §4, §11.4)."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from moments.test_moment import SHAPES, reference, whole
+from torch import nn
+
+from project.errors import MergeError
+from project.moments import correlations as correlations_module
+from project.moments import layer_moment
+from project.moments.correlations import CorrelationMoment, pays
+from project.moments.patches import geometry
+
+SIDES = [(11, 9), (2, 2), (4, 5)]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own; the result is what counts
+@pytest.mark.parametrize("sides", SIDES)
+def test_every_convolution(sides: tuple[int, int]) -> None:
+    """Whole numbers, so that both sums are exact; maps smaller than the kernel among them."""
+    seen = 0
+    for kernel, stride, padding, dilation in SHAPES:
+        layers = [nn.Conv2d(c, 2, kernel, stride, padding, dilation) for c in (2, 3)]
+        values = [whole(2, 2, *sides), whole(2, 3, *sides, seed=1)]
+        if min(geometry(layers[0], sides).positions) < 1:
+            continue
+        found = CorrelationMoment(layers[0], 5, sides, constant=True)
+        found.read(values)
+        case = f"kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
+        assert np.array_equal(found.sum().numpy(), reference(values, layers, constant=True)), case
+        assert found.count == layers[0](values[0])[:, 0].numel(), case
+        seen += 1
+    assert seen > 50
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (2, 3), (5, 1)])
+def test_every_pair_of_places_is_multiplied_once(kernel: int, stride: int) -> None:
+    """The products that are made are the unordered pairs of places which some output position reads together."""
+    layer, sides = nn.Conv2d(1, 1, kernel, stride, kernel // 2), (6, 5)
+    shape, pairs = geometry(layer, sides), set()
+    for row, column in itertools.product(*map(range, shape.positions)):
+        taps = itertools.product(range(kernel), repeat=2)
+        places = [(shape.place(0, row, i), shape.place(1, column, j)) for i, j in taps]
+        reads = [(i, j) for i, j in places if 0 <= i < sides[0] and 0 <= j < sides[1]]
+        pairs |= {frozenset((a, b)) for a, b in itertools.product(reads, repeat=2)}
+    assert sum(part.places for part in correlations_module.parts(shape)) == len(pairs)
+
+
+def test_waiting_adding_and_cloning_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, sides = nn.Conv2d(3, 2, 3, 1, 1), (5, 4)
+    batches = [whole(n, 3, *sides, seed=n) for n in (1, 4, 2, 9)]
+    at_once = CorrelationMoment(layer, 3, sides, constant=True)
+    at_once.read([torch.cat(batches)])
+    monkeypatch.setattr(correlations_module, "PENDING", 50)
+    shards = [CorrelationMoment(layer, 3, sides, constant=True) for _ in range(2)]
+    for number, batch in enumerate(batches):
+        shards[number % 2].read([batch])
+    twin = shards[0].clone()
+    twin.add(shards[1])
+    assert torch.equal(twin.sum(), at_once.sum())
+    assert twin.count == at_once.count
+    assert not torch.equal(shards[0].sum(), twin.sum())
+    twin.read([batches[0]])
+    shards[0].add(shards[1])
+    assert torch.equal(shards[0].sum(), at_once.sum())
+
+
+def test_values_may_change_afterwards() -> None:
+    layer = nn.Conv2d(3, 2, 3, 1, 1)
+    value = whole(2, 3, 4, 4)
+    kept, changed = (CorrelationMoment(layer, 3, (4, 4), constant=False) for _ in range(2))
+    kept.read([value.clone()])
+    changed.read([value])
+    value.zero_()  # as an in-place operation after the tap does
+    assert torch.equal(kept.sum(), changed.sum())
+
+
+def test_chosen_where_it_pays() -> None:
+    """Wide kernels with stride 1; not single taps, strides, or the few channels of a picture."""
+    assert pays(nn.Conv2d(64, 64, 3, 1, 1), 128, (16, 16))
+    assert pays(nn.Conv2d(512, 512, 3, 1, 1), 512, (2, 2))
+    for layer, sides in ((nn.Conv2d(64, 64, 1), (16, 16)), (nn.Conv2d(3, 64, 7, 2, 3), (64, 64))):
+        assert not pays(layer, layer.in_channels, sides)
+        assert not isinstance(layer_moment(layer, layer.in_channels, sides, constant=False), CorrelationMoment)
+    assert not pays(nn.Linear(512, 7), 512, (1, 1))
+
+
+def test_maps_of_another_size_are_refused() -> None:
+    moment = CorrelationMoment(nn.Conv2d(3, 2, 3), 3, (5, 4), constant=False)
+    with pytest.raises(MergeError, match=r"6 × 4.*5 × 4"):
+        moment.read([torch.zeros(1, 3, 6, 4)])
+
+
+def test_bfloat16_values_and_autocast() -> None:
+    """Products are made in float32, whatever the values come in."""
+    layer, value = nn.Conv2d(3, 2, 3, 1, 1), torch.randn(2, 3, 4, 4).bfloat16()
+    plain, cast = (CorrelationMoment(layer, 3, (4, 4), constant=True) for _ in range(2))
+    plain.read([value.float()])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        cast.read([value])
+        inside = cast.sum()
+    assert torch.equal(inside, plain.sum())
