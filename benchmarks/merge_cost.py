@@ -1,0 +1,307 @@
+"""What merging costs, part by part, as ratios within one run; random weights, random pictures.
+
+    python benchmarks/merge_cost.py --out benchmarks/results/merge_cost.json
+    python benchmarks/merge_cost.py --only moments --architecture resnet50 --image-size 224 --pictures 6400
+
+Every row has its ratio, what the ratio is of, and the operations behind it: multiply-adds of the products that the row
+needs, over the rate of one large product on this machine, is the time below which no code can get. ``--plain`` adds the
+way of the released code (arXiv 2407.02447): unit matching on 100 batches of 16, then 400 Adam steps through all layers
+for every budget. Its steps cost the same each, so some are timed and the rest is counted.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from merge_quality import machine
+from torch import Tensor, nn
+
+from project.alignment import UnitMap
+from project.methods import PLeaS, Problem, pleas
+from project.models import Architecture, LabelSpace, atomic_text
+from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
+from project.moments.correlations import CorrelationMoment
+from project.student import Student, start_student
+from project.student.solver import LayerSolver
+from project.symmetry import trace
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+MATCHING, STEPS, BATCH = 100, 400, 16  # the released code's
+
+
+def main() -> None:
+    """Measure what the arguments ask for and write one JSON file, anew after every part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="resnet18")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=1024, help="over all sources")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--sources", type=int, default=2)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 1.2, 1.5, 1.8, 2.0])
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions whose median counts")
+    parser.add_argument("--plain-steps", type=int, default=8, help="steps of the plain way that are timed")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/merge_cost.json"))
+    arguments = parser.parse_args()
+    bench = Bench(arguments)
+    found: dict[str, Any] = {"machine": machine(), "arguments": {k: str(v) for k, v in vars(arguments).items()}}
+    found["multiply-adds a second"] = {str(kind): bench.rate(kind) for kind in (torch.float32, torch.float64)}
+    found["table"] = []
+    for name in arguments.only:
+        for row in PARTS[name](bench):
+            found["table"].append(row)
+            print(
+                *(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+            )
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            atomic_text(json.dumps(found, indent=2), arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+class Bench:
+    """Sources, pictures and a clock.
+
+    Args:
+        arguments: From the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.clock = arguments, CLOCKS[arguments.clock]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        shape = (3, arguments.image_size, arguments.image_size)
+        self.sources = [Architecture(arguments.architecture, 7).build().eval() for _ in range(arguments.sources)]
+        for source in self.sources:
+            self._settle(source.to(self.device), shape)
+        each = arguments.pictures // arguments.sources
+        self.pictures = {
+            f"domain{index}": list(torch.randn(each, *shape, device=self.device).split(arguments.batch))
+            for index in range(arguments.sources)
+        }
+        self.problem = Problem(
+            sources=tuple(self.sources),
+            owners={domain: index for index, domain in enumerate(self.pictures)},
+            spec=trace(self.sources[0], shape),
+            labels=LabelSpace({domain: tuple("abcdefg") for domain in self.pictures}, "shared"),
+            pictures=self.pictures,
+        )
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Median time of some work, after one run to warm up."""
+        found = []
+        for turn in range(self.arguments.rounds + 1):
+            start = self.now()
+            work()
+            if turn:
+                found.append(self.now() - start)
+        return median(found)
+
+    def now(self) -> float:
+        """The clock, once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.clock()
+
+    def rate(self, kind: torch.dtype) -> float:
+        """Multiply-adds a second in one product of 2,048 × 2,048 matrices."""
+        left, right = (torch.randn(2048, 2048, dtype=kind, device=self.device) for _ in range(2))
+        return 2048**3 / self.seconds(lambda: left @ right)
+
+    def gather(self, needs: Sequence[str]) -> Statistics:
+        """One pass over the pictures."""
+        collector = Collector(
+            self.problem.spec, Lockstep(self.sources), needs, tuple(self.pictures), self.problem.owners
+        )
+        for domain, batches in self.pictures.items():
+            for batch in batches:
+                collector.gather(domain, batch)
+        for moment in collector.statistics.moments():
+            assert moment.totals  # with what was waiting
+        return collector.statistics
+
+    @torch.no_grad()
+    def forwards(self) -> None:
+        """Every source on every picture."""
+        for batches in self.pictures.values():
+            for batch in batches:
+                for source in self.sources:
+                    source(batch)
+
+    @torch.no_grad()
+    def _settle(self, source: nn.Module, shape: tuple[int, int, int]) -> None:
+        """Give a random network's batch norms the statistics of random pictures, so that its values stay in range."""
+        source.train()
+        for module in source.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        source(torch.randn(16, *shape, device=self.device))
+        source.eval()
+
+
+def moments(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Gathering every layer's joint moment, over the sources' own forwards on the same pictures."""
+    forwards = bench.seconds(bench.forwards)
+    for needs in ([UNITS], [LAYERS]):
+        taken = bench.seconds(lambda needs=needs: bench.gather(needs)) - forwards
+        row = {
+            "part": f"moments of {needs[0]}",
+            "seconds": taken,
+            "over": "the sources' forwards",
+            "ratio": taken / forwards,
+        }
+        if needs == [LAYERS]:
+            products = moment_products(bench)
+            row |= {"multiply-adds": products, "bound": products / bench.rate(torch.float32) / forwards}
+        yield row
+
+
+def moment_products(bench: Bench) -> float:
+    """Multiply-adds of all layers' joint moments."""
+    collector = Collector(bench.problem.spec, Lockstep(bench.sources), [LAYERS], ("domain0",), {})
+    each = 0.0
+    for layer in bench.problem.spec.layers:
+        moment = collector.statistics.layers[layer.name]["domain0"]
+        if isinstance(moment, CorrelationMoment):
+            each += sum(part.places / (1 + part.still) for part in moment.parts) * moment.channels**2
+        else:
+            each += layer.positions * moment.size**2 / 2
+    return each * sum(len(batch) for batches in bench.pictures.values() for batch in batches)
+
+
+def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Both fits at several budgets: the first with all it needs, every further one, and the solves among it."""
+    taken: dict[str, list[float]] = {}
+    for name in ("joint", "sequential"):
+        method = PLeaS(fit=name, label=name)  # type: ignore[arg-type]
+        start = bench.now()
+        statistics = bench.gather(sorted(method.needs & {LAYERS, UNITS}))
+        gathered = bench.now() - start
+        problem = Problem(**{**vars(bench.problem), "statistics": statistics})
+        each, solves = [], 0.0
+        for budget in bench.arguments.budgets:
+            with stopwatch(bench) as watch:
+                start = bench.now()
+                list(method.merge(problem, [budget]))
+                each.append(bench.now() - start)
+            solves += sum(watch)
+        first, further = gathered + each[0], each[1:]
+        taken[name] = [first, *further]
+        yield {"part": f"{name}: first budget", "seconds": first, "over": "gathering", "ratio": first / gathered}
+        yield {
+            "part": f"{name}: a further budget",
+            "seconds": sum(further) / len(further),
+            "over": "the first",
+            "ratio": sum(further) / len(further) / first,
+        }
+        yield {
+            "part": f"{name}: solves",
+            "seconds": solves,
+            "over": "all of it",
+            "ratio": solves / (gathered + sum(each)),
+        }
+    ratio = taken["sequential"][0] / taken["joint"][0]
+    yield {"part": "sequential", "seconds": taken["sequential"][0], "over": "joint, one budget", "ratio": ratio}
+    plain = plain_way(bench)
+    for name, each in taken.items():
+        one = plain["matching"] + plain["steps"]
+        yield {"part": f"plain way, {name}", "seconds": one, "over": "ours, one budget", "ratio": one / each[0]}
+        whole = plain["matching"] + plain["steps"] * len(each)
+        part = f"plain way, {name}, {len(each)} budgets"
+        yield {"part": part, "seconds": whole, "over": "ours, as many", "ratio": whole / sum(each)}
+
+
+@contextmanager
+def stopwatch(bench: Bench) -> Iterator[list[float]]:
+    """Seconds of every factorisation and solve, and of bringing the sources' weights through the moments."""
+    seconds: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = bench.now()
+            result = function(*args, **kwargs)
+            seconds.append(bench.now() - start)
+            return result
+
+        return run
+
+    with ExitStack() as patches:
+        for owner, name in ((LayerSolver, "__init__"), (LayerSolver, "solve"), (pleas, "view")):
+            patches.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
+        yield seconds
+
+
+def plain_way(bench: Bench) -> dict[str, float]:
+    """Seconds of the released code's matching and steps, written plainly."""
+    pictures = torch.cat([batch for batches in bench.pictures.values() for batch in batches])
+    draw = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> Iterator[Tensor]:
+        for _ in range(count):
+            yield pictures[torch.randint(len(pictures), (BATCH,), generator=draw)]
+
+    timed = bench.arguments.plain_steps
+    seconds = {}
+    collector = Collector(bench.problem.spec, Lockstep(bench.sources), [UNITS], ("all",), {})
+    start = bench.now()
+    for batch in some(timed):
+        collector.gather("all", batch)
+    seconds["matching"] = (bench.now() - start) / timed * MATCHING
+    steps = adam_steps(bench, start_at(bench), some(timed + 1))
+    next(steps)
+    start = bench.now()
+    for _ in steps:
+        pass
+    seconds["steps"] = (bench.now() - start) / timed * STEPS
+    return seconds
+
+
+def start_at(bench: Bench) -> Student:
+    """A full merge with units in any order: what a step costs does not depend on it."""
+    spec, count = bench.problem.spec, len(bench.sources)
+    maps = {group.name: UnitMap.identity(group.size, count) for group in spec.groups.values()}
+    return start_student(bench.sources, spec, maps, bench.problem.labels)
+
+
+def adam_steps(bench: Bench, student: Student, batches: Iterator[Tensor]) -> Iterator[float]:
+    """Every layer on the mean of the sources' inputs, towards the mean of their outputs; yields each step's loss."""
+    layers = [student.network.get_submodule(layer.name) for layer in bench.problem.spec.layers]
+    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
+    hooks = [
+        source.get_submodule(layer.name).register_forward_hook(
+            lambda _, inputs, output, index=index: seen[index].append((inputs[0], output))
+        )
+        for source in bench.sources
+        for index, layer in enumerate(bench.problem.spec.layers)
+    ]
+    optimizer = torch.optim.Adam([p for layer in layers for p in layer.parameters()], lr=5e-4)
+    try:
+        for batch in batches:
+            with torch.no_grad():
+                for source in bench.sources:
+                    source(batch)
+            optimizer.zero_grad()
+            loss = batch.new_zeros(())
+            for layer, pairs in zip(layers, seen, strict=True):
+                inputs, outputs = (torch.stack(values).mean(0) for values in zip(*pairs, strict=True))
+                loss = loss + (layer(inputs) - outputs).square().mean()
+                pairs.clear()
+            loss.backward()
+            optimizer.step()
+            yield float(loss.detach())
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {"moments": moments, "budgets": budgets}
+
+if __name__ == "__main__":
+    main()
