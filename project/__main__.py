@@ -1,6 +1,9 @@
 """``pleas`` and ``python -m project``."""
 
 import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -8,8 +11,22 @@ from project.cli import main
 from project.errors import PleasError, TraceError
 
 
+def _told(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+    shown: Callable[..., str] = warnings.formatwarning,
+) -> str:
+    """Our own warnings are for users, to whom files and lines of ours say nothing."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    return f"pleas: warning: {message}\n" if ours else shown(message, category, filename, lineno, line)
+
+
 def console() -> int:
     """Run the command; what the user can mend is told in one sentence."""
+    warnings.formatwarning = _told
     try:
         main()
     except (PleasError, MisconfigurationException) as error:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torchvision
@@ -19,6 +19,11 @@ from project.student import load_source, obstacle, reestimate, unfitted
 from project.symmetry import Spec, group_differences, trace
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}; see 'pleas check --help'.")
+
+
 def run_check(args: Sequence[str]) -> None:
     """The command; prints a table.
 
@@ -29,7 +34,7 @@ def run_check(args: Sequence[str]) -> None:
         ConfigurationError: If there is no such network, or it cannot be built from the arguments.
         TraceError: If its groups cannot be derived, or do not hold.
     """
-    parser = argparse.ArgumentParser("pleas check", description=__doc__.split("``: ")[1].strip().capitalize())
+    parser = _Parser("pleas check", description=__doc__.split("``: ")[1].strip().capitalize())
     parser.add_argument(
         "--model",
         required=True,

@@ -99,3 +99,8 @@ def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "pleas check --model" in capsys.readouterr().out
+
+
+def test_without_a_model() -> None:
+    with pytest.raises(ConfigurationError, match="--model"):
+        main(["check"])

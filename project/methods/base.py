@@ -1,5 +1,6 @@
 """What a merging method is given and what it gives back."""
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,6 +126,12 @@ class Method(ABC):
     def name(self) -> str:
         """Name in tables and files."""
         return self.label or type(self).__name__.lower()
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Its arguments that are plain values, as a file tells them."""
+        given = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
 
     def check(  # noqa: B027, most methods have nothing to refuse
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]

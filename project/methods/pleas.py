@@ -115,6 +115,11 @@ class PLeaS(Permutation):
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
+    @property
+    def options(self) -> dict[str, object]:
+        """Its arguments that are plain values, as a file tells them."""
+        return {**super().options, "fit": "sequential" if self.sequential else "joint"}
+
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse what will not fit into memory; refuse or, with a ridge, tell of more unknowns than samples.
 

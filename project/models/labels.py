@@ -7,6 +7,7 @@ from typing import Literal
 from project.errors import ConfigurationError
 
 LabelMode = Literal["shared", "different"]
+HEAD_WORDS = ("own", "joint")  # what to ask of the heads in place of one domain's
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class LabelSpace:
             head of its own, the heads standing side by side in the order of the domains.
 
     Raises:
-        ConfigurationError: In shared mode, where the domains' classes differ; the message lists the difference.
+        ConfigurationError: In shared mode, where the domains' classes differ; the message lists the difference. Where a
+            domain has a name that means something else when a head is asked for.
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -29,6 +31,9 @@ class LabelSpace:
         """Refuse unequal classes in shared mode."""
         if self.mode not in ("shared", "different"):
             raise ConfigurationError(f"label_space is {self.mode!r}; allowed: 'shared', 'different'.")
+        for domain in self.classes:
+            if domain in HEAD_WORDS:
+                raise ConfigurationError(f"a domain is called {domain!r}, which asks for no single head; rename it.")
         if self.mode == "different" or not self.classes:
             return
         first, *others = self.classes

@@ -22,7 +22,7 @@ def lineage(method: Method, merged: Merged, sources: Sequence[Source], owners: M
     """
     return {
         "method": merged.method,
-        "options": {k: v for k, v in vars(method).items() if isinstance(v, str | int | float | bool)},
+        "options": method.options,
         "budget": merged.budget.plain,
         "sources": [
             {

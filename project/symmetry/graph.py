@@ -38,7 +38,7 @@ class LeafTracer(fx.Tracer):
 
 
 def graph_of(network: nn.Module, *leaves: type[nn.Module]) -> fx.GraphModule:
-    """Trace a network into a graph of its leaf modules; in eval mode, sharing its parameters.
+    """Trace a network into a graph of its leaf modules, which it shares.
 
     Args:
         network: The network.
@@ -55,7 +55,7 @@ def graph_of(network: nn.Module, *leaves: type[nn.Module]) -> fx.GraphModule:
         raise TraceError(
             f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_last_frame(''.join(lines))}."
         ) from error
-    return fx.GraphModule(network, graph).eval()
+    return fx.GraphModule(network, graph)
 
 
 def shaped_graph(network: nn.Module, picture: tuple[int, int, int], batch: int) -> fx.GraphModule:

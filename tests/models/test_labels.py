@@ -33,3 +33,9 @@ def test_unknown_domain() -> None:
 def test_what_does_not_go_together(classes: dict[str, tuple[str, ...]], mode: LabelMode, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         LabelSpace(classes, mode)
+
+
+@pytest.mark.parametrize("word", ["own", "joint"])
+def test_words_for_heads_are_no_domains(word: str) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        LabelSpace({"photo": ("cat",), word: ("dog",)}, "different")
