@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-LEAF = 512  # rows below which halving a product no longer pays
+LEAF = 128  # rows below which halving a product no longer pays
 PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as much as a product over a few hundred
 
 
