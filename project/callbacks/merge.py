@@ -3,14 +3,13 @@
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from project.errors import ConfigurationError
 from project.modules import MergeModule
 from project.report.phases import PhaseClock
+from project.student import World
 
 
 class MergeCallback(Callback):
@@ -61,7 +60,7 @@ class MergeCallback(Callback):
         else:
             self.variances["before"] = pl_module.variances()
             self._open.enter_context(self.clock.phase("re-estimate"))
-            self._open.enter_context(pl_module.reestimation(lambda tensor: _all_reduce(trainer, tensor)))
+            self._open.enter_context(pl_module.reestimation(World.current().reduce))
 
     def on_validation_batch_end(
         self,
@@ -84,15 +83,15 @@ class MergeCallback(Callback):
             return
         assert isinstance(pl_module, MergeModule)
         if not self.fitted:
-            collector = pl_module.stop_gathering()
+            collector, world = pl_module.stop_gathering(), World.current()
             if collector is not None:
-                collector.statistics.reduce(lambda tensor: _all_reduce(trainer, tensor))
+                collector.statistics.reduce(world.reduce)
             self._open.close()
             with self.clock.phase("fit"):
-                pl_module.fit_students(collector, lambda tensor: _all_reduce(trainer, tensor))
+                pl_module.fit_students(collector, world)
                 for merged in pl_module.merged:
                     for tensor in merged.student.state_dict().values():
-                        _from_rank_zero(trainer, tensor)  # solvers may differ in the last bit between machines
+                        world.broadcast(tensor, 0)  # machines may differ in the last bit
             self.fitted = True
             self.finished = not (self.renormalise and pl_module.unsettled)
         else:
@@ -117,13 +116,3 @@ class MergeCallback(Callback):
     def _ours(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         validating = trainer.state.fn == "validate" and not trainer.sanity_checking
         return validating and isinstance(pl_module, MergeModule) and not self.finished
-
-
-def _all_reduce(trainer: Trainer, tensor: Tensor) -> None:
-    if trainer.world_size > 1:
-        torch.distributed.all_reduce(tensor)
-
-
-def _from_rank_zero(trainer: Trainer, tensor: Tensor) -> None:
-    if trainer.world_size > 1:
-        torch.distributed.broadcast(tensor, src=0)
