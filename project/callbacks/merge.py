@@ -4,9 +4,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 
-from project.errors import ConfigurationError
+from project.callbacks.strategy import check_strategy
 from project.modules import MergeModule
 from project.report.phases import PhaseClock
 from project.student import World
@@ -42,12 +41,8 @@ class MergeCallback(Callback):
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse launchers that would lose the students."""
-        launcher = getattr(trainer.strategy, "_start_method", None)
-        if isinstance(trainer.strategy, DDPStrategy) and launcher in ("spawn", "fork", "forkserver"):
-            raise ConfigurationError(
-                f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
-            )
+        """Refuse trainers that would lose the students or round the sources."""
+        check_strategy(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the taps, or open the batch norms."""

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import Run, cross_moment, flat, layer_moment
+from project.moments import Run, cross_moment, exact_products, flat, layer_moment
 from project.student.head import HeadView
 from project.student.layers import resized, weight_of
 from project.student.sharing import World
@@ -237,7 +237,7 @@ def _target(
     blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
     result: Tensor | None = None
     for source, run in batch.sources.items():
-        values = flat(run.env[_twin(run, node)], module)
+        values = flat(run.env[_twin(run, node)], module).float()
         shape = (1, -1) + (1,) * (values.dim() - 2)
         if plan.norm is not None:
             scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
@@ -262,10 +262,12 @@ def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:
 def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool) -> Tensor:
     """The layer's output with these weights, their last column a constant."""
     weight, bias = (matrix[:, :-1], matrix[:, -1]) if constant else (matrix, None)
-    if not isinstance(reader, nn.Conv2d):
-        return F.linear(values, weight, bias)
-    weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
-    return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
+    values = values.float()
+    with exact_products(values.device):
+        if not isinstance(reader, nn.Conv2d):
+            return F.linear(values, weight, bias)
+        weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
+        return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
 
 
 def _twin(run: Run, node: fx.Node) -> fx.Node:
