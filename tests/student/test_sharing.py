@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import make_problem, random_map, random_network, same_state
-from torch import Tensor
+from torch import Tensor, nn
 
+from project.alignment import UnitMap
 from project.methods import Permutation, PLeaS, Problem
-from project.student import World, solver
+from project.student import SequentialFit, World, solver
 from project.student.sharing import divide, effort
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
@@ -235,3 +236,45 @@ def test_dealing_is_within_four_thirds_of_the_best() -> None:
     assert max(loads) <= 4 / 3 * 9
     assert World().deal(costs) == [0] * 7
     assert World().deal([]) == []
+
+
+class Plain(nn.Module):
+    """One convolution with its norm and rectifier, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Counting(World):
+    """One process that counts what it would send."""
+
+    sent: list[int] = field(default_factory=list)
+
+    def reduce(self, tensor: Tensor) -> None:
+        self.sent.append(tensor.numel() * tensor.element_size())
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        self.reduce(tensor)
+
+
+def test_what_a_fit_sends_is_what_the_documents_say() -> None:
+    """docs/cluster.md, with 8 bytes a number: D domains, o outputs, d inputs with taps and constant, R rounds."""
+    problem, world = make_problem([Plain().eval() for _ in range(2)]), Counting()
+    student = problem.start({**problem.fixed, "conv": UnitMap.identity(6, 2)})
+    assert problem.pictures is not None
+    domains = len(problem.pictures)
+    walk = SequentialFit(
+        student, problem.sources, problem.owners, problem.pictures, ridge=0.1, divergence=False, rounds=2, world=world
+    )
+    walk.run()
+
+    def layer(outputs: int, inputs: int, rounds: int) -> int:
+        gram = domains * (inputs**2 + 1)  # and how many samples
+        return gram + (1 + rounds) * (domains * outputs * (inputs + 1) + outputs * inputs + 5)  # 5 of each row block
+
+    assert sum(world.sent) == 8 * (layer(6, 3 * 9 + 1, 2) + 5 * domains * 6 + layer(4, 6 + 1, 0))
