@@ -157,7 +157,7 @@ def test_a_trainer_in_mixed_precision_leaves_moments_and_sources_alone(place: Pa
     assert dtypes == {torch.float32}
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_a_trainer_that_would_round_the_sources_is_refused(place: Path, precision: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"precision is '{precision}', which rounds the sources' weights"):
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_trainer_that_would_convert_the_sources_is_refused(place: Path, precision: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"precision is '{precision}', which converts the sources' weights"):
         merged(place, precision)

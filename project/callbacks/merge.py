@@ -41,7 +41,7 @@ class MergeCallback(Callback):
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse trainers that would lose the students or round the sources."""
+        """Refuse trainers that would lose the students or convert the sources."""
         check_strategy(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

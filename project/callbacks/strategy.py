@@ -5,7 +5,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 
 from project.errors import ConfigurationError
 
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -15,7 +15,7 @@ def check_strategy(trainer: Trainer) -> None:
         trainer: As built.
 
     Raises:
-        ConfigurationError: If it splits networks, loses what validation changes, or rounds weights.
+        ConfigurationError: If it splits networks, loses what validation changes, or converts weights.
     """
     strategy = trainer.strategy
     launcher = getattr(strategy, "_start_method", None)
@@ -30,6 +30,6 @@ def check_strategy(trainer: Trainer) -> None:
         )
     if trainer.precision not in PRECISIONS:
         raise ConfigurationError(
-            f"precision is {trainer.precision!r}, which rounds the sources' weights themselves; "
+            f"precision is {trainer.precision!r}, which converts the sources' weights themselves; "
             f"allowed for a merge: {', '.join(map(repr, PRECISIONS))}."
         )
