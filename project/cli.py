@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -65,7 +67,12 @@ class MergeCLI(LightningCLI):
             kwargs["callbacks"] = self._with_table(self.config_init[self.subcommand].trainer.callbacks)
         if self.config[self.subcommand].trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run, name="", version="")
-        return super().instantiate_trainer(default_root_dir=self.run, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(default_root_dir=self.run, **kwargs)
+            check_processes(trainer)
+        except ValueError as error:  # Lightning's own, of options that do not go together
+            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+        return trainer
 
     @staticmethod
     def _with_table(callbacks: Callback | list[Callback] | None) -> list[Callback]:
@@ -81,6 +88,20 @@ class MergeCLI(LightningCLI):
             raise ConfigurationError(
                 f"run is {folder}, which holds an earlier run; choose another folder, or pass --overwrite true."
             )
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Refuse processes that torchrun or SLURM has started beyond those that the trainer knows of.
+
+    Each of them would take itself for the only one and write over the others.
+
+    Raises:
+        ValueError: Of Lightning, with both numbers.
+    """
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            environment().validate_settings(trainer.num_devices, trainer.num_nodes)
+            return
 
 
 def main(args: ArgsType = None) -> MergeCLI | None:

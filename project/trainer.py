@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from scipy.optimize import linear_sum_assignment
 
-from project.callbacks import MergeCallback
+from project.callbacks import MergeCallback, check_strategy
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
@@ -35,8 +36,8 @@ class MergeTrainer(Trainer):
 
         Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
         where there are such pictures, scores sources, references and students on the test pictures, and writes the
-        students and every number to the run's folder. Where a cluster starts the processes itself (torchrun, SLURM),
-        the data must be there already: only the first process renders or downloads, and the others do not wait for it.
+        students and every number to the run's folder. Data that are missing are rendered or downloaded once a node,
+        by its first process, while the others wait, however the processes were started.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.
@@ -52,17 +53,16 @@ class MergeTrainer(Trainer):
             raise ConfigurationError(f"model is {type(model).__name__}; merge needs a MergeModule.")
         if not isinstance(datamodule, DomainDataModule):
             raise ConfigurationError(f"data is {type(datamodule).__name__}; merge needs a DomainDataModule.")
+        check_strategy(self)
         callback = self._merge_callback()
         folder = writable(Path(self.log_dir or self.default_root_dir))
         model.read(datamodule.preprocessing)
-        if self.is_global_zero:
-            datamodule.prepare_data()
+        self._prepare_data(datamodule)
         check_shares(datamodule.calibration_counts(), self.world_size)
         model.prepare(datamodule)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")
-        self.datamodule = datamodule  # the passes below get loaders, and scoring asks for the classes behind them
         self._calibrate(model, datamodule)
         if not callback.fitted:
             raise ConfigurationError("no calibration batch was run (limit_val_batches?); nothing could be fitted.")
@@ -89,6 +89,17 @@ class MergeTrainer(Trainer):
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
         return results
+
+    def _prepare_data(self, datamodule: DomainDataModule) -> None:
+        """Let the first process of each node render or download, as Lightning does before a fit; the others wait.
+
+        Processes that Lightning starts itself, at the first pass, come when this one is done.
+        """
+        self.datamodule = datamodule  # the passes get loaders, and scoring asks for the classes behind them
+        environment = getattr(self.strategy, "cluster_environment", None)
+        if environment is not None and not isinstance(environment, LightningEnvironment):
+            self.strategy.setup_environment()  # they all run already, and can only wait for each other once connected
+        self._data_connector.prepare_data()
 
     def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
         self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)

@@ -89,7 +89,8 @@ def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
     }
     assert figures <= set(tags["images"])
     assert "table/text_summary" in tags["tensors"]
-    assert len(events.Scalars("residual_after/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
+    for quantity in ("residual_after", "condition", "fallbacks"):
+        assert len(events.Scalars(f"{quantity}/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
     assert {"accuracy/pleas/mean", "variance before/permutation-1.00", "variance after/permutation-1.00"} <= set(
         tags["scalars"]
     )

@@ -1,6 +1,7 @@
-"""Callbacks: merging in the validation loop, writing predictions."""
+"""What hooks into Lightning's loops."""
 
 from project.callbacks.merge import MergeCallback
 from project.callbacks.predictions import PredictionTable
+from project.callbacks.strategy import check_strategy
 
-__all__ = ["MergeCallback", "PredictionTable"]
+__all__ = ["MergeCallback", "PredictionTable", "check_strategy"]

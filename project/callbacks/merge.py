@@ -3,14 +3,12 @@
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.callbacks.strategy import check_strategy
 from project.modules import MergeModule
 from project.report.phases import PhaseClock
+from project.student import World
 
 
 class MergeCallback(Callback):
@@ -43,12 +41,8 @@ class MergeCallback(Callback):
         self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse launchers that would lose the students."""
-        launcher = getattr(trainer.strategy, "_start_method", None)
-        if isinstance(trainer.strategy, DDPStrategy) and launcher in ("spawn", "fork", "forkserver"):
-            raise ConfigurationError(
-                f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
-            )
+        """Refuse trainers that would lose the students or convert the sources."""
+        check_strategy(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the taps, or open the batch norms."""
@@ -61,7 +55,7 @@ class MergeCallback(Callback):
         else:
             self.variances["before"] = pl_module.variances()
             self._open.enter_context(self.clock.phase("re-estimate"))
-            self._open.enter_context(pl_module.reestimation(lambda tensor: _all_reduce(trainer, tensor)))
+            self._open.enter_context(pl_module.reestimation(World.current().reduce))
 
     def on_validation_batch_end(
         self,
@@ -84,15 +78,15 @@ class MergeCallback(Callback):
             return
         assert isinstance(pl_module, MergeModule)
         if not self.fitted:
-            collector = pl_module.stop_gathering()
+            collector, world = pl_module.stop_gathering(), World.current()
             if collector is not None:
-                collector.statistics.reduce(lambda tensor: _all_reduce(trainer, tensor))
+                collector.statistics.reduce(world.reduce)
             self._open.close()
             with self.clock.phase("fit"):
-                pl_module.fit_students(collector, lambda tensor: _all_reduce(trainer, tensor))
+                pl_module.fit_students(collector, world)
                 for merged in pl_module.merged:
                     for tensor in merged.student.state_dict().values():
-                        _from_rank_zero(trainer, tensor)  # solvers may differ in the last bit between machines
+                        world.broadcast(tensor, 0)  # machines may differ in the last bit
             self.fitted = True
             self.finished = not (self.renormalise and pl_module.unsettled)
         else:
@@ -117,13 +111,3 @@ class MergeCallback(Callback):
     def _ours(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         validating = trainer.state.fn == "validate" and not trainer.sanity_checking
         return validating and isinstance(pl_module, MergeModule) and not self.finished
-
-
-def _all_reduce(trainer: Trainer, tensor: Tensor) -> None:
-    if trainer.world_size > 1:
-        torch.distributed.all_reduce(tensor)
-
-
-def _from_rank_zero(trainer: Trainer, tensor: Tensor) -> None:
-    if trainer.world_size > 1:
-        torch.distributed.broadcast(tensor, src=0)

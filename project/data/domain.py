@@ -1,10 +1,13 @@
 """What every data set is to the rest of the project: named domains with classes and two lists of pictures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+from filelock import FileLock
 
 from project.errors import ConfigurationError, DataError
 
@@ -52,6 +55,8 @@ class DomainSet(ABC):
     def prepare(self) -> None:  # noqa: B027 - most sets have nothing to prepare
         """Download or render what is missing; does nothing the second time, and nothing where the user must fetch it.
 
+        Several processes may ask at once, those of one run once a node: what writes does so inside :func:`alone`.
+
         Raises:
             DataError: Where the data cannot be had.
         """
@@ -63,6 +68,33 @@ class DomainSet(ABC):
         Raises:
             DataError: Where files are missing or malformed; the message says from where to fetch them.
         """
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """While open, no other process that asks for the same folder gets in, on any node that shares it; they wait.
+
+    Nodes that prepare each for itself, or jobs that start together, would else write the same files at once.
+
+    Args:
+        root: Folder that is about to be written to; made where it is missing.
+
+    Raises:
+        DataError: Where its file system knows no locks.
+    """
+    lock = FileLock(root / ".preparing.lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise DataError(
+            f"{root} cannot be locked while data are written to it ({error}); prepare them on a file system that "
+            f"can, and copy them there."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require(path: Path, name: str, source: str, root: Path) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torchvision.datasets import OxfordIIITPet
 
-from project.data.domain import Domain, DomainSet, Sample, class_names, require
+from project.data.domain import Domain, DomainSet, Sample, alone, class_names, require
 from project.errors import DataError
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/pets"
@@ -31,7 +31,8 @@ class OxfordPets(DomainSet):
         if not self.download:
             return
         try:
-            OxfordIIITPet(self.root, download=True)
+            with alone(self.root):
+                OxfordIIITPet(self.root, download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"Oxford-IIIT Pets could not be downloaded into {self.root} from {SOURCE}: {error}."

@@ -3,7 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.moments import Statistics
-from project.student import Budget, Student, nominal_macs, source_macs, source_size, start_student
+from project.student import ALONE, Budget, Student, World, nominal_macs, source_macs, source_size, start_student
 from project.symmetry import Spec
 
 
@@ -29,7 +29,7 @@ class Problem:
         preprocessing: What pictures go through.
         statistics: What calibration left behind; None before it, or where no method needs any.
         pictures: domain -> batches of calibration pictures, for methods that look at them again.
-        reduce: Sums a tensor over all processes in place.
+        world: The processes among which the pictures are dealt out; statistics are summed over them already.
     """
 
     sources: tuple[nn.Module, ...]
@@ -40,7 +40,7 @@ class Problem:
     preprocessing: Preprocessing | None = None
     statistics: Statistics | None = None
     pictures: Mapping[str, Sequence[Tensor]] | None = None
-    reduce: Callable[[Tensor], object] = lambda tensor: tensor
+    world: World = ALONE
 
     @property
     def fixed(self) -> dict[str, UnitMap]:

@@ -86,8 +86,10 @@ class Permutation(Method):
         """One alignment, then a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem)
+        problem.world.agree(alignment.members, alignment.scores, alignment.distances)
         matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
         gains = self._gains(problem, alignment) if self.separate == "gain" else {}
+        problem.world.agree(gains)
         starts = []
         for budget in map(Budget.of, budgets):
             maps = self._allocate(problem, alignment, budget, gains)

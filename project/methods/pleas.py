@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import ceil, inf
 from typing import Literal
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from project.student import (
     SequentialFit,
     View,
     batch_norms,
+    effort,
     fit_layer,
     joint_matrix,
     restyled,
@@ -29,6 +31,9 @@ from project.student import (
 )
 from project.student.memory import free_bytes, walk_bytes
 from project.symmetry import Layer, graph_of
+
+MEASURED = ("residual_before", "residual_after", "condition", "fallbacks")
+"""What is told of each layer's fit."""
 
 
 class PLeaS(Permutation):
@@ -216,7 +221,7 @@ class PLeaS(Permutation):
             rounds=self.rounds,
             divergence=self.logits == "divergence",
             weights=weights,
-            reduce=problem.reduce,
+            world=problem.world,
         )
         with tqdm(
             total=len(problem.spec.layers), desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None
@@ -245,20 +250,30 @@ class PLeaS(Permutation):
         return [domain for domain in pictures if domain not in problem.labels.domains]
 
     def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
-        """The joint fit of all students."""
-        fits: list[dict[str, dict[str, float]]] = [{} for _ in starts]
-        for layer in tqdm(problem.spec.layers, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
-            if self._kept(layer, problem):
-                continue
+        """The joint fit of all students; its layers do not wait for each other and are dealt out to the processes."""
+        world, layers = problem.world, [layer for layer in problem.spec.layers if not self._kept(layer, problem)]
+        owners = world.deal([sum(_effort(layer, merged) for merged in starts) for layer in layers])
+        found = torch.zeros(len(layers), len(starts), len(MEASURED), dtype=torch.float64)
+        mine = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
+        for number, layer in tqdm(mine, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
             matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
             views = self._views(layer, matrices, problem)
             same = layer.inputs == problem.spec.plain_input
-            for merged, found in zip(starts, fits, strict=True):
+            for student, merged in enumerate(starts):
                 outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
                 fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, same_input=same)
                 merged.student.load_layer(layer.name, fit.matrix)
-                found[layer.name] = _measured(fit)
-        return [replace(merged, layers=found) for merged, found in zip(starts, fits, strict=True)]
+                found[number, student] = found.new_tensor(list(_measured(fit).values()))
+        world.reduce(found)
+        for layer, owner in zip(layers, owners, strict=True):
+            for merged in starts:
+                for tensor in merged.student.network.get_submodule(layer.name).parameters():
+                    world.broadcast(tensor.detach(), owner)
+        fits: list[dict[str, dict[str, float]]] = [
+            {layer.name: dict(zip(MEASURED, row, strict=True)) for layer, row in zip(layers, rows, strict=True)}
+            for rows in found.transpose(0, 1).tolist()
+        ]
+        return [replace(merged, layers=fit) for merged, fit in zip(starts, fits, strict=True)]
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
         """Whether a layer stays at its start point: depthwise convolutions, and heads that shall be the sources'."""
@@ -282,9 +297,10 @@ class PLeaS(Permutation):
 
 def _measured(fit: LayerFit) -> dict[str, float]:
     """What is known of a layer's fit, for tables and plots."""
-    return {
-        "residual_before": fit.before,
-        "residual_after": fit.after,
-        "condition": fit.condition,
-        "fallbacks": float(fit.fallbacks),
-    }
+    return dict(zip(MEASURED, (fit.before, fit.after, fit.condition, float(fit.fallbacks)), strict=True))
+
+
+def _effort(layer: Layer, merged: Merged) -> float:
+    """What the joint fit of a layer of a student costs, were its rows one block."""
+    outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+    return effort(inputs.units * layer.taps + layer.bias, outputs.units)

@@ -23,6 +23,7 @@ from project.moments import INPUTS, LAYERS, PICTURES, UNITS, Collector, Lockstep
 from project.student import (
     Budget,
     Source,
+    World,
     batch_norms,
     check_budgets,
     check_growth,
@@ -213,19 +214,19 @@ class MergeModule(LightningModule):
 
     @torch.inference_mode(False)  # students made under it could never be trained
     @torch.no_grad()
-    def fit_students(self, collector: Collector | None, reduce: Callable[[Tensor], object]) -> list[Merged]:
+    def fit_students(self, collector: Collector | None, world: World) -> list[Merged]:
         """Let every method make its students from what was gathered.
 
         Args:
             collector: What was gathered, summed over processes.
-            reduce: Sums a tensor over all processes in place.
+            world: The processes, which share the solves.
         """
         assert self.problem is not None
         problem = replace(
             self.problem,
             statistics=collector.statistics if collector else None,
             pictures=self.pictures if PICTURES in self.needs else None,
-            reduce=reduce,
+            world=world,
         )
         self.merged = []
         for method in self.methods:

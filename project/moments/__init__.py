@@ -3,7 +3,7 @@
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment, SecondMoment
-from project.moments.patches import cross_moment, flat, joint_columns, unit_columns
+from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
 from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, own_domains
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SecondMoment",
     "Statistics",
     "cross_moment",
+    "exact_products",
     "flat",
     "joint_columns",
     "layer_moment",

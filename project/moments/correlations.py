@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.moments.moment import SecondMoment, add_lower
-from project.moments.patches import Geometry, geometry
+from project.moments.patches import Geometry, exact_products, geometry
 
 PENDING = 8192  # places to wait for: adding to wide float64 totals costs as much as a product over a few hundred
 NARROW = 32  # channels below which a product takes as long as one of so many
@@ -168,7 +168,8 @@ class CorrelationMoment(SecondMoment):
                 f"a convolution reads maps of {sides[0]} × {sides[1]}, but the network was traced where they are "
                 f"{self.shape.sides[0]} × {self.shape.sides[1]}; merge with pictures of the size that was traced."
             )
-        maps = torch.empty(*sides, pictures, self.channels, device=values[0].device)  # a row of a map is one block
+        shape = (*sides, pictures, self.channels)  # a row of a map is one block
+        maps = torch.empty(shape, dtype=torch.float32, device=values[0].device)
         start = 0
         for value in values:
             maps[..., start : start + value.shape[1]].copy_(value.permute(2, 3, 0, 1))
@@ -212,7 +213,7 @@ class CorrelationMoment(SecondMoment):
         maps = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, 2)
         self._pending = []
         correlations, *sums = self._totals
-        with torch.autocast(maps.device.type, enabled=False):
+        with exact_products(maps.device):
             for total, part in zip(correlations, self.parts, strict=True):
                 _correlate(total, maps, part)
         for places in sums:

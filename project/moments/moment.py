@@ -8,6 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from project.moments.patches import exact_products
+
 LEAF = 128  # rows below which halving a product no longer pays
 PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as much as a product over a few hundred
 
@@ -116,7 +118,7 @@ class Moment(SecondMoment):
             return
         columns = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, 1)
         self._pending = []
-        with torch.autocast(columns.device.type, enabled=False):
+        with exact_products(columns.device):
             add_lower(self._totals[0], columns)
 
 

@@ -37,7 +37,8 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
     positions = 1 if shapes[0] is None else math.prod(shapes[0].positions)
     step = max(1, CHUNK_BYTES // (4 * sum(sizes) * positions))
     for chunk in zip(*(torch.split(value, step) for value in values), strict=True):
-        columns = torch.empty(sum(sizes) + constant, len(chunk[0]) * positions, device=chunk[0].device)
+        samples = len(chunk[0]) * positions
+        columns = torch.empty(sum(sizes) + constant, samples, dtype=torch.float32, device=chunk[0].device)
         for part, value, shape in zip(torch.split(columns[: sum(sizes)], sizes), chunk, shapes, strict=True):
             if shape is None:
                 part.copy_(value.mT)
@@ -66,15 +67,16 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
     Returns:
         Float32, shape (outputs, inputs · taps (+ 1)).
     """
-    if isinstance(layer, nn.Conv2d):
-        padded = _padded(values, geometry(layer, values.shape[2:]))
-        shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
-        with _exact_convolutions():
+    targets, values = targets.float(), values.float()
+    with exact_products(values.device):
+        if isinstance(layer, nn.Conv2d):
+            padded = _padded(values, geometry(layer, values.shape[2:]))
+            shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
             cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation)  # type: ignore[no-untyped-call]
-        cross = cross.flatten(1)
-        sums = targets.sum((0, 2, 3))
-    else:
-        cross, sums = targets.mT @ values, targets.sum(0)
+            cross = cross.flatten(1)
+            sums = targets.sum((0, 2, 3))
+        else:
+            cross, sums = targets.mT @ values, targets.sum(0)
     return torch.cat([cross, sums[:, None]], 1) if constant else cross
 
 
@@ -93,12 +95,19 @@ def unit_columns(values: Sequence[Tensor], dim: int = 1) -> Tensor:
 
 
 @contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """Without TF32, everything else as the user has set it."""
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Float32 stays float32: no autocast, and no TF32 in convolutions, where it is torch's default.
+
+    In matrix products torch leaves TF32 off unless ``torch.set_float32_matmul_precision`` asks for it.
+
+    Args:
+        device: Where the products are made.
+    """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
 

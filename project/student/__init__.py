@@ -14,16 +14,17 @@ from project.student.normalise import batch_norms, reestimate, reestimation, run
 from project.student.plan import in_stages, stages
 from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
+from project.student.sharing import ALONE, World, effort
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 
 __all__ = [
-    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
-    "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
-    "common_spec", "damping", "executed_macs", "fit_layer", "growing", "in_stages", "is_student", "joint_matrix",
-    "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
-    "original_sources", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
-    "separation_gains", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
-    "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
+    "ALONE", "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source",
+    "Student", "Unit", "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets",
+    "check_growth", "common_spec", "damping", "effort", "executed_macs", "fit_layer", "growing", "in_stages",
+    "is_student", "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle",
+    "original_owners", "original_sources", "reestimate", "reestimation", "restyled", "running_variances",
+    "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise",
+    "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ All batches stand at the same value of the graph: each source has computed it, t
 behind it reads any more is released, so that memory holds little more than two layers' values of all pictures.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +13,14 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import Run, cross_moment, flat, layer_moment
+from project.moments import Run, cross_moment, exact_products, flat, layer_moment
 from project.student.head import HeadView
 from project.student.layers import resized, weight_of
+from project.student.sharing import World
 from project.student.solver import Equations, seen_weights
 from project.student.surroundings import Surroundings
 from project.symmetry import Layer
 
-Reduce = Callable[[Tensor], object]
 Scales = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -73,7 +73,7 @@ class Carried:
         pictures: domain -> batches of pictures; every process the same domains.
         owners: For each domain, the source that merged units follow on its pictures; None for the mean of all.
         weights: For each domain, what each of its pictures counts for.
-        reduce: Sums a tensor over all processes in place.
+        world: The processes among which the pictures are dealt out.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Carried:
         pictures: Mapping[str, Sequence[Tensor]],
         owners: Sequence[int | None],
         weights: Sequence[float],
-        reduce: Reduce,
+        world: World,
     ) -> None:
-        self.owners, self.weights, self.reduce, self.modules = owners, weights, reduce, sources[0]
+        self.owners, self.weights, self.world, self.modules = owners, weights, world, sources[0]
         self.batches = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -129,7 +129,7 @@ class Carried:
                 values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
             moments[batch.domain].read([values])
         for moment in moments:
-            moment.reduce(self.reduce)
+            moment.reduce(self.world.reduce)
         return [
             Equations(moment.mean(), moment.count, owner, column, weight)
             for moment, owner, column, weight in zip(moments, self.owners, columns, self.weights, strict=True)
@@ -148,8 +148,8 @@ class Carried:
             crosses[batch.domain] += cross_moment(target, values, place.reader, constant=layer.bias)
             powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
         for cross, power, one in zip(crosses, powers, equations, strict=True):
-            self.reduce(cross)
-            self.reduce(power)
+            self.world.reduce(cross)
+            self.world.reduce(power)
             cross.div_(max(1, one.samples))
             power.div_(max(1, one.samples))
         return crosses, powers
@@ -200,7 +200,7 @@ class Carried:
             )
             moments = [torch.full_like(x[:, 0], x.shape[1]), x.sum(1), t.sum(1), x.square().sum(1), (x * t).sum(1)]
             sums[batch.domain] += torch.stack(moments)
-        self.reduce(sums)
+        self.world.reduce(sums)
         return sums * torch.tensor(self.weights).to(sums)[:, None, None]
 
 
@@ -237,7 +237,7 @@ def _target(
     blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
     result: Tensor | None = None
     for source, run in batch.sources.items():
-        values = flat(run.env[_twin(run, node)], module)
+        values = flat(run.env[_twin(run, node)], module).float()
         shape = (1, -1) + (1,) * (values.dim() - 2)
         if plan.norm is not None:
             scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
@@ -262,10 +262,12 @@ def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:
 def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool) -> Tensor:
     """The layer's output with these weights, their last column a constant."""
     weight, bias = (matrix[:, :-1], matrix[:, -1]) if constant else (matrix, None)
-    if not isinstance(reader, nn.Conv2d):
-        return F.linear(values, weight, bias)
-    weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
-    return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
+    values = values.float()
+    with exact_products(values.device):
+        if not isinstance(reader, nn.Conv2d):
+            return F.linear(values, weight, bias)
+        weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
+        return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
 
 
 def _twin(run: Run, node: fx.Node) -> fx.Node:

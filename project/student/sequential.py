@@ -28,11 +28,12 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
-from project.student.carried import Carried, Place, Reduce, own_heads, resized_reader
+from project.student.carried import Carried, Place, own_heads, resized_reader
 from project.student.fit import joint_matrix, start_matrix
 from project.student.head import fit_head
 from project.student.layers import load_matrix
 from project.student.plan import in_stages
+from project.student.sharing import ALONE, World
 from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
 from project.student.surroundings import Surroundings, is_norm, student_graph, surroundings
 from project.symmetry import NORMS, Layer, graph_of
@@ -55,7 +56,7 @@ class SequentialFit:
         divergence: Whether the layer that writes the logits is fitted to the sources' classes, see
             :mod:`~project.student.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
-        reduce: Sums a tensor over all processes in place.
+        world: The processes among which the pictures are dealt out; they share the solves.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class SequentialFit:
         rounds: int = 2,
         divergence: bool = True,
         weights: Mapping[str, float] | None = None,
-        reduce: Reduce = lambda tensor: tensor,
+        world: World = ALONE,
     ) -> None:
         self.student, self.sources, self.ridge, self.rounds = student, sources, ridge, rounds
         self.absorb, self.compensate, self.divergence = absorb, compensate, divergence
@@ -86,7 +87,7 @@ class SequentialFit:
             pictures,
             [owners.get(domain) if own else None for domain in pictures],
             [(weights or {}).get(domain, 1.0) for domain in pictures],
-            reduce,
+            world,
         )
         self.exact = {group.name: True for group in self.spec.groups.values()}
         self.constants: dict[str, Tensor] = {}  # norm -> what it must add to its fitted inputs
@@ -164,7 +165,7 @@ class SequentialFit:
         """The fit of one layer."""
         wanted = self.carried.targets(place.node, place.outputs, place.scales, place.plan)
         equations = self.carried.equations(place, start)
-        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, self.ridge)
+        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, self.ridge, self.carried.world)
         fit = solver.solve(*self.carried.crosses(place, wanted, equations))
         for _ in range(self.rounds if place.plan.rectified else 0):
             cut = self.carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
@@ -189,7 +190,7 @@ class SequentialFit:
                 self.carried.views(place, wanted, rows, domains),
                 damping=damping(self.ridge, int(seen.sum()), sum(counted)),
                 constant=place.layer.bias,
-                reduce=self.carried.reduce,
+                reduce=self.carried.world.reduce,
             )
         return replace(fit, matrix=matrix)
 

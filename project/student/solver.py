@@ -1,4 +1,4 @@
-"""Solving a layer's normal equations, row block by row block."""
+"""Solving a layer's normal equations, row block by row block, each process its share of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from project.alignment import UnitMap, overlap
 from project.errors import MergeError
+from project.student.sharing import ALONE, Piece, World, divide
 from project.symmetry import Layer
 
 
@@ -69,9 +70,20 @@ def damping(ridge: float, unknowns: int, samples: int) -> float:
 
 @dataclass(frozen=True)
 class _Block:
-    """A run of rows with the same sources: its columns, the parts it follows, W⁰, W⁰ E[x xᵀ], and the factorisation."""
+    """A run of rows with the same sources: its columns, the parts it follows with their shares, and its samples."""
 
     rows: slice
+    columns: Tensor
+    parts: list[tuple[int, float]]
+    samples: int
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A piece of a block that this process solves: its number among all, what the block holds, W⁰, W⁰ E[x xᵀ]."""
+
+    number: int
+    piece: Piece
     columns: Tensor
     parts: list[tuple[int, float]]
     start: Tensor
@@ -82,6 +94,8 @@ class _Block:
 class LayerSolver:
     """Minimises E‖W x − t‖² + λ‖W − W⁰‖² for targets t, factorising once for any number of targets.
 
+    All processes hold the same equations; each factorises and solves for its share of the rows and is told the rest.
+
     Args:
         layer: The layer.
         start: W⁰, shape (outputs, inputs · taps (+ 1)).
@@ -89,6 +103,7 @@ class LayerSolver:
         inputs: Unit map of the input axis.
         equations: Parts of the calibration data.
         ridge: Pull towards the start point, see :func:`damping`.
+        world: The processes that share the work.
 
     Raises:
         MergeError: With ridge 0 and fewer samples than unknowns in a row.
@@ -102,9 +117,10 @@ class LayerSolver:
         inputs: UnitMap,
         equations: Sequence[Equations],
         ridge: float,
+        world: World = ALONE,
     ) -> None:
-        self.start = start
-        self.blocks: list[_Block] = []
+        self.start, self.world = start, world
+        blocks: list[_Block] = []
         for (rows, columns), (_, sources) in zip(_blocks(layer, outputs, inputs), outputs.blocks, strict=True):
             followed = [
                 i
@@ -121,14 +137,19 @@ class LayerSolver:
                 )
             weight = sum(equations[i].samples * equations[i].weight for i in followed)
             parts = [(i, equations[i].samples * equations[i].weight / weight) for i in followed]
-            gram = equations[followed[0]].block(columns) * parts[0][1]
-            for i, share in parts[1:]:
-                gram.add_(equations[i].block(columns), alpha=share)
+            blocks.append(_Block(rows, columns, parts, samples))
+        self.pieces = divide([(block.rows, len(block.columns)) for block in blocks], world.size)
+        self.mine: list[_Solved] = []
+        for index, block in enumerate(blocks):
+            pieces = [(n, one) for n, one in enumerate(self.pieces) if (one.block, one.owner) == (index, world.rank)]
+            if not pieces:
+                continue
+            gram, columns = _gram(equations, block), block.columns.to(start.device)
             level = float(gram.diagonal()[: len(columns) - layer.bias].mean())
-            shift = damping(ridge, len(columns), samples) * level
-            columns = columns.to(start.device)
-            mine = start[rows][:, columns]
-            self.blocks.append(_Block(rows, columns, parts, mine, mine @ gram, _Factor(gram, shift)))
+            factor = _Factor(gram, damping(ridge, len(columns), block.samples) * level)
+            for number, piece in pieces:
+                own = start[piece.rows][:, columns]
+                self.mine.append(_Solved(number, piece, columns, block.parts, own, own @ gram, factor))
 
     def solve(self, crosses: Sequence[Tensor], powers: Sequence[Tensor]) -> LayerFit:
         """Fit to targets.
@@ -137,25 +158,41 @@ class LayerSolver:
             crosses: E[t xᵀ] of every part.
             powers: E[t²] of every part, shape (outputs,).
         """
-        matrix, before, after, power = self.start.clone(), 0.0, 0.0, 0.0
-        for block in self.blocks:
-            rows, columns = block.rows, block.columns
+        matrix = self.start.clone()
+        numbers = self.start.new_zeros(len(self.pieces), 5)  # of each piece; its owner alone knows them
+        for one in self.mine:
+            rows = one.piece.rows
             cross = torch.zeros_like(self.start[rows])
-            for i, share in block.parts:
+            for i, share in one.parts:
                 cross.add_(crosses[i][rows], alpha=share)
-            cross = cross[:, columns]
-            gap = cross - block.forward
-            delta = block.factor.solve(gap)
-            matrix[rows][:, columns] = block.start + delta  # rows is a slice, so that this writes through
-            wanted = sum(share * float(powers[i][rows].sum()) for i, share in block.parts)
-            energy = wanted - float(((2 * cross - block.forward) * block.start).sum())
+            cross = cross[:, one.columns]
+            gap = cross - one.forward
+            delta = one.factor.solve(gap)
+            matrix[rows][:, one.columns] = one.start + delta  # rows is a slice, so that this writes through
+            wanted = sum(share * float(powers[i][rows].sum()) for i, share in one.parts)
+            energy = wanted - float(((2 * cross - one.forward) * one.start).sum())
             # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
-            fall = float((delta * gap).sum()) + block.factor.shift * float(delta.square().sum())
-            before, after, power = before + energy, after + energy - fall, power + wanted
+            fall = float((delta * gap).sum()) + one.factor.shift * float(delta.square().sum())
+            found = (wanted, energy, energy - fall, one.factor.condition, float(one.factor.fallback))
+            numbers[one.number] = numbers.new_tensor(found)
+        for piece in self.pieces:
+            self.world.broadcast(matrix[piece.rows], piece.owner)
+        self.world.reduce(numbers)
+        known = numbers.tolist()
+        power, before, after = (sum(one[part] for one in known) for part in range(3))
         power = max(power, 1e-300)
-        condition = max((block.factor.condition for block in self.blocks), default=1.0)
-        fallbacks = sum(block.factor.fallback for block in self.blocks)
-        return LayerFit(matrix, max(before, 0.0) / power, max(after, 0.0) / power, condition, fallbacks)
+        condition = max((one[3] for one in known), default=1.0)
+        fallbacks = {piece.block for piece, one in zip(self.pieces, known, strict=True) if one[4]}
+        return LayerFit(matrix, max(before, 0.0) / power, max(after, 0.0) / power, condition, len(fallbacks))
+
+
+def _gram(equations: Sequence[Equations], block: _Block) -> Tensor:
+    """E[x xᵀ] of what a block's rows see, over the parts that they follow."""
+    (first, share), *others = block.parts
+    gram = equations[first].block(block.columns) * share
+    for index, share in others:
+        gram.add_(equations[index].block(block.columns), alpha=share)
+    return gram
 
 
 class _Factor:

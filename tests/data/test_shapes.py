@@ -1,12 +1,15 @@
 """Shapes: what is drawn is a function of its four numbers, and comes back as it was written."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from project.data import DomainNet, Shapes
+from project.data.shapes import dataset
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
@@ -134,3 +137,28 @@ def test_lists_of_others_are_not_replaced(tmp_path: Path) -> None:
 def test_impossible_arguments(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Shapes(**options)  # type: ignore[arg-type]
+
+
+def test_processes_that_prepare_at_once_draw_each_picture_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for the processes: the lock belongs to an open file, of which each has its own."""
+    drawn: list[object] = []
+    plain = dataset.render
+
+    def counted(*given: object) -> object:
+        drawn.append(given)
+        return plain(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dataset, "render", counted)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(Shapes(tmp_path, domains=["sketch"], **SMALL).prepare) for _ in range(3)]:
+            done.result()
+    assert len(drawn) == len(set(drawn)) == len(list(tmp_path.rglob("*.png")))
+
+
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(self: FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", unable)
+    with pytest.raises(DataError, match=r"cannot be locked.*does not appear to support flock"):
+        Shapes(tmp_path, domains=["sketch"], **SMALL).prepare()

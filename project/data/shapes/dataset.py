@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from project.data.domain import Domain, DomainSet, choose
+from project.data.domain import Domain, DomainSet, alone, choose
 from project.data.domainnet import DomainNet
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
@@ -60,8 +60,15 @@ class Shapes(DomainSet):
 
         Raises:
             ConfigurationError: Where the root holds pictures drawn with other parameters.
-            DataError: Where the root holds list files that Shapes did not write.
+            DataError: Where the root holds list files that Shapes did not write, or cannot be locked.
         """
+        if all([self._is_drawn(domain) for domain in self.domains]):  # every marker is looked at
+            return
+        with alone(self.root):
+            self._draw_missing()
+
+    def _draw_missing(self) -> None:
+        """Draw what nobody has drawn meanwhile."""
         missing = [domain for domain in self.domains if not self._is_drawn(domain)]
         total = len(missing) * len(OBJECTS) * (self.train_per_class + self.test_per_class)
         with tqdm(total=total, desc="Drawing Shapes", unit="picture", disable=None if total else True) as progress:

@@ -1,0 +1,35 @@
+"""What a merge asks of the trainer it runs in."""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+
+from project.errors import ConfigurationError
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse trainers in which no sound student could be made; before any work.
+
+    Args:
+        trainer: As built.
+
+    Raises:
+        ConfigurationError: If it splits networks, loses what validation changes, or converts weights.
+    """
+    strategy = trainer.strategy
+    launcher = getattr(strategy, "_start_method", None)
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
+        raise ConfigurationError(
+            f"strategy is {type(strategy).__name__}, but a merge needs every layer whole on each device; "
+            f"allowed: 'auto' and 'ddp'."
+        )
+    if isinstance(strategy, DDPStrategy) and launcher in ("spawn", "fork", "forkserver"):
+        raise ConfigurationError(
+            f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
+        )
+    if trainer.precision not in PRECISIONS:
+        raise ConfigurationError(
+            f"precision is {trainer.precision!r}, which converts the sources' weights themselves; "
+            f"allowed for a merge: {', '.join(map(repr, PRECISIONS))}."
+        )

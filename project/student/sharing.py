@@ -1,0 +1,133 @@
+"""Work that several processes share: each does its part, and all get the result.
+
+The moments are sums over processes, so that each has the same equations to solve. Solving costs the cube of a layer's
+unknowns, which no process need spend for another: layers that do not wait for each other are dealt out whole, and of a
+single layer its row blocks, in runs of rows where there are more processes than blocks. What was solved is broadcast.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; by default this one alone.
+
+    Args:
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "World":
+        """The processes that torch knows of."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def reduce(self, tensor: Tensor) -> None:
+        """Sum a tensor over all processes, in place."""
+        if self.size > 1:
+            _through(tensor, distributed.all_reduce)
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Overwrite a tensor, in place, with what it is in one process."""
+        if self.size > 1:
+            _through(tensor, lambda moved: distributed.broadcast(moved, src=source))
+
+    def agree(self, *tables: Mapping[str, Tensor]) -> None:
+        """Overwrite what every process has computed for itself, in place, with what the first has found.
+
+        Machines may differ in the last bit, which is enough to match other units.
+
+        Args:
+            tables: Of the same names and shapes in every process.
+        """
+        for table in tables:
+            for tensor in table.values():
+                self.broadcast(tensor, 0)
+
+    def deal(self, costs: Sequence[float]) -> list[int]:
+        """Who does each piece of work, the same in every process.
+
+        The dearest first, each to whom has least to do so far: at most 4/3 of the shortest time there is (Graham,
+        Bounds on Multiprocessing Timing Anomalies, 1969).
+
+        Args:
+            costs: Of the pieces.
+        """
+        return _dealt(costs, self.size)[0]
+
+
+ALONE = World()
+"""One process that does everything."""
+
+
+def _through(tensor: Tensor, call: Callable[[Tensor], object]) -> None:
+    """Let a collective change a tensor; NCCL knows tensors of its own device alone."""
+    moved = tensor.cuda() if distributed.get_backend() == "nccl" else tensor
+    moved = moved.contiguous()
+    call(moved)
+    if moved is not tensor:
+        tensor.copy_(moved)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one row block, and who solves for them.
+
+    Args:
+        block: Number of the block.
+        rows: Rows of the layer.
+        owner: Rank of the process.
+    """
+
+    block: int
+    rows: slice
+    owner: int
+
+
+def effort(unknowns: int, rows: int) -> float:
+    """About how many multiply-adds it takes to factorise a gram, and to bring rows through it and its factor."""
+    return unknowns**3 / 3 + 4.0 * rows * unknowns**2
+
+
+def divide(blocks: Sequence[tuple[slice, int]], size: int) -> list[Piece]:
+    """Deal the row blocks of one layer out to processes.
+
+    Every block is cut into as many runs of rows as makes the process with most to do finish first: none for one
+    process or many blocks, one for each process where there is a single block, whose gram they then all factorise.
+
+    Args:
+        blocks: Rows and number of unknowns of each.
+        size: Number of processes.
+    """
+    found: list[tuple[float, list[Piece]]] = []
+    for parts in range(1, size + 1):
+        runs = [(index, run) for index, (rows, _) in enumerate(blocks) for run in _cut(rows, parts)]
+        owners, longest = _dealt([effort(blocks[index][1], run.stop - run.start) for index, run in runs], size)
+        pieces = [Piece(index, run, owner) for (index, run), owner in zip(runs, owners, strict=True)]
+        found.append((longest, pieces))
+    return min(found, key=lambda one: one[0])[1]
+
+
+def _cut(rows: slice, parts: int) -> list[slice]:
+    """Rows in so many runs of nearly one length, as far as there are rows."""
+    count = rows.stop - rows.start
+    edges = [rows.start + count * part // parts for part in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if a < b]
+
+
+def _dealt(costs: Sequence[float], size: int) -> tuple[list[int], float]:
+    """Owner of every piece, and the work of the process that has most."""
+    loads, owners = [0.0] * size, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners, max(loads)
