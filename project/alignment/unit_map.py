@@ -131,12 +131,16 @@ class UnitMap:
             target = result[rows.start * taps : rows.stop * taps].view(-1, taps, *rest)
             first = True
             for source in (index for index, there in enumerate(sources) if there):
+                if blend is not None and not bool(blend[rows, source].any()):
+                    continue  # what counts for nothing need not be gathered
                 part = joint[starts[source] : starts[source + 1]].view(-1, taps, *rest)
                 part = part.index_select(0, self.members[rows, source].to(joint.device))
                 if blend is not None:
                     part *= blend[rows, source].to(joint).view(-1, *[1] * (part.dim() - 1))
                 target.copy_(part) if first else target.add_(part)
                 first = False
+            if first:
+                target.zero_()
         return result
 
     def push(self, student: Tensor, blend: Tensor | None = None, taps: int = 1) -> Tensor:

@@ -6,12 +6,13 @@ that minimise E‖W M u − B y‖² + λ‖W − W⁰‖² are
 
     W = W⁰ + (B V G Mᵀ − W⁰ M G Mᵀ) (M G Mᵀ + λ I)⁻¹
 
-row block by row block, since rows with the same sources see the same inputs. G, V G and V G Vᵀ do not depend on the
-unit maps, so that a further budget costs gathers, one product with W⁰ and the factorisation.
+row block by row block, since rows with the same sources see the same inputs. G and V G Vᵀ do not depend on the unit
+maps: a further budget costs gathers, the products with V and W⁰, and the factorisation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, combinations_with_replacement, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +24,82 @@ from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What one part of the calibration data says of a layer, for any student.
 
     Args:
         inputs: G = E[u uᵀ], float64.
-        cross: V G = E[y uᵀ].
-        outputs: V G Vᵀ = E[y yᵀ].
-        samples: Number of samples behind them.
+        matrices: V: the sources' weights, from :func:`joint_matrix`.
+        bias: Whether u and the matrices end with a constant.
+        samples: Number of samples behind G.
         owner: Source whose units alone this part asks merged units to follow; None for the mean of all.
         weight: What each of its samples counts for.
     """
 
     inputs: Tensor
-    cross: Tensor
-    outputs: Tensor
+    matrices: Sequence[Tensor]
+    bias: bool
     samples: int
     owner: int | None = None
     weight: float = 1.0
+    _outputs: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def blend(self, units: UnitMap) -> Tensor:
         """Shares of the sources in each student unit."""
         return units.mean if self.owner is None else units.own(self.owner)
 
+    def cross(self, outputs: UnitMap, half: Tensor) -> Tensor:
+        """B V (G Mᵀ), shape (outputs, inputs · taps (+ 1)); of V only what the targets hold.
+
+        Args:
+            outputs: Unit map of the output axis.
+            half: G Mᵀ.
+        """
+        blend = self.blend(outputs).to(half)
+        result = half.new_zeros(outputs.units, half.shape[1])
+        for source, (matrix, place) in enumerate(zip(self.matrices, self._places, strict=True)):
+            rows = blend[:, source].nonzero()[:, 0]
+            mine = matrix[outputs.members.to(half.device)[rows, source]] * blend[rows, source, None]
+            width = place.stop - place.start
+            result[rows] += mine[:, :width] @ half[place] + mine[:, width:] @ half[len(half) - self.bias :]
+        return result
+
+    def power(self, outputs: UnitMap) -> Tensor:
+        """The diagonal of B V G Vᵀ Bᵀ = E[t tᵀ], shape (outputs,)."""
+        blend = self.blend(outputs).to(self.inputs)
+        result, members = blend.new_zeros(outputs.units), outputs.members.to(self.inputs.device)
+        for a, b in combinations_with_replacement(range(len(self.matrices)), 2):
+            share = blend[:, a] * blend[:, b] * (1 if a == b else 2)
+            rows = share.nonzero()[:, 0]
+            if len(rows):
+                result[rows] += share[rows] * self._responses(a, b)[members[rows, a], members[rows, b]]
+        return result
+
+    @property
+    def _places(self) -> list[slice]:
+        """Where each source's inputs stand in u."""
+        ends = list(accumulate((matrix.shape[1] - self.bias for matrix in self.matrices), initial=0))
+        return [slice(start, stop) for start, stop in pairwise(ends)]
+
+    def _responses(self, a: int, b: int) -> Tensor:
+        """E[y yᵀ] between the outputs of two sources; the same for every student."""
+        if (a, b) not in self._outputs:
+            mine, theirs = self._places[a], self._places[b]
+            left, right, last = self.matrices[a], self.matrices[b], slice(len(self.inputs) - self.bias, None)
+            wide, other = mine.stop - mine.start, theirs.stop - theirs.start
+
+            def through(columns: slice) -> Tensor:
+                return left[:, :wide] @ self.inputs[mine, columns] + left[:, wide:] @ self.inputs[last, columns]
+
+            self._outputs[a, b] = through(theirs) @ right[:, :other].mT + through(last) @ right[:, other:].mT
+        return self._outputs[a, b]
+
 
 def view(
     layer: Layer, matrices: Sequence[Tensor], moment: SecondMoment, owner: int | None = None, weight: float = 1.0
 ) -> View:
-    """Bring the moment of a layer's inputs through the sources' weights.
+    """What the moment of a layer's inputs says of it.
 
     Args:
         layer: The layer.
@@ -60,22 +108,7 @@ def view(
         owner: See :class:`View`.
         weight: See :class:`View`.
     """
-    joint = moment.mean()
-    beyond = int(layer.bias)
-    constant = joint[joint.shape[0] - beyond :]
-    cross, start = [], 0
-    for matrix in matrices:
-        width = matrix.shape[1] - beyond
-        cross.append(matrix[:, :width] @ joint[start : start + width] + matrix[:, width:] @ constant)
-        start += width
-    response = torch.cat(cross)
-    outputs, start = [], 0
-    for matrix in matrices:
-        width = matrix.shape[1] - beyond
-        last = response[:, response.shape[1] - beyond :]
-        outputs.append(response[:, start : start + width] @ matrix[:, :width].mT + last @ matrix[:, width:].mT)
-        start += width
-    return View(joint, response, torch.cat(outputs, 1), moment.count, owner, weight)
+    return View(moment.mean(), matrices, layer.bias, moment.count, owner, weight)
 
 
 def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -173,12 +206,11 @@ def fit_layer(
     cross, gram = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1])
     power = start.new_zeros(len(start))
     for one in views:
-        share, m, b = one.samples * one.weight / weight, one.blend(inputs), one.blend(outputs)
+        share, m = one.samples * one.weight / weight, one.blend(inputs)
         half = inputs.pull(one.inputs, m, taps).mT.contiguous()
         gram.add_(inputs.pull(half, m, taps), alpha=share)
-        blended = outputs.pull(one.cross, b).mT.contiguous()
-        cross.add_(inputs.pull(blended, m, taps).mT, alpha=share)
-        power.add_(outputs.pull(outputs.pull(one.outputs, b).mT.contiguous(), b).diagonal(), alpha=share)
+        cross.add_(one.cross(outputs, half), alpha=share)
+        power.add_(one.power(outputs), alpha=share)
     return LayerSolver(layer, start, outputs, inputs, [Equations(gram, samples)], ridge).solve([cross], [power])
 
 
