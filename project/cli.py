@@ -11,6 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from project.adding import run_add_statistics
 from project.callbacks import PredictionTable
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
@@ -84,7 +85,7 @@ class MergeCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> MergeCLI | None:
-    """Run one command; ``check`` has arguments of its own, since it needs neither data nor trainer.
+    """Run one command; ``check`` and ``add-statistics`` have arguments of their own: they need no data and no trainer.
 
     Args:
         args: Arguments after the program's name; default: those of the process.
@@ -95,8 +96,9 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     given = sys.argv[1:] if args is None else args
-    if isinstance(given, list) and given[:1] == ["check"]:
-        run_check(given[1:])
+    alone = {"check": run_check, "add-statistics": run_add_statistics}
+    if isinstance(given, list) and given and given[0] in alone:
+        alone[given[0]](given[1:])
         return None
     try:
         return MergeCLI(
@@ -115,7 +117,8 @@ def main(args: ArgsType = None) -> MergeCLI | None:
                 "prog": "pleas",
                 "description": "Turn several fine-tuned vision networks into one.",
                 "epilog": "pleas check --model NAME tells the permutation groups of any network and proves them on it; "
-                "its options: pleas check --help.",
+                "its options: pleas check --help. pleas add-statistics adds the statistics of shards; its options: "
+                "pleas add-statistics --help.",
             },
             args=args,
         )
