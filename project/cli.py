@@ -16,6 +16,7 @@ from project.callbacks import PredictionTable
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
 from project.parser import OneSentenceParser
+from project.student.progress import FOLDER as PROGRESS
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
@@ -78,6 +79,9 @@ class MergeCLI(LightningCLI):
     def _refuse_earlier_run(self, folder: Path) -> None:
         """A fit or merge may not write over any run; what only reads may not write over a fit or merge."""
         traces = ("config.yaml",) if self.subcommand in GUARDED else ("results.json", "checkpoints")
+        if self.subcommand == "merge" and (folder / PROGRESS).is_dir():
+            rank_zero_info(f"{folder} holds an interrupted merge; what it has finished of this one is used")
+            return
         if any((folder / trace).exists() for trace in traces):
             raise ConfigurationError(
                 f"run is {folder}, which holds an earlier run; choose another folder, or pass --overwrite true."

@@ -229,13 +229,18 @@ class DomainDataModule(LightningDataModule):
         come under the name ``public``; without any pictures there is one batch that maps nothing.
         """
         if not self.calibration_domains:
-            return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
+            return self.no_pictures()
         loaders = {}
         for name in self.calibration_domains:
             samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
             dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size")
+
+    @staticmethod
+    def no_pictures() -> DataLoader[Any]:
+        """One batch that maps nothing, where a merge need not look at pictures."""
+        return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
 
     def _evaluation_loader(self, domain: str, use: Use, each_once: bool) -> DataLoader[Any]:
         """Uneven shares would make processes wait for each other while fitting, so there `each_once` is off."""

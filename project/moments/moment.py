@@ -41,6 +41,11 @@ class SecondMoment(ABC):
         return [total.to(self.device) for total in self._totals]
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the totals, and at most of what waits for one more batch."""
+        return sum(8 * total.numel() for total in self._totals) + 4 * self.size * PENDING
+
+    @property
     def unflushed(self) -> tuple[list[Tensor], list[Tensor]]:
         """The totals as they are and the samples that wait to be added to them, by which a pass goes on bit for bit."""
         return self._totals, self._pending
