@@ -45,7 +45,7 @@ class Progress:
             name: What it is.
             depends: Plain values that the work depends on beside what the folder is for already.
         """
-        text = json.dumps(depends or {}, sort_keys=True, default=repr)
+        text = json.dumps(depends or {}, sort_keys=True, default=_plain)
         mark = f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}" if depends else ""
         return replace(self, folder=self.folder / f"{name}{mark}")
 
@@ -78,6 +78,11 @@ class Progress:
     def remove(self) -> None:
         """Take the whole folder away."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, the same in every process."""
+    return sorted(value) if isinstance(value, set | frozenset) else repr(value)
 
 
 class KeptFits:

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, fx
 
 
-class _Spilled:
-    """One tensor on disk."""
+class Spilled:
+    """One tensor on disk.
+
+    Args:
+        tensor: Not empty.
+        folder: Where.
+    """
 
     def __init__(self, tensor: Tensor, folder: Path) -> None:
         self.device = tensor.device
@@ -45,7 +50,7 @@ class OnDisk(dict[fx.Node, Any]):
     def __setitem__(self, node: fx.Node, value: Any) -> None:
         """Keep a value."""
         worthwhile = isinstance(value, Tensor) and value.numel() > 0
-        super().__setitem__(node, _Spilled(value, self.folder) if worthwhile else value)
+        super().__setitem__(node, Spilled(value, self.folder) if worthwhile else value)
 
     def __getitem__(self, node: fx.Node) -> Any:
         """A value, back where it was."""
@@ -69,7 +74,7 @@ class Waiting(Sequence[Tensor]):
 
     def append(self, tensor: Tensor) -> None:
         """Add a tensor that is not empty."""
-        self._held.append(tensor if self.folder is None else _Spilled(tensor, self.folder))
+        self._held.append(tensor if self.folder is None else Spilled(tensor, self.folder))
 
     def __len__(self) -> int:
         """How many they are."""
@@ -100,4 +105,4 @@ def waiting(tensors: Iterable[Tensor], folder: Path | None) -> Waiting:
 
 
 def _back(value: Any) -> Any:
-    return value.get() if isinstance(value, _Spilled) else value
+    return value.get() if isinstance(value, Spilled) else value
