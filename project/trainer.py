@@ -93,9 +93,9 @@ class MergeTrainer(Trainer):
         results = collect(model, datamodule, callback, before, after, others)
         if self.is_global_zero:
             self._write(folder, model, callback, results)
-            shutil.rmtree(folder / PROGRESS, ignore_errors=True)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # by every process, should each have a disk of its own
         return results
 
     def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:

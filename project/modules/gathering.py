@@ -190,6 +190,10 @@ class Gathering:
         assert self.statistics is not None
         found = [self.stored] if self.stored else []
         if self.progress is not None:
+            everyone, nobody = self.progress.everywhere(bool(found)), self.progress.everywhere(not found)
+            if not everyone and not nobody:
+                raise ConfigurationError(f"statistics is {self.file}, which only some processes see; share its folder.")
+        if self.progress is not None:
             for path in self._passes()[0]:
                 stored = read_statistics(path)
                 if self.stamp is None or self.stamp.differences(stored.stamp):

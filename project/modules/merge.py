@@ -1,9 +1,8 @@
 """The sources of a merge and the students that come of it, as Lightning sees them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -20,27 +19,23 @@ from project.modules.contenders import Contender
 from project.modules.fitting import fitted
 from project.modules.gathering import Gathering
 from project.modules.lineage import lineage
-from project.modules.preparation import prepare
+from project.modules.planning import Planner
+from project.modules.preparation import prepare, progress_of
 from project.modules.sources import SourceFile, read_sources
-from project.moments import PICTURES, Lockstep, Stamp
+from project.moments import PICTURES, Lockstep
 from project.student import (
     Budget,
-    MemoryPlan,
     Progress,
     Source,
     batch_norms,
     check_budgets,
     check_growth,
     common_spec,
-    free_bytes,
-    plan_memory,
     read_bytes,
     reestimation,
     running_variances,
     source_size,
 )  # fmt: skip
-from project.student.memory import gather_bytes, size
-from project.student.progress import FOLDER as PROGRESS
 from project.student.progress import Reduce
 from project.student.spill import Waiting, waiting
 from project.symmetry import Spec
@@ -174,47 +169,23 @@ class MergeModule(LightningModule):
         self.ensemble = Ensemble(self.problem.sources, self.problem.labels, spec.head.name).eval()
         self.lockstep = Lockstep(self.problem.sources)
         self.lockstep.requires_grad_(False)
+        if self.memory is not None and folder is None:
+            raise ConfigurationError(f"memory is {self.memory!r}, which needs a folder to spill into; use pleas merge.")
         stamp = None
         if folder is not None or self.statistics is not None:
             stamp = data.calibration_stamp(self.problem.sources, spec)
-        if folder is not None:
-            assert stamp is not None
-            self.progress = self._progress(folder, stamp, data, processes)
-        if self.memory is not None and folder is None:
-            raise ConfigurationError(f"memory is {self.memory!r}, which needs a folder to spill into; use pleas merge.")
+        if folder is not None and stamp is not None:
+            self.progress = progress_of(self.problem, stamp, data, folder, processes)
         self.gathering = Gathering(
             spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, stamp, self.statistics,
             self.progress, self.keep_every,
         )  # fmt: skip
-        mine = {domain: ceil(count / processes) for domain, count in prepared.pictures.items()}
-        batch = min(data.calibration_batch_size, max(mine.values(), default=1))
-        demands = [method.demand(self.problem, mine, self.budgets, batch) for method in self.methods]
-        self.demand = max(demands, key=lambda demand: demand.whole)
-        self.batch_bytes = gather_bytes(spec, len(self.loaded), batch) if self.gathering.needs else 0
-        free = free_bytes(device, sharing)
-        self.room = min(free, read_bytes(self.memory)) if self.memory is not None else free
-        plan = self._plan(self.gathering.missing)
+        given = (self.problem, self.methods, self.budgets, data, self.memory, device, processes, sharing)
+        self.planner = Planner.of(*given)
+        plan = self.planner.plan(self.gathering.missing)
         if folder is None and (plan.shelve or plan.spill):
             raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; use pleas merge.")
-        host = "" if torch.device(device).type == "cpu" else f"; {size(free_bytes())} are free on the host"
-        rank_zero_info(f"{plan}, {size(free)} are free on {device}{host}")
-
-    def _plan(self, moments: Mapping[str, int]) -> MemoryPlan:
-        return plan_memory(moments, self.batch_bytes, self.demand, self.room)
-
-    def _progress(self, folder: Path, stamp: Stamp, data: DomainDataModule, processes: int) -> Progress:
-        """Where the work of this merge is kept, and of no other."""
-        assert self.problem is not None
-        labels, owners = self.problem.labels, self.problem.owners
-        depends = {
-            "stamp": stamp.digest,
-            "labels": [labels.mode, list(labels.classes.items())],
-            "owners": list(owners.items()),
-            "batch": data.calibration_batch_size,
-            "processes": processes,
-            "torch": torch.__version__,
-        }
-        return Progress(folder / PROGRESS).below("merge", depends)
+        rank_zero_info(f"{plan}; {self.planner.free}")
 
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
 
@@ -227,16 +198,16 @@ class MergeModule(LightningModule):
         """
         assert self.gathering is not None
         if not self.gathering.begun:
-            room = torch.tensor(self.room if rank == 0 else 0, device=self.device)
+            room = torch.tensor(self.planner.room if rank == 0 else 0, device=self.device)
             reduce(room)  # all divide the passes as the first process does
-            self.room = int(room)
+            self.planner = self.planner.within(int(room))
             if self.progress is not None:
                 self.progress = replace(self.progress.below(str(rank)), reduce=reduce, device=self.device)
                 self.gathering.progress = self.progress
-            plan = self._plan(self.gathering.missing)
+            plan = self.planner.plan(self.gathering.missing)
             self.scratch = self.progress.folder / "waiting" if self.progress is not None and plan.spill else None
             self.gathering.shelved = plan.shelve
-        self.gathering.begin(lambda moments: self._plan(moments).shares, self.device)
+        self.gathering.begin(lambda moments: self.planner.plan(moments).shares, self.device)
         self.running = True
         self.keeping = PICTURES in self.needs and not self.pictures
         if self.keeping:

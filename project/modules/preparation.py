@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from project.data import DomainDataModule
@@ -10,7 +12,9 @@ from project.errors import ConfigurationError, MergeError
 from project.methods import Method, Problem
 from project.models import LabelSpace
 from project.modules.sources import SourceFile, place_sources
-from project.student import Budget, Source
+from project.moments import Stamp
+from project.student import Budget, Progress, Source
+from project.student.progress import FOLDER
 from project.symmetry import Spec, check_equivalence
 
 
@@ -78,6 +82,27 @@ def prepare(
     for domain in labels.domains:
         data.samples(domain, "test")
     return Prepared(problem, sources, equivalence, pictures)
+
+
+def progress_of(problem: Problem, stamp: Stamp, data: DomainDataModule, folder: Path, processes: int) -> Progress:
+    """Where the work of this merge is kept, and of no other.
+
+    Args:
+        problem: The merge.
+        stamp: What its statistics depend on.
+        data: The domains.
+        folder: The run's folder.
+        processes: Processes that share the calibration pictures.
+    """
+    depends = {
+        "stamp": stamp.digest,
+        "labels": [problem.labels.mode, list(problem.labels.classes.items())],
+        "owners": list(problem.owners.items()),
+        "batch": data.calibration_batch_size,
+        "processes": processes,
+        "torch": torch.__version__,
+    }
+    return Progress(folder / FOLDER).below("merge", depends)
 
 
 def _check_methods(
