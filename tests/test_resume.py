@@ -90,6 +90,7 @@ def killed(command: list[str], folder: Path, sign: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "project", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not any(folder.glob(sign)):
@@ -98,7 +99,7 @@ def killed(command: list[str], folder: Path, sign: str) -> None:
             assert process.stderr is not None
             raise AssertionError(f"no {sign} in {folder}: {process.stderr.read()[-2000:]}")
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
@@ -120,6 +121,28 @@ def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch
     assert not (folder / "progress").exists()
     with pytest.raises(ConfigurationError, match="overwrite"):
         main(command)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_a_killed_merge_of_two_processes_goes_on(workplace: Path) -> None:
+    """From what both have: one is robbed of a layer that the other kept."""
+    extra = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.budgets", "[1.0]")
+    folder, methods = workplace / "two killed", METHODS[1:]
+    killed(
+        arguments(workplace, "two killed", *extra, methods=methods), folder, "progress/*/1/pleas-*/pleas-1.00/0008.pt"
+    )
+    (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0005.pt")
+    robbed.unlink()
+    for run in ("two", "two killed"):
+        done = subprocess.run(
+            [sys.executable, "-m", "project", *arguments(workplace, run, *extra, methods=methods)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("none is gathered again" in done.stderr) == (run == "two killed")
+    mine, theirs = (students(workplace, run)["pleas-1.00"] for run in ("two killed", "two"))
+    assert same_state(mine, theirs)
 
 
 def test_a_merge_with_other_arguments_uses_nothing_of_an_interrupted_one(
