@@ -13,10 +13,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from project.adding import run_add_statistics
 from project.callbacks import PredictionTable
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
 from project.parser import OneSentenceParser
+from project.student.progress import FOLDER as PROGRESS
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
@@ -84,6 +86,9 @@ class MergeCLI(LightningCLI):
     def _refuse_earlier_run(self, folder: Path) -> None:
         """A fit or merge may not write over any run; what only reads may not write over a fit or merge."""
         traces = ("config.yaml",) if self.subcommand in GUARDED else ("results.json", "checkpoints")
+        if self.subcommand == "merge" and (folder / PROGRESS).is_dir():
+            rank_zero_info(f"{folder} holds an interrupted merge; what it has finished of this one is used")
+            return
         if any((folder / trace).exists() for trace in traces):
             raise ConfigurationError(
                 f"run is {folder}, which holds an earlier run; choose another folder, or pass --overwrite true."
@@ -105,7 +110,7 @@ def check_processes(trainer: Trainer) -> None:
 
 
 def main(args: ArgsType = None) -> MergeCLI | None:
-    """Run one command; ``check`` has arguments of its own, since it needs neither data nor trainer.
+    """Run one command; ``check`` and ``add-statistics`` have arguments of their own: they need no data and no trainer.
 
     Args:
         args: Arguments after the program's name; default: those of the process.
@@ -116,8 +121,9 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     given = sys.argv[1:] if args is None else args
-    if isinstance(given, list) and given[:1] == ["check"]:
-        run_check(given[1:])
+    alone = {"check": run_check, "add-statistics": run_add_statistics}
+    if isinstance(given, list) and given and given[0] in alone:
+        alone[given[0]](given[1:])
         return None
     try:
         return MergeCLI(
@@ -136,7 +142,8 @@ def main(args: ArgsType = None) -> MergeCLI | None:
                 "prog": "pleas",
                 "description": "Turn several fine-tuned vision networks into one.",
                 "epilog": "pleas check --model NAME tells the permutation groups of any network and proves them on it; "
-                "its options: pleas check --help.",
+                "its options: pleas check --help. pleas add-statistics adds the statistics of shards; its options: "
+                "pleas add-statistics --help.",
             },
             args=args,
         )

@@ -1,6 +1,7 @@
 """The trainer with one more verb."""
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from project.modules import GateModule, MergeModule, ProbeModule, ScoringModule
 from project.modules.contenders import Contender
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
 from project.student import executed_macs, save_student, separated
+from project.student.progress import FOLDER as PROGRESS
 
 
 class MergeTrainer(Trainer):
@@ -59,13 +61,19 @@ class MergeTrainer(Trainer):
         model.read(datamodule.preprocessing)
         self._prepare_data(datamodule)
         check_shares(datamodule.calibration_counts(), self.world_size)
-        model.prepare(datamodule)
+        device = self.strategy.root_device
+        sharing = self.num_devices if device.type == "cpu" else 1
+        model.prepare(datamodule, folder, device, self.world_size, sharing)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")
-        self._calibrate(model, datamodule)
-        if not callback.fitted:
-            raise ConfigurationError("no calibration batch was run (limit_val_batches?); nothing could be fitted.")
+        self.datamodule = datamodule  # the passes below get loaders, and scoring asks for the classes behind them
+        (folder / PROGRESS).mkdir(parents=True, exist_ok=True)  # from now on, this run can be taken up again
+        while not callback.fitted:
+            passes = callback.passes
+            self._calibrate(model, datamodule)
+            if callback.passes == passes:
+                raise ConfigurationError("no calibration batch was run (limit_val_batches?); nothing could be fitted.")
         before = {}
         if not callback.finished:
             with callback.clock.phase("test before re-estimation"):
@@ -88,6 +96,7 @@ class MergeTrainer(Trainer):
             self._write(folder, model, callback, results)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # by every process, should each have a disk of its own
         return results
 
     def _prepare_data(self, datamodule: DomainDataModule) -> None:
@@ -102,7 +111,12 @@ class MergeTrainer(Trainer):
         self._data_connector.prepare_data()
 
     def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
-        self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
+        unread = not model.merged and not model.looks
+        self.validate(
+            model,
+            dataloaders=datamodule.no_pictures() if unread else datamodule.calibration_dataloader(),
+            verbose=False,
+        )
 
     def _merge_callback(self) -> MergeCallback:
         """The one MergeCallback, added where there is none."""

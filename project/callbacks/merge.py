@@ -14,8 +14,9 @@ from project.student import World
 class MergeCallback(Callback):
     """Turns two passes of ``validate`` over calibration pictures into students.
 
-    In the first pass the sources run and their moments are gathered, summed over processes, and every method fits its
-    students from them. In the second the students' batch norms are re-estimated. It works in ``trainer.merge`` and in
+    In the first pass, or the first few where the memory asks for it, the sources run and their moments are gathered,
+    summed over processes, and every method fits its students from them. In the last the students' batch norms are
+    re-estimated. It works in ``trainer.merge`` and in
     plain calls::
 
         merge_module.prepare(datamodule)
@@ -34,6 +35,7 @@ class MergeCallback(Callback):
 
     def reset(self) -> None:
         """Forget the last merge."""
+        self.passes = 0
         self.fitted = False
         self.finished = False
         self.clock = PhaseClock()
@@ -51,7 +53,8 @@ class MergeCallback(Callback):
         assert isinstance(pl_module, MergeModule)
         if not self.fitted:
             self._open.enter_context(self.clock.phase("gather"))
-            pl_module.start_gathering()
+            world = World.current()
+            pl_module.start_gathering(world.reduce, world.rank)
         else:
             self.variances["before"] = pl_module.variances()
             self._open.enter_context(self.clock.phase("re-estimate"))
@@ -67,7 +70,8 @@ class MergeCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Show how many pictures the statistics hold."""
-        collector = pl_module.collector if isinstance(pl_module, MergeModule) else None
+        gathering = pl_module.gathering if isinstance(pl_module, MergeModule) else None
+        collector = gathering.collector if gathering is not None else None
         if collector is not None and trainer.progress_bar_callback is not None:
             seen = float(sum(collector.statistics.pictures.values()))
             pl_module.log("pictures", seen, prog_bar=True, logger=False, batch_size=1, rank_zero_only=True)
@@ -78,12 +82,14 @@ class MergeCallback(Callback):
             return
         assert isinstance(pl_module, MergeModule)
         if not self.fitted:
-            collector, world = pl_module.stop_gathering(), World.current()
-            if collector is not None:
-                collector.statistics.reduce(world.reduce)
+            world = World.current()
+            gathered = pl_module.stop_gathering(world.reduce, world.rank)
+            self.passes += 1
             self._open.close()
+            if not gathered:
+                return
             with self.clock.phase("fit"):
-                pl_module.fit_students(collector, world)
+                pl_module.fit_students(world)
                 for merged in pl_module.merged:
                     for tensor in merged.student.state_dict().values():
                         world.broadcast(tensor, 0)  # machines may differ in the last bit
@@ -106,7 +112,7 @@ class MergeCallback(Callback):
     def _release(self, pl_module: LightningModule) -> None:
         self._open.close()
         if isinstance(pl_module, MergeModule):
-            pl_module.stop_gathering()
+            pl_module.drop_gathering()
 
     def _ours(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         validating = trainer.state.fn == "validate" and not trainer.sanity_checking

@@ -1,16 +1,19 @@
 """What the trainer sees of the data: loaders over the domains of any data sets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
 from project.data.checking import OnError, PictureCheck
 from project.data.domain import Domain, DomainSet, Sample, choose
+from project.data.fingerprint import picture_sums, transform_entries
 from project.data.pictures import CalibrationPictures, NamedPictures, Pictures
 from project.data.sharding import EachOnce
 from project.data.splits import Splits, split
@@ -18,6 +21,8 @@ from project.data.transforms import Transform, evaluation_transform, training_tr
 from project.errors import ConfigurationError, DataError
 from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
+from project.moments import Stamp
+from project.symmetry import Spec
 
 Use = Literal["train", "validation", "calibration", "test"]
 
@@ -154,6 +159,17 @@ class DomainDataModule(LightningDataModule):
         """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
         return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
 
+    def calibration_stamp(self, sources: Sequence[nn.Module], spec: Spec) -> Stamp:
+        """What statistics that sources gather from the calibration pictures depend on; reads every file.
+
+        Args:
+            sources: The sources, in order.
+            spec: Their spec.
+        """
+        samples = {domain: self.samples(domain, "calibration") for domain in self.calibration_domains}
+        transform = transform_entries(self.preprocessing, self.calibration_views, self.seed)
+        return Stamp.of(sources, spec, picture_sums(samples, self.calibration_views), transform)
+
     @property
     def skipped(self) -> list[str]:
         """Unreadable pictures that were left out so far."""
@@ -213,13 +229,18 @@ class DomainDataModule(LightningDataModule):
         come under the name ``public``; without any pictures there is one batch that maps nothing.
         """
         if not self.calibration_domains:
-            return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
+            return self.no_pictures()
         loaders = {}
         for name in self.calibration_domains:
             samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
             dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size")
+
+    @staticmethod
+    def no_pictures() -> DataLoader[Any]:
+        """One batch that maps nothing, where a merge need not look at pictures."""
+        return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
 
     def _evaluation_loader(self, domain: str, use: Use, each_once: bool) -> DataLoader[Any]:
         """Uneven shares would make processes wait for each other while fitting, so there `each_once` is off."""

@@ -5,6 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -12,7 +13,18 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.moments import Statistics
-from project.student import ALONE, Budget, Student, World, nominal_macs, source_macs, source_size, start_student
+from project.student import (
+    ALONE,
+    Budget,
+    Demand,
+    Progress,
+    Student,
+    World,
+    nominal_macs,
+    source_macs,
+    source_size,
+    start_student,
+)
 from project.symmetry import Spec
 
 
@@ -30,6 +42,8 @@ class Problem:
         statistics: What calibration left behind; None before it, or where no method needs any.
         pictures: domain -> batches of calibration pictures, for methods that look at them again.
         world: The processes among which the pictures are dealt out; statistics are summed over them already.
+        progress: Where a method may keep what it has finished; None for nowhere.
+        scratch: Folder for what a fit does not need at the moment; None to hold it in memory.
     """
 
     sources: tuple[nn.Module, ...]
@@ -41,6 +55,8 @@ class Problem:
     statistics: Statistics | None = None
     pictures: Mapping[str, Sequence[Tensor]] | None = None
     world: World = ALONE
+    progress: Progress | None = None
+    scratch: Path | None = None
 
     @property
     def fixed(self) -> dict[str, UnitMap]:
@@ -152,9 +168,22 @@ class Method(ABC):
         """
         return None
 
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """About how much memory it takes beside the statistics; nothing worth telling by default.
+
+        Args:
+            problem: Without statistics.
+            pictures: Domain -> number of calibration pictures in this process.
+            budgets: Sizes of the students, see Budget.
+            batch: Pictures in a batch.
+        """
+        return Demand()
+
     @abstractmethod
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
-        """Make a student for every budget.
+        """Make a student for every budget, which depends on no other budget.
 
         Args:
             problem: With the statistics that the method needs; its sources are left bit-identical.

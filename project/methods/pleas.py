@@ -17,6 +17,7 @@ from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES
 from project.student import (
     Budget,
+    KeptFits,
     LayerFit,
     SequentialFit,
     View,
@@ -28,8 +29,9 @@ from project.student import (
     stages,
     unfitted,
     view,
+    waiting,
 )
-from project.student.memory import free_bytes, walk_bytes
+from project.student.memory import Demand, solve_bytes, walk_bytes
 from project.symmetry import Layer, graph_of
 
 MEASURED = ("residual_before", "residual_after", "condition", "fallbacks")
@@ -126,7 +128,7 @@ class PLeaS(Permutation):
         return {**super().options, "fit": "sequential" if self.sequential else "joint"}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
-        """Refuse what will not fit into memory; refuse or, with a ridge, tell of more unknowns than samples.
+        """Refuse or, with a ridge, tell of more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
@@ -143,16 +145,6 @@ class PLeaS(Permutation):
                 "restyle_steps to 0, or use pictures of the domains."
             )
         partial = max(map(problem.times, budgets)) > 1
-        widest = len(problem.sources) if partial else 1  # any group may be separated
-        total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
-        if self.sequential:
-            needed, free = walk_bytes(problem.spec, total, widest), free_bytes()
-            if needed > free:
-                raise ConfigurationError(
-                    f"calibration comes to {total} pictures, for which the sequential fit "
-                    f"would hold about {needed / 2**30:.1f} GiB of activations, but {free / 2**30:.1f} GiB are free; "
-                    f"use fewer pictures, or fit 'joint'."
-                )
         apart = partial and self.sequential
         counted = {name: count for name, count in pictures.items() if self.weights.get(name, 1.0)}
         seen = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in counted.items())
@@ -172,6 +164,19 @@ class PLeaS(Permutation):
             f"enough.",
             stacklevel=2,
         )
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
+        times = len(problem.sources) if max(map(problem.times, budgets)) > 1 else 1  # any group may be separated
+        solving = solve_bytes(problem.spec, len(problem.sources) if not self.sequential else times)
+        if not self.sequential:
+            return Demand(solving, solving)
+        strangers = self._strangers(problem, pictures)
+        total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
+        whole, least = (walk_bytes(problem.spec, count, times) for count in (total, min(total, batch)))
+        return Demand(whole + solving, least + solving)
 
     def _unknowns(self, layer: Layer, problem: Problem, partial: bool) -> int:
         """Most unknowns that a row of a layer may have; none where it is not fitted."""
@@ -222,6 +227,8 @@ class PLeaS(Permutation):
             divergence=self.logits == "divergence",
             weights=weights,
             world=problem.world,
+            scratch=problem.scratch,
+            **({"kept": KeptFits(problem.progress.below(merged.name))} if problem.progress else {}),
         )
         with tqdm(
             total=len(problem.spec.layers), desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None
@@ -239,7 +246,8 @@ class PLeaS(Permutation):
             for index, source in enumerate(problem.sources):
                 bar = tqdm(batches, desc=f"restyling for source {index}", unit="batch", leave=False, disable=None)
                 part = f"{domain}/{index}"
-                pictures[part] = [restyled(source, one, self.restyle_steps, problem.preprocessing) for one in bar]
+                changed = (restyled(source, one, self.restyle_steps, problem.preprocessing) for one in bar)
+                pictures[part] = waiting(changed, problem.scratch)
                 owners[part], weights[part] = index, self.weights.get(domain, 1.0)
         return owners, pictures, weights
 

@@ -11,8 +11,8 @@ import torch
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write to, which takes its name when the block ends and vanishes when it fails.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A path to write a file at, which takes its name when the block ends and vanishes when it fails.
 
     Args:
         path: Where the file is to be; a file that is there already is replaced. Missing folders are made.
@@ -21,13 +21,23 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # the same folder: replacing works on one disk only
     try:
-        with draft.open("xb") as file:
-            yield file
-            file.flush()
+        yield draft
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write to, which takes its name when the block ends and vanishes when it fails.
+
+    Args:
+        path: See :func:`atomic_path`.
+    """
+    with atomic_path(path) as draft, draft.open("xb") as file:
+        yield file
 
 
 def atomic_save(content: Any, path: str | Path) -> None:

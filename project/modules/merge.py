@@ -1,10 +1,9 @@
 """The sources of a merge and the students that come of it, as Lightning sees them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,26 +12,34 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.data import DomainDataModule
-from project.errors import ConfigurationError, MergeError
+from project.errors import ConfigurationError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
 from project.modules.contenders import Contender
+from project.modules.fitting import fitted
+from project.modules.gathering import Gathering
 from project.modules.lineage import lineage
-from project.modules.sources import SourceFile, place_sources, read_sources
-from project.moments import INPUTS, LAYERS, PICTURES, UNITS, Collector, Lockstep
+from project.modules.planning import Planner
+from project.modules.preparation import prepare, progress_of
+from project.modules.sources import SourceFile, read_sources
+from project.moments import PICTURES, Lockstep
 from project.student import (
     Budget,
+    Progress,
     Source,
     World,
     batch_norms,
     check_budgets,
     check_growth,
     common_spec,
+    read_bytes,
     reestimation,
     running_variances,
     source_size,
 )  # fmt: skip
-from project.symmetry import Spec, check_equivalence
+from project.student.progress import Reduce
+from project.student.spill import Waiting, waiting
+from project.symmetry import Spec
 
 
 class MergeModule(LightningModule):
@@ -50,6 +57,13 @@ class MergeModule(LightningModule):
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
         without_source: Domains of the data that no source was trained on, for shared classes: on their calibration
             pictures merged units follow the mean of all sources, and networks are scored on them too.
+        statistics: File of what calibration leaves behind. If it exists, it must be of the same sources, pictures and
+            transform: what it holds is not gathered again, and what it lacks is gathered and added. Else it is
+            written.
+        memory: Most memory to take, such as '16 GB'; default: what is free. What takes more is gathered in several
+            passes over the pictures, and waits on disk in the run's folder.
+        keep_every: Seconds, at least, between two copies of unfinished statistics, from which an interrupted run goes
+            on; no more than a twentieth of the time goes into them. 0: after every batch, whatever it takes.
     """
 
     def __init__(
@@ -59,6 +73,9 @@ class MergeModule(LightningModule):
         budgets: Sequence[float | str] = (1.0,),
         tolerance: float = 1e-3,
         without_source: Sequence[str] = (),
+        statistics: Path | None = None,
+        memory: str | None = None,
+        keep_every: float = 60.0,
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
@@ -69,16 +86,25 @@ class MergeModule(LightningModule):
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"methods holds the names {', '.join(names)}; give each a name of its own.")
+        if memory is not None:
+            read_bytes(memory)
         self.budgets = [Budget.of(budget) for budget in budgets]
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
         self.without_source = list(without_source)
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
-        self.collector: Collector | None = None
+        self.statistics = None if statistics is None else Path(statistics)
+        self.memory = memory
+        if not keep_every >= 0:
+            raise ConfigurationError(f"keep_every is {keep_every}; allowed: 0 seconds or more.")
+        self.keep_every = keep_every
+        self.gathering: Gathering | None = None
+        self.progress: Progress | None = None
+        self.scratch: Path | None = None
         self.calibration_domains: tuple[str, ...] = ()
-        self.pictures: dict[str, list[Tensor]] = {}
-        self.gathering = False
+        self.pictures: dict[str, Waiting] = {}
+        self.running = self.keeping = False
         self.equivalence: dict[str, float] = {}
         self.loaded: list[Source] = []
         self.spec: Spec | None = None
@@ -87,6 +113,11 @@ class MergeModule(LightningModule):
     def needs(self) -> frozenset[str]:
         """Kinds of moments that the methods need together."""
         return frozenset().union(*(method.needs for method in self.methods))
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is to be gathered or kept of the calibration pictures; else statistics are in a file."""
+        return PICTURES in self.needs or self.gathering is None or bool(self.gathering.missing)
 
     def setup(self, stage: str) -> None:
         """Refuse to run on data that nobody has checked."""
@@ -108,85 +139,101 @@ class MergeModule(LightningModule):
             self.spec = spec
         return self.spec
 
-    def prepare(self, data: DomainDataModule) -> None:
-        """Check that sources, methods and data go together; once, before any long work.
+    def prepare(
+        self,
+        data: DomainDataModule,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+        processes: int = 1,
+        sharing: int = 1,
+    ) -> None:
+        """Check that sources, methods and data go together, and plan the memory; once, before any long work.
 
         Args:
             data: The domains.
+            folder: The run's folder, in which unfinished work is kept and what does not fit into memory waits; None
+                for nowhere.
+            device: Where the merge is going to run.
+            processes: Processes that share the calibration pictures.
+            sharing: Processes that share the memory.
 
         Raises:
-            PleasError: If they do not.
+            PleasError: If they do not go together, or the memory does not suffice.
         """
         if self.problem is not None:
             return
-        labels, spec = data.label_space, self.read(data.preprocessing)
-        self.loaded, owned = place_sources(self.files, self.loaded, labels, data.preprocessing, self.without_source)
-        claimed = [domain for domains in owned for domain in domains]
-        ordered = {domain: labels.classes[domain] for domain in claimed}
-        self.problem = Problem(
-            tuple(source.network for source in self.loaded),
-            {d: index for index, domains in enumerate(owned) for d in domains if claimed.count(d) == 1},
-            spec,
-            LabelSpace(ordered, "different") if labels.mode == "different" else labels,
-            self.loaded[0].architecture,
-            data.preprocessing,
-        )
-        self._check_methods(data.calibration_counts())
-        for plan in filter(None, (method.plan(self.problem) for method in self.methods)):
-            rank_zero_info(plan)
-        for source in self.loaded:
-            self.equivalence[source.name] = self._equivalence(source)
+        spec = self.read(data.preprocessing)
+        files = (self.files, self.loaded, spec, data, self.methods, self.budgets)
+        prepared = prepare(*files, self.without_source, self.tolerance)
+        self.problem, self.loaded, self.equivalence = prepared.problem, prepared.sources, dict(prepared.equivalence)
         self.calibration_domains = data.calibration_domains
-        for domain in self.calibration_domains:  # an unreadable picture is found now and not after the fit
-            data.samples(domain, "calibration")
-        for domain in labels.domains:
-            data.samples(domain, "test")
         self.ensemble = Ensemble(self.problem.sources, self.problem.labels, spec.head.name).eval()
         self.lockstep = Lockstep(self.problem.sources)
         self.lockstep.requires_grad_(False)
-
-    def _check_methods(self, pictures: Mapping[str, int]) -> None:
-        """Refuse methods that cannot work with so many calibration pictures."""
-        assert self.problem is not None
-        for method in self.methods:
-            if method.needs and not pictures:
-                raise ConfigurationError(
-                    f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
-                    f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
-                    f"with matching 'weights'."
-                )
-            method.check(self.problem, pictures, self.budgets)
-
-    def _equivalence(self, source: Source) -> float:
-        """Largest relative change of a source's logits that permuting a group makes."""
-        assert self.problem is not None
-        try:
-            differences = check_equivalence(source.network, self.problem.spec, tolerance=self.tolerance)
-        except MergeError as error:
-            raise MergeError(f"source {source.path}: {error}") from error
-        worst = max(differences.values())
-        rank_zero_info(
-            f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "
-            f"{worst:.1e} (relative)"
-        )
-        return worst
+        if self.memory is not None and folder is None:
+            raise ConfigurationError(f"memory is {self.memory!r}, which needs a folder to spill into; use pleas merge.")
+        stamp = None
+        if folder is not None or self.statistics is not None:
+            stamp = data.calibration_stamp(self.problem.sources, spec)
+        if folder is not None and stamp is not None:
+            self.progress = progress_of(self.problem, stamp, data, folder, processes)
+        self.gathering = Gathering(
+            spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, stamp, self.statistics,
+            self.progress, self.keep_every,
+        )  # fmt: skip
+        given = (self.problem, self.methods, self.budgets, data, self.memory, device, processes, sharing)
+        self.planner = Planner.of(*given)
+        plan = self.planner.plan(self.gathering.missing)
+        if folder is None and (plan.shelve or plan.spill):
+            raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; use pleas merge.")
+        rank_zero_info(f"{plan}; {self.planner.free}")
 
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
 
-    def start_gathering(self) -> None:
-        """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks."""
-        assert self.problem is not None
-        self.gathering = True
-        self.pictures = {domain: [] for domain in self.calibration_domains}
-        if self.needs & {LAYERS, INPUTS, UNITS}:
-            self.collector = Collector(
-                self.problem.spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners
-            )
+    def start_gathering(self, reduce: Reduce = lambda tensor: tensor, rank: int = 0) -> None:
+        """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks.
 
-    def stop_gathering(self) -> Collector | None:
-        """Stop, and hand over what was gathered."""
-        collector, self.collector, self.gathering = self.collector, None, False
-        return collector
+        Args:
+            reduce: Sums a tensor over all processes in place.
+            rank: Number of this process.
+        """
+        assert self.gathering is not None
+        if not self.gathering.begun:
+            room = torch.tensor(self.planner.room if rank == 0 else 0, device=self.device)
+            reduce(room)  # all divide the passes as the first process does
+            self.planner = self.planner.within(int(room))
+            if self.progress is not None:
+                self.progress = replace(self.progress.below(str(rank)), reduce=reduce, device=self.device)
+                self.gathering.progress = self.progress
+            plan = self.planner.plan(self.gathering.missing)
+            self.scratch = self.progress.folder / "waiting" if self.progress is not None and plan.spill else None
+            self.gathering.shelved = plan.shelve
+        self.gathering.begin(lambda moments: self.planner.plan(moments).shares, self.device)
+        self.running = True
+        self.keeping = PICTURES in self.needs and not self.pictures
+        if self.keeping:
+            self.pictures = {domain: waiting((), self.scratch) for domain in self.calibration_domains}
+
+    def stop_gathering(self, reduce: Reduce = lambda tensor: tensor, rank: int = 0) -> bool:
+        """Finish a pass over the pictures.
+
+        Args:
+            reduce: Sums a tensor over all processes in place.
+            rank: Number of this process.
+
+        Returns:
+            Whether that was the last one.
+        """
+        assert self.gathering is not None
+        self.running = self.keeping = False
+        self.gathering.end(reduce, rank == 0)
+        return self.gathering.finished
+
+    def drop_gathering(self) -> None:
+        """Forget a pass that did not come to its end."""
+        self.running = self.keeping = False
+        if self.gathering is not None:
+            self.gathering.collector = None
 
     def validation_step(self, batch: dict[str, Tensor | None], batch_idx: int) -> None:
         """Run the sources, or the students, on calibration pictures.
@@ -201,12 +248,11 @@ class MergeModule(LightningModule):
                 "validate on the data module's calibration_dataloader()."
             )
         present = {domain: pictures for domain, pictures in batch.items() if pictures is not None}
-        if self.gathering:
-            for domain, pictures in present.items():
-                if self.collector is not None:
-                    self.collector.gather(domain, pictures)
-                if PICTURES in self.needs:
-                    self.pictures[domain].append(pictures)
+        if self.running:
+            assert self.gathering is not None
+            self.gathering.gather(batch_idx, present)
+            for domain, pictures in present.items() if self.keeping else ():
+                self.pictures[domain].append(pictures)
         else:
             mixed = torch.cat(list(present.values()))
             for merged in self.unsettled:
@@ -214,29 +260,26 @@ class MergeModule(LightningModule):
 
     @torch.inference_mode(False)  # students made under it could never be trained
     @torch.no_grad()
-    def fit_students(self, collector: Collector | None, world: World) -> list[Merged]:
+    def fit_students(self, world: World) -> list[Merged]:
         """Let every method make its students from what was gathered.
 
         Args:
-            collector: What was gathered, summed over processes.
             world: The processes, which share the solves.
         """
         assert self.problem is not None
+        assert self.gathering is not None
         problem = replace(
             self.problem,
-            statistics=collector.statistics if collector else None,
+            statistics=self.gathering.statistics,
             pictures=self.pictures if PICTURES in self.needs else None,
             world=world,
+            progress=self.progress,
+            scratch=self.scratch,
         )
         self.merged = []
-        for method in self.methods:
-            began = perf_counter()
-            for made in method.merge(problem, self.budgets):
-                merged = replace(made, seconds=perf_counter() - began)
-                rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
-                merged.student.lineage = lineage(method, merged, self.loaded, problem.owners)
-                self.merged.append(merged)
-                began = perf_counter()
+        for method, merged in fitted(self.methods, problem, self.budgets):
+            merged.student.lineage = lineage(method, merged, self.loaded, problem.owners)
+            self.merged.append(merged)
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
         return self.merged
@@ -250,7 +293,7 @@ class MergeModule(LightningModule):
             one for one in self.merged if not one.settled and batch_norms(one.student.network, one.student.exact_norms)
         ]
 
-    def reestimation(self, reduce: Callable[[Tensor], object]) -> ExitStack:
+    def reestimation(self, reduce: Reduce) -> ExitStack:
         """A context in which validation steps re-estimate the batch norm of every student that needs it.
 
         Args:

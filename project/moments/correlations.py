@@ -153,6 +153,11 @@ class CorrelationMoment(SecondMoment):
         shapes = [(len(self.parts), channels, channels), (*sides, channels)]
         super().__init__(channels * self.taps + constant, shapes[: 1 + constant], device)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the totals, and at most of what waits for one more batch."""
+        return sum(8 * total.numel() for total in self._totals) + 4 * self.channels * PENDING
+
     def read(self, values: Sequence[Tensor]) -> None:
         """Add pictures.
 

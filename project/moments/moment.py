@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from project.errors import MergeError
 from project.moments.patches import exact_products
 
 LEAF = 128  # rows below which halving a product no longer pays
@@ -31,17 +32,44 @@ class SecondMoment(ABC):
         self._pending: list[Tensor] = []
         with torch.inference_mode(False):  # a total made under inference mode could not be reduced later
             self._totals = [torch.zeros(*shape, dtype=torch.float64, device=device) for shape in shapes]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the totals live."""
-        return self._totals[0].device
+        self.device = self._totals[0].device
+        """Where the sum is worked on."""
 
     @property
     def totals(self) -> list[Tensor]:
-        """What holds the sum, float64: additive over samples."""
+        """What holds the sum, float64: additive over samples. Brought to the device where they lie in a file."""
         self._flush()
-        return self._totals
+        return [total.to(self.device) for total in self._totals]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the totals, and at most of what waits for one more batch."""
+        return sum(8 * total.numel() for total in self._totals) + 4 * self.size * PENDING
+
+    @property
+    def unflushed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The totals as they are and the samples that wait to be added to them, by which a pass goes on bit for bit."""
+        return self._totals, self._pending
+
+    def load(
+        self, totals: Sequence[Tensor], count: int, pending: Sequence[Tensor] = (), device: torch.device | None = None
+    ) -> None:
+        """Hold this sum instead.
+
+        Args:
+            totals: In the shapes of this moment's own; kept as they are, such as mapped from a file.
+            count: Samples in totals and pending.
+            pending: Samples that wait.
+            device: Where the sum is worked on from now on; default: as before.
+
+        Raises:
+            MergeError: If the shapes are others.
+        """
+        if [total.shape for total in totals] != [total.shape for total in self._totals]:
+            found, own = ([tuple(total.shape) for total in these] for these in (totals, self._totals))
+            raise MergeError(f"a moment of shapes {own} cannot hold totals of shapes {found}.")
+        self._totals, self._pending, self.count = list(totals), list(pending), count
+        self.device = device or self.device
 
     def clone(self) -> Self:
         """The same sum in memory of its own."""

@@ -14,6 +14,7 @@ from project.moments.patches import unit_columns
 from project.symmetry import Layer, Spec
 
 M = TypeVar("M", bound=SecondMoment)
+K = TypeVar("K", str, tuple[int, str])
 LAYERS, UNITS, PICTURES, INPUTS = "layers", "units", "pictures", "inputs"
 
 
@@ -41,13 +42,42 @@ class Statistics:
         """Moment of a value's units over all domains."""
         return _sum(self.units, node)
 
+    @property
+    def tables(self) -> dict[str, dict[str, dict[Any, SecondMoment]]]:
+        """All moments by kind, name, and domain or (source, domain)."""
+        return cast(
+            dict[str, dict[str, dict[Any, SecondMoment]]],
+            {LAYERS: self.layers, INPUTS: self.inputs, UNITS: self.units},
+        )
+
+    def named(self) -> dict[str, SecondMoment]:
+        """All moments by :func:`entry_name`, in an order that is the same in every process."""
+        return {
+            entry_name(kind, name, key): table[name][key]
+            for kind, table in self.tables.items()
+            for name in sorted(table)
+            for key in sorted(table[name])
+        }
+
     def moments(self) -> Iterable[SecondMoment]:
         """All moments, in an order that is the same in every process."""
-        tables: tuple[Mapping[str, Mapping[Any, SecondMoment]], ...] = (self.layers, self.inputs, self.units)
-        for table in tables:
-            for name in sorted(table):
-                for key in sorted(table[name]):
-                    yield table[name][key]
+        return self.named().values()
+
+    def add(self, other: "Statistics") -> None:
+        """Add statistics of the same sources on other pictures, such as another shard's, in place.
+
+        Moments of what only the other has seen come along as copies.
+        """
+        for kind, table in other.tables.items():
+            mine = self.tables[kind]
+            for name, moments in table.items():
+                for key, moment in moments.items():
+                    if key in mine.setdefault(name, {}):
+                        mine[name][key].add(moment)
+                    else:
+                        mine[name][key] = moment.clone()
+        for domain, count in other.pictures.items():
+            self.pictures[domain] = self.pictures.get(domain, 0) + count
 
     def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
         """Sum over processes, in place and without copies.
@@ -55,13 +85,19 @@ class Statistics:
         Args:
             all_reduce: Sums a tensor over all processes in place.
         """
+        device: torch.device | str = "cpu"
         for moment in self.moments():
             moment.reduce(all_reduce)
-        device = next((moment.device for moment in self.moments()), "cpu")
+            device = moment.device
         for domain in sorted(self.pictures):
             seen = torch.tensor(self.pictures[domain], device=device)
             all_reduce(seen)
             self.pictures[domain] = int(seen)
+
+
+def entry_name(kind: str, name: str, key: str | tuple[int, str]) -> str:
+    """Name of one moment in files: its kind, its layer or value, and its domain or the source's number and domain."""
+    return f"{kind}/{name}/{key if isinstance(key, str) else f'{key[0]} {key[1]}'}"
 
 
 def own_domains(sources: int, domains: Sequence[str], owners: Mapping[str, int]) -> list[list[str]]:
@@ -90,6 +126,8 @@ class Collector:
         domains: Names of the domains; every process must be given the same.
         owners: For ``inputs``, domain -> index of the source that is looked at there; sources that own none are looked
             at on all domains.
+        only: Names of the moments to gather, see :func:`entry_name`; default: all.
+        device: Where the moments live; default: where the sources are. ``meta`` for their shapes alone.
     """
 
     def __init__(
@@ -99,7 +137,10 @@ class Collector:
         needs: Collection[str],
         domains: Collection[str],
         owners: Mapping[str, int] | None = None,
+        only: Collection[str] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
+        self.only = only
         self.statistics = Statistics()
         self.sources = sources
         self.domain = ""
@@ -112,12 +153,12 @@ class Collector:
         self.domains = tuple(domains)
         self.statistics.pictures = dict.fromkeys(self.domains, 0)
         # All of them now, so that processes that see nothing of a domain still take part in its sum.
-        device = next(sources.parameters()).device
+        device = next(sources.parameters()).device if device is None else device
         for layer in self.layers.values():
             module, sizes = self._inputs(layer)
             self.statistics.layers[layer.name] = {
                 domain: layer_moment(module, sum(sizes), layer.sides, constant=layer.bias, device=device)
-                for domain in self.domains
+                for domain in self._chosen(LAYERS, layer.name, self.domains)
             }
         own = [
             (source, domain)
@@ -128,10 +169,11 @@ class Collector:
             module, sizes = self._inputs(layer)
             self.statistics.inputs[layer.name] = {
                 (s, domain): layer_moment(module, sizes[s], layer.sides, constant=False, device=device)
-                for s, domain in own
+                for s, domain in self._chosen(INPUTS, layer.name, own)
             }
         for node, size in self._unit_sizes(spec).items():
-            self.statistics.units[node] = {domain: Moment(size, device) for domain in self.domains}
+            chosen = self._chosen(UNITS, node, self.domains)
+            self.statistics.units[node] = {domain: Moment(size, device) for domain in chosen}
 
     @torch.no_grad()
     def gather(self, domain: str, pictures: Tensor) -> list[Tensor]:
@@ -148,16 +190,22 @@ class Collector:
     def __call__(self, node: fx.Node, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Add one value; called by the lockstep."""
         if node.name in self.layers:
-            layer = self.layers[node.name]
-            moment = self.statistics.layers[layer.name][self.domain]
-            moment.read(inputs)
+            wanted = self.statistics.layers[self.layers[node.name].name].get(self.domain)
+            if wanted is not None:
+                wanted.read(inputs)
         if node.name in self.readers:
             layer = self.readers[node.name]
             for (source, domain), moment in self.statistics.inputs[layer.name].items():
                 if domain == self.domain:
                     moment.read([inputs[source]])
         if node.name in self.units:
-            self.statistics.units[node.name][self.domain].update(unit_columns(outputs, self.dims[node.name]))
+            units = self.statistics.units[node.name].get(self.domain)
+            if units is not None:
+                units.update(unit_columns(outputs, self.dims[node.name]))
+
+    def _chosen(self, kind: str, name: str, keys: Iterable[K]) -> list[K]:
+        """The domains, or sources and domains, for which a moment is to be gathered."""
+        return [key for key in keys if self.only is None or entry_name(kind, name, key) in self.only]
 
     def _unit_sizes(self, spec: Spec) -> dict[str, int]:
         """Length of the joint vector of each wanted value; heads may differ between sources."""

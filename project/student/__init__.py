@@ -10,21 +10,26 @@ from project.student.gain import separation_gains
 from project.student.growth import check_growth, growing, obstacle, unfitted
 from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
+from project.student.memory import Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
 from project.student.plan import in_stages, stages
+from project.student.progress import KeptFits, Progress
 from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.sharing import ALONE, World, effort
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
 from project.student.solver import LayerFit, damping
 from project.student.source import Source, common_spec, load_source
+from project.student.spill import waiting
 
 __all__ = [
-    "ALONE", "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source",
-    "Student", "Unit", "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets",
-    "check_growth", "common_spec", "damping", "effort", "executed_macs", "fit_layer", "growing", "in_stages",
-    "is_student", "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle",
-    "original_owners", "original_sources", "reestimate", "reestimation", "restyled", "running_variances",
-    "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise",
-    "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
+    "ALONE", "BlockLayer", "Budget", "Demand", "Distillation", "DistillationLoss", "KeptFits", "LayerFit",
+    "MemoryPlan", "Progress", "SequentialFit", "Source", "Student", "Unit", "View", "World", "batch_norms",
+    "blank_network", "build_student", "by_gain", "check_budgets", "check_growth", "common_spec", "damping",
+    "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages", "is_student", "joint_matrix",
+    "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
+    "original_sources", "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled",
+    "running_variances", "save_student", "separated", "separation_gains", "source_macs", "source_size",
+    "stages", "stagewise", "start_matrix", "start_student", "strangeness", "student_entries", "targets",
+    "unfitted", "uniform", "view", "waiting",
 ]  # fmt: skip

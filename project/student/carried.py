@@ -6,6 +6,7 @@ behind it reads any more is released, so that memory holds little more than two 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from project.student.head import HeadView
 from project.student.layers import resized, weight_of
 from project.student.sharing import World
 from project.student.solver import Equations, seen_weights
+from project.student.spill import OnDisk, waiting
 from project.student.surroundings import Surroundings
 from project.symmetry import Layer
 
@@ -74,6 +76,7 @@ class Carried:
         owners: For each domain, the source that merged units follow on its pictures; None for the mean of all.
         weights: For each domain, what each of its pictures counts for.
         world: The processes among which the pictures are dealt out.
+        scratch: Folder for the values of waiting batches; None to hold them in memory.
     """
 
     def __init__(
@@ -84,14 +87,19 @@ class Carried:
         owners: Sequence[int | None],
         weights: Sequence[float],
         world: World,
+        scratch: Path | None = None,
     ) -> None:
         self.owners, self.weights, self.world, self.modules = owners, weights, world, sources[0]
+        self.scratch = scratch
         self.batches = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
             for batch in batches:
                 runs = {source: Run(sources[source], batch) for source in needed}
                 self.batches.append(Batch(index, owner, Run(student, batch), runs))
+                if scratch is not None:
+                    for run in (self.batches[-1].student, *runs.values()):
+                        run.env = OnDisk(scratch)
 
     def reach(self, node: fx.Node) -> None:
         """Let the sources compute a value."""
@@ -107,10 +115,10 @@ class Carried:
             for source in batch.sources.values():
                 source.release(_twin(source, node))
 
-    def targets(self, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> list[Tensor]:
+    def targets(self, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> Sequence[Tensor]:
         """What each batch asks of a value: the blend of its sources', less what the student has already."""
         module = self.modules.get_submodule(str(node.target))
-        return [_target(batch, node, module, outputs, scales, plan) for batch in self.batches]
+        return waiting((_target(batch, node, module, outputs, scales, plan) for batch in self.batches), self.scratch)
 
     def equations(self, place: Place, start: Tensor) -> list[Equations]:
         """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees."""

@@ -1,13 +1,112 @@
-"""Whether the sequential fit will fit into memory, before it begins."""
+"""How much memory a merge takes, planned before it begins: what is gathered together, and what waits on disk."""
 
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from project.errors import ConfigurationError
 from project.symmetry import Spec
 
 HELD = 5  # values held at once around the widest layer: what student and source read and write, and the target
+SOLVING = 4  # matrices of the unknowns' size held at once: moment, normal equations, their factor and a copy
+SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """About how many bytes a fit holds at its peak.
+
+    Args:
+        whole: With everything in memory.
+        least: With all that waits on disk.
+    """
+
+    whole: int = 0
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a merge keeps within its memory.
+
+    Args:
+        room: Bytes that it may take.
+        statistics: Bytes of all moments to be gathered.
+        batch: Bytes that running the sources on one batch takes.
+        demand: Of the fit that takes most.
+        shares: Names of the moments that each pass over the pictures gathers.
+        shelve: Whether statistics wait on disk once they are gathered.
+        spill: Whether the sequential fit's batches wait on disk.
+    """
+
+    room: int
+    statistics: int
+    batch: int
+    demand: Demand
+    shares: tuple[tuple[str, ...], ...]
+    shelve: bool
+    spill: bool
+
+    def __str__(self) -> str:
+        """In one sentence."""
+        told = [
+            f"memory: statistics {size(self.statistics)}, gathering beside them {size(self.batch)}, "
+            f"the fit {size(self.demand.whole)}, of {size(self.room)}"
+        ]
+        if len(self.shares) > 1:
+            told.append(f"statistics are gathered in {len(self.shares)} passes over the pictures and wait on disk")
+        elif self.shelve:
+            told.append("statistics wait on disk while students are fitted")
+        if self.spill:
+            told.append(f"the fit's waiting batches lie on disk, so that it takes {size(self.demand.least)}")
+        return "; ".join(told)
+
+
+def plan_memory(moments: Mapping[str, int], batch: int, demand: Demand, room: int) -> MemoryPlan:
+    """Divide what is to be gathered into as few passes as the memory allows, and settle what waits on disk.
+
+    Args:
+        moments: Bytes of every moment to be gathered, by name.
+        batch: Bytes that running the sources on one batch takes, see :func:`gather_bytes`.
+        demand: Of the fit that takes most.
+        room: Bytes that the merge may take.
+
+    Raises:
+        ConfigurationError: If it takes more, whatever waits on disk.
+    """
+    largest = max(moments.values(), default=0)
+    for what, needed in (("gathering statistics", batch + largest), ("the fit", demand.least)):
+        if needed > room:
+            raise ConfigurationError(
+                f"memory is {size(room)}, but {what} takes about {size(needed)} even with all that waits on disk; use "
+                f"smaller batches, smaller budgets, or a machine with more."
+            )
+    shares: list[list[str]] = []
+    left = 0
+    for name, needed in moments.items():
+        if not shares or needed > left:
+            shares.append([])
+            left = room - batch
+        shares[-1].append(name)
+        left -= needed
+    total = sum(moments.values())
+    shelve = len(shares) > 1 or total + demand.whole > room
+    return MemoryPlan(room, total, batch, demand, tuple(map(tuple, shares)), shelve=shelve, spill=demand.whole > room)
+
+
+def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:
+    """About how many bytes all sources hold around their widest layer, on one batch.
+
+    Args:
+        spec: Groups of the sources, traced at the pictures' size.
+        sources: Number of sources N.
+        pictures: Pictures in the batch.
+    """
+    return walk_bytes(spec, pictures, sources)
 
 
 def walk_bytes(spec: Spec, pictures: int, times: float) -> int:
@@ -22,11 +121,64 @@ def walk_bytes(spec: Spec, pictures: int, times: float) -> int:
     return int(4 * HELD * times * widest * pictures)
 
 
-def free_bytes() -> int:
-    """Memory that is free on the host or, where that is more, on the GPU."""
+def solve_bytes(spec: Spec, times: float) -> int:
+    """About how many bytes solving the largest layer takes.
+
+    Args:
+        spec: Groups of the sources.
+        times: Width of what a student's layer reads over a source's, at most.
+    """
+    unknowns = max(times * layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers if layer.blocks == 1)
+    return int(8 * SOLVING * unknowns**2)
+
+
+def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:
+    """Memory that is free on the host, or on the GPU that is used.
+
+    Args:
+        device: Where the merge runs.
+        processes: Processes that share it.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // processes
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     table = Path("/proc/meminfo")  # on Linux, caches that can be dropped count as free
     if table.exists():
         line = next((line for line in table.read_text().splitlines() if line.startswith("MemAvailable")), None)
         free = int(line.split()[1]) * 1024 if line else free
-    return max(free, torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0)
+    return min(free, *_group_bytes()) // processes
+
+
+def _group_bytes() -> list[int]:
+    """What Linux' control groups leave to this process, as batch systems and containers set them."""
+    table = Path("/proc/self/cgroup")
+    found = re.search(r"^0::/(.*)$", table.read_text(), re.MULTILINE) if table.exists() else None
+    if found is None:
+        return [2**62]
+    folder, left = Path("/sys/fs/cgroup", found[1]), [2**62]
+    for group in (folder, *folder.parents):
+        limit, used = group / "memory.max", group / "memory.current"
+        if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+            continue
+        caches = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        left.append(int(limit.read_text()) - int(used.read_text()) + (int(caches[1]) if caches else 0))
+    return [max(0, one) for one in left]
+
+
+def read_bytes(text: str) -> int:
+    """Bytes from '16 GB' or '500 MB', in powers of ten.
+
+    Raises:
+        ConfigurationError: If it is something else.
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?\s*", text.lower())
+    if found is None or float(found[1]) == 0:
+        raise ConfigurationError(f"memory is {text!r}; allowed: an amount above 0, such as '16 GB' or '500 MB'.")
+    return int(float(found[1]) * SCALES[found[2]])
+
+
+def size(count: int) -> str:
+    """Bytes in words, in powers of ten."""
+    scale, name = next(((s, n) for s, n in ((10**9, "GB"), (10**6, "MB")) if count >= s), (10**3, "kB"))
+    return f"{count / scale:.1f} {name}"

@@ -21,6 +21,7 @@ What makes it close to the sources (DESIGN §5):
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -57,6 +58,9 @@ class SequentialFit:
             :mod:`~project.student.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
         world: The processes among which the pictures are dealt out; they share the solves.
+        scratch: Folder for the values of waiting batches; None to hold them in memory.
+        kept: Called for every layer in order with what solves it; may give back what an earlier walk found instead,
+            see :class:`~project.student.progress.KeptFits`.
     """
 
     def __init__(
@@ -74,7 +78,10 @@ class SequentialFit:
         divergence: bool = True,
         weights: Mapping[str, float] | None = None,
         world: World = ALONE,
+        scratch: Path | None = None,
+        kept: Callable[[Callable[[], LayerFit]], LayerFit] = lambda solve: solve(),
     ) -> None:
+        self.kept = kept
         self.student, self.sources, self.ridge, self.rounds = student, sources, ridge, rounds
         self.absorb, self.compensate, self.divergence = absorb, compensate, divergence
         self.spec = student.spec
@@ -88,6 +95,7 @@ class SequentialFit:
             [owners.get(domain) if own else None for domain in pictures],
             [(weights or {}).get(domain, 1.0) for domain in pictures],
             world,
+            scratch,
         )
         self.exact = {group.name: True for group in self.spec.groups.values()}
         self.constants: dict[str, Tensor] = {}  # norm -> what it must add to its fitted inputs
@@ -146,7 +154,7 @@ class SequentialFit:
         start = start_matrix(fitted, matrices, outputs, inputs).contiguous()
         reader = resized_reader(modules[0], inputs)
         place = Place(node=node, layer=fitted, outputs=outputs, inputs=inputs, reader=reader, scales=scales, plan=plan)
-        fit = self._solved(place, start)
+        fit = self.kept(lambda: self._solved(place, start))
         self._write(layer, plan, fit)
         return fit
 

@@ -9,7 +9,7 @@ from helpers import make_problem, pictures, random_network
 from project.errors import ConfigurationError, MergeError
 from project.methods import Permutation, PLeaS
 from project.student import check_budgets
-from project.student.memory import free_bytes, walk_bytes
+from project.student.memory import Demand, solve_bytes, walk_bytes
 
 
 def quiet() -> warnings.catch_warnings:
@@ -111,19 +111,16 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
         PLeaS(weights={"birds": 0.0}).check(problem, few, [1.5])
 
 
-def test_more_activations_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = [random_network(0, weights) for weights in (0, 1)]
-    problem = make_problem(sources)
-    monkeypatch.setattr("project.methods.pleas.free_bytes", lambda: 2**30)
-    pictures_of_a_gibibyte = {"art": 2**30 // walk_bytes(problem.spec, 1, 2.0)}
-    PLeaS().check(problem, pictures_of_a_gibibyte, [1.0, 2.0])
-    PLeaS(fit="joint").check(problem, {"art": 10**9}, [2.0])
-    with pytest.raises(ConfigurationError, match=r"calibration comes .* 1\.0 GiB are free; use fewer"):
-        PLeaS().check(problem, {"art": pictures_of_a_gibibyte["art"] + 1}, [1.0, 2.0])
-
-
-def test_free_memory_is_some() -> None:
-    assert free_bytes() > 2**20
+def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> None:
+    problem = make_problem([random_network(0, weights) for weights in (0, 1)])
+    many = {"art": 10**6, "birds": 10**6}
+    narrow, wide = (PLeaS().demand(problem, many, [budget], 16) for budget in (1.0, 2.0))
+    solving = solve_bytes(problem.spec, 2)
+    assert wide.whole == walk_bytes(problem.spec, 2 * 10**6, 2) + solving
+    assert wide.least == walk_bytes(problem.spec, 16, 2) + solving
+    assert narrow.whole < wide.whole
+    assert PLeaS(fit="joint").demand(problem, many, [1.0], 16) == Demand(solving, solving)
+    assert Permutation().demand(problem, many, [2.0], 16) == Demand()
 
 
 @pytest.mark.parametrize(

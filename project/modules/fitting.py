@@ -1,0 +1,80 @@
+"""The students of all methods, those of an interrupted run recalled instead of made again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from project.alignment import UnitMap
+from project.methods import Merged, Method, Problem
+from project.student import Budget, Progress
+
+
+def fitted(methods: Sequence[Method], problem: Problem, budgets: Sequence[Budget]) -> Iterator[tuple[Method, Merged]]:
+    """Let every method make its students, and keep each where the problem has progress to keep.
+
+    Args:
+        methods: The methods.
+        problem: With all that they need.
+        budgets: Sizes of the students.
+    """
+    for method in methods:
+        made = _students(method, problem, budgets)
+        if problem.progress is not None:
+            made = _kept(method, problem, problem.progress.below(method.name, vars(method)), budgets)
+        yield from ((method, merged) for merged in made)
+
+
+def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> Iterator[Merged]:
+    began = perf_counter()
+    for made in method.merge(problem, budgets):
+        merged = replace(made, seconds=perf_counter() - began)
+        rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
+        yield merged
+        began = perf_counter()
+
+
+def _kept(method: Method, problem: Problem, progress: Progress, budgets: Sequence[Budget]) -> Iterator[Merged]:
+    """The students of one method, in the order of the budgets."""
+    finished = progress.recall("finished")
+    names = [f"{method.name}-{budget.name}" for budget in budgets]
+    found = {name: _recalled(name, problem, progress) for name in (finished["names"] if finished else names)}
+    students = {name: merged for name, merged in found.items() if merged is not None}
+    for name in students:
+        rank_zero_info(f"{name} was fitted before this run was interrupted")
+    left = [budget for budget, name in zip(budgets, names, strict=True) if name not in students]
+    if left and not (finished and len(students) == len(found)):
+        for merged in _students(method, replace(problem, progress=progress), left):
+            if merged.name not in students:
+                _keep(merged, progress)
+                students[merged.name] = merged
+    progress.keep("finished", {"names": list(students)})
+    order = {budget: index for index, budget in enumerate(budgets)}
+    yield from sorted(students.values(), key=lambda merged: order.get(merged.budget, 0))
+
+
+def _keep(merged: Merged, progress: Progress) -> None:
+    content = {
+        "budget": merged.budget.plain,
+        "maps": {name: units.members.cpu() for name, units in merged.student.group_maps.items()},
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in merged.student.network.state_dict().items()},
+        "layers": {name: dict(fit) for name, fit in merged.layers.items()},
+        "matches": dict(merged.matches),
+        "settled": merged.settled,
+        "seconds": merged.seconds,
+    }
+    progress.keep(merged.name, content)
+
+
+def _recalled(name: str, problem: Problem, progress: Progress) -> Merged | None:
+    kept = progress.recall(name)
+    if kept is None:
+        return None
+    student = problem.start({group: UnitMap(members) for group, members in kept["maps"].items()})
+    student.network.load_state_dict(kept["state_dict"])
+    budget = Budget.of(kept["budget"])
+    method = name.removesuffix(f"-{budget.name}")
+    return Merged(
+        method, budget, student, kept["layers"], kept["matches"], settled=kept["settled"], seconds=kept["seconds"]
+    )

@@ -1,0 +1,253 @@
+"""Passes over the calibration pictures that leave statistics behind: as many as the memory asks for, or none at all.
+
+What a file or an interrupted run holds already is not gathered again.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from project.errors import ConfigurationError
+from project.moments import (
+    INPUTS,
+    LAYERS,
+    UNITS,
+    Collector,
+    Lockstep,
+    Stamp,
+    Statistics,
+    StoredStatistics,
+    read_statistics,
+    save_statistics,
+)
+from project.student import Progress
+from project.symmetry import Spec
+
+SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
+UNFINISHED = "gathering"
+
+Reduce = Callable[[Tensor], object]
+Division = Callable[[Mapping[str, int]], Sequence[Collection[str]]]
+
+
+class Gathering:
+    """What is to be gathered, what is there already, and the pass that is under way.
+
+    A file that lacks some of the moments is completed: one pass gathers the others, and the file then holds all.
+
+    Args:
+        spec: Groups and layers of the sources.
+        sources: The sources in lockstep.
+        needs: Kinds of moments that are needed.
+        domains: Names of the calibration domains.
+        owners: domain -> index of its source.
+        stamp: What the statistics depend on; None where they are kept nowhere.
+        file: Where they are read from if it exists, and written to.
+        progress: Where unfinished work is kept; None for nowhere.
+        every: Seconds, at least, between two copies of an unfinished pass; 0 for one after every batch.
+
+    Raises:
+        ConfigurationError: If the file holds statistics of something else.
+        CheckpointError: If it cannot be read.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        sources: Lockstep,
+        needs: Collection[str],
+        domains: Sequence[str],
+        owners: Mapping[str, int],
+        stamp: Stamp | None = None,
+        file: Path | None = None,
+        progress: Progress | None = None,
+        every: float = 60.0,
+    ) -> None:
+        self.spec, self.sources, self.needs = spec, sources, set(needs) & {LAYERS, INPUTS, UNITS}
+        self.domains, self.owners, self.stamp, self.file, self.progress = domains, owners, stamp, file, progress
+        self.every = every
+        self.collector: Collector | None = None
+        self.statistics: Statistics | None = None
+        self.shelved = False  # whether moments wait on disk once they are gathered
+        self._bytes: dict[str, int] = {}
+        if self.needs:
+            self.statistics = self._collector(None, "meta").statistics
+            self._bytes = {name: moment.bytes for name, moment in self.statistics.named().items()}
+        elif file is not None:
+            raise ConfigurationError(f"statistics is {file}, but no method gathers any; leave it out.")
+        self.shares: list[Collection[str]] | None = None
+        self.stored = self._matching()
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Bytes of the moments that the file does not hold, by name."""
+        known = self.stored.moments if self.stored else {}
+        return {name: count for name, count in self._bytes.items() if name not in known}
+
+    @property
+    def begun(self) -> bool:
+        """Whether the passes have been settled."""
+        return self.shares is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to gather."""
+        return self.shares is not None and not self.shares
+
+    def begin(self, divide: Division, device: torch.device) -> None:
+        """Take up the next pass.
+
+        Args:
+            divide: Tells which moments each pass gathers, from the bytes of those that are missing.
+            device: Where moments are gathered.
+        """
+        if self.statistics is None:
+            self.shares = []
+            return
+        unfinished = None
+        if self.shares is None:
+            unfinished = self._recall(divide, device)
+        if not self.shares:
+            return
+        self.collector = self._collector(self.shares[0], device)
+        self.batches, self.saved, self.cost = 0, time.perf_counter(), 0.0
+        if unfinished is not None:
+            self._restore(self.collector, unfinished, device)
+
+    def gather(self, number: int, batch: Mapping[str, Tensor]) -> None:
+        """Run the sources on the pictures of one batch, unless an interrupted run has done so.
+
+        Args:
+            number: Of the batch.
+            batch: domain -> pictures.
+        """
+        if self.collector is None or number < self.batches:
+            return
+        for domain, pictures in batch.items():
+            self.collector.gather(domain, pictures)
+        self.batches = number + 1
+        now = time.perf_counter()
+        if self.progress is not None and (self.every == 0 or now - self.saved >= max(self.every, self.cost / SHARE)):
+            self._keep(self.collector, self.progress)
+            self.saved = time.perf_counter()
+            self.cost = self.saved - now
+
+    def end(self, reduce: Reduce, main: bool) -> None:
+        """Finish a pass: sum over processes, and keep what was gathered.
+
+        Args:
+            reduce: Sums a tensor over all processes in place.
+            main: Whether this process writes the file.
+        """
+        if self.collector is None:
+            return
+        assert self.statistics is not None
+        assert self.shares is not None
+        collector, self.collector = self.collector, None
+        found = collector.statistics
+        found.reduce(reduce)
+        self.shares.pop(0)
+        last_for_file = self.file is not None and not self.shares
+        kept = None
+        if self.progress is not None and self.stamp is not None and (self.shelved or not last_for_file):
+            path = self._passes()[1]
+            save_statistics(found, self.stamp, path)
+            kept = read_statistics(path)
+        if self.shelved and kept is not None:
+            kept.fill(self.statistics, next(iter(found.moments())).device)
+        else:
+            table = self.statistics.named()
+            for name, moment in found.named().items():
+                table[name].load(moment.totals, moment.count, device=moment.device)
+        self.statistics.pictures = dict(found.pictures)
+        if last_for_file and main:
+            assert self.file is not None
+            assert self.stamp is not None
+            save_statistics(self.statistics, self.stamp, self.file, *([self.stored] if self.stored else []))
+            rank_zero_info(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
+        if self.progress is not None:
+            self.progress.forget(UNFINISHED)
+
+    def _matching(self) -> StoredStatistics | None:
+        """The file, if there is one that matches."""
+        if self.file is None or not self.file.exists():
+            return None
+        stored = read_statistics(self.file)
+        assert self.stamp is not None
+        if differing := self.stamp.differences(stored.stamp):
+            raise ConfigurationError(
+                f"statistics is {self.file}, which was gathered from {'; '.join(differing)}; name another file, to be "
+                f"written, or remove this one."
+            )
+        return stored
+
+    def _recall(self, divide: Division, device: torch.device) -> dict[str, object] | None:
+        """Fill in what is there already, divide the rest into passes; returns an unfinished pass."""
+        assert self.statistics is not None
+        found = [self.stored] if self.stored else []
+        if self.progress is not None:
+            everyone, nobody = self.progress.everywhere(bool(found)), self.progress.everywhere(not found)
+            if not everyone and not nobody:
+                raise ConfigurationError(f"statistics is {self.file}, which only some processes see; share its folder.")
+        if self.progress is not None:
+            for path in self._passes()[0]:
+                stored = read_statistics(path)
+                if self.stamp is None or self.stamp.differences(stored.stamp):
+                    raise ConfigurationError(f"{path} is of another merge; remove it.")
+                found.append(stored)
+        for stored in found:
+            stored.fill(self.statistics, device)
+            self.statistics.pictures = dict(stored.pictures)
+        known = {name for stored in found for name in stored.moments}
+        left = {name: count for name, count in self._bytes.items() if name not in known}
+        if known:
+            origin = ", ".join(str(stored.path) for stored in found)
+            told = (
+                f"{len(left)} of {len(self._bytes)} are missing and gathered now" if left else "none is gathered again"
+            )
+            rank_zero_info(f"moments come from {origin}: {told}")
+        unfinished = self.progress.recall(UNFINISHED) if self.progress is not None and left else None
+        if unfinished is not None and unfinished["moments"].keys() <= left.keys():
+            share = list(unfinished["moments"])
+            rest = {name: count for name, count in left.items() if name not in unfinished["moments"]}
+            self.shares = [share, *(divide(rest) if rest else ())]
+            return unfinished
+        self.shares = list(divide(left)) if left else []
+        return None
+
+    def _passes(self) -> tuple[list[Path], Path]:
+        """Files of the passes that every process has finished, and where the next one goes."""
+        assert self.progress is not None
+        done: list[Path] = []
+        while True:
+            path = self.progress.folder / f"statistics-{len(done)}.safetensors"
+            if not self.progress.everywhere(path.exists()):
+                return done, path
+            done.append(path)
+
+    def _keep(self, collector: Collector, progress: Progress) -> None:
+        """Copy an unfinished pass as it is, samples that wait and all, so that it goes on bit for bit."""
+        moments = {}
+        for name, moment in collector.statistics.named().items():
+            totals, pending = moment.unflushed
+            moments[name] = {"totals": totals, "pending": pending, "count": moment.count}
+        pictures = dict(collector.statistics.pictures)
+        progress.keep(UNFINISHED, {"moments": moments, "pictures": pictures, "batches": self.batches})
+
+    def _restore(self, collector: Collector, unfinished: Mapping[str, object], device: torch.device) -> None:
+        """Go on where an interrupted pass stopped."""
+        named = collector.statistics.named()
+        for name, kept in unfinished["moments"].items():  # type: ignore[attr-defined]
+            totals, pending = ([one.to(device) for one in kept[part]] for part in ("totals", "pending"))
+            named[name].load(totals, kept["count"], pending)
+        collector.statistics.pictures = dict(unfinished["pictures"])  # type: ignore[call-overload]
+        self.batches = int(unfinished["batches"])  # type: ignore[call-overload]
+        seen = sum(collector.statistics.pictures.values())
+        rank_zero_info(f"gathering goes on after the {seen} pictures that an interrupted run has seen")
+
+    def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:
+        return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, only, device)

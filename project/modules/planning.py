@@ -1,0 +1,72 @@
+"""How much memory a merge may take, and what it will take: told before the long work begins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+
+from project.data import DomainDataModule
+from project.methods import Method, Problem
+from project.student import Budget, Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
+from project.student.memory import gather_bytes, size
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans what is gathered together and what waits on disk.
+
+    Args:
+        room: Bytes that the merge may take.
+        batch: Bytes that running the sources on one batch takes.
+        demand: Most that any method's fit takes.
+        free: What was free, in words.
+    """
+
+    room: int
+    batch: int
+    demand: Demand
+    free: str
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        methods: Sequence[Method],
+        budgets: Sequence[Budget],
+        data: DomainDataModule,
+        memory: str | None = None,
+        device: torch.device | str = "cpu",
+        processes: int = 1,
+        sharing: int = 1,
+    ) -> "Planner":
+        """From what is known before any picture is opened.
+
+        Args:
+            problem: Without statistics.
+            methods: Merging methods.
+            budgets: Sizes of the students.
+            data: The domains.
+            memory: Most memory to take; None for what is free.
+            device: Where the merge is going to run.
+            processes: Processes that share the calibration pictures.
+            sharing: Processes that share the memory.
+        """
+        pictures = {domain: ceil(count / processes) for domain, count in data.calibration_counts().items()}
+        largest = min(data.calibration_batch_size, max(pictures.values(), default=0))
+        demands = [method.demand(problem, pictures, budgets, largest) for method in methods]
+        demand = Demand(max(one.whole for one in demands), max(one.least for one in demands))
+        free = free_bytes(device, sharing)
+        told = f"{size(free)} are free on {device}"
+        if torch.device(device).type != "cpu":
+            told += f", {size(free_bytes())} on the host"
+        room = free if memory is None else min(free, read_bytes(memory))
+        return cls(room, gather_bytes(problem.spec, len(problem.sources), largest), demand, told)
+
+    def plan(self, moments: Mapping[str, int]) -> MemoryPlan:
+        """For some moments, by name, with the bytes of each; see :func:`~project.student.memory.plan_memory`."""
+        return plan_memory(moments, self.batch if moments else 0, self.demand, self.room)
+
+    def within(self, room: int) -> "Planner":
+        """The same with other room."""
+        return replace(self, room=room)

@@ -1,0 +1,133 @@
+"""Whether sources, methods and data go together: found out once, before any long work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from project.data import DomainDataModule
+from project.errors import ConfigurationError, MergeError
+from project.methods import Method, Problem
+from project.models import LabelSpace
+from project.modules.sources import SourceFile, place_sources
+from project.moments import Stamp
+from project.student import Budget, Progress, Source
+from project.student.progress import FOLDER
+from project.symmetry import Spec, check_equivalence
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A merge of which all is known but what its sources do on the calibration pictures.
+
+    Args:
+        problem: Without statistics.
+        sources: The sources under their names.
+        equivalence: source -> largest relative change of its logits that permuting a group makes.
+        pictures: Domain, or ``public`` -> number of calibration pictures.
+    """
+
+    problem: Problem
+    sources: list[Source]
+    equivalence: Mapping[str, float]
+    pictures: Mapping[str, int]
+
+
+def prepare(
+    files: Sequence[SourceFile],
+    loaded: Sequence[Source],
+    spec: Spec,
+    data: DomainDataModule,
+    methods: Sequence[Method],
+    budgets: Sequence[Budget],
+    without_source: Sequence[str] = (),
+    tolerance: float = 1e-3,
+) -> Prepared:
+    """Check that everything goes together, and say what is planned.
+
+    Args:
+        files: The sources' files.
+        loaded: What they hold.
+        spec: The sources' spec.
+        data: The domains.
+        methods: Merging methods.
+        budgets: Sizes of the students.
+        without_source: Domains that need none.
+        tolerance: Largest relative change of the logits that permuting a group of a source may make.
+
+    Raises:
+        PleasError: If something does not.
+    """
+    labels = data.label_space
+    sources, owned = place_sources(files, loaded, labels, data.preprocessing, without_source)
+    claimed = [domain for domains in owned for domain in domains]
+    ordered = {domain: labels.classes[domain] for domain in claimed}
+    problem = Problem(
+        tuple(source.network for source in sources),
+        {d: index for index, domains in enumerate(owned) for d in domains if claimed.count(d) == 1},
+        spec,
+        LabelSpace(ordered, "different") if labels.mode == "different" else labels,
+        sources[0].architecture,
+        data.preprocessing,
+    )
+    pictures = data.calibration_counts()
+    _check_methods(methods, problem, pictures, budgets)
+    for plan in filter(None, (method.plan(problem) for method in methods)):
+        rank_zero_info(plan)
+    equivalence = {source.name: _equivalence(source, spec, tolerance) for source in sources}
+    for domain in data.calibration_domains:  # an unreadable picture is found now and not after the fit
+        data.samples(domain, "calibration")
+    for domain in labels.domains:
+        data.samples(domain, "test")
+    return Prepared(problem, sources, equivalence, pictures)
+
+
+def progress_of(problem: Problem, stamp: Stamp, data: DomainDataModule, folder: Path, processes: int) -> Progress:
+    """Where the work of this merge is kept, and of no other.
+
+    Args:
+        problem: The merge.
+        stamp: What its statistics depend on.
+        data: The domains.
+        folder: The run's folder.
+        processes: Processes that share the calibration pictures.
+    """
+    depends = {
+        "stamp": stamp.digest,
+        "labels": [problem.labels.mode, list(problem.labels.classes.items())],
+        "owners": list(problem.owners.items()),
+        "batch": data.calibration_batch_size,
+        "processes": processes,
+        "torch": torch.__version__,
+    }
+    return Progress(folder / FOLDER).below("merge", depends)
+
+
+def _check_methods(
+    methods: Sequence[Method], problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget]
+) -> None:
+    """Refuse methods that cannot work with so many calibration pictures."""
+    for method in methods:
+        if method.needs and not pictures:
+            raise ConfigurationError(
+                f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
+                f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
+                f"with matching 'weights'."
+            )
+        method.check(problem, pictures, budgets)
+
+
+def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:
+    """Largest relative change of a source's logits that permuting a group makes."""
+    try:
+        differences = check_equivalence(source.network, spec, tolerance=tolerance)
+    except MergeError as error:
+        raise MergeError(f"source {source.path}: {error}") from error
+    worst = max(differences.values())
+    rank_zero_info(
+        f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "
+        f"{worst:.1e} (relative)"
+    )
+    return worst

@@ -1,0 +1,183 @@
+"""Statistics in files: bit for bit, additive over shards, and never taken for what they are not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DOMAINS, PICTURE, gathered, pictures, random_network
+from moments.test_statistics import equal
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from project.errors import CheckpointError, ConfigurationError, MergeError
+from project.models import Architecture
+from project.moments import (
+    INPUTS,
+    LAYERS,
+    UNITS,
+    Collector,
+    Lockstep,
+    Stamp,
+    Statistics,
+    add_statistics,
+    read_statistics,
+    save_statistics,
+    tensor_sums,
+)
+from project.symmetry import Spec, trace
+
+Batches = list[tuple[str, Tensor]]
+ALL = (LAYERS, UNITS, INPUTS)
+
+
+def sources(seed: int, count: int = 2) -> tuple[list[nn.Module], Spec]:
+    networks = [random_network(seed, weights) for weights in range(count)]
+    return networks, trace(networks[0], PICTURE)
+
+
+def stamp(networks: list[nn.Module], spec: Spec, batches: Batches) -> Stamp:
+    domains = dict.fromkeys(name for name, _ in batches)
+    return Stamp.of(networks, spec, tensor_sums({d: [b for name, b in batches if name == d] for d in domains}))
+
+
+def blank(networks: list[nn.Module], spec: Spec, domains: tuple[str, ...]) -> Statistics:
+    owners = {domain: index for index, domain in enumerate(domains)}
+    return Collector(spec, Lockstep(networks), ALL, domains, owners, device="meta").statistics
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_comes_back_is_what_was_kept(tmp_path: Path, seed: int) -> None:
+    networks, spec = sources(seed, 2 + seed % 2)
+    batches = [("art", pictures(5, 1)), ("birds", pictures(3, 2))]
+    found = gathered(networks, spec, batches, DOMAINS[:2])
+    save_statistics(found, stamp(networks, spec, batches), tmp_path / "kept.safetensors")
+    stored = read_statistics(tmp_path / "kept.safetensors")
+    assert stored.stamp == stamp(networks, spec, batches)
+    assert stored.pictures == {"art": 5, "birds": 3}
+    again = blank(networks, spec, DOMAINS[:2])
+    stored.fill(again, torch.device("cpu"))
+    pairs = list(zip(again.named().items(), found.named().items(), strict=True))
+    assert pairs
+    for (name, mine), (other, theirs) in pairs:
+        assert name == other
+        assert mine.count == theirs.count
+        assert torch.equal(mine.sum(), theirs.sum())
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_sum_of_shards_is_the_whole(tmp_path: Path, seed: int) -> None:
+    """The second shard has never seen birds, and its first batch is split otherwise than in the whole."""
+    networks, spec = sources(seed)
+    art, birds, cars = pictures(9, 1), pictures(4, 2), pictures(3, 3)
+    whole: Batches = [("art", art), ("birds", birds), ("cars", cars)]
+    shards: list[Batches] = [
+        [("art", art[6:]), ("birds", birds)],
+        [("cars", cars), ("art", art[:2]), ("art", art[2:6])],
+    ]
+    for number, shard in enumerate(shards):
+        found = gathered(networks, spec, shard, DOMAINS[:3])
+        save_statistics(found, stamp(networks, spec, shard), tmp_path / f"{number}.safetensors")
+    stored = add_statistics([tmp_path / f"{number}.safetensors" for number in (0, 1)], tmp_path / "sum.safetensors")
+    reference = gathered(networks, spec, whole, DOMAINS[:3])
+    again = blank(networks, spec, DOMAINS[:3])
+    stored.fill(again, torch.device("cpu"))
+    again.pictures = dict(stored.pictures)
+    assert equal(again, reference)
+    assert stored.stamp == stamp(networks, spec, whole), "the sum says of itself what the whole would"
+    one, other = (gathered(networks, spec, shard, DOMAINS[:3]) for shard in shards)
+    one.add(other)
+    assert equal(one, reference)
+
+
+def test_adding_takes_along_what_only_one_has_seen() -> None:
+    networks, spec = sources(0)
+    one, other = (Collector(spec, Lockstep(networks), (UNITS,), [domain], {domain: 0}) for domain in ("art", "birds"))
+    one.gather("art", pictures(4, 1))
+    other.gather("birds", pictures(3, 2))
+    before = next(iter(other.statistics.units.values()))
+    kept = before["birds"].sum()
+    one.statistics.add(other.statistics)
+    whole = gathered(networks, spec, [("art", pictures(4, 1)), ("birds", pictures(3, 2))], DOMAINS[:2], [UNITS])
+    assert equal(one.statistics, whole)
+    one.statistics.add(other.statistics)
+    assert torch.equal(before["birds"].sum(), kept), "what is added stays as it is"
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    networks, spec = sources(0)
+    batches: Batches = [("art", pictures(3, 1))]
+    found, mine = gathered(networks, spec, batches, ["art"]), stamp(networks, spec, batches)
+    units = gathered(networks, spec, batches, ["art"], [UNITS])
+    first = tmp_path / "first.safetensors"
+    save_statistics(found, mine, first)
+    cases = {
+        "other sources": (found, replace(mine, sources=("a", "b"))),
+        "another transform .image_size 8 instead of None": (found, replace(mine, transform={"image_size": 8})),
+        "lacks layers/.* although it has seen art": (units, mine),
+    }
+    for words, (statistics, said) in cases.items():
+        save_statistics(statistics, said, tmp_path / "second.safetensors")
+        with pytest.raises(ConfigurationError, match=words):
+            add_statistics([first, tmp_path / "second.safetensors"], tmp_path / "sum.safetensors")
+    with pytest.raises(ConfigurationError, match="two or more, each once"):
+        add_statistics([first, tmp_path / "." / "first.safetensors"], tmp_path / "sum.safetensors")
+    assert not (tmp_path / "sum.safetensors").exists()
+
+
+def test_stamps_say_what_differs() -> None:
+    networks, spec = sources(0)
+    batches: Batches = [("art", pictures(4, 1)), ("birds", pictures(3, 2))]
+    mine = stamp(networks, spec, batches)
+    mixed: Batches = [("birds", batches[1][1].flip(0)), ("art", batches[0][1][2:]), ("art", batches[0][1][:2])]
+    assert mine.differences(stamp(networks, spec, mixed)) == [], "neither order nor batches matter"
+    assert mine.digest != stamp(networks[::-1], spec, batches).digest
+    assert mine.differences(stamp(networks[::-1], spec, batches)) == ["sources in another order"]
+    with torch.no_grad():
+        next(networks[1].parameters()).view(-1)[0] += 1e-6
+    assert mine.differences(stamp(networks, spec, batches)) == ["other sources"]
+    fewer = replace(mine, pictures=stamp(networks, spec, [("art", batches[0][1][:3]), batches[1]]).pictures)
+    assert mine.differences(fewer) == ["other pictures of art (3 instead of 4)"]
+    changed = replace(mine, pictures=stamp(networks, spec, [batches[0], ("birds", pictures(3, 3))]).pictures)
+    assert mine.differences(changed) == ["other pictures of birds (as many)"]
+    assert Stamp.read(mine.plain) == mine
+
+
+def test_files_that_are_no_statistics_are_refused(tmp_path: Path) -> None:
+    networks, spec = sources(0)
+    batches: Batches = [("art", pictures(3, 1))]
+    good = tmp_path / "good.safetensors"
+    save_statistics(gathered(networks, spec, batches, ["art"], [UNITS]), stamp(networks, spec, batches), good)
+    content = good.read_bytes()
+    for kept in (0, 5, len(content) // 2, len(content) - 1):
+        (tmp_path / "short").write_bytes(content[:kept])
+        with pytest.raises(CheckpointError, match=r"short is damaged"):
+            read_statistics(tmp_path / "short")
+    save_file(dict(list(load_file(good).items())[:1]), tmp_path / "weights")
+    with pytest.raises(CheckpointError, match="holds no statistics"):
+        read_statistics(tmp_path / "weights")
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(CheckpointError, match=path.name):
+            read_statistics(path)
+    others, other_spec = sources(1)
+    with pytest.raises(MergeError, match="cannot hold"):
+        next(iter(blank(others, other_spec, ("art",)).moments())).load([torch.zeros(1, 1)], 1)
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    networks, spec = sources(0)
+    batches: Batches = [("art", pictures(1, 1))]
+    (tmp_path / "plain").touch()
+    save_statistics(gathered(networks, spec, batches, ["art"], [UNITS]), stamp(networks, spec, batches), tmp_path / "s")
+    assert (tmp_path / "s").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_moments_of_shapes_alone_take_no_memory() -> None:
+    """A ResNet-152's would be gigabytes."""
+    with torch.device("meta"):
+        networks = [Architecture("resnet152", 5).build().eval() for _ in range(2)]
+        spec = trace(networks[0], (3, 224, 224))
+    found = Collector(spec, Lockstep(networks), ALL, ["art"], device="meta").statistics
+    assert sum(8 * total.numel() for moment in found.moments() for total in moment.unflushed[0]) > 2**33
+    assert all(total.is_meta for moment in found.moments() for total in moment.unflushed[0])

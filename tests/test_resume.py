@@ -1,0 +1,237 @@
+"""Merges that are killed, that find statistics in a file, and that have little memory: all make the same students."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import resnet, same_state
+
+import project
+from project.cli import main
+from project.errors import ConfigurationError
+from project.moments import Collector, read_statistics
+from project.student import SequentialFit
+from project.student.spill import Spilled
+
+METHODS: list[dict[str, Any]] = [{"class_path": f"project.methods.{name}"} for name in ("Permutation", "PLeaS")]
+JOINT = {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two random sources and a merge of them that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("resume")
+    for seed in range(2):
+        torch.save(resnet("resnet20", seed, 12).state_dict(), folder / f"{seed}.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["pleas"])
+        main(arguments(folder, "reference"))
+    return folder
+
+
+def arguments(folder: Path, run: str, *extra: str, methods: list[dict[str, Any]] = METHODS) -> list[str]:
+    sets = {"root": str(folder / "data"), "size": 16, "train_per_class": 3, "test_per_class": 1}
+    return [
+        "merge", "--run", str(folder / run), "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+        "--model", "project.modules.MergeModule", "--model.budgets", "[1.0, 1.5]",
+        "--model.sources", json.dumps([str(folder / f"{seed}.pth") for seed in range(2)]),
+        "--model.methods", json.dumps(methods),
+        "--data", "project.data.DomainDataModule",
+        "--data.sets", json.dumps({"class_path": "project.data.Shapes", "init_args": sets}),
+        "--data.domains", "[clipart, sketch]", "--data.image_size", "16", "--data.validation_fraction", "0",
+        "--data.calibration_batch_size", "12", *extra,
+    ]  # fmt: skip
+
+
+def students(folder: Path, run: str) -> dict[str, dict[str, torch.Tensor]]:
+    paths = sorted((folder / run / "students").glob("*.ckpt"))
+    return {path.stem: project.load_student(path).network.state_dict() for path in paths}
+
+
+def same_students(folder: Path, run: str) -> bool:
+    mine, theirs = students(folder, run), students(folder, "reference")
+    assert list(theirs) == ["permutation-1.00", "permutation-1.50", "pleas-1.00", "pleas-1.50"]
+    return list(mine) == list(theirs) and all(same_state(mine[name], theirs[name]) for name in mine)
+
+
+def table(folder: Path, run: str) -> list[dict[str, Any]]:
+    rows = json.loads((folder / run / "results.json").read_text())["table"]
+    return [{**row, "seconds": None} for row in rows]
+
+
+def layers(folder: Path, student: str) -> int:
+    """How many layers the sequential fit solves."""
+    return len(json.loads((folder / "reference" / "results.json").read_text())["layers"][student])
+
+
+def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[int]:
+    """Count the calls of a method."""
+    calls, plain = [0], getattr(owner, name)
+
+    def counting(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        return plain(self, *args)
+
+    patch.setattr(owner, name, counting)
+    return calls
+
+
+def killed(command: list[str], folder: Path, sign: str) -> None:
+    """Run a command in a process of its own, and kill it as soon as a file shows below a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "project", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not any(folder.glob(sign)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            assert process.stderr is not None
+            raise AssertionError(f"no {sign} in {folder}: {process.stderr.read()[-2000:]}")
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed twice: while it gathers, and while it fits its second student."""
+    folder, command = workplace / "killed", arguments(workplace, "killed", "--model.keep_every", "0")
+    killed(command, folder, "progress/*/0/gathering.pt")
+    killed(command, folder, "progress/*/0/pleas-*/pleas-1.50/0003.pt")
+    assert not (folder / "results.json").exists()
+    gathered, solved = (
+        counted(monkeypatch, owner, name) for owner, name in ((Collector, "gather"), (SequentialFit, "_solved"))
+    )
+    main(command)
+    assert gathered == [0]
+    assert solved[0] <= layers(workplace, "pleas-1.50") - 4
+    assert same_students(workplace, "killed")
+    assert table(workplace, "killed") == table(workplace, "reference")
+    assert not (folder / "progress").exists()
+    with pytest.raises(ConfigurationError, match="overwrite"):
+        main(command)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_a_killed_merge_of_two_processes_goes_on(workplace: Path) -> None:
+    """From what both have: one is robbed of a layer that the other kept."""
+    extra = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.budgets", "[1.0]")
+    folder, methods = workplace / "two killed", METHODS[1:]
+    killed(
+        arguments(workplace, "two killed", *extra, methods=methods), folder, "progress/*/1/pleas-*/pleas-1.00/0008.pt"
+    )
+    (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0005.pt")
+    robbed.unlink()
+    for run in ("two", "two killed"):
+        done = subprocess.run(
+            [sys.executable, "-m", "project", *arguments(workplace, run, *extra, methods=methods)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("none is gathered again" in done.stderr) == (run == "two killed")
+    mine, theirs = (students(workplace, run)["pleas-1.00"] for run in ("two killed", "two"))
+    assert same_state(mine, theirs)
+
+
+def test_a_merge_with_other_arguments_uses_nothing_of_an_interrupted_one(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted by an error this time, after five layers."""
+    plain, solved = SequentialFit._solved, [0]
+    given = ("--model.budgets", "[1.0]")
+
+    def failing(self: SequentialFit, *args: Any) -> Any:
+        solved[0] += 1
+        if solved[0] > 5:
+            raise InterruptedError
+        return plain(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialFit, "_solved", failing)
+        with pytest.raises(InterruptedError):
+            main(arguments(workplace, "other", *given, methods=METHODS[1:]))
+    gathered, again = (
+        counted(monkeypatch, owner, name) for owner, name in ((Collector, "gather"), (SequentialFit, "_solved"))
+    )
+    main(arguments(workplace, "other", *given, "--data.calibration", "20", methods=METHODS[1:]))
+    assert gathered[0] > 0
+    assert again[0] == layers(workplace, "pleas-1.00")
+    mine, theirs = (students(workplace, run)["pleas-1.00"] for run in ("other", "reference"))
+    assert not same_state(mine, theirs)
+
+
+def test_statistics_in_a_file_are_not_gathered_again(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written, read, completed where another method needs more, and read once more by the first; then refused."""
+    path = workplace / "statistics.safetensors"
+    given = ("--model.statistics", str(path))
+    gathered, found = counted(monkeypatch, Collector, "gather"), {}
+    for run, methods in {
+        "writes": METHODS[:1],
+        "reads": METHODS[:1],
+        "adds": [*METHODS[:1], JOINT],
+        "reads part": METHODS[:1],
+    }.items():
+        gathered[0] = 0
+        main(arguments(workplace, run, *given, methods=methods))
+        kinds = {name.partition("/")[0] for name in read_statistics(path).moments}
+        found[run] = gathered[0] > 0, "layers" in kinds, "is gathered again" in caplog.text
+        mine, theirs = (students(workplace, one)["permutation-1.50"] for one in (run, "reference"))
+        assert same_state(mine, theirs)
+        caplog.clear()
+    assert found == {
+        "writes": (True, False, False),
+        "reads": (False, False, True),
+        "adds": (True, True, False),
+        "reads part": (False, True, True),
+    }
+    before = path.read_bytes()
+    other = torch.load(workplace / "1.pth")
+    other["fc.bias"][0] += 1
+    torch.save(other, workplace / "2.pth")
+    for words, extra in {
+        "other pictures of clipart .36 instead of 20.": ("--data.calibration", "20"),
+        "another transform .image_size 16 instead of 24": ("--data.image_size", "24"),
+        "another transform .*views 1 instead of 2": ("--data.calibration_views", "2"),
+        "sources in another order": ("--model.sources", json.dumps([str(workplace / f"{i}.pth") for i in (1, 0)])),
+        "from other sources": ("--model.sources", json.dumps([str(workplace / f"{i}.pth") for i in (0, 2)])),
+    }.items():
+        with pytest.raises(ConfigurationError, match=rf"statistics is .*statistics\.safetensors.*{words}"):
+            main(arguments(workplace, "refused", *given, *extra, methods=METHODS[:1]))
+    assert path.read_bytes() == before
+    average = [{"class_path": "project.methods.Average"}]
+    with pytest.raises(ConfigurationError, match="no method gathers any"):
+        main(arguments(workplace, "refused", *given, methods=average))
+
+
+def test_little_memory_changes_no_student(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Statistics in several passes, the waiting batches on disk: bit for bit what much memory makes."""
+    gathered, spilled = counted(monkeypatch, Collector, "gather"), counted(monkeypatch, Spilled, "__init__")
+    main(arguments(workplace, "little", "--model.memory", "50 MB"))
+    passes = re.search(r"statistics are gathered in (\d+) passes over the pictures and wait on disk", caplog.text)
+    assert passes is not None
+    assert int(passes[1]) > 1
+    assert gathered[0] == 6 * int(passes[1])
+    assert "the fit's waiting batches lie on disk" in caplog.text
+    assert spilled[0] > 1000
+    assert same_students(workplace, "little")
+    assert not (workplace / "little" / "progress").exists()
+    with pytest.raises(ConfigurationError, match=r"memory is 5\.0 MB, but .* takes about"):
+        main(arguments(workplace, "less", "--model.memory", "5 MB"))
+    with pytest.raises(ConfigurationError, match="memory is 'much'; allowed"):
+        main(arguments(workplace, "less", "--model.memory", "much"))
