@@ -35,10 +35,13 @@ class MergeTrainer(Trainer):
     ) -> Results:
         """Merge fine-tuned networks into one, at every budget asked for.
 
-        Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
-        where there are such pictures, scores sources, references and students on the test pictures, and writes the
-        students and every number to the run's folder. Where a cluster starts the processes itself (torchrun, SLURM),
-        the data must be there already: only the first process renders or downloads, and the others do not wait for it.
+        Gathers statistics in one pass over the calibration pictures, or as many as the memory asks for, fits all
+        students, re-estimates their batch norm where there are such pictures, scores sources, references and students
+        on the test pictures, and writes the students and every number to the run's folder. What it has finished lies
+        in ``progress`` there until it is done, so that a merge which is killed goes on when it is started again.
+
+        Where a cluster starts the processes itself (torchrun, SLURM), the data must be there already: only the first
+        process renders or downloads, and the others do not wait for it.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.
