@@ -36,10 +36,12 @@ class MergeTrainer(Trainer):
     ) -> Results:
         """Merge fine-tuned networks into one, at every budget asked for.
 
-        Gathers statistics in one pass over the calibration pictures, fits all students, re-estimates their batch norm
-        where there are such pictures, scores sources, references and students on the test pictures, and writes the
-        students and every number to the run's folder. Data that are missing are rendered or downloaded once a node,
-        by its first process, while the others wait, however the processes were started.
+        Gathers statistics in one pass over the calibration pictures, or as many as the memory asks for, fits all
+        students, re-estimates their batch norm where there are such pictures, scores sources, references and students
+        on the test pictures, and writes the students and every number to the run's folder. What it has finished lies
+        in ``progress`` there until it is done, so that a merge which is killed goes on when it is started again. Data
+        that are missing are rendered or downloaded once a node, by its first process, while the others wait, however
+        the processes were started.
 
         Args:
             model: A MergeModule with the sources, methods and budgets.

@@ -222,7 +222,7 @@ def test_little_memory_changes_no_student(
 ) -> None:
     """Statistics in several passes, the waiting batches on disk: bit for bit what much memory makes."""
     gathered, spilled = counted(monkeypatch, Collector, "gather"), counted(monkeypatch, Spilled, "__init__")
-    main(arguments(workplace, "little", "--model.memory", "50 MB"))
+    main(arguments(workplace, "little", "--model.memory", "70 MB"))
     passes = re.search(r"statistics are gathered in (\d+) passes over the pictures and wait on disk", caplog.text)
     assert passes is not None
     assert int(passes[1]) > 1

@@ -170,10 +170,12 @@ class PLeaS(Permutation):
     ) -> Demand:
         """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
         times = len(problem.sources) if max(map(problem.times, budgets)) > 1 else 1  # any group may be separated
-        solving = solve_bytes(problem.spec, len(problem.sources) if not self.sequential else times)
         if not self.sequential:
+            solving = solve_bytes(problem.spec, len(pictures), len(problem.sources))
             return Demand(solving, solving)
         strangers = self._strangers(problem, pictures)
+        domains = len(pictures) + len(strangers) * (len(problem.sources) - 1)
+        solving = solve_bytes(problem.spec, domains, times)
         total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
         whole, least = (walk_bytes(problem.spec, count, times) for count in (total, min(total, batch)))
         return Demand(whole + solving, least + solving)

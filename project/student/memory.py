@@ -12,7 +12,7 @@ from project.errors import ConfigurationError
 from project.symmetry import Spec
 
 HELD = 5  # values held at once around the widest layer: what student and source read and write, and the target
-SOLVING = 4  # matrices of the unknowns' size held at once: moment, normal equations, their factor and a copy
+SOLVING = 4  # matrices of the unknowns' size beside the domains' own: their sum, with the ridge, its factor, a moment
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -121,15 +121,16 @@ def walk_bytes(spec: Spec, pictures: int, times: float) -> int:
     return int(4 * HELD * times * widest * pictures)
 
 
-def solve_bytes(spec: Spec, times: float) -> int:
+def solve_bytes(spec: Spec, domains: int, times: float) -> int:
     """About how many bytes solving the largest layer takes.
 
     Args:
         spec: Groups of the sources.
+        domains: Number of calibration domains, each of which has equations of its own.
         times: Width of what a student's layer reads over a source's, at most.
     """
     unknowns = max(times * layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers if layer.blocks == 1)
-    return int(8 * SOLVING * unknowns**2)
+    return int(8 * (SOLVING + domains) * unknowns**2)
 
 
 def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:

@@ -8,7 +8,6 @@ is computed as it would have been. Every process keeps its own files, and what n
 import hashlib
 import json
 import pickle
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,10 +73,6 @@ class Progress:
         missing = torch.tensor(int(not holds), device=self.device)
         self.reduce(missing)
         return int(missing) == 0
-
-    def remove(self) -> None:
-        """Take the whole folder away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _plain(value: Any) -> Any:

@@ -115,7 +115,7 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     problem = make_problem([random_network(0, weights) for weights in (0, 1)])
     many = {"art": 10**6, "birds": 10**6}
     narrow, wide = (PLeaS().demand(problem, many, [budget], 16) for budget in (1.0, 2.0))
-    solving = solve_bytes(problem.spec, 2)
+    solving = solve_bytes(problem.spec, 2, 2)
     assert wide.whole == walk_bytes(problem.spec, 2 * 10**6, 2) + solving
     assert wide.least == walk_bytes(problem.spec, 16, 2) + solving
     assert narrow.whole < wide.whole
