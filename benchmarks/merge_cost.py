@@ -41,6 +41,7 @@ def main() -> None:
     """Measure what the arguments ask for and write one JSON file, anew after every part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="resnet18")
+    parser.add_argument("--width", type=int, default=1, help="factor on the channels of networks for small pictures")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=1024, help="over all sources")
     parser.add_argument("--batch", type=int, default=64)
@@ -79,7 +80,8 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         shape = (3, arguments.image_size, arguments.image_size)
-        self.sources = [Architecture(arguments.architecture, 7).build().eval() for _ in range(arguments.sources)]
+        network = Architecture(arguments.architecture, 7, width=arguments.width)
+        self.sources = [network.build().eval() for _ in range(arguments.sources)]
         for source in self.sources:
             self._settle(source.to(self.device), shape)
         each = arguments.pictures // arguments.sources
