@@ -34,7 +34,7 @@ from project.student import (
 from project.student.memory import Demand, solve_bytes, walk_bytes
 from project.symmetry import Layer, graph_of
 
-MEASURED = ("residual_before", "residual_after", "condition", "fallbacks")
+MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures")
 """What is told of each layer's fit."""
 
 
@@ -65,6 +65,9 @@ class PLeaS(Permutation):
         restyle_steps: For the sequential fit with ``own`` targets, where pictures are of none of the domains: steps of
             gradient descent on their pixels by which each source gets a version of them that suits its batch norms,
             and owns it. 0: pictures as they are, for which merged units aim at the mean of all sources.
+        excess: For the sequential fit: by how much a layer's residual may exceed that of a fit to all pictures, as a
+            share of it (0.005 is half a percent). Layers with samples to spare then look at some of the batches only,
+            as many as two halves of a few say are needed, see :mod:`project.student.enough`. Default: at all.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which weight matching visits the groups.
@@ -86,6 +89,7 @@ class PLeaS(Permutation):
         rounds: int = 2,
         logits: Literal["divergence", "squares"] = "divergence",
         restyle_steps: int = 40,
+        excess: float | None = None,
         heads: Literal["original", "fitted"] = "original",
         seed: int = 0,
         label: str | None = None,
@@ -95,6 +99,8 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:
             raise ConfigurationError(f"rounds is {rounds}; allowed: 0 or more.")
+        if excess is not None and not (fit == "sequential" and excess > 0):
+            raise ConfigurationError(f"excess is {excess} and fit {fit!r}; allowed: above 0, with fit 'sequential'.")
         if restyle_steps < 0:
             raise ConfigurationError(f"restyle_steps is {restyle_steps}; allowed: 0 or more.")
         for name, value, allowed in (
@@ -119,6 +125,7 @@ class PLeaS(Permutation):
         self.rounds = rounds
         self.logits = logits
         self.restyle_steps = restyle_steps
+        self.excess = excess
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
@@ -228,6 +235,7 @@ class PLeaS(Permutation):
             rounds=self.rounds,
             divergence=self.logits == "divergence",
             weights=weights,
+            excess=self.excess,
             world=problem.world,
             scratch=problem.scratch,
             **({"kept": KeptFits(problem.progress.below(merged.name))} if problem.progress else {}),
@@ -307,7 +315,7 @@ class PLeaS(Permutation):
 
 def _measured(fit: LayerFit) -> dict[str, float]:
     """What is known of a layer's fit, for tables and plots."""
-    return dict(zip(MEASURED, (fit.before, fit.after, fit.condition, float(fit.fallbacks)), strict=True))
+    return dict(zip(MEASURED, (fit.before, fit.after, fit.condition, float(fit.fallbacks), fit.pictures), strict=True))
 
 
 def _effort(layer: Layer, merged: Merged) -> float:

@@ -5,6 +5,7 @@ behind it reads any more is released, so that memory holds little more than two 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,23 @@ class Carried:
                 if scratch is not None:
                     for run in (self.batches[-1].student, *runs.values()):
                         run.env = OnDisk(scratch)
+
+        counts = torch.tensor([[len(batches), sum(map(len, batches))] for batches in pictures.values()])
+        world.reduce(counts)
+        self.counts: list[int] = (counts[:, 0] // world.size).tolist()  # batches of each domain in a process
+        self.pictures: list[int] = counts[:, 1].tolist()  # of each domain in all processes
+
+    def every(self, step: int, offset: int = 0) -> "Carried":
+        """Every so many batches of each domain, from some batch on; the passes are shared."""
+        if step == 1:
+            return self
+        part, seen = copy(self), [0] * len(self.owners)
+        part.batches = []
+        for batch in self.batches:
+            if seen[batch.domain] % step == offset:
+                part.batches.append(batch)
+            seen[batch.domain] += 1
+        return part
 
     def reach(self, node: fx.Node) -> None:
         """Let the sources compute a value."""

@@ -30,6 +30,7 @@ from project.alignment import UnitMap
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
 from project.student.carried import Carried, Place, own_heads, resized_reader
+from project.student.enough import enough
 from project.student.fit import joint_matrix, start_matrix
 from project.student.head import fit_head
 from project.student.layers import load_matrix
@@ -57,6 +58,8 @@ class SequentialFit:
         divergence: Whether the layer that writes the logits is fitted to the sources' classes, see
             :mod:`~project.student.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
+        excess: Largest relative excess of a layer's residual over that of a fit to all pictures, see
+            :mod:`~project.student.enough`; None for all pictures in every layer.
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with what solves it; may give back what an earlier walk found instead,
@@ -77,13 +80,14 @@ class SequentialFit:
         rounds: int = 2,
         divergence: bool = True,
         weights: Mapping[str, float] | None = None,
+        excess: float | None = None,
         world: World = ALONE,
         scratch: Path | None = None,
         kept: Callable[[Callable[[], LayerFit]], LayerFit] = lambda solve: solve(),
     ) -> None:
         self.kept = kept
         self.student, self.sources, self.ridge, self.rounds = student, sources, ridge, rounds
-        self.absorb, self.compensate, self.divergence = absorb, compensate, divergence
+        self.absorb, self.compensate, self.divergence, self.excess = absorb, compensate, divergence, excess
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
@@ -171,19 +175,31 @@ class SequentialFit:
 
     def _solved(self, place: Place, start: Tensor) -> LayerFit:
         """The fit of one layer."""
-        wanted = self.carried.targets(place.node, place.outputs, place.scales, place.plan)
-        equations = self.carried.equations(place, start)
-        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, self.ridge, self.carried.world)
-        fit = solver.solve(*self.carried.crosses(place, wanted, equations))
+        carried = self.carried
+        if self.excess is not None:
+            carried = enough(carried, place, start, self.ridge, self.excess)
+        wanted = carried.targets(place.node, place.outputs, place.scales, place.plan)
+        equations = carried.equations(place, start)
+        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
+        fit = solver.solve(*carried.crosses(place, wanted, equations))
+        fit = replace(
+            fit, pictures=sum(one.samples for one in equations) / (place.layer.positions * sum(carried.pictures))
+        )
         for _ in range(self.rounds if place.plan.rectified else 0):
-            cut = self.carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
-            better = solver.solve(*self.carried.crosses(place, cut, equations))
+            cut = carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
+            better = solver.solve(*carried.crosses(place, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
         logits = place.layer.outputs == self.spec.output.name and place.layer.positions == 1
-        return self._heads(place, start, wanted, equations, fit) if self.divergence and logits else fit
+        return self._heads(carried, place, start, wanted, equations, fit) if self.divergence and logits else fit
 
     def _heads(
-        self, place: Place, start: Tensor, wanted: Sequence[Tensor], equations: Sequence[Equations], fit: LayerFit
+        self,
+        carried: Carried,
+        place: Place,
+        start: Tensor,
+        wanted: Sequence[Tensor],
+        equations: Sequence[Equations],
+        fit: LayerFit,
     ) -> LayerFit:
         """The layer that writes the logits, each head fitted to the classes that its sources see."""
         matrix = fit.matrix.clone()
@@ -195,7 +211,7 @@ class SequentialFit:
             seen = seen_weights(place.layer, place.outputs, place.inputs)[rows.start].to(start.device)
             matrix[rows.start : rows.stop, seen] = fit_head(
                 start[rows][:, seen],
-                self.carried.views(place, wanted, rows, domains),
+                carried.views(place, wanted, rows, domains),
                 damping=damping(self.ridge, int(seen.sum()), sum(counted)),
                 constant=place.layer.bias,
                 reduce=self.carried.world.reduce,

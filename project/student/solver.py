@@ -51,6 +51,7 @@ class LayerFit:
         condition: Largest over the row blocks of an estimate of the solved matrix's condition: the squared ratio of
             the extreme entries of its Cholesky factor's diagonal, or the ratio of eigenvalues after a fallback.
         fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
+        pictures: Share of the calibration pictures that it was fitted to.
     """
 
     matrix: Tensor
@@ -58,6 +59,7 @@ class LayerFit:
     after: float
     condition: float
     fallbacks: int
+    pictures: float = 1.0
 
 
 def damping(ridge: float, unknowns: int, samples: int) -> float:
@@ -120,24 +122,13 @@ class LayerSolver:
         world: World = ALONE,
     ) -> None:
         self.start, self.world = start, world
-        blocks: list[_Block] = []
-        for (rows, columns), (_, sources) in zip(_blocks(layer, outputs, inputs), outputs.blocks, strict=True):
-            followed = [
-                i
-                for i, one in enumerate(equations)
-                if one.samples * one.weight and (one.owner is None or sources[one.owner])
-            ]
-            samples = sum(equations[i].samples for i in followed)
-            if not samples:
-                continue  # rows of a source that owns no picture stay at their start
-            if ridge == 0 and samples < len(columns):
+        blocks = _followed(layer, outputs, inputs, equations)
+        for block in blocks:
+            if ridge == 0 and block.samples < len(block.columns):
                 raise MergeError(
-                    f"layer {layer.name!r} has {len(columns)} unknowns a row but only {samples} samples "
+                    f"layer {layer.name!r} has {len(block.columns)} unknowns a row but only {block.samples} samples "
                     f"and ridge is 0; use more calibration pictures or a ridge above 0."
                 )
-            weight = sum(equations[i].samples * equations[i].weight for i in followed)
-            parts = [(i, equations[i].samples * equations[i].weight / weight) for i in followed]
-            blocks.append(_Block(rows, columns, parts, samples))
         self.pieces = divide([(block.rows, len(block.columns)) for block in blocks], world.size)
         self.mine: list[_Solved] = []
         for index, block in enumerate(blocks):
@@ -193,6 +184,54 @@ def _gram(equations: Sequence[Equations], block: _Block) -> Tensor:
     for index, share in others:
         gram.add_(equations[index].block(block.columns), alpha=share)
     return gram
+
+
+def misfit(
+    layer: Layer,
+    outputs: UnitMap,
+    inputs: UnitMap,
+    matrix: Tensor,
+    equations: Sequence[Equations],
+    crosses: Sequence[Tensor],
+    powers: Sequence[Tensor],
+) -> float:
+    """E‖W x − t‖² / E‖t‖² of any weights W, over the rows that follow some part of the data.
+
+    Args:
+        layer: The layer.
+        outputs: Unit map of the output axis.
+        inputs: Unit map of the input axis.
+        matrix: W, shape (outputs, inputs · taps (+ 1)).
+        equations: Parts of the data.
+        crosses: E[t xᵀ] of every part.
+        powers: E[t²] of every part, shape (outputs,).
+    """
+    energy = power = 0.0
+    for block in _followed(layer, outputs, inputs, equations):
+        gram, columns = _gram(equations, block), block.columns.to(matrix.device)
+        weights = matrix[block.rows][:, columns]
+        cross = sum(crosses[i][block.rows][:, columns] * share for i, share in block.parts)
+        wanted = sum(share * float(powers[i][block.rows].sum()) for i, share in block.parts)
+        energy += wanted + float(((weights @ gram - 2 * cross) * weights).sum())
+        power += wanted
+    return max(energy, 0.0) / max(power, 1e-300)
+
+
+def _followed(layer: Layer, outputs: UnitMap, inputs: UnitMap, equations: Sequence[Equations]) -> list[_Block]:
+    """The row blocks that follow some part of the data; the others stay at their start."""
+    found = []
+    for (rows, columns), (_, sources) in zip(_blocks(layer, outputs, inputs), outputs.blocks, strict=True):
+        followed = [
+            (i, one)
+            for i, one in enumerate(equations)
+            if one.samples * one.weight and (one.owner is None or sources[one.owner])
+        ]
+        if not followed:
+            continue
+        weight = sum(one.samples * one.weight for _, one in followed)
+        parts = [(i, one.samples * one.weight / weight) for i, one in followed]
+        found.append(_Block(rows, columns, parts, sum(one.samples for _, one in followed)))
+    return found
 
 
 class _Factor:
