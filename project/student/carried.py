@@ -7,6 +7,7 @@ behind it reads any more is released, so that memory holds little more than two 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -57,12 +58,14 @@ class Batch:
     Args:
         domain: Number of its domain.
         owner: Source whose domain it is; None where merged units follow the mean of all.
+        pictures: How many.
         student: Its pass through the student.
         sources: Source -> its pass through it.
     """
 
     domain: int
     owner: int | None
+    pictures: int
     student: Run
     sources: Mapping[int, Run]
 
@@ -97,15 +100,19 @@ class Carried:
             needed = range(len(sources)) if owner is None else (owner,)
             for batch in batches:
                 runs = {source: Run(sources[source], batch) for source in needed}
-                self.batches.append(Batch(index, owner, Run(student, batch), runs))
+                self.batches.append(Batch(index, owner, len(batch), Run(student, batch), runs))
                 if scratch is not None:
                     for run in (self.batches[-1].student, *runs.values()):
                         run.env = OnDisk(scratch)
 
-        counts = torch.tensor([[len(batches), sum(map(len, batches))] for batches in pictures.values()])
-        world.reduce(counts)
-        self.counts: list[int] = (counts[:, 0] // world.size).tolist()  # batches of each domain in a process
-        self.pictures: list[int] = counts[:, 1].tolist()  # of each domain in all processes
+    @cached_property
+    def counts(self) -> tuple[list[int], list[int]]:
+        """For each domain, its batches in one process, on average, and its pictures in all; all processes must ask."""
+        counts = torch.zeros(len(self.owners), 2)
+        for batch in self.batches:
+            counts[batch.domain] += torch.tensor([1, batch.pictures])
+        self.world.reduce(counts)
+        return (counts[:, 0] // self.world.size).int().tolist(), counts[:, 1].int().tolist()
 
     def every(self, step: int, offset: int = 0) -> "Carried":
         """Every so many batches of each domain, from some batch on; the passes are shared."""

@@ -31,9 +31,9 @@ def enough(carried: Carried, place: Place, start: torch.Tensor, ridge: float, ex
     Returns:
         Every n-th batch of each domain, n as large as the excess allows; all where there are too few to tell.
     """
-    step = min(FIRST, min(carried.counts) // 2)
-    pictures = min(carried.pictures) / (2 * step) if step > 1 else 0
-    if pictures * place.layer.positions < SPARE * start.shape[1]:
+    batches, pictures = carried.counts
+    step = min(FIRST, min(batches) // 2)
+    if step < 2 or min(pictures) * place.layer.positions < 2 * step * SPARE * start.shape[1]:
         return carried
     halves = [carried.every(2 * step, offset) for offset in (0, step)]
     fits, problems = [], []

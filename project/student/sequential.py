@@ -182,9 +182,7 @@ class SequentialFit:
         equations = carried.equations(place, start)
         solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
         fit = solver.solve(*carried.crosses(place, wanted, equations))
-        fit = replace(
-            fit, pictures=sum(one.samples for one in equations) / (place.layer.positions * sum(carried.pictures))
-        )
+        fit = replace(fit, pictures=len(carried.batches) / max(1, len(self.carried.batches)))
         for _ in range(self.rounds if place.plan.rectified else 0):
             cut = carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
             better = solver.solve(*carried.crosses(place, cut, equations))
