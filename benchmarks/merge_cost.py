@@ -4,9 +4,9 @@
     python benchmarks/merge_cost.py --only moments --architecture resnet50 --image-size 224 --pictures 6400
 
 Every row has its ratio, what the ratio is of, and the operations behind it: multiply-adds of the products that the row
-needs, over the rate of one large product on this machine, is the time below which no code can get. ``--plain`` adds the
-way of the released code (arXiv 2407.02447): unit matching on 100 batches of 16, then 400 Adam steps through all layers
-for every budget. Its steps cost the same each, so some are timed and the rest is counted.
+needs, over the rate of one large product on this machine, is the time below which no code can get. Beside them stands
+the way of the released code (arXiv 2407.02447): unit matching on 100 batches of 16, then 400 Adam steps through all
+layers for every budget. Its steps cost the same each, so some are timed and the rest is counted.
 """
 
 import argparse

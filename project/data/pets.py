@@ -28,7 +28,8 @@ class OxfordPets(DomainSet):
         Raises:
             DataError: Where the download fails.
         """
-        if not self.download:
+        parts = (self.root / "oxford-iiit-pet" / part for part in ("images", "annotations"))
+        if not self.download or all(part.is_dir() for part in parts):
             return
         try:
             with alone(self.root):

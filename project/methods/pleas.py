@@ -273,15 +273,16 @@ class PLeaS(Permutation):
         owners = world.deal([sum(_effort(layer, merged) for merged in starts) for layer in layers])
         found = torch.zeros(len(layers), len(starts), len(MEASURED), dtype=torch.float64)
         mine = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
-        for number, layer in tqdm(mine, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
-            matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
-            views = self._views(layer, matrices, problem)
-            same = layer.inputs == problem.spec.plain_input
-            for student, merged in enumerate(starts):
-                outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
-                fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, same_input=same)
-                merged.student.load_layer(layer.name, fit.matrix)
-                found[number, student] = found.new_tensor(list(_measured(fit).values()))
+        with world.together("could not fit its share of the layers"):
+            for number, layer in tqdm(mine, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
+                matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
+                views = self._views(layer, matrices, problem)
+                same = layer.inputs == problem.spec.plain_input
+                for student, merged in enumerate(starts):
+                    outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+                    fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, same_input=same)
+                    merged.student.load_layer(layer.name, fit.matrix)
+                    found[number, student] = found.new_tensor(list(_measured(fit).values()))
         world.reduce(found)
         for layer, owner in zip(layers, owners, strict=True):
             for merged in starts:

@@ -18,8 +18,8 @@ PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as m
 class SecondMoment(ABC):
     """The sum over samples of x xᵀ for vectors x of one size, in whatever form it is held.
 
-    Products are made in float32 over some thousand samples and added to float64 totals, whatever precision the model
-    runs in.
+    Products are made in float32 over at least some thousand samples and added to float64 totals, whatever precision
+    the model runs in.
 
     Args:
         size: Length of x.
@@ -80,7 +80,8 @@ class SecondMoment(ABC):
 
     def add(self, other: Self) -> None:
         """Add another moment of the same form, such as another shard's."""
-        for mine, theirs in zip(self.totals, other.totals, strict=True):
+        self._totals = self.totals  # copies, where they lay in a file and the sum is worked on elsewhere
+        for mine, theirs in zip(self._totals, other.totals, strict=True):
             mine.add_(theirs.to(mine.device))
         self.count += other.count
 
@@ -92,7 +93,8 @@ class SecondMoment(ABC):
         """
         count = torch.tensor(self.count, device=self.device)
         all_reduce(count)
-        for total in self.totals:
+        self._totals = self.totals  # copies, where they lay in a file and the sum is worked on elsewhere
+        for total in self._totals:
             all_reduce(total)
         self.count = int(count)
 

@@ -152,7 +152,7 @@ def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:
 
 
 def _group_bytes() -> list[int]:
-    """What Linux' control groups leave to this process, as batch systems and containers set them."""
+    """What Linux' control groups (version 2) leave to this process, as batch systems and containers set them."""
     table = Path("/proc/self/cgroup")
     found = re.search(r"^0::/(.*)$", table.read_text(), re.MULTILINE) if table.exists() else None
     if found is None:

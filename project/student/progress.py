@@ -8,6 +8,7 @@ is computed as it would have been. Every process keeps its own files, and what n
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,10 @@ class Progress:
         """What was kept under a name, tensors on the CPU; None where not every process has it."""
         try:
             found: dict[str, Any] | None = torch.load(self.path(name), map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        except FileNotFoundError:
+            found = None
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{self.path(name)} cannot be read and is made again: {error}", stacklevel=2)
             found = None
         return found if self.everywhere(found is not None) else None
 

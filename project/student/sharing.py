@@ -5,11 +5,15 @@ unknowns, which no process need spend for another: layers that do not wait for e
 single layer its row blocks, in runs of rows where there are more processes than blocks. What was solved is broadcast.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, distributed
+
+from project.errors import MergeError
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,29 @@ class World:
         """Overwrite a tensor, in place, with what it is in one process."""
         if self.size > 1:
             _through(tensor, lambda moved: distributed.broadcast(moved, src=source))
+
+    @contextmanager
+    def together(self, failure: str) -> Iterator[None]:
+        """Work in which no collective is called; where it fails in one process, it fails in all.
+
+        Args:
+            failure: What the others are told that a process could not do.
+
+        Raises:
+            MergeError: Where another process failed.
+        """
+        try:
+            yield
+        except BaseException:
+            self._failures(1)
+            raise
+        if self._failures(0):
+            raise MergeError(f"another process {failure}; its own message says why.")
+
+    def _failures(self, mine: int) -> int:
+        count = torch.tensor(mine)
+        self.reduce(count)
+        return int(count)
 
     def agree(self, *tables: Mapping[str, Tensor]) -> None:
         """Overwrite what every process has computed for itself, in place, with what the first has found.
