@@ -63,7 +63,7 @@ class MergeTrainer(Trainer):
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")
         self.datamodule = datamodule  # the passes below get loaders, and scoring asks for the classes behind them
-        self._calibrate(model, datamodule)
+        self._calibrate(model, datamodule, labelled=model.labelled)
         if not callback.fitted:
             raise ConfigurationError("no calibration batch was run (limit_val_batches?); nothing could be fitted.")
         before = {}
@@ -90,8 +90,8 @@ class MergeTrainer(Trainer):
         self.strategy.barrier("merge")
         return results
 
-    def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
-        self.validate(model, dataloaders=datamodule.calibration_dataloader(), verbose=False)
+    def _calibrate(self, model: MergeModule, datamodule: DomainDataModule, labelled: bool = False) -> None:
+        self.validate(model, dataloaders=datamodule.calibration_dataloader(labelled), verbose=False)
 
     def _merge_callback(self) -> MergeCallback:
         """The one MergeCallback, added where there is none."""
@@ -211,6 +211,7 @@ def collect(
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
         "separated": {merged.name: separated(merged.student.group_maps) for merged in model.merged},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
+        "curves": {merged.name: merged.curves for merged in model.merged if merged.curves},
         "variances": callback.variances,
         "equivalence": model.equivalence,
         "lineage": {merged.name: merged.student.lineage for merged in model.merged},

@@ -206,18 +206,21 @@ class DomainDataModule(LightningDataModule):
         """One loader a domain, over its training pictures as they are: pictures and labels as in a test, each once."""
         return [self._evaluation_loader(name, "train", each_once=True) for name in self.domain_names]
 
-    def calibration_dataloader(self) -> CombinedLoader | DataLoader[Any]:
+    def calibration_dataloader(self, labelled: bool = False) -> CombinedLoader | DataLoader[Any]:
         """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
 
         Every view comes exactly once, over all processes together, in an order that mixes the classes. Public pictures
         come under the name ``public``; without any pictures there is one batch that maps nothing.
+
+        Args:
+            labelled: Whether domains map to pictures and their labels (B,) among the domain's classes.
         """
         if not self.calibration_domains:
             return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
         loaders = {}
         for name in self.calibration_domains:
             samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
-            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed)
+            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed, labelled)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size")
 

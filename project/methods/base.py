@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -29,6 +30,10 @@ class Problem:
         statistics: What calibration left behind; None before it, or where no method needs any.
         pictures: domain -> batches of calibration pictures, for methods that look at them again.
         reduce: Sums a tensor over all processes in place.
+        base: The network that the sources were fine-tuned from, θ₀; ``mean`` for the mean of the sources, once they are
+            aligned; None where nobody said.
+        made: method -> the student of one source's size that it made earlier in the same run.
+        planned: Methods that will have made one before the method that is asked.
     """
 
     sources: tuple[nn.Module, ...]
@@ -40,6 +45,9 @@ class Problem:
     statistics: Statistics | None = None
     pictures: Mapping[str, Sequence[Tensor]] | None = None
     reduce: Callable[[Tensor], object] = lambda tensor: tensor
+    base: nn.Module | Literal["mean"] | None = None
+    made: Mapping[str, Student] = field(default_factory=dict)
+    planned: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> dict[str, UnitMap]:
@@ -52,6 +60,17 @@ class Problem:
                 heads[source] += len(self.labels.classes[domain])
             maps[self.spec.output.name] = UnitMap.apart(tuple(heads))
         return maps
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """For each domain, the columns of its owner's logits that are its head; empty where all share one head."""
+        if self.labels.mode == "shared":
+            return {}
+        found, ends = {}, [0] * len(self.sources)
+        for domain, source in self.owners.items():
+            start, ends[source] = ends[source], ends[source] + len(self.labels.classes[domain])
+            found[domain] = slice(start, ends[source])
+        return found
 
     def macs(self, maps: Mapping[str, UnitMap]) -> int:
         """Nominal multiply-accumulates of a student with these unit maps."""
@@ -86,6 +105,7 @@ class Merged:
         matches: group -> mean similarity of its matched units.
         settled: Whether its batch norms already hold the statistics of its own activations.
         seconds: What it took to make; what several students take together counts for the first.
+        curves: quantity -> layer, or ``all layers`` -> step -> what an iterative fit measured then.
     """
 
     method: str
@@ -95,6 +115,7 @@ class Merged:
     matches: Mapping[str, float] = field(default_factory=dict)
     settled: bool = False
     seconds: float = 0.0
+    curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -106,7 +127,10 @@ class Method(ABC):
     """A way to turn sources, and what calibration says of them, into students."""
 
     needs: frozenset[str] = frozenset()
-    """What calibration must leave behind: moments of ``layers``, ``inputs``, ``units``; the ``pictures``."""
+    """What calibration must leave behind: moments of ``layers``, ``inputs``, ``units``, gradients; the ``pictures``."""
+
+    labelled = False
+    """Whether it reads the labels of the calibration pictures."""
 
     def __init__(self, label: str | None = None) -> None:
         """Take a name other than the class's, so that one run can compare settings of one method.

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
-from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
+from project.methods import Arithmetic, Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
+from project.modules.base import load_base
 from project.modules.contenders import Contender
 from project.modules.lineage import lineage
 from project.modules.sources import SourceFile, place_sources, read_sources
-from project.moments import INPUTS, LAYERS, PICTURES, UNITS, Collector, Lockstep
+from project.moments import PICTURES, Collector, Lockstep
 from project.student import (
     Budget,
     Source,
+    Student,
     batch_norms,
     check_budgets,
     check_growth,
@@ -49,6 +52,8 @@ class MergeModule(LightningModule):
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
         without_source: Domains of the data that no source was trained on, for shared classes: on their calibration
             pictures merged units follow the mean of all sources, and networks are scored on them too.
+        base: What the sources were fine-tuned from, for methods that need it: a file, torchvision's name of weights
+            such as IMAGENET1K_V1, or ``mean``, the mean of the sources, where they have none in common.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class MergeModule(LightningModule):
         budgets: Sequence[float | str] = (1.0,),
         tolerance: float = 1e-3,
         without_source: Sequence[str] = (),
+        base: str | None = None,
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
@@ -72,6 +78,8 @@ class MergeModule(LightningModule):
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
         self.without_source = list(without_source)
+        self.base = base
+        self.base_network: nn.Module | None = None
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.collector: Collector | None = None
@@ -86,6 +94,11 @@ class MergeModule(LightningModule):
     def needs(self) -> frozenset[str]:
         """Kinds of moments that the methods need together."""
         return frozenset().union(*(method.needs for method in self.methods))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a method reads the labels of the calibration pictures."""
+        return any(method.labelled for method in self.methods)
 
     def setup(self, stage: str) -> None:
         """Refuse to run on data that nobody has checked."""
@@ -104,6 +117,8 @@ class MergeModule(LightningModule):
             heads = UnitMap.apart(tuple(source.logits for source in self.loaded))
             check_budgets(self.budgets, len(self.loaded), lambda unit: source_size(spec, heads, unit))
             check_growth(spec, {spec.output.name: heads}, self.budgets)
+            if self.base not in (None, "mean"):
+                self.base_network = load_base(str(self.base), self.loaded[0], spec.picture).requires_grad_(False)
             self.spec = spec
         return self.spec
 
@@ -129,6 +144,7 @@ class MergeModule(LightningModule):
             LabelSpace(ordered, "different") if labels.mode == "different" else labels,
             self.loaded[0].architecture,
             data.preprocessing,
+            base="mean" if self.base == "mean" else self.base_network,
         )
         self._check_methods(data.calibration_counts())
         for plan in filter(None, (method.plan(self.problem) for method in self.methods)):
@@ -147,6 +163,7 @@ class MergeModule(LightningModule):
     def _check_methods(self, pictures: Mapping[str, int]) -> None:
         """Refuse methods that cannot work with so many calibration pictures."""
         assert self.problem is not None
+        planned: list[str] = []
         for method in self.methods:
             if method.needs and not pictures:
                 raise ConfigurationError(
@@ -154,7 +171,9 @@ class MergeModule(LightningModule):
                     f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
                     f"with matching 'weights'."
                 )
-            method.check(self.problem, pictures, self.budgets)
+            method.check(replace(self.problem, planned=tuple(planned)), pictures, self.budgets)
+            if isinstance(method, Arithmetic) or Budget(1.0) in self.budgets:
+                planned.append(method.name)
 
     def _equivalence(self, source: Source) -> float:
         """Largest relative change of a source's logits that permuting a group makes."""
@@ -177,9 +196,14 @@ class MergeModule(LightningModule):
         assert self.problem is not None
         self.gathering = True
         self.pictures = {domain: [] for domain in self.calibration_domains}
-        if self.needs & {LAYERS, INPUTS, UNITS}:
+        if self.needs - {PICTURES}:
             self.collector = Collector(
-                self.problem.spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners
+                self.problem.spec,
+                self.lockstep,
+                self.needs,
+                self.calibration_domains,
+                self.problem.owners,
+                self.problem.columns,
             )
 
     def stop_gathering(self) -> Collector | None:
@@ -187,11 +211,12 @@ class MergeModule(LightningModule):
         collector, self.collector, self.gathering = self.collector, None, False
         return collector
 
-    def validation_step(self, batch: dict[str, Tensor | None], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Run the sources, or the students, on calibration pictures.
 
         Args:
-            batch: domain -> pictures (batch, 3, height, width), or None where a domain has no more.
+            batch: domain -> pictures (batch, 3, height, width), or these and their labels (batch,), or None where a
+                domain has no more.
             batch_idx: Number of the batch.
         """
         if not isinstance(batch, dict):
@@ -199,15 +224,15 @@ class MergeModule(LightningModule):
                 "calibration batches must map domains to pictures; "
                 "validate on the data module's calibration_dataloader()."
             )
-        present = {domain: pictures for domain, pictures in batch.items() if pictures is not None}
+        pairs = {domain: _with_labels(part) for domain, part in batch.items() if part is not None}
         if self.gathering:
-            for domain, pictures in present.items():
+            for domain, (pictures, labels) in pairs.items():
                 if self.collector is not None:
-                    self.collector.gather(domain, pictures)
+                    self.collector.gather(domain, pictures, labels)
                 if PICTURES in self.needs:
                     self.pictures[domain].append(pictures)
         else:
-            mixed = torch.cat(list(present.values()))
+            mixed = torch.cat([pictures for pictures, _ in pairs.values()])
             for merged in self.unsettled:
                 merged.student(mixed)
 
@@ -228,13 +253,16 @@ class MergeModule(LightningModule):
             reduce=reduce,
         )
         self.merged = []
+        students: dict[str, Student] = {}
         for method in self.methods:
             began = perf_counter()
-            for made in method.merge(problem, self.budgets):
+            for made in method.merge(replace(problem, made=students, planned=tuple(students)), self.budgets):
                 merged = replace(made, seconds=perf_counter() - began)
                 rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
-                merged.student.lineage = lineage(method, merged, self.loaded, problem.owners)
+                merged.student.lineage = lineage(method, merged, self.loaded, problem.owners, self.base)
                 self.merged.append(merged)
+                if merged.budget == Budget(1.0):
+                    students[method.name] = merged.student
                 began = perf_counter()
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
@@ -303,3 +331,8 @@ class MergeModule(LightningModule):
             return labels
         mine = [domain for domain, owner in self.problem.owners.items() if owner == index]
         return LabelSpace({domain: labels.classes[domain] for domain in mine}, "different")
+
+
+def _with_labels(part: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pictures, and their labels where there are any."""
+    return (part, None) if isinstance(part, Tensor) else (part[0], part[1])

@@ -1,5 +1,6 @@
 """Second moments of what the sources read and write, gathered in one pass."""
 
+from project.moments.fisher import DIAGONAL, FACTORS, Classes, FisherMoment, fisher_need
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment, SecondMoment
@@ -7,11 +8,15 @@ from project.moments.patches import cross_moment, flat, joint_columns, unit_colu
 from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, own_domains
 
 __all__ = [
+    "DIAGONAL",
+    "FACTORS",
     "INPUTS",
     "LAYERS",
     "PICTURES",
     "UNITS",
+    "Classes",
     "Collector",
+    "FisherMoment",
     "LayerMoment",
     "Lockstep",
     "Moment",
@@ -19,6 +24,7 @@ __all__ = [
     "SecondMoment",
     "Statistics",
     "cross_moment",
+    "fisher_need",
     "flat",
     "joint_columns",
     "layer_moment",

@@ -1,12 +1,14 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from project.errors import MergeError
+from project.moments.fisher import Classes, FisherCollector, FisherMoment, fisher_kinds
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep
 from project.moments.moment import Moment, SecondMoment
@@ -24,10 +26,12 @@ class Statistics:
         layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources (DESIGN §4).
         inputs: layer -> (source, domain) -> moment of z^s alone, on the domains that the source is looked at.
         units: value of the graph -> domain -> moment of (a¹; …; a^N; 1): its units in all sources.
+        fisher: kind of classes -> (source, domain) -> moments of the source's gradients there.
         pictures: domain -> number of pictures seen.
     """
 
     def __init__(self) -> None:
+        self.fisher: dict[Classes, dict[tuple[int, str], FisherMoment]] = {}
         self.layers: dict[str, dict[str, LayerMoment]] = {}
         self.inputs: dict[str, dict[tuple[int, str], LayerMoment]] = {}
         self.units: dict[str, dict[str, Moment]] = {}
@@ -35,11 +39,25 @@ class Statistics:
 
     def layer(self, name: str) -> LayerMoment:
         """Moment of a layer's inputs over all domains."""
-        return _sum(self.layers, name)
+        return _sum(self.layers.get(name, {}).values(), name)
 
     def unit(self, node: str) -> Moment:
         """Moment of a value's units over all domains."""
-        return _sum(self.units, node)
+        return _sum(self.units.get(node, {}).values(), node)
+
+    def input(self, name: str, source: int) -> Tensor:
+        """E[z zᵀ] of what a source reads in a layer, over all its domains: float64, shape (inputs · taps,) twice."""
+        return _sum((moment for (one, _), moment in self.inputs.get(name, {}).items() if one == source), name).mean()
+
+    def gradients(self, source: int, classes: Classes) -> FisherMoment:
+        """Moments of a source's gradients over all its domains."""
+        own = [moment for (index, _), moment in self.fisher.get(classes, {}).items() if index == source]
+        if not own:
+            raise MergeError(f"statistics hold no gradients of {classes!r} classes; gather them first.")
+        total = deepcopy(own[0])
+        for moment in own[1:]:
+            total.add(moment)
+        return total
 
     def moments(self) -> Iterable[SecondMoment]:
         """All moments, in an order that is the same in every process."""
@@ -57,6 +75,9 @@ class Statistics:
         """
         for moment in self.moments():
             moment.reduce(all_reduce)
+        for kind in sorted(self.fisher):
+            for key in sorted(self.fisher[kind]):
+                self.fisher[kind][key].reduce(all_reduce)
         device = next((moment.device for moment in self.moments()), "cpu")
         for domain in sorted(self.pictures):
             seen = torch.tensor(self.pictures[domain], device=device)
@@ -70,12 +91,12 @@ def own_domains(sources: int, domains: Sequence[str], owners: Mapping[str, int])
     return [mine or list(domains) for mine in own]
 
 
-def _sum(table: Mapping[str, Mapping[str, M]], name: str) -> M:
-    if name not in table or not table[name]:
+def _sum(moments: Iterable[M], name: str) -> M:
+    parts = list(moments)
+    if not parts:
         raise MergeError(f"statistics hold nothing for {name!r}; gather them on this architecture first.")
-    first, *others = table[name].values()
-    total = first.clone()
-    for moment in others:
+    total = parts[0].clone()
+    for moment in parts[1:]:
         total.add(moment)
     return total
 
@@ -86,10 +107,12 @@ class Collector:
     Args:
         spec: Groups and layers of the sources.
         sources: The sources in lockstep.
-        needs: Which kinds of moments to gather: ``layers``, ``inputs``, ``units``.
+        needs: Which kinds of moments to gather: ``layers``, ``inputs``, ``units``, and those of
+            :func:`~project.moments.fisher.fisher_need`.
         domains: Names of the domains; every process must be given the same.
-        owners: For ``inputs``, domain -> index of the source that is looked at there; sources that own none are looked
-            at on all domains.
+        owners: For ``inputs`` and gradients, domain -> index of the source that is looked at there; sources that own
+            none are looked at on all domains.
+        columns: For gradients, domain -> columns of its owner's logits that are its head; default: all of them.
     """
 
     def __init__(
@@ -99,6 +122,7 @@ class Collector:
         needs: Collection[str],
         domains: Collection[str],
         owners: Mapping[str, int] | None = None,
+        columns: Mapping[str, slice] | None = None,
     ) -> None:
         self.statistics = Statistics()
         self.sources = sources
@@ -130,18 +154,31 @@ class Collector:
                 (s, domain): layer_moment(module, sizes[s], layer.sides, constant=False, device=device)
                 for s, domain in own
             }
+        self.fisher = [
+            FisherCollector(classes, sources.networks, matrices, own, wanted, columns or {})
+            for classes, wanted in fisher_kinds(needs).items()
+        ]
+        self.statistics.fisher = {one.classes: one.moments for one in self.fisher}
         for node, size in self._unit_sizes(spec).items():
             self.statistics.units[node] = {domain: Moment(size, device) for domain in self.domains}
 
     @torch.no_grad()
-    def gather(self, domain: str, pictures: Tensor) -> list[Tensor]:
-        """Run the sources on pictures of one domain and add what they do to the statistics."""
+    def gather(self, domain: str, pictures: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """Run the sources on pictures of one domain and add what they do to the statistics.
+
+        Args:
+            domain: Its name.
+            pictures: Shape (batch, channels, height, width).
+            labels: Classes among the domain's own, shape (batch,); only gradients of ``labels`` look at them.
+        """
         self.domain = domain
         self.sources.taps.append(self)
         try:
             logits = self.sources(pictures)
         finally:
             self.sources.taps.remove(self)
+        for one in self.fisher:
+            one.gather(domain, pictures, labels)
         self.statistics.pictures[domain] += pictures.shape[0]
         return list(logits)
 

@@ -2,6 +2,7 @@
 
 from project.student.allocation import by_gain, separated, stagewise, uniform
 from project.student.artefact import build_student, is_student, load_student, save_student, student_entries
+from project.student.axes import with_joins
 from project.student.budget import Budget, check_budgets
 from project.student.build import Student, blank_network, start_student
 from project.student.distil import Distillation, DistillationLoss
@@ -15,15 +16,15 @@ from project.student.plan import in_stages, stages
 from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
-from project.student.solver import LayerFit, damping
+from project.student.solver import Factor, LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 
 __all__ = [
-    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "LayerFit", "SequentialFit", "Source", "Student",
-    "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
-    "common_spec", "damping", "executed_macs", "fit_layer", "growing", "in_stages", "is_student", "joint_matrix",
-    "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
+    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "Factor", "LayerFit", "SequentialFit", "Source",
+    "Student", "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets",
+    "check_growth", "common_spec", "damping", "executed_macs", "fit_layer", "growing", "in_stages", "is_student",
+    "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
     "original_sources", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
     "separation_gains", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
-    "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
+    "strangeness", "student_entries", "targets", "unfitted", "uniform", "view", "with_joins",
 ]  # fmt: skip

@@ -76,7 +76,7 @@ class _Block:
     parts: list[tuple[int, float]]
     start: Tensor
     forward: Tensor
-    factor: "_Factor"
+    factor: "Factor"
 
 
 class LayerSolver:
@@ -128,7 +128,7 @@ class LayerSolver:
             shift = damping(ridge, len(columns), samples) * level
             columns = columns.to(start.device)
             mine = start[rows][:, columns]
-            self.blocks.append(_Block(rows, columns, parts, mine, mine @ gram, _Factor(gram, shift)))
+            self.blocks.append(_Block(rows, columns, parts, mine, mine @ gram, Factor(gram, shift)))
 
     def solve(self, crosses: Sequence[Tensor], powers: Sequence[Tensor]) -> LayerFit:
         """Fit to targets.
@@ -158,7 +158,7 @@ class LayerSolver:
         return LayerFit(matrix, max(before, 0.0) / power, max(after, 0.0) / power, condition, fallbacks)
 
 
-class _Factor:
+class Factor:
     """A factorised gram + shift·I: by Cholesky, or by eigenvalues where that fails."""
 
     def __init__(self, gram: Tensor, shift: float) -> None:
