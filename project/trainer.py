@@ -226,7 +226,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     problem = model.problem
     assert problem is not None
     student = merged.student
-    norms = "fitted" if merged.settled else "re-estimated" if before else "sources' mean"
+    norms = merged.norms if merged.settled else "re-estimated" if before else "sources' mean"
     left = [fit["residual_after"] for fit in merged.layers.values()]
     return Row(
         merged.name,
@@ -234,7 +234,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         merged.budget.plain,
         problem.macs(student.maps) / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,
-        _parameters(student.network),
+        student.held,
         after,
         before,
         sum(left) / len(left) if left else None,

@@ -3,6 +3,7 @@
 from project.methods.arithmetic import Arithmetic
 from project.methods.average import Average
 from project.methods.base import Merged, Method, Problem
+from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
 from project.methods.fisher import Fisher
 from project.methods.mats import MaTS
@@ -14,6 +15,6 @@ from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 
 __all__ = [
-    "PCB", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS", "Permutation",
-    "Problem", "RegMean", "TaskArithmetic",
+    "EMR", "PCB", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
+    "Permutation", "Problem", "RegMean", "TaskArithmetic",
 ]  # fmt: skip

@@ -31,11 +31,8 @@ class Combined:
     curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
 
 
-class Arithmetic(Method):
-    """Parameter by parameter, at one source's size, whatever the budgets.
-
-    Buffers are no parameters: batch norm's are the mean of the sources' until they are re-estimated. Heads of different
-    label spaces stay the sources' own.
+class Aligned(Method):
+    """Methods at one source's size, whatever the budgets, on sources whose units have been matched.
 
     Args:
         align: ``none``: unit i of one source with unit i of the others, right for sources of one base; ``weights`` or
@@ -72,6 +69,14 @@ class Arithmetic(Method):
         """Whether it needs θ₀."""
         return False
 
+
+class Arithmetic(Aligned):
+    """One network, parameter by parameter.
+
+    Buffers are no parameters: batch norm's are the mean of the sources' until they are re-estimated. Heads of different
+    label spaces stay the sources' own.
+    """
+
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
         space = Space.of(problem, self.align)
@@ -98,6 +103,11 @@ def write(student: Student, parameters: Mapping[str, Tensor]) -> None:
         student.network.get_parameter(name).copy_(values)
 
 
+def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:
+    """τᵢ = θᵢ − θ₀ over the base's parameters, in their order: float64, shape (sources, parameters)."""
+    return torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in base]) for one in space.sources])
+
+
 class TaskVectors(Arithmetic):
     """Methods on the task vectors τᵢ = θᵢ − θ₀, taken as one vector each.
 
@@ -112,8 +122,7 @@ class TaskVectors(Arithmetic):
         """θ₀ and what is made of the task vectors."""
         base = space.base
         sizes = [tensor.numel() for tensor in base.values()]
-        vectors = torch.stack([torch.cat([(one[n] - base[n]).flatten() for n in base]) for one in space.sources])
-        parts = torch.split(self.vector(vectors, sizes), sizes)
+        parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
         moved = zip(base.items(), parts, strict=True)
         return Combined({name: tensor + part.view_as(tensor) for (name, tensor), part in moved})
 

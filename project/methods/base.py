@@ -104,6 +104,7 @@ class Merged:
         layers: layer -> measurements of its fit.
         matches: group -> mean similarity of its matched units.
         settled: Whether its batch norms already hold the statistics of its own activations.
+        norms: How its batch norms came by them, in words for the table.
         seconds: What it took to make; what several students take together counts for the first.
         curves: quantity -> layer, or ``all layers`` -> step -> what an iterative fit measured then.
     """
@@ -114,6 +115,7 @@ class Merged:
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matches: Mapping[str, float] = field(default_factory=dict)
     settled: bool = False
+    norms: str = "fitted"
     seconds: float = 0.0
     curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
 

@@ -73,6 +73,14 @@ class Space:
             found.append({name: moved[name].double() for name in self.names})
         return found
 
+    def buffers(self, name: str) -> list[Tensor]:
+        """One tensor of the state of every source, as it stands in this space."""
+        found = []
+        for index, source in enumerate(self.problem.sources):
+            state = {name: source.state_dict()[name].detach()}
+            found.append(permute_tensors(state, self.problem.spec, self._orders(index))[name])
+        return found
+
     @cached_property
     def mean(self) -> dict[str, Tensor]:
         """The mean of the sources."""

@@ -24,6 +24,7 @@ from project.modules.sources import SourceFile, place_sources, read_sources
 from project.moments import PICTURES, Collector, Lockstep
 from project.student import (
     Budget,
+    MaskedStudent,
     Source,
     Student,
     batch_norms,
@@ -172,7 +173,7 @@ class MergeModule(LightningModule):
                     f"with matching 'weights'."
                 )
             method.check(replace(self.problem, planned=tuple(planned)), pictures, self.budgets)
-            if isinstance(method, Arithmetic) or Budget(1.0) in self.budgets:
+            if isinstance(method, Arithmetic) or (Budget(1.0) in self.budgets and isinstance(method, Permutation)):
                 planned.append(method.name)
 
     def _equivalence(self, source: Source) -> float:
@@ -261,7 +262,7 @@ class MergeModule(LightningModule):
                 rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
                 merged.student.lineage = lineage(method, merged, self.loaded, problem.owners, self.base)
                 self.merged.append(merged)
-                if merged.budget == Budget(1.0):
+                if merged.budget == Budget(1.0) and not isinstance(merged.student, MaskedStudent):
                     students[method.name] = merged.student
                 began = perf_counter()
         self.students = nn.ModuleList(merged.student for merged in self.merged)
@@ -296,9 +297,10 @@ class MergeModule(LightningModule):
 
     @property
     def trunks(self) -> dict[str, nn.Module]:
-        """The sources and the students as plain networks, by name."""
+        """The sources and the students as plain networks, by name; those that are several networks are left out."""
         sources = {source.name: source.network for source in self.loaded}
-        return sources | {merged.name: merged.student.network for merged in self.merged}
+        single = [merged for merged in self.merged if not isinstance(merged.student, MaskedStudent)]
+        return sources | {merged.name: merged.student.network for merged in single}
 
     def variances(self) -> dict[str, dict[str, float]]:
         """Student -> batch norm -> mean running variance."""

@@ -11,6 +11,7 @@ from project.student.gain import separation_gains
 from project.student.growth import check_growth, growing, obstacle, unfitted
 from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
+from project.student.masked import MaskedStudent, packed
 from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
 from project.student.plan import in_stages, stages
 from project.student.restyle import restyled, strangeness
@@ -20,11 +21,12 @@ from project.student.solver import Factor, LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 
 __all__ = [
-    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "Factor", "LayerFit", "SequentialFit", "Source",
-    "Student", "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets",
-    "check_growth", "common_spec", "damping", "executed_macs", "fit_layer", "growing", "in_stages", "is_student",
-    "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
-    "original_sources", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
-    "separation_gains", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
-    "strangeness", "student_entries", "targets", "unfitted", "uniform", "view", "with_joins",
+    "BlockLayer", "Budget", "Distillation", "DistillationLoss", "Factor", "LayerFit", "MaskedStudent",
+    "SequentialFit", "Source", "Student", "Unit", "View", "batch_norms", "blank_network", "build_student", "by_gain",
+    "check_budgets", "check_growth", "common_spec", "damping", "executed_macs", "fit_layer", "growing", "in_stages",
+    "is_student", "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle",
+    "original_owners", "original_sources", "packed", "reestimate", "reestimation", "restyled", "running_variances",
+    "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise",
+    "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
+    "with_joins",
 ]  # fmt: skip
