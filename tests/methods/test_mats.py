@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -24,10 +25,27 @@ FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 ESTIMATES: list[Estimate] = ["average", "diagonal", "gram", "kfac"]
 
 
+@cache
 def problem(structure: int = 0, count: int = 2, mode: str = "shared", many: int = 16, **others: object) -> Problem:
     sources = [random_network(structure, weights) for weights in range(count)]
     batches = [(domain, pictures(many, 100 + i)) for i, domain in enumerate(DOMAINS[:count])]
     return make_problem(sources, mode, needs=NEEDS, batches=batches, **others)
+
+
+@cache
+def twins(mode: str) -> Problem:
+    """A network and a copy of it whose units stand in another order."""
+    network = random_network(2, 2)
+    twin = copy.deepcopy(network)
+    permuted_copy(network, twin, trace(network, (3, 11, 13)), 0)
+    return make_problem([network, twin], mode, needs=NEEDS, batches=FEW[:2], base="mean")
+
+
+@cache
+def agreeing(mode: str, count: int = 3) -> Problem:
+    network = random_network(4, 4)
+    sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
+    return make_problem(sources, mode, needs=NEEDS, batches=FEW[:count], base=random_network(4, 9))
 
 
 def only(method: Method, it: Problem) -> Merged:
@@ -163,14 +181,12 @@ def test_factors_and_inputs_are_those_of_the_sources_domain() -> None:
 @pytest.mark.parametrize("start", ["average", "zero", "base", "taskarithmetic", "ties", "other"])
 @pytest.mark.parametrize("estimate", ESTIMATES)
 def test_sources_that_agree_come_back(estimate: Estimate, start: str, mode: str) -> None:
-    network = random_network(4, 4)
-    sources = [network, copy.deepcopy(network), copy.deepcopy(network)]
-    it = make_problem(sources, mode, needs=NEEDS, batches=FEW, base=random_network(4, 9))
+    it = agreeing(mode)
     it = replace(it, made={"other": only(Average(), it).student}, planned=("other",))
     method = MaTS(estimate, start=start)
     method.check(it, {}, [1.0])
     student = parameters(only(method, it))
-    for name, one in network.named_parameters():
+    for name, one in it.sources[0].named_parameters():
         if name in Space.of(it, "none").names:
             assert torch.equal(student[name].float(), one)
 
@@ -182,11 +198,10 @@ def test_the_solver_alone_finds_sources_that_agree(
 ) -> None:
     """Without the shortcut for them, on a system that sees every direction."""
     monkeypatch.setattr(System, "settled", False)
-    network = random_network(4, 4)
-    it = make_problem([network, copy.deepcopy(network)], needs=NEEDS, batches=FEW[:2])
+    it = agreeing("shared", 2)
     method = MaTS(estimate, start=start, damping=0.1, iterations=300, tolerance=1e-8)
     student = parameters(only(method, it))
-    for name, one in network.named_parameters():
+    for name, one in it.sources[0].named_parameters():
         assert close(student[name], one.detach().double(), 1e-4), name
 
 
@@ -229,9 +244,7 @@ def test_watching_changes_nothing_and_sees_the_student() -> None:
     assert plain.curves == {name: curve for name, curve in watched.curves.items() if name != "cg divergence"}
     assert list(watched.curves["cg divergence"]["all layers"]) == [0, 3, 6]
     assert all(value > 0 for value in watched.curves["cg divergence"]["all layers"].values())
-    same = random_network(3, 3)
-    twins = make_problem([same, copy.deepcopy(same)], needs=NEEDS, batches=FEW[:2])
-    assert only(MaTS("gram", watch=1), twins).curves == {}
+    assert only(MaTS("gram", watch=1), agreeing("shared")).curves == {}
 
 
 def test_no_steps_is_the_start_point() -> None:
@@ -261,16 +274,12 @@ ALIGNED = {
 @pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("mode", ["shared", "different"])
 def test_permuted_copies_merge_to_themselves(name: str, align: str, mode: str) -> None:
-    network = random_network(2, 2)
-    twin = copy.deepcopy(network)
-    permuted_copy(network, twin, trace(network, (3, 11, 13)), 0)
-    batches = [(domain, pictures(12, i)) for i, domain in enumerate(DOMAINS[:2])]
-    it = make_problem([network, twin], mode, needs=NEEDS, batches=batches, base="mean")
+    it = twins(mode)
     method = ALIGNED[name](align)
-    method.check(it, {domain: 12 for domain in DOMAINS[:2]}, [1.0])
+    method.check(it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
     student, batch = only(method, it).student, pictures(6, 7)
     with torch.no_grad():
-        expected = network(batch).repeat(1, 2 if mode == "different" else 1)
+        expected = it.sources[0](batch).repeat(1, 2 if mode == "different" else 1)
         assert close(student(batch), expected, 1e-3)
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def disjoint(count: int, structure: int = 1, seed: int = 0) -> list[Tensor]:
     return [torch.from_numpy(np.where(owner == index, values, 0.0)) for index in range(count)]
 
 
+@cache
+def agreeing(mode: str) -> Problem:
+    network = random_network(1, 1)
+    sources = [network, copy.deepcopy(network), copy.deepcopy(network)]
+    return make_problem(sources, mode, needs=NEEDS, batches=FEW, base=random_network(1, 9))
+
+
 EVERY: dict[str, Callable[[], Method]] = {
     "average": lambda: Average([1.0, 0.5, 2.0]),
     "task arithmetic": lambda: TaskArithmetic(1 / 3),
@@ -72,10 +80,8 @@ EVERY: dict[str, Callable[[], Method]] = {
 @pytest.mark.parametrize("mode", ["shared", "different"])
 @pytest.mark.parametrize("name", EVERY)
 def test_sources_that_agree_come_back(name: str, mode: str) -> None:
-    network = random_network(1, 1)
-    sources = [network, copy.deepcopy(network), copy.deepcopy(network)]
-    it = make_problem(sources, mode, needs=NEEDS, batches=FEW, base=random_network(1, 9))
-    method = EVERY[name]()
+    it = agreeing(mode)
+    network, method = it.sources[0], EVERY[name]()
     method.check(it, dict.fromkeys(DOMAINS[:3], 8), [1.0])
     merged = only(method, it)
     batch = pictures(4, 7)
@@ -276,10 +282,10 @@ def test_the_mean_is_a_base_only_where_it_is_asked_for() -> None:
 
 def test_sources_and_base_are_left_alone_and_the_same_comes_twice() -> None:
     vectors = disjoint(2, 0)
+    sources, base = family(vectors, 0)
+    before = [copy.deepcopy(one.state_dict()) for one in (*sources, base)]
+    it = make_problem(sources, needs=NEEDS, batches=FEW[:2], base=base)
     for method in (TIES(), PCB(), TaskArithmetic(), Average([1, 2]), Fisher("exact"), RegMean()):
-        sources, base = family(vectors, 0)
-        before = [copy.deepcopy(one.state_dict()) for one in (*sources, base)]
-        it = make_problem(sources, needs=NEEDS, batches=FEW[:2], base=base)
         first, second = only(method, it).student.state_dict(), only(method, it).student.state_dict()
         assert same_state(first, second)
         for one, state in zip((*sources, base), before, strict=True):
