@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from project.alignment import unaligned
 from project.errors import ConfigurationError
 from project.methods.base import Merged, Method, Problem
 from project.methods.permutation import Permutation
@@ -125,6 +126,14 @@ class TaskVectors(Arithmetic):
         parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
         moved = zip(base.items(), parts, strict=True)
         return Combined({name: tensor + part.view_as(tensor) for (name, tensor), part in moved})
+
+    def plan(self, problem: Problem) -> str | None:
+        """Which parameters the base lacks."""
+        if not isinstance(problem.base, nn.Module):
+            return None
+        space = Space(problem, unaligned(problem.spec, len(problem.sources)))
+        lacking = [name for name in space.names if name not in space.base]
+        return f"base lacks {', '.join(lacking)}: {self.name} takes their mean" if lacking else None
 
     @abstractmethod
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:

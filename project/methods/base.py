@@ -33,7 +33,7 @@ class Problem:
         base: The network that the sources were fine-tuned from, θ₀; ``mean`` for the mean of the sources, once they are
             aligned; None where nobody said.
         made: method -> the student of one source's size that it made earlier in the same run.
-        planned: Methods that will have made one before the method that is asked.
+        planned: Name -> method, of those that will have made one before the method that is asked.
     """
 
     sources: tuple[nn.Module, ...]
@@ -47,7 +47,7 @@ class Problem:
     reduce: Callable[[Tensor], object] = lambda tensor: tensor
     base: nn.Module | Literal["mean"] | None = None
     made: Mapping[str, Student] = field(default_factory=dict)
-    planned: tuple[str, ...] = ()
+    planned: Mapping[str, "Method"] = field(default_factory=dict)
 
     @property
     def fixed(self) -> dict[str, UnitMap]:

@@ -108,6 +108,11 @@ class MaTS(Arithmetic):
                 f"{', '.join(map(repr, STARTS))}, or a method listed before it."
             )
         super().check(problem, pictures, budgets)
+        if self.start in problem.planned and not Space.shared(problem.planned[self.start], self.align):
+            raise ConfigurationError(
+                f"start of method {self.name} is {self.start!r}, whose units are matched in another way than by align "
+                f"{self.align!r}; give both the same."
+            )
         if self.labelled:
             check_labels(self.classes, problem, pictures)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from project.alignment import Alignment, UnitMap, unaligned
 from project.errors import MergeError
-from project.methods.base import Problem
+from project.methods.base import Method, Problem
 from project.methods.permutation import Permutation
 from project.moments import Classes
 from project.student import with_joins
@@ -42,6 +42,15 @@ class Space:
         if align == "none":
             return cls(problem, unaligned(problem.spec, len(problem.sources)))
         return cls(problem, Permutation(align).align(problem))
+
+    @staticmethod
+    def shared(method: Method, align: Align) -> bool:
+        """Whether the students that a method makes at one source's size have their units where ``align`` puts them."""
+        if isinstance(method, Permutation):
+            usual = Permutation()
+            same = method.seed == usual.seed if align == "weights" else method.similarity == usual.similarity
+            return method.matching == align and same
+        return getattr(method, "align", None) == align
 
     @cached_property
     def maps(self) -> dict[str, UnitMap]:

@@ -164,7 +164,7 @@ class MergeModule(LightningModule):
     def _check_methods(self, pictures: Mapping[str, int]) -> None:
         """Refuse methods that cannot work with so many calibration pictures."""
         assert self.problem is not None
-        planned: list[str] = []
+        planned: dict[str, Method] = {}
         for method in self.methods:
             if method.needs and not pictures:
                 raise ConfigurationError(
@@ -172,9 +172,9 @@ class MergeModule(LightningModule):
                     f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
                     f"with matching 'weights'."
                 )
-            method.check(replace(self.problem, planned=tuple(planned)), pictures, self.budgets)
+            method.check(replace(self.problem, planned=planned), pictures, self.budgets)
             if isinstance(method, Arithmetic) or (Budget(1.0) in self.budgets and isinstance(method, Permutation)):
-                planned.append(method.name)
+                planned[method.name] = method
 
     def _equivalence(self, source: Source) -> float:
         """Largest relative change of a source's logits that permuting a group makes."""
@@ -257,7 +257,7 @@ class MergeModule(LightningModule):
         students: dict[str, Student] = {}
         for method in self.methods:
             began = perf_counter()
-            for made in method.merge(replace(problem, made=students, planned=tuple(students)), self.budgets):
+            for made in method.merge(replace(problem, made=students), self.budgets):
                 merged = replace(made, seconds=perf_counter() - began)
                 rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
                 merged.student.lineage = lineage(method, merged, self.loaded, problem.owners, self.base)

@@ -13,7 +13,19 @@ from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, rando
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError, MergeError
-from project.methods import TIES, Average, Fisher, MaTS, Merged, Method, Permutation, Problem, RegMean, TaskArithmetic
+from project.methods import (
+    TIES,
+    Average,
+    Fisher,
+    MaTS,
+    Merged,
+    Method,
+    Permutation,
+    PLeaS,
+    Problem,
+    RegMean,
+    TaskArithmetic,
+)
 from project.methods.mats import Estimate
 from project.methods.space import Space
 from project.methods.subspace import Elementwise, Gram, Kronecker, System
@@ -182,7 +194,7 @@ def test_factors_and_inputs_are_those_of_the_sources_domain() -> None:
 @pytest.mark.parametrize("estimate", ESTIMATES)
 def test_sources_that_agree_come_back(estimate: Estimate, start: str, mode: str) -> None:
     it = agreeing(mode)
-    it = replace(it, made={"other": only(Average(), it).student}, planned=("other",))
+    it = replace(it, made={"other": only(Average(), it).student}, planned={"other": Average()})
     method = MaTS(estimate, start=start)
     method.check(it, {}, [1.0])
     student = parameters(only(method, it))
@@ -255,7 +267,7 @@ def test_no_steps_is_the_start_point() -> None:
         layers = [f"{layer.name}.weight" for layer in it.spec.layers]
         assert all(torch.equal(found[name], expected[name]) for name in layers)
     listed = only(TIES(keep=0.5), it).student
-    found = only(MaTS("gram", start="ties", iterations=0), replace(it, made={"ties": listed}, planned=("ties",)))
+    found = only(MaTS("gram", start="ties", iterations=0), replace(it, made={"ties": listed}, planned={"ties": TIES()}))
     for layer in it.spec.layers:
         name = f"{layer.name}.weight"
         assert torch.equal(found.student.network.state_dict()[name], listed.network.state_dict()[name])
@@ -336,7 +348,12 @@ def test_what_is_missing_is_told_before_the_pass() -> None:
         MaTS(start="pcb").check(it, {}, [1.0])
     with pytest.raises(ConfigurationError, match="method mats needs base, which is not given"):
         MaTS(start="ties").check(it, {}, [1.0])
-    MaTS(start="ties").check(replace(it, planned=("ties",)), {}, [1.0])
+    MaTS(start="ties").check(replace(it, planned={"ties": TIES()}), {}, [1.0])
+    for other in (Permutation("weights"), TIES(align="activations"), PLeaS(), Permutation(similarity="correlation")):
+        with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
+            MaTS(start="other").check(replace(it, planned={"other": other}), {}, [1.0])
+    both = dict.fromkeys(DOMAINS[:2], 16)
+    MaTS(start="other", align="activations").check(replace(it, planned={"other": PLeaS()}), both, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method mats is 'weights', .* use align 'none'"):
         MaTS(start="base", align="weights").check(replace(it, base=nn.Identity()), {}, [1.0])
     with pytest.raises(ConfigurationError, match="classes is 'labels', but calibration pictures are of 'public'"):

@@ -251,6 +251,9 @@ def test_a_base_of_other_classes_serves_the_trunk(method: Method) -> None:
     other.load_state_dict({k: v for k, v in base.state_dict().items() if not k.startswith(head)}, strict=False)
     it = make_problem(sources, needs=(), batches=FEW[:2], base=other)
     found = parameters(only(method, it))
+    told = method.plan(it)
+    assert told is not None
+    assert f"{head}.weight" in told
     for name, mean in Space.of(it, "none").mean.items():
         if name.startswith(head):
             assert close(found[name], mean, 1e-6)

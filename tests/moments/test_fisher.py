@@ -111,3 +111,16 @@ def test_sampling_is_right_on_average() -> None:
 def test_labels_that_are_missing_are_missed() -> None:
     with pytest.raises(MergeError, match="hold none"):
         gathered(random_network(0), "labels", [pictures(2, 0)])
+
+
+def test_processes_add_up() -> None:
+    network, batch = random_network(1), pictures(9, 0)
+    whole = gathered(network, "exact", [batch])
+    first, second = (gathered(network, "exact", [part]) for part in torch.split(batch, 5))
+    others = [*second.squares.values(), *second.factors.values()]
+    others.append(torch.tensor([second.pictures, *second.samples.values()]))
+    waiting = iter(others)
+    first.reduce(lambda total: total.add_(next(waiting)))
+    assert_same(first, whole.squares, whole.factors)
+    assert (first.pictures, first.samples) == (whole.pictures, whole.samples)
+    assert next(waiting, None) is None
