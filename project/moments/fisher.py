@@ -3,14 +3,14 @@
 Which class the gradient is of, ``classes`` says:
 
 - ``labels``: the picture's own label, the empirical Fisher; the only one that reads labels.
-- ``sampled``: one that is drawn from the source's own probabilities.
+- ``sampled``: one that is drawn from the source's own probabilities, by the picture itself: the same whatever batch or
+  process it comes in.
 - ``exact``: each in turn, weighed by its probability; as many backward passes as there are classes.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -123,7 +123,6 @@ class FisherCollector:
     ) -> None:
         self.classes, self.sources, self.layers, self.columns = classes, sources, layers, columns
         self.moments = {(s, domain): FisherMoment(sources[s], layers, wanted) for s, domain in own}
-        self.random = {key: np.random.default_rng(number) for number, key in enumerate(self.moments)}
 
     @torch.inference_mode(False)
     def gather(self, domain: str, pictures: Tensor, labels: Tensor | None = None) -> None:
@@ -142,36 +141,52 @@ class FisherCollector:
                 "classes is 'labels', but the calibration batches hold none; pass "
                 "calibration_dataloader(labelled=True), or use 'sampled'."
             )
-        pictures = pictures.clone()  # what was made under inference mode has no gradients
+        pictures = pictures.clone().float()  # what was made under inference mode has no gradients
         labels = None if labels is None else labels.clone()
         with torch.autocast(pictures.device.type, enabled=False), torch.enable_grad():
             for (source, name), moment in self.moments.items():
                 if name == domain:
-                    self._add(moment, self.sources[source], (source, name), pictures.float(), labels)
+                    self._add(moment, self.sources[source], self.columns.get(name, slice(None)), pictures, labels)
 
     def _add(
-        self, moment: FisherMoment, network: nn.Module, key: tuple[int, str], pictures: Tensor, labels: Tensor | None
+        self, moment: FisherMoment, network: nn.Module, columns: slice, pictures: Tensor, labels: Tensor | None
     ) -> None:
-        columns = self.columns.get(key[1], slice(None))
         with torch.no_grad():
             logits = network(pictures)[:, columns]
-        weights = self._weights(logits, key, labels)
+        weights = self._weights(logits, pictures, labels)
         moment.pictures += len(pictures)
         if moment.squares:
             _add_squares(moment, network, pictures, weights, columns)
         if moment.factors:
             _add_factors(moment, network, pictures, weights, columns)
 
-    def _weights(self, logits: Tensor, key: tuple[int, str], labels: Tensor | None) -> Tensor:
+    def _weights(self, logits: Tensor, pictures: Tensor, labels: Tensor | None) -> Tensor:
         """What log p of each class counts for, shape (rounds, batch, classes): the square root of its probability."""
         shares = logits.softmax(1)
         if self.classes == "exact":
             return torch.diag_embed(shares.sqrt()).movedim(1, 0)
         if self.classes == "sampled":
-            drawn = torch.from_numpy(self.random[key].random(len(logits))).to(logits)
-            labels = (shares.cumsum(1) < drawn[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
+            labels = (shares.double().cumsum(1) < drawn(pictures)[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
         assert labels is not None
         return torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits)[None]
+
+
+def drawn(pictures: Tensor) -> Tensor:
+    """A number from 0 to 1 for each picture, as good as random, that its values alone decide.
+
+    Their bits, multiplied by random numbers and added modulo 2⁶⁴ (multilinear hashing): exact in any order.
+
+    Args:
+        pictures: Float32, shape (batch, ...).
+
+    Returns:
+        Float64, shape (batch,).
+    """
+    bits = pictures.contiguous().view(torch.int32).flatten(1).long()
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (bits.shape[1],), generator=generator).to(bits.device)
+    mixed = (bits * factors).sum(1)
+    return ((mixed >> 11) & (2**53 - 1)).double() / 2**53
 
 
 def _add_squares(moment: FisherMoment, network: nn.Module, pictures: Tensor, weights: Tensor, columns: slice) -> None:

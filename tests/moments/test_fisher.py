@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.moments import DIAGONAL, FACTORS, Collector, FisherMoment, Lockstep, fisher_need
+from project.moments.fisher import drawn
 from project.symmetry import trace
 
 PICTURE = (3, 11, 13)
@@ -93,7 +94,8 @@ def test_pieces_are_the_whole_and_the_source_is_left_alone() -> None:
     network, batch = random_network(1), pictures(9, 0)
     before = {name: one.clone() for name, one in network.state_dict().items()}
     for classes in ("exact", "sampled"):
-        whole, pieces = gathered(network, classes, [batch]), gathered(network, classes, list(torch.split(batch, 4)))
+        whole = gathered(network, classes, [batch])
+        pieces = gathered(network, classes, list(torch.split(batch.flip(0), 4)))
         assert_same(pieces, whole.squares, whole.factors)
     assert all(torch.equal(one, before[name]) for name, one in network.state_dict().items())
     assert all(one.grad is None for one in network.parameters())
@@ -102,10 +104,18 @@ def test_pieces_are_the_whole_and_the_source_is_left_alone() -> None:
 def test_sampling_is_right_on_average() -> None:
     network, batch = random_network(2), pictures(3, 0)
     exact = gathered(network, "exact", [batch])
-    many = gathered(network, "sampled", [batch.repeat(100, 1, 1, 1)])
+    many = gathered(network, "sampled", [batch.repeat(100, 1, 1, 1) + 1e-6 * pictures(300, 1)])
     name = [n for n, _ in network.named_parameters() if n.endswith("weight")][-1]
     found, expected = many.squares[name] / 100, exact.squares[name]
     assert float((found - expected).norm() / expected.norm()) < 0.2
+
+
+def test_what_a_picture_draws_is_uniform_and_its_own() -> None:
+    batch = (pictures(4000, 3, (3, 2, 2)) * 2).round() / 2  # few values, as pictures have
+    found = drawn(batch)
+    assert torch.equal(found[7:19], drawn(batch[7:19]))
+    counts = torch.histc(found.float(), 10, 0, 1)
+    assert float(((counts - 400) ** 2 / 400).sum()) < 27.9, "chi-squared with 9 degrees of freedom: 1 in 1000"
 
 
 def test_labels_that_are_missing_are_missed() -> None:
