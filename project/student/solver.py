@@ -88,7 +88,7 @@ class _Solved:
     parts: list[tuple[int, float]]
     start: Tensor
     forward: Tensor
-    factor: "_Factor"
+    factor: "Factor"
 
 
 class LayerSolver:
@@ -146,7 +146,7 @@ class LayerSolver:
                 continue
             gram, columns = _gram(equations, block), block.columns.to(start.device)
             level = float(gram.diagonal()[: len(columns) - layer.bias].mean())
-            factor = _Factor(gram, damping(ridge, len(columns), block.samples) * level)
+            factor = Factor(gram, damping(ridge, len(columns), block.samples) * level)
             for number, piece in pieces:
                 own = start[piece.rows][:, columns]
                 self.mine.append(_Solved(number, piece, columns, block.parts, own, own @ gram, factor))
@@ -195,7 +195,7 @@ def _gram(equations: Sequence[Equations], block: _Block) -> Tensor:
     return gram
 
 
-class _Factor:
+class Factor:
     """A factorised gram + shift·I: by Cholesky, or by eigenvalues where that fails."""
 
     def __init__(self, gram: Tensor, shift: float) -> None:
