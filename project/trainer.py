@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,12 +114,12 @@ class MergeTrainer(Trainer):
         self._data_connector.prepare_data()
 
     def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
-        unread = not model.merged and not model.looks
-        self.validate(
-            model,
-            dataloaders=datamodule.no_pictures() if unread else datamodule.calibration_dataloader(),
-            verbose=False,
-        )
+        gathering = not model.merged
+        if gathering and not model.looks:
+            loader: Any = datamodule.no_pictures()
+        else:
+            loader = datamodule.calibration_dataloader(labelled=gathering and model.labelled)
+        self.validate(model, dataloaders=loader, verbose=False)
 
     def _merge_callback(self) -> MergeCallback:
         """The one MergeCallback, added where there is none."""
@@ -238,6 +239,7 @@ def collect(
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
         "separated": {merged.name: separated(merged.student.group_maps) for merged in model.merged},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
+        "curves": {merged.name: merged.curves for merged in model.merged if merged.curves},
         "variances": callback.variances,
         "equivalence": model.equivalence,
         "lineage": {merged.name: merged.student.lineage for merged in model.merged},
@@ -252,7 +254,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     problem = model.problem
     assert problem is not None
     student = merged.student
-    norms = "fitted" if merged.settled else "re-estimated" if before else "sources' mean"
+    norms = merged.norms if merged.settled else "re-estimated" if before else "sources' mean"
     left = [fit["residual_after"] for fit in merged.layers.values()]
     return Row(
         merged.name,
@@ -260,7 +262,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         merged.budget.plain,
         problem.macs(student.maps) / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,
-        _parameters(student.network),
+        student.held,
         after,
         before,
         sum(left) / len(left) if left else None,

@@ -20,7 +20,7 @@ from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
-from project.methods import Permutation
+from project.methods import TIES, MaTS, Permutation
 from project.modules import MergeModule, SourceFile
 from project.student import batch_norms, load_source
 from project.trainer import check_shares, warn_of_swapped_domains
@@ -538,3 +538,52 @@ def test_what_lightning_refuses_is_told_in_one_sentence(
     monkeypatch.setattr("sys.argv", ["pleas", "test", "--config", str(TINY / "merge.yaml"), "--run", "runs/tiny/mixed"])
     assert command.console() == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("pleas: error: No `test_step()` method defined")
+
+
+def test_every_method_in_one_merge(tiny: Path) -> None:
+    """On one pass over the pictures: students that load, curves that TensorBoard shows, names that answer."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run("merge", "merge_all")
+    folder = tiny / "merge_all"
+    found = json.loads((folder / "results.json").read_text())
+    rows = {row["network"]: row for row in found["table"]}
+    labels = ["average", "permutation", "pleas", "taskarithmetic", "ties", "pcb", "emr", "fisher", "regmean"]
+    labels += ["ties-aligned", "regmean-aligned", "mats-average", "mats-diagonal", "mats-gram", "mats-kfac"]
+    assert {name for name in rows if name.endswith("-1.00")} == {f"{label}-1.00" for label in labels}
+    for label in labels:
+        student = project.load_student(folder / "students" / f"{label}-1.00.ckpt")
+        assert rows[f"{label}-1.00"]["nominal"] == 1.0
+        assert rows[f"{label}-1.00"]["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
+        assert torch.isfinite(student.probabilities(torch.randn(2, 3, 16, 16), "sketch")).all()
+        assert student.lineage["base"] == "mean"
+    events = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    for tag in ("cg residual/mats-kfac-1.00/fc", "cg loss/mats-gram-1.00/all layers", "residual_after/regmean-1.00"):
+        assert tag in scalars
+    assert len(events.Scalars("cg residual/mats-kfac-1.00/all layers")) == 6
+    assert [one.step for one in events.Scalars("cg divergence/mats-gram-1.00/all layers")] == [0, 5]
+
+
+def test_a_base_is_read_from_a_file_and_of_the_sources_kind(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("project.trainer.MergeTrainer.validate", lambda *_, **__: pytest.fail("too late"))
+    sources = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
+    data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration=20)
+    for name, classes in (("resnet20", 12), ("resnet20", 7), ("resnet32", 12)):
+        path = tiny / f"{name}-{classes}.pth"
+        torch.save(resnet(name, 3, classes).state_dict(), path)
+    for classes in (12, 7):
+        module = MergeModule(sources, methods=[TIES()], base=str(tiny / f"resnet20-{classes}.pth"))
+        module.prepare(data)
+        assert module.problem is not None
+        base = module.problem.base
+        assert same_state(base.state_dict(), load_source(tiny / f"resnet20-{classes}.pth").network.state_dict())  # type: ignore[union-attr]
+    for base, words in (
+        (str(tiny / "resnet32-12.pth"), "resnet32-12"),
+        ("IMAGENET1K_V1", "base is 'IMAGENET1K_V1', which is no file, and as a name: .* no ImageNet weights of resnet"),
+    ):
+        with pytest.raises(PleasError, match=words):
+            MergeModule(sources, methods=[TIES()], base=base).prepare(data)
+    with pytest.raises(ConfigurationError, match="method ties needs base"):
+        MergeModule(sources, methods=[TIES()]).prepare(data)
+    with pytest.raises(ConfigurationError, match="start of method mats is 'ties-aligned'"):
+        MergeModule(sources, [MaTS(start="ties-aligned"), TIES(label="ties-aligned")], base="mean").prepare(data)

@@ -1,6 +1,6 @@
 """What the trainer sees of the data: loaders over the domains of any data sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,16 +159,26 @@ class DomainDataModule(LightningDataModule):
         """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
         return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
 
-    def calibration_stamp(self, sources: Sequence[nn.Module], spec: Spec) -> Stamp:
+    def calibration_stamp(
+        self,
+        sources: Sequence[nn.Module],
+        spec: Spec,
+        heads: Mapping[str, tuple[int, ...]] | None = None,
+        labelled: bool = False,
+    ) -> Stamp:
         """What statistics that sources gather from the calibration pictures depend on; reads every file.
 
         Args:
             sources: The sources, in order.
             spec: Their spec.
+            heads: See :class:`~project.moments.Stamp`.
+            labelled: Whether they depend on the pictures' labels.
         """
         samples = {domain: self.samples(domain, "calibration") for domain in self.calibration_domains}
         transform = transform_entries(self.preprocessing, self.calibration_views, self.seed)
-        return Stamp.of(sources, spec, picture_sums(samples, self.calibration_views), transform)
+        pictures = picture_sums(samples, self.calibration_views)
+        labels = picture_sums(samples, self.calibration_views, labelled=True) if labelled else {}
+        return Stamp.of(sources, spec, pictures, transform, heads, labels)
 
     @property
     def skipped(self) -> list[str]:
@@ -222,18 +232,21 @@ class DomainDataModule(LightningDataModule):
         """One loader a domain, over its training pictures as they are: pictures and labels as in a test, each once."""
         return [self._evaluation_loader(name, "train", each_once=True) for name in self.domain_names]
 
-    def calibration_dataloader(self) -> CombinedLoader | DataLoader[Any]:
+    def calibration_dataloader(self, labelled: bool = False) -> CombinedLoader | DataLoader[Any]:
         """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
 
         Every view comes exactly once, over all processes together, in an order that mixes the classes. Public pictures
         come under the name ``public``; without any pictures there is one batch that maps nothing.
+
+        Args:
+            labelled: Whether domains map to pictures and their labels (B,) among the domain's classes.
         """
         if not self.calibration_domains:
             return self.no_pictures()
         loaders = {}
         for name in self.calibration_domains:
             samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
-            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed)
+            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed, labelled)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return CombinedLoader(loaders, mode="max_size")
 

@@ -48,33 +48,46 @@ class Pictures(Dataset[Any]):
 
 
 class CalibrationPictures(Pictures):
-    """Pictures alone: all as they are, then all once more for every further view, cropped and mirrored at random.
+    """Pictures to calibrate with: all as they are, then all once more for every further view.
 
-    A view depends on the seed, its number and its picture's number alone, and draws nothing from torch's generator.
+    Further views are cropped and mirrored at random. A view depends on the seed, its number and its picture's number
+    alone, and draws nothing from torch's generator.
 
     Args:
-        samples: Files; labels are not looked at.
+        samples: Files and labels.
         transform: Makes a tensor of an opened picture.
         varied: The same, at random, for every view but the first.
         views: Views of each picture.
         seed: Seed of the views.
+        labelled: Whether an item is the picture and its label; else it is the picture alone.
     """
 
     def __init__(
-        self, samples: list[Sample], transform: Transform, varied: Transform, views: int = 1, seed: int = 0
+        self,
+        samples: list[Sample],
+        transform: Transform,
+        varied: Transform,
+        views: int = 1,
+        seed: int = 0,
+        labelled: bool = False,
     ) -> None:
         super().__init__(samples, transform)
         self.varied = varied
         self.views = views
         self.seed = seed
+        self.labelled = labelled
 
     def __len__(self) -> int:
         """Number of views of all pictures."""
         return self.views * len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
-        """A view of a picture."""
+        """A view of a picture, with its label where asked for."""
         view, number = divmod(index, len(self.samples))
+        shown = self._view(view, number)
+        return (shown, self.samples[number][1]) if self.labelled else shown
+
+    def _view(self, view: int, number: int) -> Tensor:
         if view == 0:
             return self.picture(number)
         with torch.random.fork_rng(devices=[]):

@@ -1,9 +1,20 @@
 """Merging methods, one file each."""
 
+from project.methods.arithmetic import Arithmetic
 from project.methods.average import Average
 from project.methods.base import Merged, Method, Problem
+from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
+from project.methods.fisher import Fisher
+from project.methods.mats import MaTS
+from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
+from project.methods.regmean import RegMean
+from project.methods.task_arithmetic import TaskArithmetic
+from project.methods.ties import TIES
 
-__all__ = ["Average", "Ensemble", "Merged", "Method", "PLeaS", "Permutation", "Problem"]
+__all__ = [
+    "EMR", "PCB", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
+    "Permutation", "Problem", "RegMean", "TaskArithmetic",
+]  # fmt: skip

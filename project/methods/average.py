@@ -1,19 +1,47 @@
 """The plain average: unit i of one source with unit i of the others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
-from project.alignment import unaligned
-from project.methods.base import Merged, Method, Problem
-from project.student import Budget, stagewise
+import torch
+
+from project.methods.arithmetic import Arithmetic, Combined
+from project.methods.base import Problem
+from project.methods.checks import check_count, check_weights
+from project.methods.space import Align, Space
+from project.student import Budget, Student
 
 
-class Average(Method):
+class Average(Arithmetic):
     """The mean of the sources' weights, unit by unit of the same number, at one source's size.
 
     The reference that shows what alignment is for: sources from different bases average to noise.
+
+    Args:
+        weights: What each source counts for, in their order; default: all the same. The mean divides by their sum.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``average``.
     """
 
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
-        alignment = unaligned(problem.spec, len(problem.sources))
-        yield Merged(self.name, Budget(1.0), problem.start(stagewise(problem.spec, alignment, problem.fixed, 1.0)))
+    def __init__(self, weights: Sequence[float] | None = None, align: Align = "none", label: str | None = None) -> None:
+        super().__init__(align, label)
+        check_weights(weights)
+        self.weights = weights
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse weights of another number of sources."""
+        super().check(problem, pictures, budgets)
+        check_count(self.weights, problem)
+
+    def combine(self, space: Space, student: Student) -> Combined:
+        """The weighted mean."""
+        if self.weights is None:
+            return Combined({})  # the student's start point
+        shares = [weight / sum(self.weights) for weight in self.weights]
+        pairs = list(zip(shares, space.sources, strict=True))
+        # As steps from the mean, so that equal sources give themselves to the last bit.
+        return Combined(
+            {
+                name: mean + torch.stack([share * (one[name] - mean) for share, one in pairs]).sum(0)
+                for name, mean in space.mean.items()
+            }
+        )

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -41,6 +42,10 @@ class Problem:
         preprocessing: What pictures go through.
         statistics: What calibration left behind; None before it, or where no method needs any.
         pictures: domain -> batches of calibration pictures, for methods that look at them again.
+        base: The network that the sources were fine-tuned from, θ₀; ``mean`` for the mean of the sources, once they are
+            aligned; None where nobody said.
+        made: method -> the student of one source's size that it made earlier in the same run.
+        planned: Name -> method, of those that will have made one before the method that is asked.
         world: The processes among which the pictures are dealt out; statistics are summed over them already.
         progress: Where a method may keep what it has finished; None for nowhere.
         scratch: Folder for what a fit does not need at the moment; None to hold it in memory.
@@ -54,6 +59,9 @@ class Problem:
     preprocessing: Preprocessing | None = None
     statistics: Statistics | None = None
     pictures: Mapping[str, Sequence[Tensor]] | None = None
+    base: nn.Module | Literal["mean"] | None = None
+    made: Mapping[str, Student] = field(default_factory=dict)
+    planned: Mapping[str, "Method"] = field(default_factory=dict)
     world: World = ALONE
     progress: Progress | None = None
     scratch: Path | None = None
@@ -69,6 +77,17 @@ class Problem:
                 heads[source] += len(self.labels.classes[domain])
             maps[self.spec.output.name] = UnitMap.apart(tuple(heads))
         return maps
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """For each domain, the columns of its owner's logits that are its head; empty where all share one head."""
+        if self.labels.mode == "shared":
+            return {}
+        found, ends = {}, [0] * len(self.sources)
+        for domain, source in self.owners.items():
+            start, ends[source] = ends[source], ends[source] + len(self.labels.classes[domain])
+            found[domain] = slice(start, ends[source])
+        return found
 
     def macs(self, maps: Mapping[str, UnitMap]) -> int:
         """Nominal multiply-accumulates of a student with these unit maps."""
@@ -102,7 +121,9 @@ class Merged:
         layers: layer -> measurements of its fit.
         matches: group -> mean similarity of its matched units.
         settled: Whether its batch norms already hold the statistics of its own activations.
+        norms: How its batch norms came by them, in words for the table.
         seconds: What it took to make; what several students take together counts for the first.
+        curves: quantity -> layer, or ``all layers`` -> step -> what an iterative fit measured then.
     """
 
     method: str
@@ -111,7 +132,9 @@ class Merged:
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     matches: Mapping[str, float] = field(default_factory=dict)
     settled: bool = False
+    norms: str = "fitted"
     seconds: float = 0.0
+    curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -123,7 +146,13 @@ class Method(ABC):
     """A way to turn sources, and what calibration says of them, into students."""
 
     needs: frozenset[str] = frozenset()
-    """What calibration must leave behind: moments of ``layers``, ``inputs``, ``units``; the ``pictures``."""
+    """What calibration must leave behind: moments of ``layers``, ``inputs``, ``units``, gradients; the ``pictures``."""
+
+    labelled = False
+    """Whether it reads the labels of the calibration pictures."""
+
+    follows: frozenset[str] = frozenset()
+    """Names of methods whose students it takes up, as far as they are listed before it."""
 
     def __init__(self, label: str | None = None) -> None:
         """Take a name other than the class's, so that one run can compare settings of one method.

@@ -74,19 +74,21 @@ class Permutation(Method):
             )
 
     def align(self, problem: Problem) -> Alignment:
-        """Match the units of all sources."""
+        """Match the units of all sources, alike in all processes."""
         if self.matching == "weights":
             states = [source.state_dict() for source in problem.sources]
-            return align_by_weights(problem.spec, states, heads=problem.labels.mode == "shared", seed=self.seed)
-        if problem.statistics is None:
+            found = align_by_weights(problem.spec, states, heads=problem.labels.mode == "shared", seed=self.seed)
+        elif problem.statistics is None:
             raise MergeError("matching by activations needs statistics; gather them, or match by weights.")
-        return align_by_activations(problem.spec, problem.statistics, len(problem.sources), self.similarity)
+        else:
+            found = align_by_activations(problem.spec, problem.statistics, len(problem.sources), self.similarity)
+        problem.world.agree(found.members, found.scores, found.distances)
+        return found
 
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """One alignment, then a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem)
-        problem.world.agree(alignment.members, alignment.scores, alignment.distances)
         matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
         gains = self._gains(problem, alignment) if self.separate == "gain" else {}
         problem.world.agree(gains)

@@ -24,6 +24,8 @@ class MultiHead(nn.Module, ABC):
     """
 
     gate: nn.Linear | None
+    by_name = False
+    """Whether it answers otherwise where the domain is named, though its domains share one head."""
 
     def __init__(self, labels: LabelSpace) -> None:
         super().__init__()
@@ -33,6 +35,16 @@ class MultiHead(nn.Module, ABC):
     @abstractmethod
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, columns of the label space), and what the heads read (batch, features)."""
+
+    def answer(self, pictures: Tensor, head: str) -> Tensor:
+        """Logits where the head that is asked is known: (batch, columns of the label space), its own among them.
+
+        Args:
+            pictures: Shape (batch, 3, height, width).
+            head: A domain.
+        """
+        logits: Tensor = self(pictures)
+        return logits
 
     def fit_gate(self, features: Sequence[Tensor]) -> None:
         """Learn the gate from pictures whose domain is known, and nothing else: see :func:`fit_probe`.
@@ -87,7 +99,7 @@ class MultiHead(nn.Module, ABC):
         return (
             self.shares(pictures, joint)[1]
             if head == heads.JOINT
-            else heads.probabilities(self(pictures), self.labels, head)
+            else heads.probabilities(self.answer(pictures, head), self.labels, head)
         )
 
     def predict(

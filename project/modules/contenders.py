@@ -36,7 +36,8 @@ class Contender:
 
     def head_of(self, domain: str) -> str:
         """The head for a domain that it knows; one head for all is the joint distribution of one."""
-        return JOINT if self.labels.mode == "shared" else domain
+        named = isinstance(self.network, MultiHead) and self.network.by_name
+        return JOINT if self.labels.mode == "shared" and not named else domain
 
     def joint(self, asked: Joint | None) -> Joint:
         """How its heads are weighed: as asked, else by its gate, where it has one, else by their logits.
@@ -57,6 +58,13 @@ class Contender:
             return self.network.shares(pictures, self.joint(asked))
         logits = self.network(pictures)
         return logits, heads.probabilities(logits, self.labels, joint=self.joint(asked))
+
+    def answer(self, pictures: Tensor, domain: str) -> Tensor:
+        """Its logits where the pictures' domain is known; columns of other heads may mean nothing."""
+        if isinstance(self.network, MultiHead):
+            return self.network.answer(pictures, domain)
+        logits: Tensor = self.network(pictures)
+        return logits
 
     def chooses(self, domains: Sequence[str]) -> bool:
         """Whether it has several heads, one for each of these domains among them."""

@@ -81,7 +81,7 @@ class EvaluationModule(ScoringModule):
         if head == heads.JOINT:
             shares = contender.shares(pictures, self.joint)[1]
         else:
-            shares = heads.probabilities(contender.network(pictures), contender.labels, head)
+            shares = heads.probabilities(contender.answer(pictures, head), contender.labels, head)
         return {
             "domain": domain,
             "paths": paths,

@@ -3,27 +3,40 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from project.alignment import UnitMap
 from project.methods import Merged, Method, Problem
-from project.student import Budget, Progress
+from project.student import Budget, MaskedStudent, Progress, Student
+
+RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves")
 
 
 def fitted(methods: Sequence[Method], problem: Problem, budgets: Sequence[Budget]) -> Iterator[tuple[Method, Merged]]:
     """Let every method make its students, and keep each where the problem has progress to keep.
+
+    Each is given the students that those before it have made, or had made before an interruption.
 
     Args:
         methods: The methods.
         problem: With all that they need.
         budgets: Sizes of the students.
     """
+    students: dict[str, Student] = {}
+    depends: dict[str, dict[str, Any]] = {}
     for method in methods:
-        made = _students(method, problem, budgets)
+        given = replace(problem, made=dict(students))
+        followed = {name: depends[name] for name in sorted(method.follows) if name in depends}
+        depends[method.name] = {**vars(method), "followed": followed}
+        made = _students(method, given, budgets)
         if problem.progress is not None:
-            made = _kept(method, problem, problem.progress.below(method.name, vars(method)), budgets)
-        yield from ((method, merged) for merged in made)
+            made = _kept(method, given, problem.progress.below(method.name, depends[method.name]), budgets)
+        for merged in made:
+            if merged.budget == Budget(1.0) and not isinstance(merged.student, MaskedStudent):
+                students[method.name] = merged.student
+            yield method, merged
 
 
 def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> Iterator[Merged]:
@@ -62,7 +75,10 @@ def _keep(merged: Merged, progress: Progress) -> None:
         "layers": {name: dict(fit) for name, fit in merged.layers.items()},
         "matches": dict(merged.matches),
         "settled": merged.settled,
+        "norms": merged.norms,
         "seconds": merged.seconds,
+        "curves": {name: {layer: dict(one) for layer, one in of.items()} for name, of in merged.curves.items()},
+        "masked": merged.student.entries if isinstance(merged.student, MaskedStudent) else None,
     }
     progress.keep(merged.name, content)
 
@@ -75,6 +91,6 @@ def _recalled(name: str, problem: Problem, progress: Progress) -> Merged | None:
     student.network.load_state_dict(kept["state_dict"])
     budget = Budget.of(kept["budget"])
     method = name.removesuffix(f"-{budget.name}")
-    return Merged(
-        method, budget, student, kept["layers"], kept["matches"], settled=kept["settled"], seconds=kept["seconds"]
-    )
+    if kept["masked"] is not None:
+        student = MaskedStudent.of(student, kept["masked"])
+    return Merged(method, budget, student, **{name: kept[name] for name in RECALLED})

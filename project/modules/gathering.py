@@ -13,9 +13,7 @@ from torch import Tensor
 
 from project.errors import ConfigurationError
 from project.moments import (
-    INPUTS,
-    LAYERS,
-    UNITS,
+    PICTURES,
     Collector,
     Lockstep,
     Stamp,
@@ -45,6 +43,7 @@ class Gathering:
         needs: Kinds of moments that are needed.
         domains: Names of the calibration domains.
         owners: domain -> index of its source.
+        columns: domain -> columns of its owner's logits that are its head, see Collector.
         stamp: What the statistics depend on; None where they are kept nowhere.
         file: Where they are read from if it exists, and written to.
         progress: Where unfinished work is kept; None for nowhere.
@@ -62,13 +61,15 @@ class Gathering:
         needs: Collection[str],
         domains: Sequence[str],
         owners: Mapping[str, int],
+        columns: Mapping[str, slice] | None = None,
         stamp: Stamp | None = None,
         file: Path | None = None,
         progress: Progress | None = None,
         every: float = 60.0,
     ) -> None:
-        self.spec, self.sources, self.needs = spec, sources, set(needs) & {LAYERS, INPUTS, UNITS}
-        self.domains, self.owners, self.stamp, self.file, self.progress = domains, owners, stamp, file, progress
+        self.spec, self.sources, self.needs = spec, sources, set(needs) - {PICTURES}
+        self.domains, self.owners, self.columns = domains, owners, columns
+        self.stamp, self.file, self.progress = stamp, file, progress
         self.every = every
         self.collector: Collector | None = None
         self.statistics: Statistics | None = None
@@ -118,17 +119,17 @@ class Gathering:
         if unfinished is not None:
             self._restore(self.collector, unfinished, device)
 
-    def gather(self, number: int, batch: Mapping[str, Tensor]) -> None:
+    def gather(self, number: int, batch: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
         """Run the sources on the pictures of one batch, unless an interrupted run has done so.
 
         Args:
             number: Of the batch.
-            batch: domain -> pictures.
+            batch: domain -> pictures and, where there are any, their labels.
         """
         if self.collector is None or number < self.batches:
             return
-        for domain, pictures in batch.items():
-            self.collector.gather(domain, pictures)
+        for domain, (pictures, labels) in batch.items():
+            self.collector.gather(domain, pictures, labels)
         self.batches = number + 1
         now = time.perf_counter()
         if self.progress is not None and (self.every == 0 or now - self.saved >= max(self.every, self.cost / SHARE)):
@@ -167,7 +168,10 @@ class Gathering:
         if last_for_file and main:
             assert self.file is not None
             assert self.stamp is not None
-            save_statistics(self.statistics, self.stamp, self.file, *([self.stored] if self.stored else []))
+            if self.stored is None:
+                save_statistics(self.statistics, self.stamp, self.file)
+            else:
+                save_statistics(self.statistics, self.stamp.beside(self.stored.stamp), self.file, self.stored)
             rank_zero_info(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
         if self.progress is not None:
             self.progress.forget(UNFINISHED)
@@ -250,4 +254,4 @@ class Gathering:
         rank_zero_info(f"gathering goes on after the {seen} pictures that an interrupted run has seen")
 
     def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:
-        return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, only, device)
+        return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, self.columns, only, device)

@@ -11,7 +11,9 @@ from project.methods import Merged, Method
 from project.student import Source
 
 
-def lineage(method: Method, merged: Merged, sources: Sequence[Source], owners: Mapping[str, int]) -> dict[str, Any]:
+def lineage(
+    method: Method, merged: Merged, sources: Sequence[Source], owners: Mapping[str, int], base: str | None = None
+) -> dict[str, Any]:
     """Method, budget, sources and versions, as plain values.
 
     Args:
@@ -19,11 +21,13 @@ def lineage(method: Method, merged: Merged, sources: Sequence[Source], owners: M
         merged: The student and its budget.
         sources: What it was made of, in the order of its unit maps.
         owners: Domain -> index of the only source that was trained on it.
+        base: What they were fine-tuned from, as the user named it.
     """
     return {
         "method": merged.method,
         "options": method.options,
         "budget": merged.budget.plain,
+        "base": base,
         "sources": [
             {
                 "name": source.name,

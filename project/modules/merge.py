@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,6 +16,7 @@ from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
+from project.modules.base import load_base
 from project.modules.contenders import Contender
 from project.modules.fitting import fitted
 from project.modules.gathering import Gathering
@@ -22,9 +24,10 @@ from project.modules.lineage import lineage
 from project.modules.planning import Planner
 from project.modules.preparation import prepare, progress_of
 from project.modules.sources import SourceFile, read_sources
-from project.moments import PICTURES, Lockstep
+from project.moments import PICTURES, Lockstep, needs_gradients
 from project.student import (
     Budget,
+    MaskedStudent,
     Progress,
     Source,
     World,
@@ -57,6 +60,8 @@ class MergeModule(LightningModule):
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
         without_source: Domains of the data that no source was trained on, for shared classes: on their calibration
             pictures merged units follow the mean of all sources, and networks are scored on them too.
+        base: What the sources were fine-tuned from, for methods that need it: a file, torchvision's name of weights
+            such as IMAGENET1K_V1, or ``mean``, the mean of the sources, where they have none in common.
         statistics: File of what calibration leaves behind. If it exists, it must be of the same sources, pictures and
             transform: what it holds is not gathered again, and what it lacks is gathered and added. Else it is
             written.
@@ -73,6 +78,7 @@ class MergeModule(LightningModule):
         budgets: Sequence[float | str] = (1.0,),
         tolerance: float = 1e-3,
         without_source: Sequence[str] = (),
+        base: str | None = None,
         statistics: Path | None = None,
         memory: str | None = None,
         keep_every: float = 60.0,
@@ -92,6 +98,8 @@ class MergeModule(LightningModule):
         check_budgets(self.budgets, len(files))
         self.tolerance = tolerance
         self.without_source = list(without_source)
+        self.base = base
+        self.base_network: nn.Module | None = None
         self.problem: Problem | None = None
         self.merged: list[Merged] = []
         self.statistics = None if statistics is None else Path(statistics)
@@ -115,6 +123,11 @@ class MergeModule(LightningModule):
         return frozenset().union(*(method.needs for method in self.methods))
 
     @property
+    def labelled(self) -> bool:
+        """Whether a method reads the labels of the calibration pictures."""
+        return any(method.labelled for method in self.methods)
+
+    @property
     def looks(self) -> bool:
         """Whether anything is to be gathered or kept of the calibration pictures; else statistics are in a file."""
         return PICTURES in self.needs or self.gathering is None or bool(self.gathering.missing)
@@ -136,6 +149,8 @@ class MergeModule(LightningModule):
             heads = UnitMap.apart(tuple(source.logits for source in self.loaded))
             check_budgets(self.budgets, len(self.loaded), lambda unit: source_size(spec, heads, unit))
             check_growth(spec, {spec.output.name: heads}, self.budgets)
+            if self.base not in (None, "mean"):
+                self.base_network = load_base(str(self.base), self.loaded[0], spec.picture).requires_grad_(False)
             self.spec = spec
         return self.spec
 
@@ -164,7 +179,8 @@ class MergeModule(LightningModule):
             return
         spec = self.read(data.preprocessing)
         files = (self.files, self.loaded, spec, data, self.methods, self.budgets)
-        prepared = prepare(*files, self.without_source, self.tolerance)
+        base: nn.Module | Literal["mean"] | None = "mean" if self.base == "mean" else self.base_network
+        prepared = prepare(*files, self.without_source, self.tolerance, base)
         self.problem, self.loaded, self.equivalence = prepared.problem, prepared.sources, dict(prepared.equivalence)
         self.calibration_domains = data.calibration_domains
         self.ensemble = Ensemble(self.problem.sources, self.problem.labels, spec.head.name).eval()
@@ -174,12 +190,12 @@ class MergeModule(LightningModule):
             raise ConfigurationError(f"memory is {self.memory!r}, which needs a folder to spill into; use pleas merge.")
         stamp = None
         if folder is not None or self.statistics is not None:
-            stamp = data.calibration_stamp(self.problem.sources, spec)
+            stamp = data.calibration_stamp(self.problem.sources, spec, self._heads, self.labelled)
         if folder is not None and stamp is not None:
             self.progress = progress_of(self.problem, stamp, data, folder, processes)
         self.gathering = Gathering(
-            spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, stamp, self.statistics,
-            self.progress, self.keep_every,
+            spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, self.problem.columns, stamp,
+            self.statistics, self.progress, self.keep_every,
         )  # fmt: skip
         given = (self.problem, self.methods, self.budgets, data, self.memory, device, processes, sharing)
         self.planner = Planner.of(*given)
@@ -187,6 +203,15 @@ class MergeModule(LightningModule):
         if folder is None and (plan.shelve or plan.spill):
             raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; use pleas merge.")
         rank_zero_info(f"{plan}; {self.planner.free}")
+
+    @property
+    def _heads(self) -> dict[str, tuple[int, ...]]:
+        """Which columns the gradients of each domain's pictures are of; empty where none are gathered."""
+        assert self.problem is not None
+        if not needs_gradients(self.needs):
+            return {}
+        found = {domain: self.problem.columns.get(domain) for domain in self.calibration_domains}
+        return {domain: () if part is None else (part.start, part.stop) for domain, part in found.items()}
 
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
 
@@ -235,11 +260,12 @@ class MergeModule(LightningModule):
         if self.gathering is not None:
             self.gathering.collector = None
 
-    def validation_step(self, batch: dict[str, Tensor | None], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Run the sources, or the students, on calibration pictures.
 
         Args:
-            batch: domain -> pictures (batch, 3, height, width), or None where a domain has no more.
+            batch: domain -> pictures (batch, 3, height, width), or these and their labels (batch,), or None where a
+                domain has no more.
             batch_idx: Number of the batch.
         """
         if not isinstance(batch, dict):
@@ -247,14 +273,14 @@ class MergeModule(LightningModule):
                 "calibration batches must map domains to pictures; "
                 "validate on the data module's calibration_dataloader()."
             )
-        present = {domain: pictures for domain, pictures in batch.items() if pictures is not None}
+        pairs = {domain: _with_labels(part) for domain, part in batch.items() if part is not None}
         if self.running:
             assert self.gathering is not None
-            self.gathering.gather(batch_idx, present)
-            for domain, pictures in present.items() if self.keeping else ():
+            self.gathering.gather(batch_idx, pairs)
+            for domain, (pictures, _) in pairs.items() if self.keeping else ():
                 self.pictures[domain].append(pictures)
         else:
-            mixed = torch.cat(list(present.values()))
+            mixed = torch.cat([pictures for pictures, _ in pairs.values()])
             for merged in self.unsettled:
                 merged.student(mixed)
 
@@ -278,7 +304,7 @@ class MergeModule(LightningModule):
         )
         self.merged = []
         for method, merged in fitted(self.methods, problem, self.budgets):
-            merged.student.lineage = lineage(method, merged, self.loaded, problem.owners)
+            merged.student.lineage = lineage(method, merged, self.loaded, problem.owners, self.base)
             self.merged.append(merged)
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures = {}
@@ -312,9 +338,10 @@ class MergeModule(LightningModule):
 
     @property
     def trunks(self) -> dict[str, nn.Module]:
-        """The sources and the students as plain networks, by name."""
+        """The sources and the students as plain networks, by name; those that are several networks are left out."""
         sources = {source.name: source.network for source in self.loaded}
-        return sources | {merged.name: merged.student.network for merged in self.merged}
+        single = [merged for merged in self.merged if not isinstance(merged.student, MaskedStudent)]
+        return sources | {merged.name: merged.student.network for merged in single}
 
     def variances(self) -> dict[str, dict[str, float]]:
         """Student -> batch norm -> mean running variance."""
@@ -347,3 +374,8 @@ class MergeModule(LightningModule):
             return labels
         mine = [domain for domain, owner in self.problem.owners.items() if owner == index]
         return LabelSpace({domain: labels.classes[domain] for domain in mine}, "different")
+
+
+def _with_labels(part: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pictures, and their labels where there are any."""
+    return (part, None) if isinstance(part, Tensor) else (part[0], part[1])

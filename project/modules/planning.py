@@ -8,8 +8,10 @@ import torch
 
 from project.data import DomainDataModule
 from project.methods import Method, Problem
+from project.moments import needs_gradients
+from project.moments.fisher import chunk
 from project.student import Budget, Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
-from project.student.memory import gather_bytes, size
+from project.student.memory import gather_bytes, gradient_bytes, size
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ class Planner:
         if torch.device(device).type != "cpu":
             told += f", {size(free_bytes())} on the host"
         room = free if memory is None else min(free, read_bytes(memory))
-        return cls(room, gather_bytes(problem.spec, len(problem.sources), largest), demand, told)
+        batch = gather_bytes(problem.spec, len(problem.sources), largest)
+        if needs_gradients(frozenset().union(*(method.needs for method in methods))):
+            source = problem.sources[0]
+            parameters = sum(one.numel() for one in source.parameters())
+            batch += gradient_bytes(problem.spec, largest, chunk(source), parameters)
+        return cls(room, batch, demand, told)
 
     def plan(self, moments: Mapping[str, int]) -> MemoryPlan:
         """For some moments, by name, with the bytes of each; see :func:`~project.student.memory.plan_memory`."""

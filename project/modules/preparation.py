@@ -1,18 +1,20 @@
 """Whether sources, methods and data go together: found out once, before any long work."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
-from project.methods import Method, Problem
+from project.methods import Arithmetic, Method, Permutation, Problem
 from project.models import LabelSpace
 from project.modules.sources import SourceFile, place_sources
-from project.moments import Stamp
+from project.moments import Stamp, network_hash
 from project.student import Budget, Progress, Source
 from project.student.progress import FOLDER
 from project.symmetry import Spec, check_equivalence
@@ -44,6 +46,7 @@ def prepare(
     budgets: Sequence[Budget],
     without_source: Sequence[str] = (),
     tolerance: float = 1e-3,
+    base: nn.Module | Literal["mean"] | None = None,
 ) -> Prepared:
     """Check that everything goes together, and say what is planned.
 
@@ -56,6 +59,7 @@ def prepare(
         budgets: Sizes of the students.
         without_source: Domains that need none.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
+        base: What the sources were fine-tuned from, see Problem.
 
     Raises:
         PleasError: If something does not.
@@ -71,6 +75,7 @@ def prepare(
         LabelSpace(ordered, "different") if labels.mode == "different" else labels,
         sources[0].architecture,
         data.preprocessing,
+        base=base,
     )
     pictures = data.calibration_counts()
     _check_methods(methods, problem, pictures, budgets)
@@ -98,6 +103,7 @@ def progress_of(problem: Problem, stamp: Stamp, data: DomainDataModule, folder: 
         "stamp": stamp.digest,
         "labels": [problem.labels.mode, list(problem.labels.classes.items())],
         "owners": list(problem.owners.items()),
+        "base": network_hash(problem.base) if isinstance(problem.base, nn.Module) else problem.base,
         "batch": data.calibration_batch_size,
         "processes": processes,
         "torch": torch.__version__,
@@ -109,6 +115,7 @@ def _check_methods(
     methods: Sequence[Method], problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget]
 ) -> None:
     """Refuse methods that cannot work with so many calibration pictures."""
+    planned: dict[str, Method] = {}
     for method in methods:
         if method.needs and not pictures:
             raise ConfigurationError(
@@ -116,7 +123,9 @@ def _check_methods(
                 f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
                 f"with matching 'weights'."
             )
-        method.check(problem, pictures, budgets)
+        method.check(replace(problem, planned=planned), pictures, budgets)
+        if isinstance(method, Arithmetic) or (Budget(1.0) in budgets and isinstance(method, Permutation)):
+            planned[method.name] = method
 
 
 def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:

@@ -100,7 +100,7 @@ class ScoringModule(LightningModule):
                 logits, shares = contender.shares(pictures, self.joint)
                 self.joint_scores[str(index)].update(dataloader_idx, shares, labels)  # type: ignore[operator]
             else:
-                logits = contender.network(pictures)
+                logits = contender.answer(pictures, domain)
             own = logits[:, contender.labels.columns(domain)]
             self.scores[index].update(known.index(domain), own, labels, cross_entropy(own, labels))  # type: ignore[operator]
 

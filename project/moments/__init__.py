@@ -1,16 +1,18 @@
 """Second moments of what the sources read and write, gathered in one pass."""
 
+from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
-from project.moments.moment import Moment, SecondMoment
+from project.moments.moment import Moment, SecondMoment, Sums
 from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
-from project.moments.stamp import PictureSum, Stamp, tensor_sums
+from project.moments.stamp import PictureSum, Stamp, network_hash, tensor_sums
 from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, entry_name, own_domains
 from project.moments.store import StoredStatistics, add_statistics, read_statistics, save_statistics
 
 __all__ = [
-    "INPUTS", "LAYERS", "PICTURES", "UNITS", "Collector", "LayerMoment", "Lockstep", "Moment", "PictureSum",
-    "Run", "SecondMoment", "Stamp", "Statistics", "StoredStatistics", "add_statistics", "cross_moment",
-    "entry_name", "exact_products", "flat", "joint_columns", "layer_moment", "own_domains", "read_statistics",
-    "save_statistics", "tensor_sums", "unit_columns",
+    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "LayerMoment", "Lockstep",
+    "Moment", "PictureSum", "Run", "SecondMoment", "SquareMoment", "Stamp", "Statistics", "StoredStatistics", "Sums",
+    "add_statistics", "cross_moment", "entry_name", "exact_products", "fisher_need", "flat", "joint_columns",
+    "layer_moment", "needs_gradients", "network_hash", "own_domains", "read_statistics", "save_statistics",
+    "tensor_sums", "unit_columns",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ class Lockstep(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.graphs = nn.ModuleList(graph_of(network) for network in networks)
+        self.networks = tuple(networks)
         self.taps: list[Tap] = []
 
     def layers(self, name: str) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""A second moment: the sum of x xᵀ over samples, gathered in pieces."""
+"""Sums over samples, gathered in pieces; of x xᵀ, they are a second moment."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,20 +15,16 @@ LEAF = 128  # rows below which halving a product no longer pays
 PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as much as a product over a few hundred
 
 
-class SecondMoment(ABC):
-    """The sum over samples of x xᵀ for vectors x of one size, in whatever form it is held.
-
-    Products are made in float32 over at least some thousand samples and added to float64 totals, whatever precision
-    the model runs in.
+class Sums(ABC):
+    """A sum over samples, held in float64 totals, which is additive over samples and can be kept in files.
 
     Args:
-        size: Length of x.
-        shapes: Shapes of the totals that hold the sum.
+        shapes: Shapes of the totals.
         device: Where the totals live.
     """
 
-    def __init__(self, size: int, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
-        self.size, self.count = size, 0
+    def __init__(self, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+        self.count = 0
         self._pending: list[Tensor] = []
         with torch.inference_mode(False):  # a total made under inference mode could not be reduced later
             self._totals = [torch.zeros(*shape, dtype=torch.float64, device=device) for shape in shapes]
@@ -44,7 +40,7 @@ class SecondMoment(ABC):
     @property
     def bytes(self) -> int:
         """Bytes of the totals, and at most of what waits for one more batch."""
-        return sum(8 * total.numel() for total in self._totals) + 4 * self.size * PENDING
+        return sum(8 * total.numel() for total in self._totals)
 
     @property
     def unflushed(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -99,16 +95,42 @@ class SecondMoment(ABC):
         self.count = int(count)
 
     @abstractmethod
+    def mean(self) -> Tensor:
+        """The sum over the number of samples, float64."""
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Add what waits to the totals."""
+
+
+class SecondMoment(Sums):
+    """The sum over samples of x xᵀ for vectors x of one size, in whatever form it is held.
+
+    Products are made in float32 over some thousand samples and added to float64 totals, whatever precision the model
+    runs in.
+
+    Args:
+        size: Length of x.
+        shapes: Shapes of the totals that hold the sum.
+        device: Where the totals live.
+    """
+
+    def __init__(self, size: int, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+        super().__init__(shapes, device)
+        self.size = size
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the totals, and at most of what waits for one more batch."""
+        return super().bytes + 4 * self.size * PENDING
+
+    @abstractmethod
     def sum(self) -> Tensor:
         """The full symmetric sum, float64, shape (size, size)."""
 
     def mean(self) -> Tensor:
         """E[x xᵀ], float64, shape (size, size)."""
         return self.sum().div_(max(1, self.count))
-
-    @abstractmethod
-    def _flush(self) -> None:
-        """Add what waits to the totals."""
 
 
 class Moment(SecondMoment):
@@ -127,14 +149,15 @@ class Moment(SecondMoment):
         """The sum's lower triangle, float64, shape (size, size); what is above the diagonal has no meaning."""
         return self.totals[0]
 
-    def update(self, columns: Tensor) -> None:
+    def update(self, columns: Tensor, samples: int | None = None) -> None:
         """Add samples.
 
         Args:
             columns: Float32, shape (size, samples); kept for a while, so it must not change.
+            samples: How many they count for, where several columns make one; default: one each.
         """
         self._pending.append(columns)
-        self.count += columns.shape[1]
+        self.count += columns.shape[1] if samples is None else samples
         if sum(part.shape[1] for part in self._pending) >= PENDING:
             self._flush()
 

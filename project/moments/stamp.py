@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,12 +48,16 @@ class Stamp:
         spec: Hash of the traced layers and values.
         transform: What pictures go through, as plain values.
         pictures: domain -> its pictures.
+        heads: domain -> first and last of its owner's columns that are its head, () for all; of gradients alone.
+        labels: domain -> its pictures with their labels; of the gradients of labels alone.
     """
 
     sources: tuple[str, ...]
     spec: str
     transform: Mapping[str, Any]
     pictures: Mapping[str, PictureSum]
+    heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    labels: Mapping[str, PictureSum] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -62,10 +66,13 @@ class Stamp:
         spec: Spec,
         pictures: Mapping[str, PictureSum],
         transform: Mapping[str, Any] | None = None,
+        heads: Mapping[str, tuple[int, ...]] | None = None,
+        labels: Mapping[str, PictureSum] | None = None,
     ) -> "Stamp":
         """Of sources, their spec and pictures; see :func:`tensor_sums` for pictures that are tensors."""
         plain = json.loads(json.dumps(dict(transform or {})))  # as a file gives it back
-        return cls(tuple(map(network_hash, sources)), spec_hash(spec), plain, dict(pictures))
+        hashes = tuple(map(network_hash, sources))
+        return cls(hashes, spec_hash(spec), plain, dict(pictures), dict(heads or {}), dict(labels or {}))
 
     def differences(self, other: "Stamp") -> list[str]:
         """In what another stamp differs from this one, a phrase each; nothing where statistics are the same."""
@@ -88,6 +95,10 @@ class Stamp:
             if mine != theirs:
                 counts = f"{theirs.count} instead of {mine.count}" if mine.count != theirs.count else "as many"
                 found.append(f"other pictures of {domain} ({counts})")
+            elif domain in self.labels and domain in other.labels and self.labels[domain] != other.labels[domain]:
+                found.append(f"other labels of {domain}")
+            if domain in self.heads and domain in other.heads and self.heads[domain] != other.heads[domain]:
+                found.append(f"another head of {domain}")
         return found
 
     def __add__(self, other: "Stamp") -> "Stamp":
@@ -95,7 +106,15 @@ class Stamp:
         domains = [*self.pictures, *(domain for domain in other.pictures if domain not in self.pictures)]
         none = PictureSum()
         both = {domain: self.pictures.get(domain, none) + other.pictures.get(domain, none) for domain in domains}
-        return replace(self, pictures=both)
+        labels = {
+            domain: self.labels.get(domain, none) + other.labels.get(domain, none)
+            for domain in (*self.labels, *(domain for domain in other.labels if domain not in self.labels))
+        }
+        return replace(self, pictures=both, heads={**self.heads, **other.heads}, labels=labels)
+
+    def beside(self, other: "Stamp") -> "Stamp":
+        """This one where both kinds of statistics are kept in one file: with what only the other's depend on."""
+        return replace(self, heads={**other.heads, **self.heads}, labels={**other.labels, **self.labels})
 
     @property
     def digest(self) -> str:
@@ -112,7 +131,9 @@ class Stamp:
     def read(cls, plain: Mapping[str, Any]) -> "Stamp":
         """From what :attr:`plain` gave."""
         pictures = {domain: PictureSum(**one) for domain, one in plain["pictures"].items()}
-        return cls(tuple(plain["sources"]), plain["spec"], plain["transform"], pictures)
+        heads = {domain: tuple(columns) for domain, columns in plain.get("heads", {}).items()}
+        labels = {domain: PictureSum(**one) for domain, one in plain.get("labels", {}).items()}
+        return cls(tuple(plain["sources"]), plain["spec"], plain["transform"], pictures, heads, labels)
 
 
 def network_hash(network: nn.Module) -> str:

@@ -1,19 +1,28 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
 from project.errors import MergeError
+from project.moments.fisher import (
+    DIAGONAL,
+    FACTORS,
+    Classes,
+    FisherCollector,
+    SquareMoment,
+    fisher_kinds,
+    fisher_need,
+)
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep
-from project.moments.moment import Moment, SecondMoment
+from project.moments.moment import Moment, Sums
 from project.moments.patches import unit_columns
 from project.symmetry import Layer, Spec
 
-M = TypeVar("M", bound=SecondMoment)
+M = TypeVar("M", bound=Sums)
 K = TypeVar("K", str, tuple[int, str])
 LAYERS, UNITS, PICTURES, INPUTS = "layers", "units", "pictures", "inputs"
 
@@ -25,6 +34,8 @@ class Statistics:
         layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources (DESIGN §4).
         inputs: layer -> (source, domain) -> moment of z^s alone, on the domains that the source is looked at.
         units: value of the graph -> domain -> moment of (a¹; …; a^N; 1): its units in all sources.
+        squares: kind of classes -> parameter -> (source, domain) -> moment of its gradients there, entry by entry.
+        factors: kind of classes -> layer -> (source, domain) -> moment of the gradients of the layer's output there.
         pictures: domain -> number of pictures seen.
     """
 
@@ -32,25 +43,41 @@ class Statistics:
         self.layers: dict[str, dict[str, LayerMoment]] = {}
         self.inputs: dict[str, dict[tuple[int, str], LayerMoment]] = {}
         self.units: dict[str, dict[str, Moment]] = {}
+        self.squares: dict[Classes, dict[str, dict[tuple[int, str], SquareMoment]]] = {c: {} for c in get_args(Classes)}
+        self.factors: dict[Classes, dict[str, dict[tuple[int, str], Moment]]] = {c: {} for c in get_args(Classes)}
         self.pictures: dict[str, int] = {}
 
     def layer(self, name: str) -> LayerMoment:
         """Moment of a layer's inputs over all domains."""
-        return _sum(self.layers, name)
+        return _sum(self.layers.get(name, {}).values(), name)
 
     def unit(self, node: str) -> Moment:
         """Moment of a value's units over all domains."""
-        return _sum(self.units, node)
+        return _sum(self.units.get(node, {}).values(), node)
+
+    def input(self, name: str, source: int) -> Tensor:
+        """E[z zᵀ] of what a source reads in a layer, over all its domains: float64, shape (inputs · taps,) twice."""
+        return _of_source(self.inputs.get(name, {}), source, name)
+
+    def square(self, name: str, source: int, classes: Classes) -> Tensor:
+        """Mean square of a parameter's gradient in a source, over all its domains: float64, in its shape."""
+        return _of_source(self.squares[classes].get(name, {}), source, name)
+
+    def factor(self, name: str, source: int, classes: Classes) -> Tensor:
+        """E[g gᵀ] of the gradients of a layer's output, over all a source's domains: float64, (outputs, outputs)."""
+        return _of_source(self.factors[classes].get(name, {}), source, name)
 
     @property
-    def tables(self) -> dict[str, dict[str, dict[Any, SecondMoment]]]:
+    def tables(self) -> dict[str, dict[str, dict[Any, Sums]]]:
         """All moments by kind, name, and domain or (source, domain)."""
+        squares = {fisher_need(DIAGONAL, classes): table for classes, table in self.squares.items()}
+        factors = {fisher_need(FACTORS, classes): table for classes, table in self.factors.items()}
         return cast(
-            dict[str, dict[str, dict[Any, SecondMoment]]],
-            {LAYERS: self.layers, INPUTS: self.inputs, UNITS: self.units},
+            dict[str, dict[str, dict[Any, Sums]]],
+            {LAYERS: self.layers, INPUTS: self.inputs, UNITS: self.units, **squares, **factors},
         )
 
-    def named(self) -> dict[str, SecondMoment]:
+    def named(self) -> dict[str, Sums]:
         """All moments by :func:`entry_name`, in an order that is the same in every process."""
         return {
             entry_name(kind, name, key): table[name][key]
@@ -59,7 +86,7 @@ class Statistics:
             for key in sorted(table[name])
         }
 
-    def moments(self) -> Iterable[SecondMoment]:
+    def moments(self) -> Iterable[Sums]:
         """All moments, in an order that is the same in every process."""
         return self.named().values()
 
@@ -100,20 +127,32 @@ def entry_name(kind: str, name: str, key: str | tuple[int, str]) -> str:
     return f"{kind}/{name}/{key if isinstance(key, str) else f'{key[0]} {key[1]}'}"
 
 
+def domain_of(entry: str) -> str:
+    """The domain of a moment, from the name that :func:`entry_name` gives it."""
+    kind, _, rest = entry.partition("/")
+    key = rest.rpartition("/")[2]
+    return key if kind in (LAYERS, UNITS) else key.partition(" ")[2]
+
+
 def own_domains(sources: int, domains: Sequence[str], owners: Mapping[str, int]) -> list[list[str]]:
     """For every source, the domains it owns; all of them where it owns none."""
     own = [[domain for domain in domains if owners.get(domain) == source] for source in range(sources)]
     return [mine or list(domains) for mine in own]
 
 
-def _sum(table: Mapping[str, Mapping[str, M]], name: str) -> M:
-    if name not in table or not table[name]:
+def _sum(moments: Iterable[M], name: str) -> M:
+    parts = list(moments)
+    if not parts:
         raise MergeError(f"statistics hold nothing for {name!r}; gather them on this architecture first.")
-    first, *others = table[name].values()
-    total = first.clone()
-    for moment in others:
+    total = parts[0].clone()
+    for moment in parts[1:]:
         total.add(moment)
     return total
+
+
+def _of_source(table: Mapping[tuple[int, str], M], source: int, name: str) -> Tensor:
+    """The mean over all domains of one source."""
+    return _sum((moment for (one, _), moment in table.items() if one == source), name).mean()
 
 
 class Collector:
@@ -122,10 +161,12 @@ class Collector:
     Args:
         spec: Groups and layers of the sources.
         sources: The sources in lockstep.
-        needs: Which kinds of moments to gather: ``layers``, ``inputs``, ``units``.
+        needs: Which kinds of moments to gather: ``layers``, ``inputs``, ``units``, and those of
+            :func:`~project.moments.fisher.fisher_need`.
         domains: Names of the domains; every process must be given the same.
-        owners: For ``inputs``, domain -> index of the source that is looked at there; sources that own none are looked
-            at on all domains.
+        owners: For ``inputs`` and gradients, domain -> index of the source that is looked at there; sources that own
+            none are looked at on all domains.
+        columns: For gradients, domain -> columns of its owner's logits that are its head; default: all of them.
         only: Names of the moments to gather, see :func:`entry_name`; default: all.
         device: Where the moments live; default: where the sources are. ``meta`` for their shapes alone.
     """
@@ -137,6 +178,7 @@ class Collector:
         needs: Collection[str],
         domains: Collection[str],
         owners: Mapping[str, int] | None = None,
+        columns: Mapping[str, slice] | None = None,
         only: Collection[str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -171,19 +213,31 @@ class Collector:
                 (s, domain): layer_moment(module, sizes[s], layer.sides, constant=False, device=device)
                 for s, domain in self._chosen(INPUTS, layer.name, own)
             }
+        self.fisher = [
+            self._gradients(classes, wanted, matrices, own, columns or {}, device)
+            for classes, wanted in fisher_kinds(needs).items()
+        ]
         for node, size in self._unit_sizes(spec).items():
             chosen = self._chosen(UNITS, node, self.domains)
             self.statistics.units[node] = {domain: Moment(size, device) for domain in chosen}
 
     @torch.no_grad()
-    def gather(self, domain: str, pictures: Tensor) -> list[Tensor]:
-        """Run the sources on pictures of one domain and add what they do to the statistics."""
+    def gather(self, domain: str, pictures: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """Run the sources on pictures of one domain and add what they do to the statistics.
+
+        Args:
+            domain: Its name.
+            pictures: Shape (batch, channels, height, width).
+            labels: Classes among the domain's own, shape (batch,); only gradients of ``labels`` look at them.
+        """
         self.domain = domain
         self.sources.taps.append(self)
         try:
             logits = self.sources(pictures)
         finally:
             self.sources.taps.remove(self)
+        for one in self.fisher:
+            one.gather(domain, pictures, labels)
         self.statistics.pictures[domain] += pictures.shape[0]
         return list(logits)
 
@@ -202,6 +256,27 @@ class Collector:
             units = self.statistics.units[node.name].get(self.domain)
             if units is not None:
                 units.update(unit_columns(outputs, self.dims[node.name]))
+
+    def _gradients(
+        self,
+        classes: Classes,
+        wanted: Collection[str],
+        matrices: Sequence[Layer],
+        own: Sequence[tuple[int, str]],
+        columns: Mapping[str, slice],
+        device: torch.device | str,
+    ) -> FisherCollector:
+        """What gathers the gradients of one kind of classes, and the moments that it adds to."""
+        squares, factors = self.statistics.squares[classes], self.statistics.factors[classes]
+        networks = self.sources.networks
+        for name in dict(networks[0].named_parameters()) if DIAGONAL in wanted else ():
+            chosen = self._chosen(fisher_need(DIAGONAL, classes), name, own)
+            squares[name] = {key: SquareMoment(networks[key[0]].get_parameter(name).shape, device) for key in chosen}
+        for layer in matrices if FACTORS in wanted else ():
+            outputs = [len(weight) for weight in self._weights(layer)]
+            chosen = self._chosen(fisher_need(FACTORS, classes), layer.name, own)
+            factors[layer.name] = {key: Moment(outputs[key[0]], device) for key in chosen}
+        return FisherCollector(classes, networks, columns, squares, factors)
 
     def _chosen(self, kind: str, name: str, keys: Iterable[K]) -> list[K]:
         """The domains, or sources and domains, for which a moment is to be gathered."""

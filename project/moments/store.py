@@ -17,7 +17,7 @@ from torch import Tensor
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.models.saving import atomic_path
 from project.moments.stamp import Stamp
-from project.moments.statistics import Statistics
+from project.moments.statistics import Statistics, domain_of
 
 FORMAT = "pleas-statistics"
 VERSION = "1"
@@ -150,10 +150,10 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
                 f"{file.path} and {first.path} cannot be added: the former has {'; '.join(differing)}."
             )
     for file in files:
-        lacking = [name for name in names if name not in file.moments and file.pictures.get(_domain(name))]
+        lacking = [name for name in names if name not in file.moments and file.pictures.get(domain_of(name))]
         if lacking:
             raise ConfigurationError(
-                f"{file.path} lacks {lacking[0]}, which others have, although it has seen {_domain(lacking[0])}; "
+                f"{file.path} lacks {lacking[0]}, which others have, although it has seen {domain_of(lacking[0])}; "
                 f"gather the same moments in all files."
             )
     pictures: dict[str, int] = {}
@@ -211,10 +211,3 @@ def _write(
 
 def _tensor(name: str, index: int) -> str:
     return f"{name}:{index}"
-
-
-def _domain(name: str) -> str:
-    """The domain of a moment, from its name."""
-    kind, _, rest = name.partition("/")
-    key = rest.rpartition("/")[2]
-    return key.partition(" ")[2] if kind == "inputs" else key

@@ -26,8 +26,8 @@ class Row:
         before: The same before batch norm was re-estimated; empty where that was not measured.
         residual: Mean over layers of the fit's relative residual; None where nothing was fitted.
         others: Further figures in percent, under their names.
-        norms: How a student's batch norms came by their statistics: ``fitted`` with the layers, ``re-estimated``, or
-            left at the ``sources' mean``; None for others.
+        norms: How a student's batch norms came by their statistics: ``fitted`` with the layers, ``re-estimated``,
+            ``sources' own`` for each, or left at the ``sources' mean``; None for others.
         seconds: What a student took to make, gathering and re-estimation left out; a fit of several budgets at once
             counts for the first of them. None for others.
     """

@@ -22,7 +22,7 @@ def write_results(writer: SummaryWriter, results: Results) -> None:
 
 
 def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence[str]) -> None:
-    """Residual and condition of every fitted layer over depth, how well units match, and which are kept separate.
+    """What was measured of every fitted layer, over depth and over steps; how units match; which are kept separate.
 
     Args:
         writer: Where to.
@@ -35,6 +35,10 @@ def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence
                 writer.add_scalar(f"{quantity}/{one.name}", value, layers.index(name))
         for step, value in enumerate(one.matches.values()):
             writer.add_scalar(f"match/{one.name}", value, step)
+        for quantity, curves in one.curves.items():
+            for layer, values in curves.items():
+                for step, value in values.items():
+                    writer.add_scalar(f"{quantity}/{one.name}/{layer}", value, step)
     absent = {"residual_after": float("nan")}  # a layer that needed no fit leaves a gap
     fitted = {
         one.name: [one.layers.get(name, absent)["residual_after"] for name in layers] for one in merged if one.layers

@@ -13,6 +13,7 @@ from project.models.description import Description
 from project.models.saving import atomic_save
 from project.models.strict import load_strictly
 from project.student.build import Student, blank_network
+from project.student.masked import MaskedStudent
 from project.symmetry import Spec, trace
 
 FORMAT = "pleas-student"
@@ -53,6 +54,8 @@ def student_entries(student: Student) -> dict[str, Any]:
         "picture": list(student.spec.picture),
         "lineage": student.lineage,
     }
+    if isinstance(student, MaskedStudent):
+        entries["masked"] = student.entries
     if student.gate is not None:
         entries["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
     return entries
@@ -98,15 +101,33 @@ def build_student(weights: Weights) -> Student:
         ) from error
     load_strictly(network, weights.state_dict, str(path))
     student = Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    if "masked" in content:
+        student = _masked(student, content["masked"], str(path))
     if "gate" in content:
         _load_gate(student, content["gate"], str(path))
     return student
 
 
+def _masked(student: Student, masked: dict[str, Any], path: str) -> MaskedStudent:
+    """The networks of all sources that a student's file holds, if they fit it."""
+    count, state = student.maps[student.spec.input.name].sources, student.network.state_dict()
+    try:
+        size = sum(state[name].numel() for name in masked["names"])
+        expected = {"vector": (size,), "masks": (count, -(-size // 8)), "scales": (count,)}
+        fits = {name: tuple(masked[name].shape) for name in expected} == expected
+        fits &= all(values.shape == (count, *state[name].shape) for name, values in masked["kept"].items())
+        fits &= all(0 <= owner < count for owner in masked["owners"].values())
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is a student with masks of which something is missing: {error!r}.") from error
+    if not fits:
+        raise CheckpointError(f"{path} is a student with masks that do not fit its {count} sources.")
+    return MaskedStudent.of(student, masked)
+
+
 def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:
     """Give a student its gate, if it is one for its heads and what they read."""
-    head, count = student.spec.head, len(student.labels.heads)
-    expected = {"weight": (count, student.maps[head.inputs].units * head.taps), "bias": (count,)}
+    count = len(student.labels.heads)
+    expected = {"weight": (count, student.features), "bias": (count,)}
     if {name: tuple(tensor.shape) for name, tensor in gate.items()} != expected:
         raise CheckpointError(f"{path} is a student with a gate that does not fit its {count} heads.")
     student.set_gate(**gate)

@@ -59,6 +59,16 @@ class Student(MultiHead):
         """Logits of all heads, shape (batch, columns of the label space), and what the heads read."""
         return run_with_features(self.network, self.spec.head.name, pictures)
 
+    @property
+    def held(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def features(self) -> int:
+        """How many features the heads read, and a gate."""
+        return self.maps[self.spec.head.inputs].units * self.spec.head.taps
+
     @torch.no_grad()
     def load_layer(self, name: str, matrix: Tensor) -> None:
         """Write one layer's weights.

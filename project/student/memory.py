@@ -109,6 +109,19 @@ def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:
     return walk_bytes(spec, pictures, sources)
 
 
+def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> int:
+    """About how many bytes gradients take on the way back through one source, beside what :func:`gather_bytes` tells.
+
+    Args:
+        spec: Groups of the source, traced at the pictures' size.
+        pictures: Pictures in the batch, whose activations wait in every layer.
+        chunk: Of how many pictures the gradients of all parameters are held, and squared, at once.
+        parameters: Of the source.
+    """
+    values = sum(layer.positions * spec.sizes[layer.outputs] for layer in spec.layers)
+    return 4 * (HELD * values * pictures + 2 * parameters * min(chunk, pictures))
+
+
 def walk_bytes(spec: Spec, pictures: int, times: float) -> int:
     """About how many bytes of activations the sequential fit holds at its widest layer.
 

@@ -90,7 +90,7 @@ class _Solved:
     parts: list[tuple[int, float]]
     start: Tensor
     forward: Tensor
-    factor: "_Factor"
+    factor: "Factor"
 
 
 class LayerSolver:
@@ -137,7 +137,7 @@ class LayerSolver:
                 continue
             gram, columns = _gram(equations, block), block.columns.to(start.device)
             level = float(gram.diagonal()[: len(columns) - layer.bias].mean())
-            factor = _Factor(gram, damping(ridge, len(columns), block.samples) * level)
+            factor = Factor(gram, damping(ridge, len(columns), block.samples) * level)
             for number, piece in pieces:
                 own = start[piece.rows][:, columns]
                 self.mine.append(_Solved(number, piece, columns, block.parts, own, own @ gram, factor))
@@ -234,7 +234,7 @@ def _followed(layer: Layer, outputs: UnitMap, inputs: UnitMap, equations: Sequen
     return found
 
 
-class _Factor:
+class Factor:
     """A factorised gram + shift·I: by Cholesky, or by eigenvalues where that fails."""
 
     def __init__(self, gram: Tensor, shift: float) -> None:

@@ -54,6 +54,17 @@ def test_further_views_repeat_and_leave_the_first_as_they_are(folders: Make) -> 
     assert not torch.equal(first[1], first[2])
 
 
+def test_labels_come_where_they_are_asked_for(folders: Make) -> None:
+    data = DomainDataModule(folders(COUNTS), image_size=8, calibration=5, calibration_views=2, calibration_batch_size=4)
+    plain = [batch for batch, _, _ in data.calibration_dataloader()]
+    labelled = [batch for batch, _, _ in data.calibration_dataloader(labelled=True)]
+    for domain in data.domain_names:
+        expected = 2 * [label for _, label in data.samples(domain, "calibration")]
+        assert torch.cat([batch[domain][1] for batch in labelled if batch[domain] is not None]).tolist() == expected
+        for one, other in zip(plain, labelled, strict=True):
+            assert one[domain] is None if other[domain] is None else torch.equal(one[domain], other[domain][0])
+
+
 def test_no_pictures_at_all(folders: Make) -> None:
     data = DomainDataModule(folders(COUNTS), image_size=8, calibration="none")
     assert data.calibration_domains == ()

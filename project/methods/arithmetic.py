@@ -1,0 +1,148 @@
+"""What all methods share that compute one network's parameters from those of the sources, at one source's size."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from project.alignment import unaligned
+from project.errors import ConfigurationError
+from project.methods.base import Merged, Method, Problem
+from project.methods.permutation import Permutation
+from project.methods.space import Align, Space
+from project.moments import UNITS
+from project.student import Budget, Student
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """Parameters of the student and how they came about.
+
+    Args:
+        parameters: By name; those that are left out are the mean of the sources.
+        layers: See :class:`~project.methods.base.Merged`.
+        curves: See :class:`~project.methods.base.Merged`.
+    """
+
+    parameters: Mapping[str, Tensor]
+    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
+
+
+class Aligned(Method):
+    """Methods at one source's size, whatever the budgets, on sources whose units have been matched.
+
+    Args:
+        align: ``none``: unit i of one source with unit i of the others, right for sources of one base; ``weights`` or
+            ``activations``: match their units first, see Permutation, for sources of different bases.
+        label: Name in tables and files.
+    """
+
+    def __init__(self, align: Align = "none", label: str | None = None) -> None:
+        super().__init__(label)
+        if align not in get_args(Align):
+            raise ConfigurationError(f"align is {align!r}; allowed: {', '.join(map(repr, get_args(Align)))}.")
+        self.align: Align = align
+        if align == "activations":
+            self.needs = self.needs | {UNITS}
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse to go without a base that is needed, or to align what has one, and what alignment refuses."""
+        needs_base = self.needs_base(problem)
+        if needs_base and problem.base is None:
+            raise ConfigurationError(
+                f"method {self.name} needs base, which is not given; set it to the file or the torchvision weights "
+                f"that the sources were fine-tuned from, or to 'mean' for the mean of the sources."
+            )
+        if self.align == "none":
+            return
+        if needs_base and problem.base != "mean":
+            raise ConfigurationError(
+                f"align of method {self.name} is {self.align!r}, which takes the sources' units out of the order that "
+                f"base has them in; use align 'none', or base 'mean'."
+            )
+        Permutation(self.align).check(problem, pictures, [1.0])
+
+    def needs_base(self, problem: Problem) -> bool:
+        """Whether it needs θ₀."""
+        return False
+
+
+class Arithmetic(Aligned):
+    """One network, parameter by parameter.
+
+    Buffers are no parameters: batch norm's are the mean of the sources' until they are re-estimated. Heads of different
+    label spaces stay the sources' own.
+    """
+
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+        """One student of budget 1, whatever the budgets."""
+        space = Space.of(problem, self.align)
+        student = problem.start(space.maps)
+        found = self.combine(space, student)
+        write(student, found.parameters)
+        matches = {} if self.align == "none" else space.matches
+        yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves)
+
+    @abstractmethod
+    def combine(self, space: Space, student: Student) -> Combined:
+        """The student's parameters.
+
+        Args:
+            space: The sources, in one space.
+            student: Of the mean of the sources; what is measured on it may change it.
+        """
+
+
+@torch.no_grad()
+def write(student: Student, parameters: Mapping[str, Tensor]) -> None:
+    """Give a student of one source's size its parameters."""
+    for name, values in parameters.items():
+        student.network.get_parameter(name).copy_(values)
+
+
+def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:
+    """τᵢ = θᵢ − θ₀ over the base's parameters, in their order: float64, shape (sources, parameters)."""
+    return torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in base]) for one in space.sources])
+
+
+class TaskVectors(Arithmetic):
+    """Methods on the task vectors τᵢ = θᵢ − θ₀, taken as one vector each.
+
+    A parameter that the base lacks, such as a head for other classes, becomes the mean of the sources.
+    """
+
+    def needs_base(self, problem: Problem) -> bool:
+        """It does."""
+        return True
+
+    def combine(self, space: Space, student: Student) -> Combined:
+        """θ₀ and what is made of the task vectors."""
+        base = space.base
+        sizes = [tensor.numel() for tensor in base.values()]
+        parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
+        moved = zip(base.items(), parts, strict=True)
+        return Combined({name: tensor + part.view_as(tensor) for (name, tensor), part in moved})
+
+    def plan(self, problem: Problem) -> str | None:
+        """Which parameters the base lacks."""
+        if not isinstance(problem.base, nn.Module):
+            return None
+        space = Space(problem, unaligned(problem.spec, len(problem.sources)))
+        lacking = [name for name in space.names if name not in space.base]
+        return f"base lacks {', '.join(lacking)}: {self.name} takes their mean" if lacking else None
+
+    @abstractmethod
+    def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
+        """What is added to the base.
+
+        Args:
+            vectors: Task vectors, float64, shape (sources, parameters); may be overwritten.
+            sizes: How many of the parameters each tensor has, in order.
+
+        Returns:
+            Shape (parameters,).
+        """

@@ -1,0 +1,277 @@
+"""MaTS: merging as a linear system for every tensor, solved by conjugate gradients (arXiv 2312.04339)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from project.errors import ConfigurationError, MergeError
+from project.methods.arithmetic import Arithmetic, Combined, write
+from project.methods.base import Problem
+from project.methods.checks import check_classes, check_labels
+from project.methods.conjugate import ConjugateGradients
+from project.methods.space import Align, Space
+from project.methods.subspace import Elementwise, Gram, Kronecker, System, gram_layers
+from project.methods.task_arithmetic import TaskArithmetic
+from project.methods.ties import TIES
+from project.methods.watch import divergence
+from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
+from project.student import Budget, Student
+
+Estimate = Literal["average", "diagonal", "gram", "kfac"]
+STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
+ALL = "all layers"
+
+
+class MaTS(Arithmetic):
+    """Solve (Σ Cᵢ) θ = Σ Cᵢ θᵢ for every tensor, where Cᵢ says which directions matter to source i.
+
+    The solution minimises Σ ‖θ − θᵢ‖² in the norms of the Cᵢ. Few iterations stay near the start point, which is
+    part of the method: both are worth trying. With weights W as (outputs × inputs · taps):
+
+    - ``average``: Cᵢ = I.
+    - ``diagonal``: the diagonal Fisher information, of every parameter.
+    - ``gram``: Cᵢ W = W Aᵢ, Aᵢ = E[z zᵀ] of what source i reads there (RegMean's).
+    - ``kfac``: Cᵢ W = Gᵢ W Aᵢ, Gᵢ = E[g gᵀ] of the gradients g of log p with respect to what the layer puts out, each
+      position of a convolution a sample.
+
+    Biases, norms, and grouped and depthwise convolutions have no Aᵢ: under ``gram`` and ``kfac`` they become the mean
+    of the sources.
+
+    Args:
+        estimate: Which Cᵢ.
+        classes: For ``diagonal`` and ``kfac``, gradients of which classes: ``sampled`` from the source's probabilities,
+            ``exact`` over all of them (as many backward passes as there are classes), or the pictures' ``labels``.
+        start: Start point: ``average``, ``zero``, ``base``, the name of a method that is listed before this one, or
+            else ``taskarithmetic`` or ``ties`` in their default settings.
+        iterations: Most steps for a tensor.
+        tolerance: A tensor is done where the norm of its residual is at most this times that of Σ Cᵢ θᵢ.
+        damping: Added to the diagonal of every Cᵢ, relative to the mean of their diagonals.
+        off_diagonal: Factor of what is off the diagonal of each Aᵢ and Gᵢ.
+        precondition: Whether to divide by the diagonal of Σ Cᵢ (Jacobi).
+        watch: Every so many iterations, the student is run as it then stands, its batch norms re-estimated, on the
+            calibration pictures, which are kept in memory: how far its probabilities are from those of each
+            domain's own source (mean KL divergence). 0: never.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``mats``.
+    """
+
+    def __init__(
+        self,
+        estimate: Estimate = "kfac",
+        classes: Classes = "sampled",
+        start: str = "average",
+        iterations: int = 100,
+        tolerance: float = 1e-5,
+        damping: float = 0.0,
+        off_diagonal: float = 1.0,
+        precondition: bool = False,
+        watch: int = 0,
+        align: Align = "none",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(align, label)
+        if estimate not in get_args(Estimate):
+            allowed = ", ".join(map(repr, get_args(Estimate)))
+            raise ConfigurationError(f"estimate is {estimate!r}; allowed: {allowed}.")
+        check_classes(classes)
+        for name, value in (("iterations", iterations), ("watch", watch)):
+            if value < 0:
+                raise ConfigurationError(f"{name} is {value}; allowed: 0 or more.")
+        for name, number in (("tolerance", tolerance), ("damping", damping)):
+            if not number >= 0:
+                raise ConfigurationError(f"{name} is {number}; allowed: 0 or more.")
+        if not 0 <= off_diagonal <= 1:
+            raise ConfigurationError(f"off_diagonal is {off_diagonal}; allowed: 0 to 1.")
+        self.estimate: Estimate = estimate
+        self.classes: Classes = classes
+        self.start, self.follows = start, frozenset((start,))
+        self.iterations, self.tolerance, self.damping = iterations, tolerance, damping
+        self.off_diagonal, self.precondition, self.watch = off_diagonal, precondition, watch
+        self.labelled = classes == "labels" and estimate in ("diagonal", "kfac")
+        moments = {
+            "average": (),
+            "diagonal": (fisher_need(DIAGONAL, classes),),
+            "gram": (INPUTS,),
+            "kfac": (INPUTS, fisher_need(FACTORS, classes)),
+        }
+        self.needs = self.needs | frozenset(moments[estimate]) | ({PICTURES} if watch else frozenset())
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse a start point that nobody makes, or that needs a base that is not given."""
+        if self.start not in ("average", "zero", "base", *STARTS, *problem.planned):
+            raise ConfigurationError(
+                f"start of method {self.name} is {self.start!r}; allowed: 'average', 'zero', 'base', "
+                f"{', '.join(map(repr, STARTS))}, or a method listed before it."
+            )
+        super().check(problem, pictures, budgets)
+        if self.start in problem.planned and not Space.shared(problem.planned[self.start], self.align):
+            raise ConfigurationError(
+                f"start of method {self.name} is {self.start!r}, whose units are matched in another way than by align "
+                f"{self.align!r}; give both the same."
+            )
+        if self.labelled:
+            check_labels(self.classes, problem, pictures)
+
+    def needs_base(self, problem: Problem) -> bool:
+        """Whether the start point is made of it."""
+        return self.start == "base" or (self.start in STARTS and self.start not in problem.planned)
+
+    def combine(self, space: Space, student: Student) -> Combined:
+        """Solve every tensor's system: one after the other, or, to watch the student, all of them step by step."""
+        start = self._start(space, student)
+        parameters, layers = dict(space.mean), {}
+        curves = _Curves(self.iterations)
+        with tqdm(desc=f"solving {self.name}", unit="tensor", leave=False, disable=None) as bar:
+            for together in self._batches(space):
+                solvers = [(system, self._solver(system, start)) for system in together]
+                for step in range(self.iterations + 1):
+                    for system, solver in solvers:
+                        curves.note(system, solver, step)
+                    if self.watch and step % self.watch == 0:
+                        write(student, {**parameters, **_solutions(space, solvers)})
+                        curves.divergence[step] = divergence(student, space.problem)
+                    if step == self.iterations or not any([solver.step() for _, solver in solvers]):
+                        break
+                parameters |= _solutions(space, solvers)
+                for system, solver in solvers:
+                    if system.name in self._layer_names(space):
+                        layers[system.name] = curves.summary(system, solver)
+                    bar.update()
+        return Combined(parameters, layers, curves.plain())
+
+    def _layer_names(self, space: Space) -> set[str]:
+        return {layer.name for layer in space.problem.spec.layers}
+
+    def _batches(self, space: Space) -> Iterator[list[System]]:
+        """The systems that are solved side by side; those of one batch are in memory together."""
+        systems = (system for system in self._systems(space) if not system.settled)
+        if self.watch:
+            yield list(systems)
+        else:
+            yield from ([system] for system in systems)
+
+    def _systems(self, space: Space) -> Iterator[System]:
+        if self.estimate == "gram":
+            for layer in gram_layers(space):
+                yield Gram.of(space, layer, off_diagonal=self.off_diagonal, damping=self.damping)
+        elif self.estimate == "kfac":
+            for layer in gram_layers(space):
+                yield Kronecker.of(space, layer, self.classes, off_diagonal=self.off_diagonal, damping=self.damping)
+        else:
+            known = None
+            if self.estimate == "diagonal":
+                known = [space.squares(index, self.classes) for index in range(len(space.sources))]
+            layers = {f"{name}.weight": name for name in self._layer_names(space)}
+            for name in space.names:
+                sources = [one[name] for one in space.sources]
+                weights = [one[name] for one in known] if known else [torch.ones_like(one) for one in sources]
+                yield Elementwise(layers.get(name, name), sources, weights, self.damping)
+
+    def _solver(self, system: System, start: Mapping[str, Tensor]) -> ConjugateGradients:
+        begin = start[_tensor(system, start)].reshape(system.sources[0].shape)
+        return ConjugateGradients(
+            system.apply,
+            system.right,
+            begin,
+            residual=system.pull(begin),
+            tolerance=self.tolerance,
+            diagonal=system.diagonal if self.precondition else None,
+        )
+
+    def _start(self, space: Space, student: Student) -> dict[str, Tensor]:
+        """The start point; of a tensor that it lacks, the mean of the sources."""
+        if self.start == "average":
+            return space.mean
+        if self.start == "zero":
+            return {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
+        if self.start == "base":
+            return {**space.mean, **space.base}
+        if self.start not in space.problem.made:
+            return {**space.mean, **STARTS[self.start](label=self.start).combine(space, student).parameters}
+        other = space.problem.made[self.start]
+        if any(not torch.equal(other.maps[name].members, units.members) for name, units in space.maps.items()):
+            raise MergeError(
+                f"start of method {self.name} is {self.start!r}, whose units are matched in another way; give both the "
+                f"same align."
+            )
+        return {name: other.network.get_parameter(name).detach().to(mean) for name, mean in space.mean.items()}
+
+
+class _Curves:
+    """What is measured while systems are solved.
+
+    Attributes:
+        divergence: step -> what watching found.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+        self.distances: dict[str, list[float]] = {}
+        self.losses: dict[str, list[float]] = {}
+        self.divergence: dict[int, float] = {}
+        self._scales: dict[str, tuple[float, float]] = {}
+        self._offsets: dict[str, tuple[float, Tensor]] = {}
+
+    def note(self, system: System, solver: ConjugateGradients, step: int) -> None:
+        """Measure a system that has just taken a step, or is about to take its first."""
+        if step == 0:
+            # With y = x − m, r = b' − C y and b' = Σ Cᵢ (θᵢ − m), the energy is that of m less ⟨y, b'⟩ + ⟨y, r⟩.
+            self._offsets[system.name] = (system.energy(system.mean), system.pull(system.mean))
+            self._scales[system.name] = (solver.scale, system.scale)
+            self.distances[system.name], self.losses[system.name] = [], []
+        elif solver.steps < step:
+            return
+        energy, pull = self._offsets[system.name]
+        gap = solver.solution - system.mean
+        self.distances[system.name].append(solver.distance)
+        self.losses[system.name].append(max(0.0, energy - float((gap * (pull + solver.residual)).sum())))
+
+    def summary(self, system: System, solver: ConjugateGradients) -> dict[str, float]:
+        """What is known of a solved system, whose operators are no longer needed afterwards."""
+        self._offsets.pop(system.name)
+        right, scale = (max(one, 1e-300) for one in self._scales[system.name])
+        losses = self.losses[system.name]
+        return {
+            "residual_before": losses[0] / scale,
+            "residual_after": losses[-1] / scale,
+            "cg_residual": self.distances[system.name][-1] / right,
+            "iterations": float(solver.steps),
+        }
+
+    def plain(self) -> dict[str, dict[str, dict[int, float]]]:
+        """By quantity and tensor, and of all of them: those that are done stay where they are."""
+        if not self.distances:
+            return {}
+        found: dict[str, dict[str, dict[int, float]]] = {"cg residual": {}, "cg loss": {}}
+        for name, distances in self.distances.items():
+            right, scale = (max(one, 1e-300) for one in self._scales[name])
+            found["cg residual"][name] = dict(enumerate(one / right for one in distances))
+            found["cg loss"][name] = dict(enumerate(one / scale for one in self.losses[name]))
+        right = max(sqrt(sum(one**2 for one, _ in self._scales.values())), 1e-300)
+        scale = max(sum(one for _, one in self._scales.values()), 1e-300)
+        steps = range(max(map(len, self.distances.values())))
+        found["cg residual"][ALL] = {
+            step: sqrt(sum(one[min(step, len(one) - 1)] ** 2 for one in self.distances.values())) / right
+            for step in steps
+        }
+        found["cg loss"][ALL] = {
+            step: sum(one[min(step, len(one) - 1)] for one in self.losses.values()) / scale for step in steps
+        }
+        if self.divergence:
+            found["cg divergence"] = {ALL: self.divergence}
+        return found
+
+
+def _tensor(system: System, names: Mapping[str, Tensor]) -> str:
+    """The name of a system's tensor: that of a layer stands for its weight."""
+    return system.name if system.name in names else f"{system.name}.weight"
+
+
+def _solutions(space: Space, solvers: Sequence[tuple[System, ConjugateGradients]]) -> dict[str, Tensor]:
+    """The tensors as they stand."""
+    names = {_tensor(system, space.mean): solver.solution for system, solver in solvers}
+    return {name: values.view_as(space.mean[name]) for name, values in names.items()}

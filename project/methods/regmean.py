@@ -1,0 +1,52 @@
+"""RegMean (Jin et al., arXiv 2212.09849): every layer does on each source's inputs what that source does."""
+
+from project.errors import ConfigurationError
+from project.methods.arithmetic import Arithmetic, Combined
+from project.methods.space import Align, Space
+from project.methods.subspace import Gram, gram_layers
+from project.moments import INPUTS
+from project.student import Factor, Student
+
+
+class RegMean(Arithmetic):
+    """W = (Σ Wᵢ Aᵢ) (Σ Aᵢ)⁻¹ for every layer, where Aᵢ = E[z zᵀ] is over what source i reads there.
+
+    It minimises Σ E‖W z − Wᵢ z‖² over each source's own inputs z, patches where the layer is a convolution. Biases,
+    norms, and grouped and depthwise convolutions become the mean of the sources.
+
+    Args:
+        off_diagonal: Factor of what is off the diagonal of each Aᵢ; the paper has 0.7 to 0.9, without it layers of few
+            samples overfit.
+        ridge: Added to the diagonal, relative to its mean: inputs that no picture excites stay at the mean.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``regmean``.
+    """
+
+    def __init__(
+        self, off_diagonal: float = 0.9, ridge: float = 1e-6, align: Align = "none", label: str | None = None
+    ) -> None:
+        super().__init__(align, label)
+        if not 0 <= off_diagonal <= 1:
+            raise ConfigurationError(f"off_diagonal is {off_diagonal}; allowed: 0 to 1.")
+        if not ridge >= 0:
+            raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
+        self.off_diagonal, self.ridge = off_diagonal, ridge
+        self.needs = self.needs | {INPUTS}
+
+    def combine(self, space: Space, student: Student) -> Combined:
+        """Each layer in closed form."""
+        parameters, layers = dict(space.mean), {}
+        for layer in gram_layers(space):
+            system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
+            total = system.total()
+            factor = Factor(total, self.ridge * float(total.diagonal().mean()))
+            gap = system.pull(system.mean)
+            found = system.mean + factor.solve(gap)
+            parameters[f"{layer.name}.weight"] = found.view_as(space.mean[f"{layer.name}.weight"])
+            layers[layer.name] = {
+                "residual_before": system.loss(system.mean),
+                "residual_after": system.loss(found),
+                "condition": factor.condition,
+                "fallbacks": float(factor.fallback),
+            }
+        return Combined(parameters, layers)

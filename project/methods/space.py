@@ -1,0 +1,145 @@
+"""The sources in one space: parameters of one shape, unit j of one source matched with unit j of the others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from project.alignment import Alignment, UnitMap, unaligned
+from project.errors import MergeError
+from project.methods.base import Method, Problem
+from project.methods.permutation import Permutation
+from project.moments import Classes
+from project.student import with_joins
+from project.symmetry import Layer, permute_state, permute_tensors
+
+Align = Literal["none", "weights", "activations"]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """What arithmetic on parameters needs. Buffers take no part in it, nor do heads of different label spaces.
+
+    Args:
+        problem: The sources as they are.
+        alignment: Which of their units belong together.
+    """
+
+    problem: Problem
+    alignment: Alignment
+
+    @classmethod
+    def of(cls, problem: Problem, align: Align) -> "Space":
+        """Match the units of the sources.
+
+        Args:
+            problem: The sources; with moments of their units for ``activations``.
+            align: ``none`` matches them by number.
+        """
+        if align == "none":
+            return cls(problem, unaligned(problem.spec, len(problem.sources)))
+        return cls(problem, Permutation(align).align(problem))
+
+    @staticmethod
+    def shared(method: Method, align: Align) -> bool:
+        """Whether the students that a method makes at one source's size have their units where ``align`` puts them."""
+        if isinstance(method, Permutation):
+            usual = Permutation()
+            same = method.seed == usual.seed if align == "weights" else method.similarity == usual.similarity
+            return method.matching == align and same
+        return getattr(method, "align", None) == align
+
+    @cached_property
+    def maps(self) -> dict[str, UnitMap]:
+        """Unit map of every group."""
+        return {**self.problem.fixed, **{name: UnitMap(rows) for name, rows in self.alignment.members.items()}}
+
+    @cached_property
+    def _axes(self) -> dict[str, UnitMap]:
+        return with_joins(self.problem.spec, self.maps)
+
+    def _orders(self, source: int) -> dict[str, Tensor]:
+        """Which unit of a source stands in each place."""
+        return {group.name: self.maps[group.name].members[:, source] for group in self.problem.spec.free}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are merged."""
+        first, head = self.problem.sources[0], self.problem.spec.head.name
+        apart = self.problem.labels.mode == "different"
+        return tuple(name for name, _ in first.named_parameters() if not (apart and name.rpartition(".")[0] == head))
+
+    @cached_property
+    def sources(self) -> list[dict[str, Tensor]]:
+        """The parameters of every source, float64."""
+        found = []
+        for index, source in enumerate(self.problem.sources):
+            parameters = {name: one.detach() for name, one in source.named_parameters()}
+            moved = permute_state(parameters, self.problem.spec, self._orders(index))
+            found.append({name: moved[name].double() for name in self.names})
+        return found
+
+    def buffers(self, name: str) -> list[Tensor]:
+        """One tensor of the state of every source, as it stands in this space."""
+        found = []
+        for index, source in enumerate(self.problem.sources):
+            state = {name: source.state_dict()[name].detach()}
+            found.append(permute_tensors(state, self.problem.spec, self._orders(index))[name])
+        return found
+
+    @cached_property
+    def mean(self) -> dict[str, Tensor]:
+        """The mean of the sources."""
+        return {name: torch.stack([one[name] for one in self.sources]).mean(0) for name in self.names}
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """θ₀: all parameters that it has in the sources' shape; its head may be for other classes.
+
+        Raises:
+            MergeError: If there is none.
+        """
+        if self.problem.base is None:
+            raise MergeError("base is missing; give the network that the sources were fine-tuned from, or 'mean'.")
+        if self.problem.base == "mean":
+            return self.mean
+        parameters = dict(self.problem.base.named_parameters())
+        return {
+            name: parameters[name].detach().to(mean)
+            for name, mean in self.mean.items()
+            if name in parameters and parameters[name].shape == mean.shape
+        }
+
+    def gram(self, layer: Layer, source: int) -> Tensor:
+        """E[z zᵀ] of what a source reads in a layer: float64, shape (inputs · taps, inputs · taps)."""
+        assert self.problem.statistics is not None
+        units = self._axes[layer.inputs].members[:, source]
+        entries = (units[:, None] * layer.taps + torch.arange(layer.taps)).flatten()
+        return _reordered(self.problem.statistics.input(layer.name, source), entries)
+
+    def factor(self, layer: Layer, source: int, classes: Classes) -> Tensor:
+        """E[g gᵀ] of the gradients g of log p with respect to a layer's output: float64, shape (outputs, outputs)."""
+        assert self.problem.statistics is not None
+        factor = self.problem.statistics.factor(layer.name, source, classes)
+        apart = layer.outputs == self.problem.spec.output.name
+        rows = torch.arange(len(factor)) if apart else self._axes[layer.outputs].members[:, source]
+        return _reordered(factor, rows)
+
+    def squares(self, source: int, classes: Classes) -> dict[str, Tensor]:
+        """For each parameter, the mean square of the gradient of a source's log p, float64."""
+        assert self.problem.statistics is not None
+        found = {name: self.problem.statistics.square(name, source, classes) for name in self.names}
+        return permute_tensors(found, self.problem.spec, self._orders(source))
+
+    @property
+    def matches(self) -> Mapping[str, float]:
+        """For each group, the mean similarity of its matched units."""
+        return {name: float(scores.mean()) for name, scores in self.alignment.scores.items()}
+
+
+def _reordered(moment: Tensor, order: Tensor) -> Tensor:
+    order = order.to(moment.device)
+    return moment[order][:, order]

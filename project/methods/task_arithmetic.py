@@ -1,0 +1,28 @@
+"""Task arithmetic (Ilharco et al., arXiv 2212.04089): add the task vectors to their base."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from project.methods.arithmetic import TaskVectors
+from project.methods.checks import check_scale
+from project.methods.space import Align
+
+
+class TaskArithmetic(TaskVectors):
+    """θ₀ + λ Σ τᵢ.
+
+    Args:
+        scale: λ; 1 over the number of sources makes the average. The sum leaves what they agree on N times too long.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``taskarithmetic``.
+    """
+
+    def __init__(self, scale: float = 0.3, align: Align = "none", label: str | None = None) -> None:
+        super().__init__(align, label)
+        check_scale(scale)
+        self.scale = scale
+
+    def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
+        """λ Σ τᵢ."""
+        return self.scale * vectors.sum(0)

@@ -1,0 +1,73 @@
+"""TIES-Merging (Yadav et al., arXiv 2306.01708): trim, elect signs, and average what agrees."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from project.errors import ConfigurationError
+from project.methods.arithmetic import TaskVectors
+from project.methods.checks import check_scale, check_share
+from project.methods.space import Align
+
+
+class TIES(TaskVectors):
+    """θ₀ + λ τ, where τ averages the task vectors' largest entries, as far as they have the elected sign.
+
+    The sign of an entry is that of the sum of the trimmed task vectors; where that is 0, that of most other entries.
+
+    Args:
+        keep: Share of each task vector that is kept, its largest entries by magnitude.
+        scale: λ.
+        trim: Whether the largest entries are chosen among all of a task vector (``global``, the paper's; wide layers
+            take most of it) or within each tensor (``tensor``).
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``ties``.
+    """
+
+    def __init__(
+        self,
+        keep: float = 0.2,
+        scale: float = 1.0,
+        trim: Literal["global", "tensor"] = "global",
+        align: Align = "none",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(align, label)
+        check_share("keep", keep)
+        check_scale(scale)
+        if trim not in ("global", "tensor"):
+            raise ConfigurationError(f"trim is {trim!r}; allowed: 'global', 'tensor'.")
+        self.keep, self.scale, self.trim = keep, scale, trim
+
+    def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
+        """λ τ."""
+        parts = [vectors] if self.trim == "global" else list(torch.split(vectors, list(sizes), 1))
+        return self.scale * disjoint_mean(torch.cat([trimmed(part, self.keep) for part in parts], 1))
+
+
+def trimmed(vectors: Tensor, keep: float) -> Tensor:
+    """Each row's largest entries by magnitude, the others 0.
+
+    Args:
+        vectors: Shape (sources, entries).
+        keep: Share of the entries that stay; at least one does.
+    """
+    drop = min(vectors.shape[1] - round(keep * vectors.shape[1]), vectors.shape[1] - 1)
+    if drop == 0:
+        return vectors
+    least = vectors.abs().kthvalue(drop + 1, 1, keepdim=True).values
+    return torch.where(vectors.abs() >= least, vectors, 0.0)
+
+
+def disjoint_mean(vectors: Tensor) -> Tensor:
+    """The mean, for each entry, of the rows that have its elected sign.
+
+    Args:
+        vectors: Shape (sources, entries).
+    """
+    signs = vectors.sum(0).sign()
+    signs = torch.where(signs == 0, signs.sum().sign(), signs)
+    agreeing = torch.where(vectors.sign() == signs, vectors, 0.0)
+    return agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)

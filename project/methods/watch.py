@@ -1,0 +1,52 @@
+"""How far a student is from its sources on the calibration pictures."""
+
+from copy import deepcopy
+from itertools import zip_longest
+
+import torch
+import torch.nn.functional as F
+
+from project.errors import MergeError
+from project.methods.base import Problem
+from project.moments import own_domains
+from project.student import Student, reestimation
+
+
+@torch.no_grad()
+def divergence(student: Student, problem: Problem) -> float:
+    """Mean KL divergence of the student's class probabilities from those of the source that owns each picture's domain.
+
+    Its batch norms are re-estimated on these pictures first, in a copy. On pictures of no domain, the mean over
+    the sources; with several heads, that of the domain is compared, or each source's own columns.
+
+    Args:
+        student: Of these sources.
+        problem: With pictures.
+    """
+    if problem.pictures is None:
+        raise MergeError("watch needs the calibration pictures; keep them.")
+    student = deepcopy(student)
+    with reestimation(student.network, student.exact_norms, problem.world.reduce):
+        for batches in zip_longest(*problem.pictures.values()):
+            student(torch.cat([batch for batch in batches if batch is not None]))
+    device = next(student.parameters()).device
+    found = torch.zeros(2, dtype=torch.float64, device=device)
+    owned = own_domains(len(problem.sources), list(problem.pictures), problem.owners)
+    for source, domains in enumerate(owned):
+        for domain in domains:
+            for pictures in problem.pictures[domain]:
+                theirs = problem.sources[source](pictures)[:, problem.columns.get(domain, slice(None))]
+                mine = student(pictures)[:, _columns(problem, domain, source)]
+                gaps = F.kl_div(mine.log_softmax(1), theirs.log_softmax(1), reduction="sum", log_target=True)
+                found += torch.stack([gaps.double(), gaps.new_tensor(len(pictures)).double()])
+    problem.world.reduce(found)
+    return float(found[0] / found[1].clamp(min=1))
+
+
+def _columns(problem: Problem, domain: str, source: int) -> slice | list[int]:
+    """The student's columns for what a source says of a picture."""
+    labels = problem.labels
+    if labels.mode == "shared" or domain in labels.domains:
+        return labels.columns(domain) if labels.mode == "different" else slice(None)
+    mine = [name for name, owner in problem.owners.items() if owner == source]
+    return [column for name in mine for column in range(*labels.columns(name).indices(labels.width))]

@@ -1,0 +1,40 @@
+"""The network that sources were fine-tuned from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from project.errors import ConfigurationError
+from project.models import pretrained, written_out
+from project.student import Source, common_spec, load_source
+
+
+def load_base(base: str, like: Source, picture: tuple[int, int, int]) -> nn.Module:
+    """Load the base of a merge.
+
+    Args:
+        base: A file, or torchvision's name of weights.
+        like: A source: the architecture that it must have, but for the number of its logits.
+        picture: Shape of the pictures.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        ConfigurationError: If it is neither a file nor such weights, or of another architecture.
+        CheckpointError: If it cannot be read or downloaded.
+    """
+    if Path(base).exists():
+        found = load_source(base, architecture=like.architecture.name)
+    else:
+        try:
+            network = pretrained(replace(like.architecture, num_classes=1000), base)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"base is {base!r}, which is no file, and as a name: {error}") from error
+        found = replace(like, network=written_out(network.eval()), path=Path(base))
+    try:
+        common_spec([like, found], picture)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"base is {base!r}, which does not go with the sources: {error}") from error
+    return found.network

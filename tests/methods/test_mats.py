@@ -1,0 +1,383 @@
+"""MaTS: closed forms where there are some, dense systems where there are none, and sources that agree."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, same_state
+from torch import Tensor, nn
+
+from project.errors import ConfigurationError, MergeError
+from project.methods import (
+    TIES,
+    Average,
+    Fisher,
+    MaTS,
+    Merged,
+    Method,
+    Permutation,
+    PLeaS,
+    Problem,
+    RegMean,
+    TaskArithmetic,
+)
+from project.methods.mats import Estimate
+from project.methods.space import Space
+from project.methods.subspace import Elementwise, Gram, Kronecker, System
+from project.moments import DIAGONAL, FACTORS, INPUTS, UNITS, fisher_need
+from project.symmetry import trace
+
+NEEDS = (INPUTS, UNITS, fisher_need(DIAGONAL, "sampled"), fisher_need(FACTORS, "sampled"))
+FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
+ESTIMATES: list[Estimate] = ["average", "diagonal", "gram", "kfac"]
+
+
+@cache
+def problem(structure: int = 0, count: int = 2, mode: str = "shared", many: int = 16, **others: object) -> Problem:
+    sources = [random_network(structure, weights) for weights in range(count)]
+    batches = [(domain, pictures(many, 100 + i)) for i, domain in enumerate(DOMAINS[:count])]
+    return make_problem(sources, mode, needs=NEEDS, batches=batches, **others)
+
+
+@cache
+def twins(mode: str) -> Problem:
+    """A network and a copy of it whose units stand in another order."""
+    network = random_network(2, 2)
+    twin = copy.deepcopy(network)
+    permuted_copy(network, twin, trace(network, (3, 11, 13)), 0)
+    return make_problem([network, twin], mode, needs=NEEDS, batches=FEW[:2], base="mean")
+
+
+@cache
+def agreeing(mode: str, count: int = 3) -> Problem:
+    network = random_network(4, 4)
+    sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
+    return make_problem(sources, mode, needs=NEEDS, batches=FEW[:count], base=random_network(4, 9))
+
+
+def only(method: Method, it: Problem) -> Merged:
+    (merged,) = method.merge(it, [1.0, 1.5])
+    assert merged.budget.number == 1.0
+    return merged
+
+
+def parameters(merged: Merged) -> dict[str, Tensor]:
+    return {name: one.detach().double() for name, one in merged.student.network.named_parameters()}
+
+
+def semidefinite(size: int, seed: int) -> Tensor:
+    random = np.random.default_rng(seed)
+    factor = random.normal(size=(size, size))
+    return torch.from_numpy(factor @ factor.T + 0.3 * np.eye(size))
+
+
+def dense(system: System, source: int) -> np.ndarray:
+    """Cᵢ written out, column by column, for the flattened tensor."""
+    shape = system.sources[0].shape
+    units = torch.eye(shape.numel(), dtype=torch.float64)
+    return np.stack([system.apply_one(source, unit.view(shape)).flatten().numpy() for unit in units], 1)
+
+
+def test_operators_are_the_dense_matrices() -> None:
+    random = np.random.default_rng(0)
+    sources = [torch.from_numpy(random.normal(size=(3, 4))) for _ in range(2)]
+    inputs, outputs = [semidefinite(4, s) for s in (1, 2)], [semidefinite(3, s) for s in (3, 4)]
+    weights = [torch.from_numpy(random.uniform(size=(3, 4))) for _ in range(2)]
+    cases: list[tuple[System, list[np.ndarray]]] = [
+        (Elementwise("w", sources, weights), [np.diag(one.numpy().ravel()) for one in weights]),
+        (Gram("w", sources, inputs), [np.kron(np.eye(3), a.numpy()) for a in inputs]),
+        (
+            Kronecker("w", sources, inputs, outputs),
+            [np.kron(g.numpy(), a.numpy()) for g, a in zip(outputs, inputs, strict=True)],
+        ),
+    ]
+    values = torch.from_numpy(random.normal(size=(3, 4)))
+    for system, expected in cases:
+        for index, matrix in enumerate(expected):
+            assert np.allclose(dense(system, index), matrix)
+        total, thetas = sum(expected), [one.numpy().ravel() for one in sources]
+        assert np.allclose(system.apply(values).numpy().ravel(), total @ values.numpy().ravel())
+        assert np.allclose(system.diagonal.numpy().ravel(), np.diag(total))
+        right = sum(matrix @ theta for matrix, theta in zip(expected, thetas, strict=True))
+        assert np.allclose(system.right.numpy().ravel(), right)
+        assert np.allclose(system.pull(values).numpy().ravel(), right - total @ values.numpy().ravel())
+        gaps = [values.numpy().ravel() - theta for theta in thetas]
+        energy = sum(gap @ matrix @ gap for gap, matrix in zip(gaps, expected, strict=True))
+        assert system.energy(values) == pytest.approx(energy)
+    damped, (_, plain) = Kronecker("w", sources, inputs, outputs, damping=0.5), cases[2]
+    shift = 0.5 * np.mean([np.diag(matrix).mean() for matrix in plain])
+    for index, matrix in enumerate(plain):
+        assert np.allclose(dense(damped, index), matrix + shift * np.eye(12))
+
+
+@pytest.mark.parametrize("precondition", [False, True])
+@pytest.mark.parametrize("start", ["average", "zero"])
+def test_average_and_diagonal_are_their_closed_forms(start: str, precondition: bool) -> None:
+    count = 3
+    it = problem(1, count)
+    options = {"start": start, "precondition": precondition, "tolerance": 1e-12, "iterations": 600}
+    mean = parameters(only(Average(), it))
+    for name, found in parameters(only(MaTS("average", **options), it)).items():
+        assert close(found, mean[name], 1e-6)
+    space = Space.of(it, "none")
+    squares = [space.squares(index, "sampled") for index in range(count)]
+    for name, found in parameters(only(MaTS("diagonal", **options, damping=1e-3), it)).items():
+        if name not in space.names:
+            continue
+        shift = 1e-3 * sum(float(one[name].mean()) for one in squares) / count
+        above = sum((one[name] + shift) * source[name] for one, source in zip(squares, space.sources, strict=True))
+        expected = above / sum(one[name] + shift for one in squares)
+        dead = shift == 0
+        assert dead or torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("structure", range(3))
+def test_gram_is_regmean(structure: int) -> None:
+    """(Σ Wᵢ Aᵢ) (Σ Aᵢ)⁻¹ by numpy, by RegMean, and by conjugate gradients."""
+    it = problem(structure, 3, many=80)
+    space, checked = Space.of(it, "none"), 0
+    regmean = parameters(only(RegMean(off_diagonal=1.0, ridge=0.0), it))
+    solved = only(MaTS("gram", precondition=True, iterations=5000, tolerance=1e-12), it)
+    found = parameters(solved)
+    for layer in it.spec.layers:
+        name = f"{layer.name}.weight"
+        inputs = [space.gram(layer, index).numpy() for index in range(3)]
+        total = sum(inputs)
+        if np.linalg.cond(total) > 1e8:
+            continue
+        checked += 1
+        above = sum(one[name].flatten(1).numpy() @ a for one, a in zip(space.sources, inputs, strict=True))
+        expected = torch.from_numpy(above @ np.linalg.inv(total))
+        assert close(regmean[name].flatten(1), expected, 1e-4)
+        assert close(found[name].flatten(1), expected, 1e-4)
+        assert solved.layers[layer.name]["cg_residual"] < 1e-10
+    assert checked > 1
+    for name, mean in space.mean.items():
+        if not any(name == f"{layer.name}.weight" for layer in it.spec.layers):
+            assert close(found[name], mean, 1e-6)  # biases and norms
+
+
+def test_kfac_solves_the_dense_system() -> None:
+    """Written out as a Kronecker sum, with both factors from a pass over pictures, and solved by SciPy."""
+    it = problem(2, 2)
+    space = Space.of(it, "none")
+    layer = min(it.spec.layers, key=lambda one: space.mean[f"{one.name}.weight"].numel())
+    name = f"{layer.name}.weight"
+    grams = [space.gram(layer, index).numpy() for index in range(2)]
+    factors = [space.factor(layer, index, "sampled").numpy() for index in range(2)]
+    sources = [one[name].flatten(1).numpy() for one in space.sources]
+    blocks = [np.kron(g, a) for g, a in zip(factors, grams, strict=True)]
+    right = sum(block @ one.ravel() for block, one in zip(blocks, sources, strict=True))
+    for steps in (1, 3, 7):
+        expected, _ = scipy.sparse.linalg.cg(
+            sum(blocks), right, x0=np.mean(sources, 0).ravel(), maxiter=steps, rtol=0.0, atol=0.0
+        )
+        merged = only(MaTS("kfac", iterations=steps, tolerance=0.0), it)
+        found = parameters(merged)[name].flatten().numpy()
+        assert np.allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+        assert len(merged.curves["cg residual"][layer.name]) == steps + 1
+
+
+def test_factors_and_inputs_are_those_of_the_sources_domain() -> None:
+    it = problem(0, 2)
+    assert it.statistics is not None
+    for tables in (it.statistics.squares, it.statistics.factors):
+        assert tables["sampled"]
+        assert all(set(table) == {(0, "art"), (1, "birds")} for table in tables["sampled"].values())
+        assert not tables["labels"]
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+@pytest.mark.parametrize("start", ["average", "zero", "base", "taskarithmetic", "ties", "other"])
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_sources_that_agree_come_back(estimate: Estimate, start: str, mode: str) -> None:
+    it = agreeing(mode)
+    it = replace(it, made={"other": only(Average(), it).student}, planned={"other": Average()})
+    method = MaTS(estimate, start=start)
+    method.check(it, {}, [1.0])
+    student = parameters(only(method, it))
+    for name, one in it.sources[0].named_parameters():
+        if name in Space.of(it, "none").names:
+            assert torch.equal(student[name].float(), one)
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+@pytest.mark.parametrize("start", ["average", "zero"])
+def test_the_solver_alone_finds_sources_that_agree(
+    estimate: Estimate, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the shortcut for them, on a system that sees every direction."""
+    monkeypatch.setattr(System, "settled", False)
+    it = agreeing("shared", 2)
+    method = MaTS(estimate, start=start, damping=0.1, iterations=300, tolerance=1e-8)
+    student = parameters(only(method, it))
+    for name, one in it.sources[0].named_parameters():
+        assert close(student[name], one.detach().double(), 1e-4), name
+
+
+@pytest.mark.parametrize("estimate", ["diagonal", "gram", "kfac"])
+def test_more_steps_fit_better_and_the_curves_say_so(estimate: Estimate) -> None:
+    it = problem(3, 2, mode="different")
+    merged = only(MaTS(estimate, iterations=30), it)
+    for name, curve in merged.curves["cg loss"].items():
+        values = list(curve.values())
+        assert list(curve) == list(range(len(values)))
+        assert all(b <= a * (1 + 1e-6) + 1e-12 for a, b in pairwise(values)), name
+    everything = list(merged.curves["cg loss"]["all layers"].values())
+    assert everything[-1] < everything[0]
+    for name, found in merged.layers.items():
+        assert found["residual_after"] <= found["residual_before"] + 1e-12
+        assert found["residual_after"] == pytest.approx(list(merged.curves["cg loss"][name].values())[-1])
+        assert 1 <= found["iterations"] <= 30
+    assert it.spec.head.name not in merged.layers, "heads of different label spaces are the sources' own"
+
+
+def test_the_measured_loss_is_the_loss() -> None:
+    it = problem(3, 2)
+    merged = only(MaTS("gram", iterations=4, tolerance=0.0), it)
+    space, found = Space.of(it, "none"), parameters(only(MaTS("gram", iterations=4, tolerance=0.0), it))
+    for layer in it.spec.layers:
+        gaps = [
+            found[f"{layer.name}.weight"].flatten(1) - one[f"{layer.name}.weight"].flatten(1) for one in space.sources
+        ]
+        wide = [one[f"{layer.name}.weight"].flatten(1) for one in space.sources]
+        energy, scale = (
+            sum(float((one @ space.gram(layer, i) * one).sum()) for i, one in enumerate(ones)) for ones in (gaps, wide)
+        )
+        assert merged.layers[layer.name]["residual_after"] == pytest.approx(energy / scale, rel=1e-3)
+
+
+def test_watching_changes_nothing_and_sees_the_student() -> None:
+    it = problem(3, 2)
+    plain, watched = only(MaTS("gram", iterations=6), it), only(MaTS("gram", iterations=6, watch=3), it)
+    assert same_state(plain.student.state_dict(), watched.student.state_dict())
+    assert plain.curves == {name: curve for name, curve in watched.curves.items() if name != "cg divergence"}
+    assert list(watched.curves["cg divergence"]["all layers"]) == [0, 3, 6]
+    assert all(value > 0 for value in watched.curves["cg divergence"]["all layers"].values())
+    assert only(MaTS("gram", watch=1), agreeing("shared")).curves == {}
+
+
+def test_no_steps_is_the_start_point() -> None:
+    it = problem(0, 2, base=random_network(0, 7))
+    for start, method in (("average", Average()), ("ties", TIES()), ("taskarithmetic", TaskArithmetic())):
+        found = only(MaTS("gram", start=start, iterations=0), it).student.network.state_dict()
+        expected = only(method, it).student.network.state_dict()
+        layers = [f"{layer.name}.weight" for layer in it.spec.layers]
+        assert all(torch.equal(found[name], expected[name]) for name in layers)
+    listed = only(TIES(keep=0.5), it).student
+    found = only(MaTS("gram", start="ties", iterations=0), replace(it, made={"ties": listed}, planned={"ties": TIES()}))
+    for layer in it.spec.layers:
+        name = f"{layer.name}.weight"
+        assert torch.equal(found.student.network.state_dict()[name], listed.network.state_dict()[name])
+
+
+ALIGNED = {
+    "average": lambda align: Average(align=align),
+    "ties": lambda align: TIES(keep=1.0, align=align),
+    "fisher": lambda align: Fisher(align=align),
+    "regmean": lambda align: RegMean(align=align),
+    **{estimate: lambda align, estimate=estimate: MaTS(estimate, align=align) for estimate in ESTIMATES},
+}
+
+
+@pytest.mark.parametrize("align", ["weights", "activations"])
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_permuted_copies_merge_to_themselves(name: str, align: str, mode: str) -> None:
+    it = twins(mode)
+    method = ALIGNED[name](align)
+    method.check(it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
+    student, batch = only(method, it).student, pictures(6, 7)
+    with torch.no_grad():
+        expected = it.sources[0](batch).repeat(1, 2 if mode == "different" else 1)
+        assert close(student(batch), expected, 1e-3)
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_statistics_move_with_the_units(estimate: Estimate) -> None:
+    """A source whose units stand in another order, matched back, gives the same network as the one in order."""
+    first, second = random_network(2, 0), random_network(2, 1)
+    spec = trace(first, (3, 11, 13))
+    moved = copy.deepcopy(second)
+    permuted_copy(second, moved, spec, 5)
+    batch = pictures(6, 7)
+    found = []
+    for other in (second, moved):
+        it = make_problem([first, other], needs=NEEDS)
+        merged = only(MaTS(estimate, align="activations", iterations=20, damping=0.01), it)
+        assert merged.matches
+        with torch.no_grad():
+            found.append(merged.student(batch))
+    assert close(found[1], found[0], 2e-2)
+
+
+def test_alignment_is_permutations() -> None:
+    it = problem(5, 3)
+    for align in ("weights", "activations"):
+        mine, theirs = only(Average(align=align), it), next(iter(Permutation(align).merge(it, [1.0])))
+        assert same_state(mine.student.state_dict(), theirs.student.state_dict())
+        MaTS("gram", start="permutation", align=align).combine(
+            Space.of(replace(it, made={"permutation": theirs.student}), align),
+            mine.student,  # type: ignore[arg-type]
+        )
+    with pytest.raises(MergeError, match="matched in another way"):
+        only(MaTS("gram", start="permutation"), replace(it, made={"permutation": theirs.student}))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (lambda: MaTS("hope"), "estimate is 'hope'; allowed: 'average', 'diagonal', 'gram', 'kfac'"),  # type: ignore[arg-type]
+        (lambda: MaTS(classes="none"), "classes is 'none'; allowed: 'labels', 'sampled', 'exact'"),  # type: ignore[arg-type]
+        (lambda: MaTS(iterations=-1), "iterations is -1"),
+        (lambda: MaTS(damping=-1.0), "damping is -1.0"),
+        (lambda: MaTS(off_diagonal=1.5), "off_diagonal is 1.5; allowed: 0 to 1"),
+        (lambda: MaTS(align="both"), "align is 'both'; allowed: 'none', 'weights', 'activations'"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments(method: object, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        method()  # type: ignore[operator]
+
+
+def test_what_is_missing_is_told_before_the_pass() -> None:
+    it = problem()
+    with pytest.raises(ConfigurationError, match=r"start of method mats is 'pcb'; .* or a method listed"):
+        MaTS(start="pcb").check(it, {}, [1.0])
+    with pytest.raises(ConfigurationError, match="method mats needs base, which is not given"):
+        MaTS(start="ties").check(it, {}, [1.0])
+    MaTS(start="ties").check(replace(it, planned={"ties": TIES()}), {}, [1.0])
+    for other in (Permutation("weights"), TIES(align="activations"), PLeaS(), Permutation(similarity="correlation")):
+        with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
+            MaTS(start="other").check(replace(it, planned={"other": other}), {}, [1.0])
+    both = dict.fromkeys(DOMAINS[:2], 16)
+    MaTS(start="other", align="activations").check(replace(it, planned={"other": PLeaS()}), both, [1.0])
+    with pytest.raises(ConfigurationError, match=r"align of method mats is 'weights', .* use align 'none'"):
+        MaTS(start="base", align="weights").check(replace(it, base=nn.Identity()), {}, [1.0])
+    with pytest.raises(ConfigurationError, match="classes is 'labels', but calibration pictures are of 'public'"):
+        MaTS("kfac", "labels").check(it, {"public": 10}, [1.0])
+    MaTS("gram", "labels").check(it, {"public": 10}, [1.0])
+    assert MaTS("kfac", "labels").labelled
+    assert not MaTS("gram", "labels").labelled
+
+
+def test_shrinking_keeps_the_diagonal_alone() -> None:
+    """Without anything off the diagonals, K-FAC is a weighted mean, entry by entry."""
+    it = problem(1, 2)
+    space = Space.of(it, "none")
+    found = parameters(only(MaTS("kfac", off_diagonal=0.0, precondition=True), it))
+    for layer in it.spec.layers:
+        name = f"{layer.name}.weight"
+        weights = [
+            space.factor(layer, i, "sampled").diagonal()[:, None] * space.gram(layer, i).diagonal()[None, :]
+            for i in range(2)
+        ]
+        above = sum(w * one[name].flatten(1) for w, one in zip(weights, space.sources, strict=True))
+        seen = sum(weights) > 1e-12
+        expected = torch.where(seen, above / sum(weights), space.mean[name].flatten(1))
+        assert torch.allclose(found[name].flatten(1), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
