@@ -66,7 +66,7 @@ class MergeTrainer(Trainer):
         check_shares(datamodule.calibration_counts(), self.world_size)
         device = self.strategy.root_device
         sharing = self.num_devices if device.type == "cpu" else 1
-        model.prepare(datamodule, folder, device, self.world_size, sharing)
+        model.prepare(datamodule, folder, device, self.world_size, sharing, self.precision)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")

@@ -54,7 +54,7 @@ class MergeCallback(Callback):
         if not self.fitted:
             self._open.enter_context(self.clock.phase("gather"))
             world = World.current()
-            pl_module.start_gathering(world.reduce, world.rank)
+            pl_module.start_gathering(world)
         else:
             self.variances["before"] = pl_module.variances()
             self._open.enter_context(self.clock.phase("re-estimate"))
@@ -83,7 +83,7 @@ class MergeCallback(Callback):
         assert isinstance(pl_module, MergeModule)
         if not self.fitted:
             world = World.current()
-            gathered = pl_module.stop_gathering(world.reduce, world.rank)
+            gathered = pl_module.stop_gathering(world)
             self.passes += 1
             self._open.close()
             if not gathered:

@@ -32,7 +32,8 @@ def fitted(methods: Sequence[Method], problem: Problem, budgets: Sequence[Budget
         depends[method.name] = {**vars(method), "followed": followed}
         made = _students(method, given, budgets)
         if problem.progress is not None:
-            made = _kept(method, given, problem.progress.below(method.name, depends[method.name]), budgets)
+            asked = {**depends[method.name], "budgets": [budget.plain for budget in budgets]}
+            made = _kept(method, given, problem.progress.below(method.name, asked), budgets)
         for merged in made:
             if merged.budget == Budget(1.0) and not isinstance(merged.student, MaskedStudent):
                 students[method.name] = merged.student

@@ -3,6 +3,7 @@
 What a file or an interrupted run holds already is not gathered again.
 """
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -151,6 +152,13 @@ class Gathering:
         collector, self.collector = self.collector, None
         found = collector.statistics
         found.reduce(reduce)
+        if self.stamp is not None:
+            for domain, wanted in self.stamp.pictures.items():
+                if found.pictures[domain] != wanted.count:
+                    raise ConfigurationError(
+                        f"calibration saw {found.pictures[domain]} of the {wanted.count} pictures of {domain} "
+                        f"(limit_val_batches?); set data.calibration to as many as it may see."
+                    )
         self.shares.pop(0)
         last_for_file = self.file is not None and not self.shares
         kept = None
@@ -215,7 +223,9 @@ class Gathering:
             )
             rank_zero_info(f"moments come from {origin}: {told}")
         unfinished = self.progress.recall(UNFINISHED) if self.progress is not None and left else None
-        if unfinished is not None and unfinished["moments"].keys() <= left.keys():
+        named = sorted(unfinished["moments"]) if unfinished is not None else []
+        alike = self.progress is not None and self.progress.alike(json.dumps(named))  # all must ask
+        if unfinished is not None and alike and unfinished["moments"].keys() <= left.keys():
             share = list(unfinished["moments"])
             rest = {name: count for name, count in left.items() if name not in unfinished["moments"]}
             self.shares = [share, *(divide(rest) if rest else ())]

@@ -112,7 +112,7 @@ class MergeModule(LightningModule):
         self.scratch: Path | None = None
         self.calibration_domains: tuple[str, ...] = ()
         self.pictures: dict[str, Waiting] = {}
-        self.running = self.keeping = False
+        self.running = self.keeping = self.kept = False  # the last: whether all pictures are
         self.equivalence: dict[str, float] = {}
         self.loaded: list[Source] = []
         self.spec: Spec | None = None
@@ -161,6 +161,7 @@ class MergeModule(LightningModule):
         device: torch.device | str = "cpu",
         processes: int = 1,
         sharing: int = 1,
+        precision: str = "32-true",
     ) -> None:
         """Check that sources, methods and data go together, and plan the memory; once, before any long work.
 
@@ -171,6 +172,7 @@ class MergeModule(LightningModule):
             device: Where the merge is going to run.
             processes: Processes that share the calibration pictures.
             sharing: Processes that share the memory.
+            precision: In which the trainer runs the sources.
 
         Raises:
             PleasError: If they do not go together, or the memory does not suffice.
@@ -191,8 +193,9 @@ class MergeModule(LightningModule):
         stamp = None
         if folder is not None or self.statistics is not None:
             stamp = data.calibration_stamp(self.problem.sources, spec, self._heads, self.labelled)
+            stamp = replace(stamp, transform={**stamp.transform, "precision": precision})
         if folder is not None and stamp is not None:
-            self.progress = progress_of(self.problem, stamp, data, folder, processes)
+            self.progress = progress_of(self.problem, stamp, data, folder, device, processes)
         self.gathering = Gathering(
             spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, self.problem.columns, stamp,
             self.statistics, self.progress, self.keep_every,
@@ -215,43 +218,43 @@ class MergeModule(LightningModule):
 
     # ---- calibration, driven by the MergeCallback ------------------------------------------------------------------
 
-    def start_gathering(self, reduce: Reduce = lambda tensor: tensor, rank: int = 0) -> None:
+    def start_gathering(self, world: World) -> None:
         """From now on, validation steps gather moments of the sources, and keep the pictures where a method asks.
 
         Args:
-            reduce: Sums a tensor over all processes in place.
-            rank: Number of this process.
+            world: The processes that share the pictures.
         """
         assert self.gathering is not None
         if not self.gathering.begun:
-            room = torch.tensor(self.planner.room if rank == 0 else 0, device=self.device)
-            reduce(room)  # all divide the passes as the first process does
-            self.planner = self.planner.within(int(room))
+            rooms = torch.zeros(world.size, dtype=torch.int64, device=self.device)
+            rooms[world.rank] = self.planner.room
+            world.reduce(rooms)
+            self.planner = self.planner.within(int(rooms.min()))  # all divide the passes as the one with least does
             if self.progress is not None:
-                self.progress = replace(self.progress.below(str(rank)), reduce=reduce, device=self.device)
+                below = self.progress.below(str(world.rank))
+                self.progress = replace(below, reduce=world.reduce, device=self.device)
                 self.gathering.progress = self.progress
             plan = self.planner.plan(self.gathering.missing)
             self.scratch = self.progress.folder / "waiting" if self.progress is not None and plan.spill else None
             self.gathering.shelved = plan.shelve
         self.gathering.begin(lambda moments: self.planner.plan(moments).shares, self.device)
         self.running = True
-        self.keeping = PICTURES in self.needs and not self.pictures
+        self.keeping = PICTURES in self.needs and not self.kept
         if self.keeping:
             self.pictures = {domain: waiting((), self.scratch) for domain in self.calibration_domains}
 
-    def stop_gathering(self, reduce: Reduce = lambda tensor: tensor, rank: int = 0) -> bool:
+    def stop_gathering(self, world: World) -> bool:
         """Finish a pass over the pictures.
 
         Args:
-            reduce: Sums a tensor over all processes in place.
-            rank: Number of this process.
+            world: The processes that share them.
 
         Returns:
             Whether that was the last one.
         """
         assert self.gathering is not None
-        self.running = self.keeping = False
-        self.gathering.end(reduce, rank == 0)
+        self.running, self.keeping, self.kept = False, False, self.kept or self.keeping
+        self.gathering.end(world.reduce, world.rank == 0)
         return self.gathering.finished
 
     def drop_gathering(self) -> None:

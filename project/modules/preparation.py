@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -89,7 +90,9 @@ def prepare(
     return Prepared(problem, sources, equivalence, pictures)
 
 
-def progress_of(problem: Problem, stamp: Stamp, data: DomainDataModule, folder: Path, processes: int) -> Progress:
+def progress_of(
+    problem: Problem, stamp: Stamp, data: DomainDataModule, folder: Path, device: torch.device | str, processes: int
+) -> Progress:
     """Where the work of this merge is kept, and of no other.
 
     Args:
@@ -97,18 +100,30 @@ def progress_of(problem: Problem, stamp: Stamp, data: DomainDataModule, folder: 
         stamp: What its statistics depend on.
         data: The domains.
         folder: The run's folder.
+        device: Where the merge runs.
         processes: Processes that share the calibration pictures.
+
+    Raises:
+        ConfigurationError: If the folder holds unfinished work of another merge.
     """
     depends = {
         "stamp": stamp.digest,
         "labels": [problem.labels.mode, list(problem.labels.classes.items())],
         "owners": list(problem.owners.items()),
         "base": network_hash(problem.base) if isinstance(problem.base, nn.Module) else problem.base,
+        "seed": data.seed,  # batches are counted in its order
         "batch": data.calibration_batch_size,
         "processes": processes,
-        "torch": torch.__version__,
+        "device": torch.device(device).type,
+        "versions": [version("pleas-lightning"), str(torch.__version__)],
     }
-    return Progress(folder / FOLDER).below("merge", depends)
+    progress = Progress(folder / FOLDER).below("merge", depends)
+    if any(other != progress.folder for other in (folder / FOLDER).glob("merge-*")):
+        raise ConfigurationError(
+            f"run is {folder}, which holds an unfinished merge with other arguments; choose another folder, or remove "
+            f"{folder / FOLDER}."
+        )
+    return progress
 
 
 def _check_methods(
