@@ -8,6 +8,7 @@ Which class the gradient is of, ``classes`` says:
 - ``exact``: each in turn, weighed by its probability; as many backward passes as there are classes.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -201,10 +202,13 @@ def _add_squares(moment: FisherMoment, network: nn.Module, pictures: Tensor, wei
     gradients = vmap(grad(score), in_dims=(None, 0, 0))
     size = 4 * sum(one.numel() for one in parameters.values())
     step = max(1, CHUNK_BYTES // size)
-    for weight in weights:
-        for some, theirs in zip(torch.split(pictures, step), torch.split(weight, step), strict=True):
-            for name, found in gradients(parameters, some, theirs).items():
-                moment.squares[name] += found.square().sum(0)
+    with warnings.catch_warnings():
+        # Group norm and attention go picture by picture: nothing that a user could do about it.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        for weight in weights:
+            for some, theirs in zip(torch.split(pictures, step), torch.split(weight, step), strict=True):
+                for name, found in gradients(parameters, some, theirs).items():
+                    moment.squares[name] += found.square().sum(0)
 
 
 def _add_factors(moment: FisherMoment, network: nn.Module, pictures: Tensor, weights: Tensor, columns: slice) -> None:
