@@ -16,7 +16,9 @@ from helpers import resnet, same_state
 
 import project
 from project.cli import main
+from project.data import DomainDataModule
 from project.errors import ConfigurationError
+from project.methods import MaTS
 from project.moments import Collector, read_statistics
 from project.student import SequentialFit
 from project.student.spill import Spilled
@@ -121,6 +123,106 @@ def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch
     assert not (folder / "progress").exists()
     with pytest.raises(ConfigurationError, match="overwrite"):
         main(command)
+
+
+@pytest.fixture(scope="module")
+def gradients(workplace: Path) -> list[dict[str, Any]]:
+    """Methods on the Fisher information and their merge, uninterrupted, which leaves a file of statistics."""
+    settings: dict[str, dict[str, Any]] = {
+        "TIES": {},
+        "EMR": {},
+        "Fisher": {"classes": "labels"},
+        "MaTS": {"start": "ties", "iterations": 3},
+    }
+    methods = [{"class_path": f"project.methods.{name}", "init_args": given} for name, given in settings.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["pleas"])
+        main(
+            gradient_arguments(
+                workplace, "gradients", "--model.statistics", str(workplace / "fisher.st"), methods=methods
+            )
+        )
+    return methods
+
+
+def gradient_arguments(folder: Path, run: str, *extra: str, methods: list[dict[str, Any]]) -> list[str]:
+    return arguments(
+        folder, run, "--model.base", "mean", "--model.budgets", "[1.0]", "--model.keep_every", "0", *extra,
+        methods=methods,
+    )  # fmt: skip
+
+
+def same_as_uninterrupted(folder: Path, run: str) -> bool:
+    """Files and all that was measured: of students in one network, and of one that is several."""
+    paths = sorted((folder / "gradients" / "students").glob("*.ckpt"))
+    assert [path.stem for path in paths] == ["emr-1.00", "fisher-1.00", "mats-1.00", "ties-1.00"]
+    for path in paths:
+        mine, theirs = (project.load_student(folder / one / "students" / path.name) for one in (run, "gradients"))
+        if type(mine) is not type(theirs) or not same_state(mine.state_dict(), theirs.state_dict()):
+            return False
+    curves, others = (json.loads((folder / one / "results.json").read_text())["curves"] for one in (run, "gradients"))
+    assert "cg residual" in others["mats-1.00"]
+    return bool(curves == others) and table(folder, run) == table(folder, "gradients")
+
+
+def test_a_killed_merge_by_gradients_goes_on(
+    workplace: Path, gradients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it gathers, and once K-FAC's student is there, which starts from another method's."""
+    folder, command = workplace / "mats", gradient_arguments(workplace, "mats", methods=gradients)
+    killed(command, folder, "progress/*/0/gathering.pt")
+    killed(command, folder, "progress/*/0/mats-*/mats-1.00.pt")
+    assert not (folder / "results.json").exists()
+    gathered, solved = (counted(monkeypatch, one, name) for one, name in ((Collector, "gather"), (MaTS, "combine")))
+    main(command)
+    assert gathered == solved == [0]
+    assert same_as_uninterrupted(workplace, "mats")
+    assert not (folder / "progress").exists()
+
+
+def test_a_student_that_starts_from_another_is_made_again_with_it(
+    workplace: Path, gradients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [gradients[0], {**gradients[3], "init_args": {"start": "ties", "estimate": "average", "iterations": 0}}]
+    with monkeypatch.context() as patch:
+        patch.setattr("project.modules.MergeModule.reestimation", lambda *_: (_ for _ in ()).throw(InterruptedError()))
+        with pytest.raises(InterruptedError):
+            main(gradient_arguments(workplace, "start", methods=given))
+    other = [{**given[0], "init_args": {"scale": 0.5}}, given[1]]
+    solved = counted(monkeypatch, MaTS, "combine")
+    main(gradient_arguments(workplace, "start", methods=other))
+    assert solved == [1]
+    mine, ties = (
+        project.load_student(workplace / "start" / "students" / f"{name}-1.00.ckpt") for name in ("mats", "ties")
+    )
+    for name, one in mine.network.named_parameters():  # no step was taken from there
+        assert torch.equal(one, ties.network.get_parameter(name))
+
+
+def test_gradients_in_a_file_and_in_several_passes(
+    workplace: Path, gradients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each makes the same students; other labels are refused, but only where a method reads them."""
+    path = workplace / "fisher.st"
+    gathered = counted(monkeypatch, Collector, "gather")
+    main(gradient_arguments(workplace, "filed", "--model.statistics", str(path), methods=gradients))
+    assert gathered == [0]
+    assert same_as_uninterrupted(workplace, "filed")
+    main(gradient_arguments(workplace, "small", "--model.memory", "80 MB", methods=gradients))
+    assert re.search(r"statistics are gathered in \d+ passes", caplog.text)
+    assert same_as_uninterrupted(workplace, "small")
+    plain = DomainDataModule.samples
+
+    def relabelled(self: DomainDataModule, domain: str, use: Any) -> Any:
+        return [(file, (label + (use == "calibration")) % 12) for file, label in plain(self, domain, use)]
+
+    monkeypatch.setattr(DomainDataModule, "samples", relabelled)
+    gathered[0] = 0
+    given = ("--model.statistics", str(path))
+    with pytest.raises(ConfigurationError, match=r"statistics is .*, which was gathered from other labels of clipart"):
+        main(gradient_arguments(workplace, "refused labels", *given, methods=gradients[2:3]))
+    main(gradient_arguments(workplace, "no labels", *given, methods=[gradients[0], gradients[3]]))
+    assert gathered == [0]
 
 
 @pytest.mark.ddp

@@ -14,7 +14,7 @@ from project.methods.base import Merged, Method, Problem
 from project.methods.permutation import Permutation
 from project.methods.space import Align, Space
 from project.moments import UNITS
-from project.student import Budget, Student
+from project.student import Budget, Demand, Student
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,14 @@ class Arithmetic(Aligned):
         write(student, found.parameters)
         matches = {} if self.align == "none" else space.matches
         yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves)
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the sources' parameters in float64, as much again for what is made of them, and three networks more."""
+        parameters = sum(one.numel() for one in problem.sources[0].parameters())
+        needed = 8 * (2 * len(problem.sources) + 3) * parameters
+        return Demand(needed, needed)
 
     @abstractmethod
     def combine(self, space: Space, student: Student) -> Combined:

@@ -8,7 +8,7 @@ from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
 from project.methods.checks import check_count, check_weights
 from project.methods.space import Align, Space
-from project.student import Budget, Student
+from project.student import Budget, Demand, Student
 
 
 class Average(Arithmetic):
@@ -31,6 +31,12 @@ class Average(Arithmetic):
         """Refuse weights of another number of sources."""
         super().check(problem, pictures, budgets)
         check_count(self.weights, problem)
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the weighted mean; the plain one is where every student starts."""
+        return Demand() if self.weights is None else super().demand(problem, pictures, budgets, batch)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """The weighted mean."""

@@ -1,7 +1,7 @@
 """MaTS: merging as a linear system for every tensor, solved by conjugate gradients (arXiv 2312.04339)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -13,17 +13,17 @@ from project.methods.arithmetic import Arithmetic, Combined, write
 from project.methods.base import Problem
 from project.methods.checks import check_classes, check_labels
 from project.methods.conjugate import ConjugateGradients
+from project.methods.curves import Curves
 from project.methods.space import Align, Space
 from project.methods.subspace import Elementwise, Gram, Kronecker, System, gram_layers
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.methods.watch import divergence
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
-from project.student import Budget, Student
+from project.student import Budget, Demand, Student
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
-ALL = "all layers"
 
 
 class MaTS(Arithmetic):
@@ -120,11 +120,24 @@ class MaTS(Arithmetic):
         """Whether the start point is made of it."""
         return self.start == "base" or (self.start in STARTS and self.start not in problem.planned)
 
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the parameters and the largest layer's system; to watch the student, of all systems and the pictures."""
+        plain = super().demand(problem, pictures, budgets, batch)
+        systems, spec = 0, problem.spec
+        if self.estimate in ("gram", "kfac"):
+            sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
+            held = [8 * (inputs**2 + outputs**2) for inputs, outputs in sides]
+            systems = len(problem.sources) * (sum(held) if self.watch else max(held)) + 2 * max(held)
+        shown = 4 * sum(pictures.values()) * prod(spec.picture) if self.watch else 0
+        return Demand(plain.whole + systems + shown, plain.least + systems)
+
     def combine(self, space: Space, student: Student) -> Combined:
         """Solve every tensor's system: one after the other, or, to watch the student, all of them step by step."""
         start = self._start(space, student)
         parameters, layers = dict(space.mean), {}
-        curves = _Curves(self.iterations)
+        curves = Curves()
         with tqdm(desc=f"solving {self.name}", unit="tensor", leave=False, disable=None) as bar:
             for together in self._batches(space):
                 solvers = [(system, self._solver(system, start)) for system in together]
@@ -134,7 +147,7 @@ class MaTS(Arithmetic):
                     if self.watch and step % self.watch == 0:
                         write(student, {**parameters, **_solutions(space, solvers)})
                         curves.divergence[step] = divergence(student, space.problem)
-                    if step == self.iterations or not any([solver.step() for _, solver in solvers]):
+                    if step == self.iterations or not self._step([solver for _, solver in solvers], space.problem):
                         break
                 parameters |= _solutions(space, solvers)
                 for system, solver in solvers:
@@ -142,6 +155,16 @@ class MaTS(Arithmetic):
                         layers[system.name] = curves.summary(system, solver)
                     bar.update()
         return Combined(parameters, layers, curves.plain())
+
+    def _step(self, solvers: Sequence[ConjugateGradients], problem: Problem) -> bool:
+        """Take a step in all systems; whether any was left to take, which all processes hear from the first.
+
+        They watch the student together, so that none may stop before the others for the sake of a last bit.
+        """
+        left = torch.tensor(int(any([solver.step() for solver in solvers])))
+        if self.watch:
+            problem.world.broadcast(left, 0)
+        return bool(left)
 
     def _layer_names(self, space: Space) -> set[str]:
         return {layer.name for layer in space.problem.spec.layers}
@@ -199,71 +222,6 @@ class MaTS(Arithmetic):
                 f"same align."
             )
         return {name: other.network.get_parameter(name).detach().to(mean) for name, mean in space.mean.items()}
-
-
-class _Curves:
-    """What is measured while systems are solved.
-
-    Attributes:
-        divergence: step -> what watching found.
-    """
-
-    def __init__(self, iterations: int) -> None:
-        self.iterations = iterations
-        self.distances: dict[str, list[float]] = {}
-        self.losses: dict[str, list[float]] = {}
-        self.divergence: dict[int, float] = {}
-        self._scales: dict[str, tuple[float, float]] = {}
-        self._offsets: dict[str, tuple[float, Tensor]] = {}
-
-    def note(self, system: System, solver: ConjugateGradients, step: int) -> None:
-        """Measure a system that has just taken a step, or is about to take its first."""
-        if step == 0:
-            # With y = x − m, r = b' − C y and b' = Σ Cᵢ (θᵢ − m), the energy is that of m less ⟨y, b'⟩ + ⟨y, r⟩.
-            self._offsets[system.name] = (system.energy(system.mean), system.pull(system.mean))
-            self._scales[system.name] = (solver.scale, system.scale)
-            self.distances[system.name], self.losses[system.name] = [], []
-        elif solver.steps < step:
-            return
-        energy, pull = self._offsets[system.name]
-        gap = solver.solution - system.mean
-        self.distances[system.name].append(solver.distance)
-        self.losses[system.name].append(max(0.0, energy - float((gap * (pull + solver.residual)).sum())))
-
-    def summary(self, system: System, solver: ConjugateGradients) -> dict[str, float]:
-        """What is known of a solved system, whose operators are no longer needed afterwards."""
-        self._offsets.pop(system.name)
-        right, scale = (max(one, 1e-300) for one in self._scales[system.name])
-        losses = self.losses[system.name]
-        return {
-            "residual_before": losses[0] / scale,
-            "residual_after": losses[-1] / scale,
-            "cg_residual": self.distances[system.name][-1] / right,
-            "iterations": float(solver.steps),
-        }
-
-    def plain(self) -> dict[str, dict[str, dict[int, float]]]:
-        """By quantity and tensor, and of all of them: those that are done stay where they are."""
-        if not self.distances:
-            return {}
-        found: dict[str, dict[str, dict[int, float]]] = {"cg residual": {}, "cg loss": {}}
-        for name, distances in self.distances.items():
-            right, scale = (max(one, 1e-300) for one in self._scales[name])
-            found["cg residual"][name] = dict(enumerate(one / right for one in distances))
-            found["cg loss"][name] = dict(enumerate(one / scale for one in self.losses[name]))
-        right = max(sqrt(sum(one**2 for one, _ in self._scales.values())), 1e-300)
-        scale = max(sum(one for _, one in self._scales.values()), 1e-300)
-        steps = range(max(map(len, self.distances.values())))
-        found["cg residual"][ALL] = {
-            step: sqrt(sum(one[min(step, len(one) - 1)] ** 2 for one in self.distances.values())) / right
-            for step in steps
-        }
-        found["cg loss"][ALL] = {
-            step: sum(one[min(step, len(one) - 1)] for one in self.losses.values()) / scale for step in steps
-        }
-        if self.divergence:
-            found["cg divergence"] = {ALL: self.divergence}
-        return found
 
 
 def _tensor(system: System, names: Mapping[str, Tensor]) -> str:

@@ -1,11 +1,15 @@
 """RegMean (Jin et al., arXiv 2212.09849): every layer does on each source's inputs what that source does."""
 
+from collections.abc import Mapping, Sequence
+
 from project.errors import ConfigurationError
 from project.methods.arithmetic import Arithmetic, Combined
+from project.methods.base import Problem
 from project.methods.space import Align, Space
 from project.methods.subspace import Gram, gram_layers
 from project.moments import INPUTS
-from project.student import Factor, Student
+from project.student import Budget, Demand, Factor, Student
+from project.student.memory import solve_bytes
 
 
 class RegMean(Arithmetic):
@@ -32,6 +36,14 @@ class RegMean(Arithmetic):
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         self.off_diagonal, self.ridge = off_diagonal, ridge
         self.needs = self.needs | {INPUTS}
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the parameters, and of the largest layer's solution."""
+        plain = super().demand(problem, pictures, budgets, batch)
+        solving = solve_bytes(problem.spec, len(problem.sources), 1)
+        return Demand(plain.whole + solving, plain.least + solving)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """Each layer in closed form."""

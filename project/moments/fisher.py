@@ -8,6 +8,7 @@ Which class the gradient is of, ``classes`` says:
 - ``exact``: each in turn, weighed by its probability; as many backward passes as there are classes.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -177,10 +178,13 @@ def _add_squares(
 
     gradients = vmap(grad(score), in_dims=(None, 0, 0))
     step = chunk(network)  # whatever is wanted, so that it does not depend on what else is gathered
-    for number, weight in enumerate(weights):
-        for some, theirs in zip(torch.split(pictures, step), torch.split(weight, step), strict=True):
-            for name, found in gradients(wanted, some, theirs).items():
-                moments[name].update(found.square().sum(0), len(some) if number == 0 else 0)
+    with warnings.catch_warnings():
+        # Group norm and attention go picture by picture: nothing that a user could do about it.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        for number, weight in enumerate(weights):
+            for some, theirs in zip(torch.split(pictures, step), torch.split(weight, step), strict=True):
+                for name, found in gradients(wanted, some, theirs).items():
+                    moments[name].update(found.square().sum(0), len(some) if number == 0 else 0)
 
 
 def chunk(network: nn.Module) -> int:

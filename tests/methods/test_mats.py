@@ -285,9 +285,8 @@ ALIGNED = {
 }
 
 
-@pytest.mark.parametrize("align", ["weights", "activations"])
+@pytest.mark.parametrize(("align", "mode"), [("weights", "shared"), ("activations", "different")])
 @pytest.mark.parametrize("name", ALIGNED)
-@pytest.mark.parametrize("mode", ["shared", "different"])
 def test_permuted_copies_merge_to_themselves(name: str, align: str, mode: str) -> None:
     it = twins(mode)
     method = ALIGNED[name](align)

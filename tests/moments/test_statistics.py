@@ -18,7 +18,7 @@ def equal(a: Statistics, b: Statistics, tolerance: float = 1e-6) -> bool:
     pairs = list(zip(a.moments(), b.moments(), strict=True))
     assert pairs
     return a.pictures == b.pictures and all(
-        x.count == y.count and (x.count == 0 or close(x.sum(), y.sum(), tolerance)) for x, y in pairs
+        x.count == y.count and (x.count == 0 or close(x.mean(), y.mean(), tolerance)) for x, y in pairs
     )
 
 

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.models import Architecture
 from project.moments import (
+    DIAGONAL,
+    FACTORS,
     INPUTS,
     LAYERS,
     UNITS,
     Collector,
     Lockstep,
+    PictureSum,
     Stamp,
     Statistics,
     add_statistics,
+    fisher_need,
     read_statistics,
     save_statistics,
     tensor_sums,
@@ -28,7 +32,7 @@ from project.moments import (
 from project.symmetry import Spec, trace
 
 Batches = list[tuple[str, Tensor]]
-ALL = (LAYERS, UNITS, INPUTS)
+ALL = (LAYERS, UNITS, INPUTS, fisher_need(DIAGONAL, "exact"), fisher_need(FACTORS, "sampled"))
 
 
 def sources(seed: int, count: int = 2) -> tuple[list[nn.Module], Spec]:
@@ -50,7 +54,7 @@ def blank(networks: list[nn.Module], spec: Spec, domains: tuple[str, ...]) -> St
 def test_what_comes_back_is_what_was_kept(tmp_path: Path, seed: int) -> None:
     networks, spec = sources(seed, 2 + seed % 2)
     batches = [("art", pictures(5, 1)), ("birds", pictures(3, 2))]
-    found = gathered(networks, spec, batches, DOMAINS[:2])
+    found = gathered(networks, spec, batches, DOMAINS[:2], ALL)
     save_statistics(found, stamp(networks, spec, batches), tmp_path / "kept.safetensors")
     stored = read_statistics(tmp_path / "kept.safetensors")
     assert stored.stamp == stamp(networks, spec, batches)
@@ -62,7 +66,7 @@ def test_what_comes_back_is_what_was_kept(tmp_path: Path, seed: int) -> None:
     for (name, mine), (other, theirs) in pairs:
         assert name == other
         assert mine.count == theirs.count
-        assert torch.equal(mine.sum(), theirs.sum())
+        assert all(torch.equal(one, two) for one, two in zip(mine.totals, theirs.totals, strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
 
 
@@ -77,16 +81,16 @@ def test_the_sum_of_shards_is_the_whole(tmp_path: Path, seed: int) -> None:
         [("cars", cars), ("art", art[:2]), ("art", art[2:6])],
     ]
     for number, shard in enumerate(shards):
-        found = gathered(networks, spec, shard, DOMAINS[:3])
+        found = gathered(networks, spec, shard, DOMAINS[:3], ALL)
         save_statistics(found, stamp(networks, spec, shard), tmp_path / f"{number}.safetensors")
     stored = add_statistics([tmp_path / f"{number}.safetensors" for number in (0, 1)], tmp_path / "sum.safetensors")
-    reference = gathered(networks, spec, whole, DOMAINS[:3])
+    reference = gathered(networks, spec, whole, DOMAINS[:3], ALL)
     again = blank(networks, spec, DOMAINS[:3])
     stored.fill(again, torch.device("cpu"))
     again.pictures = dict(stored.pictures)
     assert equal(again, reference)
     assert stored.stamp == stamp(networks, spec, whole), "the sum says of itself what the whole would"
-    one, other = (gathered(networks, spec, shard, DOMAINS[:3]) for shard in shards)
+    one, other = (gathered(networks, spec, shard, DOMAINS[:3], ALL) for shard in shards)
     one.add(other)
     assert equal(one, reference)
 
@@ -142,6 +146,22 @@ def test_stamps_say_what_differs() -> None:
     changed = replace(mine, pictures=stamp(networks, spec, [batches[0], ("birds", pictures(3, 3))]).pictures)
     assert mine.differences(changed) == ["other pictures of birds (as many)"]
     assert Stamp.read(mine.plain) == mine
+
+
+def test_stamps_of_gradients_say_which_heads_and_labels() -> None:
+    """As far as both know of any: what reads no labels may lie beside what does."""
+    networks, spec = sources(0)
+    plain = stamp(networks, spec, [("art", pictures(4, 1)), ("birds", pictures(3, 2))])
+    mine = replace(plain, heads={"art": (0, 3), "birds": ()}, labels={"art": PictureSum(4, "a"), "birds": PictureSum()})
+    assert Stamp.read(mine.plain) == mine
+    assert mine.differences(plain) == plain.differences(mine) == []
+    assert plain.beside(mine) == mine.beside(plain) == mine
+    assert len({plain.digest, mine.digest, replace(mine, labels={}).digest}) == 3
+    assert mine.differences(replace(mine, heads={"art": (3, 6)})) == ["another head of art"]
+    assert mine.differences(replace(mine, labels={"art": PictureSum(4, "b")})) == ["other labels of art"]
+    both = mine + replace(mine, pictures={"art": PictureSum(2, "1")}, labels={"art": PictureSum(2, "1")})
+    assert both.labels == {"art": PictureSum(6, "b"), "birds": PictureSum()}
+    assert both.heads == mine.heads
 
 
 def test_files_that_are_no_statistics_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""What conjugate gradients measure on their way, for TensorBoard and the table."""
+
+from math import sqrt
+
+from torch import Tensor
+
+from project.methods.conjugate import ConjugateGradients
+from project.methods.subspace import System
+
+ALL = "all layers"
+
+
+class Curves:
+    """What is measured while systems are solved.
+
+    Attributes:
+        divergence: step -> what watching found.
+    """
+
+    def __init__(self) -> None:
+        self.distances: dict[str, list[float]] = {}
+        self.losses: dict[str, list[float]] = {}
+        self.divergence: dict[int, float] = {}
+        self._scales: dict[str, tuple[float, float]] = {}
+        self._offsets: dict[str, tuple[float, Tensor]] = {}
+
+    def note(self, system: System, solver: ConjugateGradients, step: int) -> None:
+        """Measure a system that has just taken a step, or is about to take its first."""
+        if step == 0:
+            # With y = x − m, r = b' − C y and b' = Σ Cᵢ (θᵢ − m), the energy is that of m less ⟨y, b'⟩ + ⟨y, r⟩.
+            self._offsets[system.name] = (system.energy(system.mean), system.pull(system.mean))
+            self._scales[system.name] = (solver.scale, system.scale)
+            self.distances[system.name], self.losses[system.name] = [], []
+        elif solver.steps < step:
+            return
+        energy, pull = self._offsets[system.name]
+        gap = solver.solution - system.mean
+        self.distances[system.name].append(solver.distance)
+        self.losses[system.name].append(max(0.0, energy - float((gap * (pull + solver.residual)).sum())))
+
+    def summary(self, system: System, solver: ConjugateGradients) -> dict[str, float]:
+        """What is known of a solved system, whose operators are no longer needed afterwards."""
+        self._offsets.pop(system.name)
+        right, scale = (max(one, 1e-300) for one in self._scales[system.name])
+        losses = self.losses[system.name]
+        return {
+            "residual_before": losses[0] / scale,
+            "residual_after": losses[-1] / scale,
+            "cg_residual": self.distances[system.name][-1] / right,
+            "iterations": float(solver.steps),
+        }
+
+    def plain(self) -> dict[str, dict[str, dict[int, float]]]:
+        """By quantity and tensor, and of all of them: those that are done stay where they are."""
+        if not self.distances:
+            return {}
+        found: dict[str, dict[str, dict[int, float]]] = {"cg residual": {}, "cg loss": {}}
+        for name, distances in self.distances.items():
+            right, scale = (max(one, 1e-300) for one in self._scales[name])
+            found["cg residual"][name] = dict(enumerate(one / right for one in distances))
+            found["cg loss"][name] = dict(enumerate(one / scale for one in self.losses[name]))
+        right = max(sqrt(sum(one**2 for one, _ in self._scales.values())), 1e-300)
+        scale = max(sum(one for _, one in self._scales.values()), 1e-300)
+        steps = range(max(map(len, self.distances.values())))
+        found["cg residual"][ALL] = {
+            step: sqrt(sum(one[min(step, len(one) - 1)] ** 2 for one in self.distances.values())) / right
+            for step in steps
+        }
+        found["cg loss"][ALL] = {
+            step: sum(one[min(step, len(one) - 1)] for one in self.losses.values()) / scale for step in steps
+        }
+        if self.divergence:
+            found["cg divergence"] = {ALL: self.divergence}
+        return found
