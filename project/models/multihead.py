@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from project.errors import ConfigurationError
 from project.models import heads
 from project.models.heads import Joint, Prediction
 from project.models.labels import LabelSpace
@@ -105,6 +106,12 @@ class MultiHead(nn.Module, ABC):
     def predict(
         self, pictures: Tensor, head: str = heads.JOINT, joint: Joint | None = None, top: int = 1
     ) -> list[list[Prediction]]:
-        """The ``top`` most likely classes of every picture, the likeliest first; see :meth:`probabilities`."""
+        """The ``top`` most likely classes of every picture, the likeliest first; see :meth:`probabilities`.
+
+        Raises:
+            ConfigurationError: If none are asked for, or there is no such head.
+        """
+        if top < 1:
+            raise ConfigurationError(f"top is {top}; allowed: 1 or more.")
         shares = self.probabilities(pictures, head, joint)
         return heads.most_likely(shares, heads.column_labels(self.labels, head), top)

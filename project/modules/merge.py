@@ -85,7 +85,7 @@ class MergeModule(LightningModule):
     ) -> None:
         files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(files) < 2:
-            raise ConfigurationError(f"sources holds {len(files)} files; at least 2 are needed to merge.")
+            raise ConfigurationError(f"sources holds {len(files)} of at least 2 files that a merge needs.")
         super().__init__()
         self.files = files
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]

@@ -116,6 +116,8 @@ def test_students_answer_by_head(mode: str) -> None:
             assert torch.allclose(student.probabilities(batch, "birds"), sources[1](batch).softmax(1), atol=1e-5)
         assert torch.equal(student.probabilities(batch), probabilities(student(batch), problem.labels))
         assert torch.allclose(student.outputs(batch)[0], student(batch))
+    with pytest.raises(ConfigurationError, match="top is 0"):
+        student.predict(batch, top=0)
     found = student.predict(batch, "birds", top=2)
     assert [len(row) for row in found] == [2] * 4
     assert all(row[0].probability >= row[1].probability for row in found)
