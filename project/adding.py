@@ -1,11 +1,11 @@
 """``pleas add-statistics``: the statistics of shards, added up to those of the whole."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from project.moments import add_statistics
+from project.parser import CommandParser
 
 
 def run_add_statistics(args: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def run_add_statistics(args: Sequence[str]) -> None:
     Raises:
         PleasError: If the files do not belong together, or one cannot be read.
     """
-    parser = argparse.ArgumentParser("pleas add-statistics", description=add_statistics.__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = CommandParser("pleas add-statistics", description=add_statistics.__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("files", nargs="+", type=Path, help="files that merges wrote to their 'statistics'")
     parser.add_argument("--out", type=Path, required=True, help="file for the sum, for the 'statistics' of a merge")
     given = parser.parse_args(list(args))

@@ -1,12 +1,11 @@
 """``pleas check``: the permutation groups of a network, and the proof that they hold on it."""
 
-import argparse
 import importlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torchvision
@@ -14,14 +13,10 @@ from torch import nn
 
 from project.errors import ConfigurationError, TraceError
 from project.models import written_out
+from project.parser import CommandParser
 from project.report import group_table
 from project.student import load_source, obstacle, reestimate, unfitted
 from project.symmetry import Spec, group_differences, trace
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}; see 'pleas check --help'.")
 
 
 def run_check(args: Sequence[str]) -> None:
@@ -34,7 +29,7 @@ def run_check(args: Sequence[str]) -> None:
         ConfigurationError: If there is no such network, or it cannot be built from the arguments.
         TraceError: If its groups cannot be derived, or do not hold.
     """
-    parser = _Parser("pleas check", description=__doc__.split("``: ")[1].strip().capitalize())
+    parser = CommandParser("pleas check", description=__doc__.split("``: ")[1].strip().capitalize())
     parser.add_argument(
         "--model",
         required=True,

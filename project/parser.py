@@ -1,5 +1,6 @@
 """The command's parser: what is wrong with the arguments in one sentence, not a page of usage."""
 
+import argparse
 import inspect
 import os
 import pkgutil
@@ -10,9 +11,19 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from project.errors import ConfigurationError
+
 FRAME = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
 TYPE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|<class '(.+?)'>)")
 SHOWN = 3
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Of a command that needs neither data nor trainer."""
+
+    def error(self, message: str) -> NoReturn:
+        """Tell what is wrong in one sentence."""
+        raise ConfigurationError(f"{message}; see '{self.prog} --help'.")
 
 
 class OneSentenceParser(LightningArgumentParser):

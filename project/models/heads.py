@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from project.errors import ConfigurationError
+from project.models.labels import JOINT as JOINT
 from project.models.labels import LabelSpace
 
 Joint = Literal["gate", "logits", "uniform", "confidence"]
 """How the heads are weighed where nobody says which one to use, see :func:`head_weights`."""
 
-JOINT = "joint"
 TINY = 1e-6
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from project.errors import ConfigurationError
 
 LabelMode = Literal["shared", "different"]
-HEAD_WORDS = ("own", "joint")  # what to ask of the heads in place of one domain's
+OWN, JOINT = HEAD_WORDS = ("own", "joint")  # what to ask of the heads in place of one domain's
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from torch import Tensor
 from project.errors import ConfigurationError
 from project.models import heads
 from project.models.heads import Joint
+from project.models.labels import OWN
 from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
 from project.modules.contenders import load_contenders
 from project.modules.scoring import ScoringModule
 from project.modules.sources import SourceFile
 from project.report.results import text_table, write_csv
-
-OWN = "own"
 
 
 class EvaluationModule(ScoringModule):

@@ -24,12 +24,12 @@ from project.moments import (
     save_statistics,
 )
 from project.student import Progress
+from project.student.progress import Reduce
 from project.symmetry import Spec
 
 SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
 UNFINISHED = "gathering"
 
-Reduce = Callable[[Tensor], object]
 Division = Callable[[Mapping[str, int]], Sequence[Collection[str]]]
 
 

@@ -1,9 +1,8 @@
 """Statistics in files: what calibration leaves behind, with what it depends on, additive over shards."""
 
 import json
-import math
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -173,11 +172,6 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     stamp = reduce(lambda one, other: one + other, (file.stamp for file in files))
     _write(out, stamp, pictures, totals, counts)
     return read_statistics(out)
-
-
-def stored_bytes(shapes: Collection[Sequence[int]]) -> int:
-    """Bytes of float64 totals of these shapes."""
-    return sum(8 * math.prod(shape) for shape in shapes)
 
 
 def _write(

@@ -43,7 +43,7 @@ class View:
     samples: int
     owner: int | None = None
     weight: float = 1.0
-    _outputs: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _outputs: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
 
     def blend(self, units: UnitMap) -> Tensor:
         """Shares of the sources in each student unit."""

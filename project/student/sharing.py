@@ -57,7 +57,7 @@ class World:
         """
         try:
             yield
-        except BaseException:
+        except Exception:
             self._failures(1)
             raise
         if self._failures(0):
@@ -97,9 +97,9 @@ ALONE = World()
 
 
 def _through(tensor: Tensor, call: Callable[[Tensor], object]) -> None:
-    """Let a collective change a tensor; NCCL knows tensors of its own device alone."""
-    moved = tensor.cuda() if distributed.get_backend() == "nccl" else tensor
-    moved = moved.contiguous()
+    """Let a collective change a tensor; all backends but gloo know tensors of the accelerator alone."""
+    accelerator = None if distributed.get_backend() == "gloo" else torch.accelerator.current_accelerator()
+    moved = (tensor if accelerator is None else tensor.to(accelerator)).contiguous()
     call(moved)
     if moved is not tensor:
         tensor.copy_(moved)
