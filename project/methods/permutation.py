@@ -5,11 +5,20 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from project.alignment import Alignment, Similarity, UnitMap, align_by_activations, align_by_weights
+from project.alignment import Alignment, Similarity, UnitMap, align_by_activations, align_by_weights, unaligned
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
 from project.moments import INPUTS, UNITS
-from project.student import Budget, by_gain, check_growth, obstacle, separation_gains, stagewise, uniform
+from project.student import (
+    Budget,
+    by_gain,
+    check_growth,
+    obstacle,
+    separation_gains,
+    stagewise,
+    uniform,
+    widest_maps,
+)
 
 Separate = Literal["gain", "front", "back", "uniform"]
 
@@ -117,6 +126,18 @@ class Permutation(Method):
         if self.separate == "uniform":
             return uniform(spec, alignment, fixed, budget, step=self.step)
         return stagewise(spec, alignment, fixed, budget, front=self.separate == "front", step=self.step)
+
+    def shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
+        """Unit maps of the students' widths, or of no smaller ones, before any units are matched.
+
+        Args:
+            problem: Without statistics.
+            budgets: Sizes of the students.
+        """
+        spec, fixed, anyhow = problem.spec, problem.fixed, unaligned(problem.spec, len(problem.sources))
+        if self.separate == "gain":
+            return [widest_maps(spec, anyhow, fixed, budget) for budget in budgets]
+        return [self._allocate(problem, anyhow, Budget.of(budget), {}) for budget in budgets]
 
     def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """What follows the start points; nothing here."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from project.alignment import Similarity
+from project.alignment import Similarity, UnitMap
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation, Separate
@@ -30,8 +30,10 @@ from project.student import (
     unfitted,
     view,
     waiting,
+    with_joins,
 )
-from project.student.memory import Demand, solve_bytes, walk_bytes
+from project.student.build import exact_groups
+from project.student.memory import Demand, solve_bytes, walk_bytes, widest
 from project.symmetry import Layer, graph_of
 
 MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures")
@@ -151,17 +153,18 @@ class PLeaS(Permutation):
                 "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
                 "restyle_steps to 0, or use pictures of the domains."
             )
-        partial = max(map(problem.times, budgets)) > 1
-        apart = partial and self.sequential
+        shapes = self._shapes(problem, budgets)
+        apart = max(map(problem.times, budgets)) > 1 and self.sequential
         counted = {name: count for name, count in pictures.items() if self.weights.get(name, 1.0)}
         seen = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in counted.items())
         fewest = min(counted.values()) if apart else seen
-        scarcity = {layer: self._unknowns(layer, problem, partial) / layer.positions for layer in problem.spec.layers}
+        unknowns = {layer: self._unknowns(layer, problem, shapes) for layer in problem.spec.layers}
+        scarcity = {layer: count / layer.positions for layer, count in unknowns.items()}
         layer = max(scarcity, key=lambda layer: scarcity[layer])
         if fewest >= scarcity[layer]:
             return
         shortage = (
-            f"layer {layer.name!r} may have {self._unknowns(layer, problem, partial)} unknowns a row, and {fewest} "
+            f"layer {layer.name!r} may have {unknowns[layer]} unknowns a row, and {fewest} "
             f"calibration pictures{' of a domain' if apart else ''} give only {fewest * layer.positions} samples"
         )
         if self.ridge == 0:
@@ -176,23 +179,30 @@ class PLeaS(Permutation):
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
         """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
-        times = len(problem.sources) if max(map(problem.times, budgets)) > 1 else 1  # any group may be separated
-        if not self.sequential:
-            solving = solve_bytes(problem.spec, len(pictures), len(problem.sources))
+        layers = problem.spec.layers
+        if not self.sequential:  # sets out from all sources' inputs side by side, whatever the budget
+            apart = len(problem.sources) * max(layer.taps * problem.spec.sizes[layer.inputs] for layer in layers) + 1
+            solving = solve_bytes(apart, len(pictures))
             return Demand(solving, solving)
+        shapes = self._shapes(problem, budgets)
+        unknowns = max(self._unknowns(layer, problem, shapes) for layer in layers)
         strangers = self._strangers(problem, pictures)
-        domains = len(pictures) + len(strangers) * (len(problem.sources) - 1)
-        solving = solve_bytes(problem.spec, domains, times)
+        solving = solve_bytes(unknowns, len(pictures) + len(strangers) * (len(problem.sources) - 1))
         total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
-        whole, least = (walk_bytes(problem.spec, count, times) for count in (total, min(total, batch)))
-        return Demand(whole + solving, least + solving)
+        values = max(widest(problem.spec, {name: units.units for name, units in maps.items()}) for maps in shapes)
+        return Demand(walk_bytes(values, total) + solving, walk_bytes(values, min(total, batch)) + solving)
 
-    def _unknowns(self, layer: Layer, problem: Problem, partial: bool) -> int:
-        """Most unknowns that a row of a layer may have; none where it is not fitted."""
+    def _shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
+        """Unit maps of all axes of the students, none narrower than it is going to be."""
+        return [with_joins(problem.spec, maps) for maps in self.shapes(problem, budgets)]
+
+    def _unknowns(self, layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMap]]) -> int:
+        """Most unknowns that a row of a layer may have; none where it is not fitted, or is its sources' already."""
         if self._kept(layer, problem):
             return 0
-        units = problem.spec.sizes[layer.inputs] * (len(problem.sources) if partial else 1)
-        return units * layer.taps + (layer.bias or self.sequential)  # the norm behind a layer adds one
+        fitted = [maps for maps in shapes if layer.outputs not in exact_groups(problem.spec, maps)]
+        units = max((maps[layer.inputs].units for maps in fitted), default=0)
+        return units * layer.taps + (layer.bias or self.sequential) if units else 0  # the norm behind it adds one
 
     def plan(self, problem: Problem) -> str | None:
         """The stages of the sequential fit: layers that do not feed each other stand together."""

@@ -42,7 +42,8 @@ class RegMean(Arithmetic):
     ) -> Demand:
         """Of the parameters, and of the largest layer's solution."""
         plain = super().demand(problem, pictures, budgets, batch)
-        solving = solve_bytes(problem.spec, len(problem.sources), 1)
+        unknowns = max(layer.taps * problem.spec.sizes[layer.inputs] for layer in problem.spec.layers)
+        solving = solve_bytes(unknowns, len(problem.sources))
         return Demand(plain.whole + solving, plain.least + solving)
 
     def combine(self, space: Space, student: Student) -> Combined:

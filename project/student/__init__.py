@@ -1,6 +1,6 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
-from project.student.allocation import by_gain, separated, stagewise, uniform
+from project.student.allocation import by_gain, separated, stagewise, uniform, widest_maps
 from project.student.artefact import build_student, is_student, load_student, save_student, student_entries
 from project.student.axes import with_joins
 from project.student.budget import Budget, check_budgets
@@ -33,5 +33,5 @@ __all__ = [
     "original_sources", "packed", "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled",
     "running_variances", "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages",
     "stagewise", "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted",
-    "uniform", "view", "waiting", "with_joins",
+    "uniform", "view", "waiting", "widest_maps", "with_joins",
 ]  # fmt: skip

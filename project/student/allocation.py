@@ -118,6 +118,21 @@ def by_gain(
     return choices.maps(best_counts(choices, values), ranked)
 
 
+def widest_maps(
+    spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget | float | str
+) -> dict[str, UnitMap]:
+    """Unit maps in which each group is as wide as the budget would allow it alone: no student of it is wider anywhere.
+
+    Args:
+        spec: Groups of the sources.
+        alignment: Matched units.
+        fixed: Unit maps of the picture and of the logits.
+        budget: Largest size of a student; these maps themselves need not be within it.
+    """
+    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    return choices.maps(choices.most, [kind.rows for kind in choices.kinds])
+
+
 def separated(maps: Mapping[str, UnitMap]) -> dict[str, float]:
     """For every group, the share of the sources' units that student units of their own stand for.
 

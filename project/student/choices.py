@@ -1,7 +1,9 @@
 """What an allocation decides on: how many rows of each kind are separated, and what that costs."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -95,6 +97,22 @@ class Choices:
     def fits(self, counts: Vector | Counts) -> bool:
         """Whether that is within the budget."""
         return self.size(counts) <= self.limit
+
+    @property
+    def most(self) -> Counts:
+        """For every kind, how many rows can be separated at most: all that fit while no other row is separated.
+
+        Nothing becomes cheaper by separating other rows too.
+        """
+        found = np.zeros(len(self.kinds), dtype=np.int64)
+        for kind, count in enumerate(self.counts):
+            alone = np.zeros_like(found)
+            alone[kind] = 1
+            found[kind] = bisect_left(range(1, int(count) + 1), True, key=partial(self._exceeds, alone))
+        return found
+
+    def _exceeds(self, counts: Counts, times: int) -> bool:
+        return not self.fits(times * counts)
 
     def ranked(self, worth: Mapping[str, Tensor]) -> list[Tensor]:
         """For every kind, its rows by falling worth.

@@ -106,7 +106,7 @@ def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:
         sources: Number of sources N.
         pictures: Pictures in the batch.
     """
-    return walk_bytes(spec, pictures, sources)
+    return walk_bytes(sources * widest(spec, spec.sizes), pictures)
 
 
 def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> int:
@@ -122,28 +122,34 @@ def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> in
     return 4 * (HELD * values * pictures + 2 * parameters * min(chunk, pictures))
 
 
-def walk_bytes(spec: Spec, pictures: int, times: float) -> int:
-    """About how many bytes of activations the sequential fit holds at its widest layer.
+def widest(spec: Spec, units: Mapping[str, int]) -> int:
+    """Most values that a layer puts out for one picture.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
-        pictures: Calibration pictures over all domains.
-        times: Width of the student's widest layer over a source's, at most.
+        units: How many units stand on every axis.
     """
-    widest = max(layer.positions * spec.sizes[layer.outputs] for layer in spec.layers)
-    return int(4 * HELD * times * widest * pictures)
+    return max(layer.positions * units[layer.outputs] for layer in spec.layers)
 
 
-def solve_bytes(spec: Spec, domains: int, times: float) -> int:
-    """About how many bytes solving the largest layer takes.
+def walk_bytes(values: int, pictures: int) -> int:
+    """About how many bytes of activations are held around one layer.
 
     Args:
-        spec: Groups of the sources.
-        domains: Number of calibration domains, each of which has equations of its own.
-        times: Width of what a student's layer reads over a source's, at most.
+        values: What it puts out for one picture.
+        pictures: How many pictures stand there.
     """
-    unknowns = max(times * layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers if layer.blocks == 1)
-    return int(8 * (SOLVING + domains) * unknowns**2)
+    return 4 * HELD * values * pictures
+
+
+def solve_bytes(unknowns: int, domains: int) -> int:
+    """About how many bytes solving a layer takes.
+
+    Args:
+        unknowns: Of its widest row.
+        domains: Number of calibration domains, each of which has equations of its own.
+    """
+    return 8 * (SOLVING + domains) * unknowns**2
 
 
 def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:

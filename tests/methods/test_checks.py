@@ -1,6 +1,7 @@
 """Errors before the long run, in one sentence with the value and what is allowed."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from helpers import make_problem, pictures, random_network
 from project.errors import ConfigurationError, MergeError
 from project.methods import Permutation, PLeaS
 from project.student import check_budgets
-from project.student.memory import Demand, solve_bytes, walk_bytes
+from project.student.memory import Demand, solve_bytes, walk_bytes, widest
 
 
 def quiet() -> warnings.catch_warnings:
@@ -113,14 +114,45 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
 
 def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> None:
     problem = make_problem([random_network(0, weights) for weights in (0, 1)])
-    many = {"art": 10**6, "birds": 10**6}
-    narrow, wide = (PLeaS().demand(problem, many, [budget], 16) for budget in (1.0, 2.0))
-    solving = solve_bytes(problem.spec, 2, 2)
-    assert wide.whole == walk_bytes(problem.spec, 2 * 10**6, 2) + solving
-    assert wide.least == walk_bytes(problem.spec, 16, 2) + solving
-    assert narrow.whole < wide.whole
-    assert PLeaS(fit="joint").demand(problem, many, [1.0], 16) == Demand(solving, solving)
+    spec, many = problem.spec, {"art": 10**6, "birds": 10**6}
+    (demand,) = (PLeaS().demand(problem, many, [1.0], 16),)
+    solving = solve_bytes(max(layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers), 2)
+    assert demand.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
+    assert demand.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
+    apart = solve_bytes(max(2 * layer.taps * spec.sizes[layer.inputs] for layer in spec.layers) + 1, 2)
+    assert PLeaS(fit="joint").demand(problem, many, [1.0], 16) == Demand(apart, apart)
     assert Permutation().demand(problem, many, [2.0], 16) == Demand()
+
+
+def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
+    sources = [random_network(0, weights) for weights in (0, 1, 2)]
+    shared, different = make_problem(sources), make_problem(sources, "different")
+    pictures = dict.fromkeys(shared.owners, 10)
+    head = shared.spec.head
+    solving = solve_bytes(3 * head.taps * shared.spec.sizes[head.inputs] + 1, 3)
+    walk = walk_bytes(3 * widest(shared.spec, shared.spec.sizes), 30)
+    assert PLeaS().demand(shared, pictures, [3.0], 30) == Demand(walk + solving, walk + solving)
+    walk = walk_bytes(widest(shared.spec, {name: 3 * size for name, size in shared.spec.sizes.items()}), 30)
+    assert PLeaS().demand(different, pictures, [3.0], 30) == Demand(walk, walk)
+
+
+@pytest.mark.parametrize("separate", ["front", "back", "uniform", "gain"])
+@pytest.mark.parametrize(("structure", "count"), [(0, 2), (1, 3), (2, 2)])
+def test_students_are_no_wider_than_was_told_before_units_were_matched(
+    separate: Any, structure: int, count: int
+) -> None:
+    problem = make_problem([random_network(structure, weights) for weights in range(count)])
+    method, budgets = Permutation(separate=separate), [1.0, 1.2, 1.6, count - 0.1]
+    told = method.shapes(replace(problem, statistics=None), budgets)
+    for shapes, merged in zip(told, method.merge(problem, budgets), strict=True):
+        for name, units in merged.student.group_maps.items():
+            assert units.units <= shapes[name].units, name
+            if count == 2 and separate != "gain":
+                assert units.units == shapes[name].units, name
+    assert told[0].keys() >= {group.name for group in problem.spec.free}
+    sizes = [sum(units.units for units in shapes.values()) for shapes in told]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""On an accelerator all stays on it and comes out as at home; one that is not there stands in for it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+from elsewhere import Away, elsewhere
+from helpers import DOMAINS, close, make_problem, pictures, randomised
+from torch import Tensor, nn
+
+from project.alignment import UnitMap
+from project.methods import (
+    EMR,
+    PCB,
+    TIES,
+    Average,
+    Fisher,
+    MaTS,
+    Method,
+    Permutation,
+    PLeaS,
+    Problem,
+    RegMean,
+    TaskArithmetic,
+)
+from project.moments import PICTURES, Collector, Lockstep, Moment
+from project.student import Distillation
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "average": Average,
+    "permutation": Permutation,
+    "permutation by weights": lambda: Permutation("weights"),
+    "pleas": PLeaS,
+    "pleas, gain": lambda: PLeaS(separate="gain", logits="squares"),
+    "pleas, a share of the pictures": lambda: PLeaS(excess=0.05, logits="squares"),
+    "pleas joint, back": lambda: PLeaS(fit="joint", separate="back"),
+    "task arithmetic": TaskArithmetic,
+    "ties, aligned": lambda: TIES(align="activations"),
+    "pcb": PCB,
+    "emr": EMR,
+    "fisher": lambda: Fisher(classes="exact"),
+    "regmean, aligned": lambda: RegMean(align="activations"),
+    "mats, average": lambda: MaTS(estimate="average", start="zero"),
+    "mats, diagonal": lambda: MaTS(estimate="diagonal", classes="exact", iterations=3),
+    "mats, gram": lambda: MaTS(estimate="gram", iterations=3),
+    "mats, kfac": lambda: MaTS(iterations=3, classes="exact", precondition=True, watch=2),
+}
+
+
+BATCHES = [(domain, pictures(12, seed)) for seed, domain in enumerate(DOMAINS[:2])]
+
+
+class Small(nn.Module):
+    """A convolution, a residual sum, and a head."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.conv, self.inner = nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.BatchNorm2d(5)
+        self.back, self.outer = nn.Conv2d(5, 6, 1), nn.BatchNorm2d(6)
+        self.down, self.fc = nn.Conv2d(6, 6, 1, stride=2), nn.Linear(6, 4)
+        randomised(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        out = self.outer(self.back(self.inner(self.conv(x)).relu())) + self.down(x)
+        return self.fc(out.relu().mean((2, 3)))
+
+
+def gathered(problem: Problem, method: Method) -> Problem:
+    """With the statistics that a method needs, of the problem's own pictures."""
+    assert problem.pictures is not None
+    needs = sorted(method.needs - {PICTURES})
+    collector = Collector(problem.spec, Lockstep(problem.sources), needs, tuple(problem.pictures), problem.owners)
+    for domain, batches in problem.pictures.items():
+        for batch in batches:
+            collector.gather(domain, batch)
+    return replace(problem, statistics=collector.statistics)
+
+
+def away(tensors: Iterable[Tensor]) -> bool:
+    found = list(tensors)
+    return bool(found) and all(isinstance(one, Away) for one in found)
+
+
+def test_it_refuses_to_mix_devices() -> None:
+    home = torch.arange(3.0)
+    with elsewhere() as device:
+        there = home.to(device)
+        assert isinstance(there, Away)
+        assert there.device == device
+        assert torch.equal((there + there).cpu(), home + home)
+        with pytest.raises(RuntimeError, match="two devices"):
+            there + home
+        with pytest.raises(RuntimeError, match="two devices"):
+            home[there.long()]
+        assert there[home.long()].device == device
+        layer = nn.Linear(3, 2).to(device)
+        layer(there).sum().backward()
+        assert away([layer.weight, layer.weight.grad])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_methods_stay_on_the_device_of_their_sources(name: str, mode: str) -> None:
+    method = METHODS[name]()
+    problem = replace(
+        make_problem([Small(seed) for seed in (0, 1)], mode, batches=BATCHES), base="mean", statistics=None
+    )
+    here = list(method.merge(gathered(problem, method), [1.0, 1.4]))
+    batch = pictures(4, 9)
+    with torch.no_grad():
+        expected = [one.student(batch) for one in here]
+    with elsewhere() as device:
+        assert problem.pictures is not None
+        moved = replace(
+            problem,
+            sources=tuple(source.to(device) for source in problem.sources),
+            pictures={domain: [one.to(device) for one in batches] for domain, batches in problem.pictures.items()},
+        )
+        moved = gathered(moved, method)
+        assert moved.statistics is not None
+        for moment in moved.statistics.moments():
+            assert away(moment.totals)
+            assert not isinstance(moment, Moment) or away([moment.sum()])
+        there = list(METHODS[name]().merge(moved, [1.0, 1.4]))
+        assert [one.name for one in there] == [one.name for one in here]
+        for one, wanted in zip(there, expected, strict=True):
+            assert away(one.student.state_dict().values())
+            with torch.no_grad():
+                found = one.student(batch.to(device))
+            assert isinstance(found, Away)
+            assert close(found.cpu(), wanted, 1e-3)
+
+
+def test_distillation_stays_on_the_device_of_the_student() -> None:
+    problem = make_problem([Small(seed) for seed in (0, 1)], batches=BATCHES)
+    batch = {domain: pictures(4, seed) for seed, domain in enumerate(problem.owners)}
+    student = problem.start(problem.fixed | {g.name: UnitMap.identity(g.size, 2) for g in problem.spec.free})
+    with torch.no_grad():
+        expected = Distillation(student, problem.sources, problem.owners)(batch)
+    with elsewhere() as device:
+        student.to(device)
+        sources = [source.to(device) for source in problem.sources]
+        found = Distillation(student, sources, problem.owners)({name: one.to(device) for name, one in batch.items()})
+        found.total.backward()
+        assert away([found.total, *(p.grad for p in student.parameters() if p.grad is not None)])
+        assert close(found.total.detach().cpu(), expected.total)
