@@ -5,9 +5,10 @@ from project.alignment.assignment import assign, match_units, total_similarity
 from project.alignment.partition import Splitting, nested_partitions
 from project.alignment.similarity import Similarity, activation_similarity
 from project.alignment.unit_map import UnitMap, overlap
+from project.alignment.zipping import Zipping, zip_sources, zippable
 
 __all__ = [
-    "Alignment", "Similarity", "Splitting", "UnitMap", "activation_similarity", "align_by_activations",
+    "Alignment", "Similarity", "Splitting", "UnitMap", "Zipping", "activation_similarity", "align_by_activations",
     "align_by_both", "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "total_similarity",
-    "unaligned",
+    "unaligned", "zip_sources", "zippable",
 ]  # fmt: skip

@@ -62,11 +62,13 @@ class Zip:
 def zip_units(similarity: Tensor, sources: int, within: float = 1.0, repeat: float = 0.5) -> Zip:
     """Merge the two most similar sets of units, again and again, until as many are left as one source has units.
 
-    A set is as similar to another as the least similar of the two it was made of, times ``repeat`` for every merge.
-    Two sets that hold units of one source may be merged as often as that source's budget allows: ``within`` times its
-    equal share of all merges. As many sets as the student has units are begun, no more, so that every unit left finds
-    one that lacks its source: without a budget, each set holds one unit of every source, whatever their number. With
-    two sources this binds nothing, and the algorithm is ZipIt's.
+    A set is as similar to another as the least similar of the two it was made of, times ``repeat`` for every merge
+    that leaves no room for a unit of another source: the set holds all sources, or one of them twice. Two sets that
+    hold units of one source may be merged as often as that source's budget allows: ``within`` times its equal share of
+    all merges. As many sets as the student has units are begun, no more, so that every unit left finds one that lacks
+    its source: without a budget, each set holds one unit of every source, whatever their number.
+
+    With two sources every merge counts for ``repeat``, no set can be one too many, and the algorithm is ZipIt's.
 
     (N − 1) n merges, each a few passes over N n numbers, and over the rows of those that have lost their best partner:
     mostly some (N n)² numbers in all, which is also what is held in float64.
@@ -75,13 +77,13 @@ def zip_units(similarity: Tensor, sources: int, within: float = 1.0, repeat: flo
         similarity: Symmetric, shape (N · n, N · n): units of all sources, source after source.
         sources: Number of sources N.
         within: Budget of merges within a source, 0 to 1.
-        repeat: Factor of the similarities of what was merged, 0 to 1.
+        repeat: Factor of the similarities of such a set, 0 to 1.
     """
     total, size = len(similarity), len(similarity) // sources
     alike = similarity.detach().cpu().double().clone().fill_diagonal_(-torch.inf)
     held = torch.eye(sources, dtype=torch.bool).repeat_interleave(size, 0)  # the sources in each set
     left = [int((sources - 1) * size // sources * within + 1e-4)] * sources
-    single, labels, begun = torch.ones(total, dtype=torch.bool), torch.arange(total), 0
+    units, labels, begun = torch.ones(total, dtype=torch.long), torch.arange(total), 0
 
     def forbid(source: int) -> None:
         mine = held[:, source]
@@ -90,7 +92,7 @@ def zip_units(similarity: Tensor, sources: int, within: float = 1.0, repeat: flo
     def partners(rows: Tensor) -> tuple[Tensor, Tensor]:
         among = alike[rows]
         if begun == size:
-            among[single[rows][:, None] & single] = -torch.inf
+            among[(units[rows] == 1)[:, None] & (units == 1)] = -torch.inf
         best = among.max(1)
         return best.values, best.indices
 
@@ -101,27 +103,29 @@ def zip_units(similarity: Tensor, sources: int, within: float = 1.0, repeat: flo
     for _ in range(total - size):
         a = int(values.argmax())
         a, b = sorted((a, int(others[a])))
-        row = torch.minimum(alike[a], alike[b])
-        row = torch.where(row.isneginf(), row, row * repeat)
-        alike[b] = alike[:, b] = values[b] = -torch.inf
-        alike[a] = alike[:, a] = row
-        labels[labels == b] = a
         shared = (held[a] & held[b]).nonzero()[:, 0].tolist()
+        full, begun = begun == size, begun - 1 + int(units[a] == 1) + int(units[b] == 1)
         held[a] |= held[b]
         held[b] = False
-        full, begun = begun == size, begun - 1 + int(single[a]) + int(single[b])
-        single[a] = single[b] = False
+        units[a], units[b] = units[a] + units[b], 0
+        labels[labels == b] = a
+        row = torch.minimum(alike[a], alike[b])
+        if bool(held[a].all()) or units[a] > held[a].sum():
+            row = torch.where(row.isneginf(), row, row * repeat)
+        alike[b] = alike[:, b] = values[b] = -torch.inf
+        alike[a] = alike[:, a] = row
         for source in shared:
             left[source] -= 1
         spent = [source for source in shared if not left[source]]
         for source in spent:
             forbid(source)
         stale = (others == a) | (others == b)
+        better = (alike[a] > values) | (stale & (alike[a] == values))
+        values, others = torch.where(better, alike[a], values), torch.where(better, a, others)
+        stale &= ~better
+        stale[a] = True
         if spent or full != (begun == size):
             stale[:] = True
-        better = (alike[a] > values) & ~stale
-        values, others = torch.where(better, alike[a], values), torch.where(better, a, others)
-        stale[a] = True
         rows = (stale & held.any(1)).nonzero()[:, 0]
         values[rows], others[rows] = partners(rows)
     sets = torch.unique(labels, return_inverse=True)[1]  # numbered by their first units, in the order of the sources

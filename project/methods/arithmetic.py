@@ -63,7 +63,7 @@ class Aligned(Method):
                 f"align of method {self.name} is {self.align!r}, which takes the sources' units out of the order that "
                 f"base has them in; use align 'none', or base 'mean'."
             )
-        matching.check(problem)
+        matching.check(problem, "align")
 
     def needs_base(self, problem: Problem) -> bool:
         """Whether it needs θ₀."""
@@ -106,9 +106,10 @@ class Arithmetic(Aligned):
 
 @torch.no_grad()
 def write(student: Student, parameters: Mapping[str, Tensor]) -> None:
-    """Give a student of one source's size its parameters."""
+    """Give a student of one source's size its parameters, and its buffers where they are among them."""
+    state = student.network.state_dict()
     for name, values in parameters.items():
-        student.network.get_parameter(name).copy_(values)
+        state[name].copy_(values)
 
 
 def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:

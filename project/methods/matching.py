@@ -51,12 +51,17 @@ class Matching:
         counts = {"activations": ("similarity",), "weights": ("seed",), "both": ("alpha", "seed")}
         return self.by == other.by and all(getattr(self, one) == getattr(other, one) for one in counts[self.by])
 
-    def check(self, problem: Problem) -> None:
-        """Refuse activations of units that no value of the architecture holds alone."""
+    def check(self, problem: Problem, argument: str = "matching") -> None:
+        """Refuse activations of units that no value of the architecture holds alone.
+
+        Args:
+            problem: The sources.
+            argument: What the user has set, for the message.
+        """
         hidden = [group.name for group in problem.spec.free if not group.nodes]
         if self.needs and hidden:
             raise ConfigurationError(
-                f"matching is {self.by!r}, but no value of this architecture holds the units of group {hidden[0]!r} "
+                f"{argument} is {self.by!r}, but no value of this architecture holds the units of group {hidden[0]!r} "
                 f"alone; use 'weights'."
             )
 

@@ -134,8 +134,8 @@ def test_arguments(made: Callable[[], object], words: str) -> None:
 
 def test_what_cannot_work_is_refused_beforehand(strangers: Problem) -> None:
     hidden = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[], base="mean")
-    for method in (Permutation("both"), TIES(align="both")):
-        with pytest.raises(ConfigurationError, match=r"matching is 'both', but no value .* alone; use 'weights'"):
+    for argument, method in (("matching", Permutation("both")), ("align", TIES(align="both"))):
+        with pytest.raises(ConfigurationError, match=argument + r" is 'both', but no value .* alone; use 'weights'"):
             method.check(hidden, {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method ties is 'both', .* use align 'none'"):
         TIES(align="both").check(replace(strangers, base=nn.Identity()), {}, [1.0])
