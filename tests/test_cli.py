@@ -552,6 +552,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     rows = {row["network"]: row for row in found["table"]}
     labels = ["average", "permutation", "pleas", "taskarithmetic", "ties", "pcb", "emr", "fisher", "regmean"]
     labels += ["ties-aligned", "regmean-aligned", "mats-average", "mats-diagonal", "mats-gram", "mats-kfac"]
+    labels += ["ties-both", "pleas-both", "fisher-both", "zipit", "zipit-both"]
     assert {name for name in rows if name.endswith("-1.00")} == {f"{label}-1.00" for label in labels}
     for label in labels:
         student = project.load_student(folder / "students" / f"{label}-1.00.ckpt")
@@ -559,6 +560,9 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
         assert rows[f"{label}-1.00"]["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
         assert torch.isfinite(student.probabilities(torch.randn(2, 3, 16, 16), "sketch")).all()
         assert student.lineage["base"] == "mean"
+        assert student.zipped == label.startswith("zipit")
+        assert label != "ties-both" or student.lineage["options"]["align"]["alpha"] == 0.3
+        assert label != "zipit-both" or student.lineage["options"]["within"] == 0.5
     events = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
     for tag in ("cg residual/mats-kfac-1.00/fc", "cg loss/mats-gram-1.00/all layers", "residual_after/regmean-1.00"):

@@ -1,4 +1,4 @@
-"""Matching the units of all sources with each other, by activations or by weights."""
+"""Matching the units of all sources with each other, by activations, by weights, or by both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from project.alignment.ascent import ascend
 from project.alignment.assignment import within_rows
+from project.alignment.measure import Dual, Measure, Products, counted
 from project.alignment.partition import Splitting
-from project.alignment.similarity import (
-    Similarity,
-    activation_similarity,
-    squared_distances,
-    weight_similarity,
-)
+from project.alignment.similarity import Similarity, activation_similarity, squared_distances
 from project.alignment.structured import bundles, match_blocks, rank_blocks, rematched, row_scores
 from project.alignment.unit_map import UnitMap
 from project.moments import Statistics
@@ -82,22 +79,48 @@ def align_by_weights(
         sweeps: Most passes over all groups; it stops at the first that changes nothing.
         seed: Seed of the order in which groups are visited.
     """
-    ignored = set() if heads else {axis.tensor for axis in spec.output.axes}
-    kept = [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
-    generator = torch.Generator().manual_seed(seed)
-    members = {group.name: UnitMap.identity(group.size, len(states)).members for group in spec.free}
-    together = bundles(spec)
-    for _ in range(sweeps):
-        changed = False
-        for index in torch.randperm(len(together), generator=generator).tolist():
-            groups = together[index]
-            before, members = members, {**members, **rematched(spec, groups, kept, members)}
-            changed |= any(not torch.equal(before[group.name], members[group.name]) for group in groups)
-        if not changed:
-            break
+    return _ascended(Products(spec, counted(spec, states, heads=heads)), sweeps, seed)
+
+
+def align_by_both(
+    spec: Spec,
+    states: Sequence[Mapping[str, Tensor]],
+    statistics: Statistics,
+    alpha: float = 0.5,
+    *,
+    heads: bool = True,
+    sweeps: int = 100,
+    seed: int = 0,
+) -> Alignment:
+    """Match units that are alike in their weights and in what they do, by coordinate ascent over the groups.
+
+    MuDSC (arXiv 2403.01753) for any number of sources: each group is matched by S = α S_w + (1 − α) S_act, Pearson's
+    correlation of the weights of its units, all neighbours matched as they stand, and of their activations.
+
+    Args:
+        spec: Groups of the sources.
+        states: State dict of every source.
+        statistics: With unit moments of all sources.
+        alpha: α, the share of the weights: 0 to 1.
+        heads: Whether the heads' weights count: only where their rows mean the same classes.
+        sweeps: Most passes over all groups; see :func:`~project.alignment.ascent.ascend`.
+        seed: Seed of the order in which groups are visited.
+    """
+    return _ascended(Dual.of(spec, counted(spec, states, heads=heads), alpha, statistics), sweeps, seed)
+
+
+def _ascended(measure: Measure, sweeps: int, seed: int) -> Alignment:
+    """Match all groups, one after the other, until none has anything to gain."""
+    spec, together = measure.spec, bundles(measure.spec)
+    start = {group.name: UnitMap.identity(group.size, len(measure.states)).members for group in spec.free}
+
+    def visit(groups: Sequence[Group], members: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        return rematched(groups, members, measure)
+
+    members = ascend(together, visit, start, seed=seed, sweeps=sweeps)
     rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for groups in together:
-        similarities = {group.name: weight_similarity(spec, group, kept, members) for group in groups}
+        similarities = {group.name: measure.similarity(group, members) for group in groups}
         rows |= _ranked(groups, similarities, members, inner=True)
     return _alignment(rows)
 

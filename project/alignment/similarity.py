@@ -1,12 +1,13 @@
 """How alike the units of the sources are, from what they do on the calibration pictures or from their weights."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from project.alignment.zip import Zip
 from project.errors import MergeError
 from project.moments import Statistics
 from project.symmetry import Axis, Group, Spec, move_units
@@ -76,6 +77,58 @@ def weight_similarity(
     """
     size, sources = group.size, len(states)
     total = torch.zeros(sources, size, sources, size, dtype=torch.float64)
+    for rows in _weights(spec, group, states, members, skip):
+        for s, t in combinations(range(sources), 2):
+            total[s, :, t] += rows[s] @ rows[t].mT
+        for s in range(sources):
+            total[s, :, s].diagonal().add_(rows[s].double().square().sum(1))
+    for s, t in combinations(range(sources), 2):
+        total[t, :, s] = total[s, :, t].mT
+    return total.view(sources * size, -1)
+
+
+def weight_correlation(
+    spec: Spec,
+    group: Group,
+    states: Sequence[Mapping[str, Tensor]],
+    members: Mapping[str, Tensor],
+    skip: Collection[str] = (),
+    zips: Mapping[str, Zip] | None = None,
+) -> Tensor:
+    """Pearson's correlation of the weights of a group's units, all of a unit's end to end.
+
+    Args:
+        spec: Groups of the sources.
+        group: The group whose units are compared.
+        states: State dict of every source, without the tensors that do not count.
+        members: Matched units of all groups but those in ``zips``: integer, shape (size, sources) each.
+        skip: Tensors to leave out.
+        zips: Groups whose units stand in sets, not in rows.
+
+    Returns:
+        Float64, shape (Σ sizes, Σ sizes): units of all sources, source after source. Units whose weights are all the
+        same have correlation 0 with everything.
+    """
+    units = len(states) * group.size
+    second = torch.zeros(units + 1, units + 1, dtype=torch.float64)  # of the weights and a constant
+    for rows in _weights(spec, group, states, members, skip, zips):
+        joint = torch.cat(rows)
+        second[:-1, :-1] += joint @ joint.mT
+        second[:-1, -1] += joint.double().sum(1)
+        second[-1, -1] += joint.shape[1]
+    return _correlation(second / second[-1, -1].clone().clamp_min(1))
+
+
+def _weights(
+    spec: Spec,
+    group: Group,
+    states: Sequence[Mapping[str, Tensor]],
+    members: Mapping[str, Tensor],
+    skip: Collection[str],
+    zips: Mapping[str, Zip] | None = None,
+) -> Iterator[list[Tensor]]:
+    """What belongs to a group's units on each axis in every source, (size, entries), other axes as they stand."""
+    zips = zips or {}
     for axis in group.axes:
         if axis.tensor.endswith(BUFFERS) or axis.tensor not in states[0] or axis.tensor in skip:
             continue
@@ -88,8 +141,13 @@ def weight_similarity(
         rows = []
         for source, state in enumerate(states):
             tensor = state[axis.tensor].cpu()
-            home = block_rows(members[group.name], group.blocks)[:, source].argsort()  # where each block has gone
+            home = torch.zeros(1, dtype=torch.long)
+            if group.blocks > 1:
+                home = block_rows(members[group.name], group.blocks)[:, source].argsort()  # where each block has gone
             for other, tied in others:
+                if other.name in zips:
+                    tensor = zips[other.name].fold(tensor, tied, source, reads=spec.reads(tied))
+                    continue
                 order = members[other.name][:, source]
                 if tied.within:  # blocks of this group's units stay where they are
                     order = order.view(other.blocks, -1)[home].flatten()
@@ -97,13 +155,7 @@ def weight_similarity(
             if axis.within:
                 tensor = torch.unflatten(tensor, 0, (group.blocks, -1))[home].flatten(0, 1)
             rows.append(_rows(tensor, axis, group))
-        for s, t in combinations(range(sources), 2):
-            total[s, :, t] += rows[s] @ rows[t].mT
-        for s in range(sources):
-            total[s, :, s].diagonal().add_(rows[s].double().square().sum(1))
-    for s, t in combinations(range(sources), 2):
-        total[t, :, s] = total[s, :, t].mT
-    return total.view(sources * size, -1)
+        yield rows
 
 
 def _rows(tensor: Tensor, axis: Axis, group: Group) -> Tensor:

@@ -11,9 +11,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from project.alignment.assignment import assign, match_units, within_rows
-from project.alignment.similarity import BUFFERS, block_rows, weight_similarity
-from project.symmetry import Group, Spec, permute_tensors
+from project.alignment.assignment import assign, match_units, total_similarity, within_rows
+from project.alignment.measure import Measure
+from project.alignment.similarity import block_rows
+from project.symmetry import Group, Spec
 
 
 def bundles(spec: Spec) -> list[tuple[Group, ...]]:
@@ -56,64 +57,45 @@ def match_blocks(
 
 
 def rematched(
-    spec: Spec, groups: Sequence[Group], states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """One step of matching by weights: tied groups, or one alone, matched anew, all others as they stand.
+    groups: Sequence[Group], members: Mapping[str, Tensor], measure: Measure
+) -> tuple[dict[str, Tensor], float]:
+    """One step of coordinate ascent: tied groups, or one alone, matched anew, all others as they stand.
 
     A tensor that tied groups share says which blocks belong together only once the units within them are matched.
-    Blocks are therefore matched without it, units within blocks with it, and new blocks are taken where the total
-    similarity of the weights has risen.
+    Blocks are therefore matched without it, units within blocks with it, and new blocks are taken where the units
+    matched so have more in common.
 
     Args:
-        spec: Groups of the sources.
         groups: The groups.
-        states: State dict of every source.
         members: Matched units of all groups: integer, shape (size, sources) each.
+        measure: What they shall have in common.
 
     Returns:
-        group -> its rows.
+        group -> its rows, and what the matched units have in common.
     """
-    sources = len(states)
+    spec, sources = measure.spec, len(measure.states)
     if groups[0].blocks == 1:
-        similarities = {group.name: weight_similarity(spec, group, states, members) for group in groups}
-        return match_blocks(spec, groups, similarities, sources, members)
+        similarities = {group.name: measure.similarity(group, members) for group in groups}
+        found = match_blocks(spec, groups, similarities, sources, members)
+        return found, sum(total_similarity(similarities[name], rows) for name, rows in found.items())
     tensors = [{axis.tensor for axis in group.axes} for group in groups]
     shared = {name for part, other in combinations(tensors, 2) for name in part & other}
-    similarities = {group.name: weight_similarity(spec, group, states, members, shared) for group in groups}
-    kept, moved = (
-        _refined(spec, groups, states, {**members, **start})
-        for start in ({}, match_blocks(spec, groups, similarities, sources, members))
-    )
-    totals = [_common(spec, groups, states, one) for one in (kept, moved)]
-    best = moved if totals[1] > totals[0] + 1e-9 * abs(totals[0]) else kept
-    return {group.name: best[group.name] for group in groups}
+    similarities = {group.name: measure.similarity(group, members, shared) for group in groups}
+    starts: tuple[Mapping[str, Tensor], ...] = ({}, match_blocks(spec, groups, similarities, sources, members))
+    kept, moved = (_refined(groups, {**members, **start}, measure) for start in starts)
+    totals = [measure.total(groups, one) for one in (kept, moved)]
+    better = totals[1] > totals[0] + 1e-9 * abs(totals[0])
+    best = moved if better else kept
+    return {group.name: best[group.name] for group in groups}, totals[better]
 
 
-def _refined(
-    spec: Spec, groups: Sequence[Group], states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _refined(groups: Sequence[Group], members: Mapping[str, Tensor], measure: Measure) -> dict[str, Tensor]:
     """Units matched anew within blocks, group after group."""
     members = dict(members)
     for group in groups:
         rows = block_rows(members[group.name], group.blocks)
-        similarity = weight_similarity(spec, group, states, members)
-        members[group.name] = _within(similarity, group, rows, members[group.name])
+        members[group.name] = _within(measure.similarity(group, members), group, rows, members[group.name])
     return members
-
-
-def _common(
-    spec: Spec, groups: Sequence[Group], states: Sequence[Mapping[str, Tensor]], members: Mapping[str, Tensor]
-) -> float:
-    """Inner products, over all pairs of sources, of the tensors that hold units of some groups."""
-    tensors = {axis.tensor for group in groups for axis in group.axes if axis.tensor in states[0]}
-    counted = sorted(tensor for tensor in tensors if not tensor.endswith(BUFFERS))
-    touching = {g.name for g in spec.free if any(axis.tensor in tensors for axis in g.axes)}
-    renamed = []
-    for source, state in enumerate(states):
-        orders = {name: members[name][:, source] for name in touching}
-        renamed.append(permute_tensors({name: state[name].cpu() for name in counted}, spec, orders))
-    pairs = combinations(renamed, 2)
-    return sum(float((a[name].double() * b[name].double()).sum()) for a, b in pairs for name in counted)
 
 
 def rank_blocks(

@@ -13,8 +13,9 @@ from project.methods.pleas import PLeaS
 from project.methods.regmean import RegMean
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
+from project.methods.zipit import ZipIt
 
 __all__ = [
     "EMR", "PCB", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
-    "Permutation", "Problem", "RegMean", "TaskArithmetic",
+    "Permutation", "Problem", "RegMean", "TaskArithmetic", "ZipIt",
 ]  # fmt: skip

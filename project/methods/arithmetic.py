@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 from project.alignment import unaligned
 from project.errors import ConfigurationError
 from project.methods.base import Merged, Method, Problem
-from project.methods.permutation import Permutation
-from project.methods.space import Align, Space
-from project.moments import UNITS
+from project.methods.space import Align, Space, matching_of
 from project.student import Budget, Demand, Student
 
 
@@ -36,18 +33,19 @@ class Aligned(Method):
     """Methods at one source's size, whatever the budgets, on sources whose units have been matched.
 
     Args:
-        align: ``none``: unit i of one source with unit i of the others, right for sources of one base; ``weights`` or
-            ``activations``: match their units first, see Permutation, for sources of different bases.
+        align: ``none``: unit i of one source with unit i of the others, right for sources of one base; ``weights``,
+            ``activations`` or ``both``: match their units first, see Permutation, for sources of different bases;
+            with settings of its own: ``{alpha: 0.3}`` or ``{by: activations, similarity: correlation}``, see
+            :class:`~project.methods.matching.Matching`.
         label: Name in tables and files.
     """
 
     def __init__(self, align: Align = "none", label: str | None = None) -> None:
         super().__init__(label)
-        if align not in get_args(Align):
-            raise ConfigurationError(f"align is {align!r}; allowed: {', '.join(map(repr, get_args(Align)))}.")
+        matching = matching_of(align)
         self.align: Align = align
-        if align == "activations":
-            self.needs = self.needs | {UNITS}
+        if matching is not None:
+            self.needs = self.needs | matching.needs
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse to go without a base that is needed, or to align what has one, and what alignment refuses."""
@@ -57,14 +55,15 @@ class Aligned(Method):
                 f"method {self.name} needs base, which is not given; set it to the file or the torchvision weights "
                 f"that the sources were fine-tuned from, or to 'mean' for the mean of the sources."
             )
-        if self.align == "none":
+        matching = matching_of(self.align)
+        if matching is None:
             return
         if needs_base and problem.base != "mean":
             raise ConfigurationError(
                 f"align of method {self.name} is {self.align!r}, which takes the sources' units out of the order that "
                 f"base has them in; use align 'none', or base 'mean'."
             )
-        Permutation(self.align).check(problem, pictures, [1.0])
+        matching.check(problem, "align")
 
     def needs_base(self, problem: Problem) -> bool:
         """Whether it needs θ₀."""
@@ -107,9 +106,10 @@ class Arithmetic(Aligned):
 
 @torch.no_grad()
 def write(student: Student, parameters: Mapping[str, Tensor]) -> None:
-    """Give a student of one source's size its parameters."""
+    """Give a student of one source's size its parameters, and its buffers where they are among them."""
+    state = student.network.state_dict()
     for name, values in parameters.items():
-        student.network.get_parameter(name).copy_(values)
+        state[name].copy_(values)
 
 
 def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:

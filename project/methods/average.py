@@ -18,7 +18,7 @@ class Average(Arithmetic):
 
     Args:
         weights: What each source counts for, in their order; default: all the same. The mean divides by their sum.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``average``.
     """
 

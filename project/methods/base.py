@@ -4,7 +4,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -176,7 +176,8 @@ class Method(ABC):
     def options(self) -> dict[str, object]:
         """Its arguments that are plain values, as a file tells them."""
         given = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
+        settings = {n: asdict(one) for n, one in given.items() if is_dataclass(one) and not isinstance(one, type)}
+        return settings | {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
 
     def check(  # noqa: B027, most methods have nothing to refuse
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]

@@ -23,7 +23,7 @@ class EMR(Aligned):
     network: compare it with the sources on their own domains, not with students that do without the name.
 
     Args:
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``emr``.
     """
 

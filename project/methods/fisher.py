@@ -25,7 +25,7 @@ class Fisher(Arithmetic):
         weights: λ of each source, in their order; default: all the same.
         floor: Least F̂. The released code floors one of the sources only, which lets it have what none cares for; here
             that becomes the mean.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``fisher``.
     """
 

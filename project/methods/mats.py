@@ -55,7 +55,7 @@ class MaTS(Arithmetic):
         watch: Every so many iterations, the student is run as it then stands, its batch norms re-estimated, on the
             calibration pictures, which are kept in memory: how far its probabilities are from those of each
             domain's own source (mean KL divergence). 0: never.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``mats``.
     """
 

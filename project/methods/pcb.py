@@ -26,7 +26,7 @@ class PCB(TaskVectors):
         keep: Share of each task vector that weighs more than 0.
         scale: λ; the paper searches it between 0.8 and 1.3 with labels.
         clamp: Quantile of the magnitudes beyond which, at either end, they are clamped.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``pcb``.
     """
 

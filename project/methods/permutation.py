@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from project.alignment import Alignment, Similarity, UnitMap, align_by_activations, align_by_weights, unaligned
+from project.alignment import Alignment, Similarity, UnitMap, unaligned
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
+from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.student import (
     Budget,
@@ -28,14 +29,17 @@ class Permutation(Method):
 
     Args:
         matching: ``activations``: units that do the same on the calibration pictures, compared over all of them at
-            every value of their group; ``weights``: units whose weights agree, by coordinate ascent, without data.
-        similarity: For activations: ``distance`` (the paper's) or ``correlation``.
+            every value of their group; ``weights``: units whose weights agree, by coordinate ascent, without data;
+            ``both`` (MuDSC, arXiv 2403.01753): by α S_w + (1 − α) S_act, the correlations of their weights and of
+            their activations, by the same ascent.
+        similarity: For activations alone: ``distance`` (the paper's) or ``correlation``.
+        alpha: For both: α, the share of the weights.
         separate: Which units stay separate as the budget grows: those that gain most by it for their size (``gain``),
             whole groups from the ``front`` of the network or the ``back``, or the same share of all (``uniform``).
         step: Units of a group are separated this many at once, but for its last ones. Default: an eighth of the group,
             16 at most. Processors work on channels by 8 or 16: uneven widths cost time that no multiply-accumulate
             shows.
-        seed: Seed of the order in which weight matching visits the groups.
+        seed: Seed of the order in which matching by weights, or both, visits the groups.
         label: Name in tables and files; default: ``permutation``.
     """
 
@@ -44,29 +48,28 @@ class Permutation(Method):
 
     def __init__(
         self,
-        matching: Literal["activations", "weights"] = "activations",
+        matching: By = "activations",
         similarity: Similarity = "distance",
+        alpha: float = 0.5,
         separate: Separate = "front",
         step: int | None = None,
         seed: int = 0,
         label: str | None = None,
     ) -> None:
         super().__init__(label)
-        for name, value, allowed in (
-            ("matching", matching, ("activations", "weights")),
-            ("similarity", similarity, ("correlation", "distance")),
-            ("separate", separate, get_args(Separate)),
-        ):
-            if value not in allowed:
-                raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
-        self.matching = matching
+        self.matched = Matching(matching, similarity, alpha, seed)
+        if separate not in get_args(Separate):
+            allowed = ", ".join(map(repr, get_args(Separate)))
+            raise ConfigurationError(f"separate is {separate!r}; allowed: {allowed}.")
+        self.matching: By = matching
         self.similarity: Similarity = similarity
+        self.alpha = alpha
         if step is not None and step < 1:
             raise ConfigurationError(f"step is {step}; allowed: 1 or more.")
         self.separate: Separate = separate
         self.step = step
         self.seed = seed
-        self.needs = frozenset((UNITS,)) if matching == "activations" else frozenset()
+        self.needs = self.matched.needs
         if separate == "gain":
             self.needs |= {UNITS, INPUTS}
 
@@ -75,24 +78,11 @@ class Permutation(Method):
         check_growth(problem.spec, problem.fixed, budgets)
         if self.separate == "gain" and (reason := obstacle(problem.spec)) is not None:
             raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
-        hidden = [group.name for group in problem.spec.free if not group.nodes]
-        if self.matching == "activations" and hidden:
-            raise ConfigurationError(
-                f"matching is 'activations', but no value of this architecture holds the units of group {hidden[0]!r} "
-                f"alone; use 'weights'."
-            )
+        self.matched.check(problem)
 
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources, alike in all processes."""
-        if self.matching == "weights":
-            states = [source.state_dict() for source in problem.sources]
-            found = align_by_weights(problem.spec, states, heads=problem.labels.mode == "shared", seed=self.seed)
-        elif problem.statistics is None:
-            raise MergeError("matching by activations needs statistics; gather them, or match by weights.")
-        else:
-            found = align_by_activations(problem.spec, problem.statistics, len(problem.sources), self.similarity)
-        problem.world.agree(found.members, found.scores, found.distances)
-        return found
+        return self.matched.align(problem)
 
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """One alignment, then a student for every budget."""

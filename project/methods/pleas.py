@@ -13,6 +13,7 @@ from tqdm import tqdm
 from project.alignment import Similarity, UnitMap
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
+from project.methods.matching import By
 from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES
 from project.student import (
@@ -46,6 +47,7 @@ class PLeaS(Permutation):
     Args:
         matching: How units are matched, see Permutation.
         similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
+        alpha: For matching by both: the share of the weights, see Permutation.
         separate: Which units stay separate as the budget grows: by ``gain``, from the ``front`` or the ``back``, or
             ``uniform``, see Permutation.
         step: Units of a group are separated this many at once, see Permutation.
@@ -72,14 +74,15 @@ class PLeaS(Permutation):
             as many as two halves of a few say are needed, see :mod:`project.student.enough`. Default: at all.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
-        seed: Seed of the order in which weight matching visits the groups.
+        seed: Seed of the order in which matching by weights, or both, visits the groups.
         label: Name in tables and files; default: ``pleas``.
     """
 
     def __init__(
         self,
-        matching: Literal["activations", "weights"] = "activations",
+        matching: By = "activations",
         similarity: Similarity = "distance",
+        alpha: float = 0.5,
         separate: Separate = "front",
         step: int | None = None,
         fit: Literal["sequential", "joint"] = "sequential",
@@ -96,7 +99,7 @@ class PLeaS(Permutation):
         seed: int = 0,
         label: str | None = None,
     ) -> None:
-        super().__init__(matching, similarity, separate, step, seed, label)
+        super().__init__(matching, similarity, alpha, separate, step, seed, label)
         if not ridge >= 0:
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:

@@ -22,7 +22,7 @@ class RegMean(Arithmetic):
         off_diagonal: Factor of what is off the diagonal of each Aᵢ; the paper has 0.7 to 0.9, without it layers of few
             samples overfit.
         ridge: Added to the diagonal, relative to its mean: inputs that no picture excites stay at the mean.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``regmean``.
     """
 

@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from project.alignment import Alignment, UnitMap, unaligned
-from project.errors import MergeError
+from project.errors import ConfigurationError, MergeError
 from project.methods.base import Method, Problem
+from project.methods.matching import By, Matching
 from project.methods.permutation import Permutation
 from project.moments import Classes
 from project.student import with_joins
 from project.symmetry import Layer, permute_state, permute_tensors
 
-Align = Literal["none", "weights", "activations"]
+Align = Literal["none"] | By | Matching
+"""``none``, one of the ways to match units in its usual settings, or a way with settings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +41,22 @@ class Space:
             problem: The sources; with moments of their units for ``activations``.
             align: ``none`` matches them by number.
         """
-        if align == "none":
+        matching = matching_of(align)
+        if matching is None:
             return cls(problem, unaligned(problem.spec, len(problem.sources)))
-        return cls(problem, Permutation(align).align(problem))
+        return cls(problem, matching.align(problem))
 
     @staticmethod
     def shared(method: Method, align: Align) -> bool:
         """Whether the students that a method makes at one source's size have their units where ``align`` puts them."""
         if isinstance(method, Permutation):
-            usual = Permutation()
-            same = method.seed == usual.seed if align == "weights" else method.similarity == usual.similarity
-            return method.matching == align and same
-        return getattr(method, "align", None) == align
+            mine: Matching | None = method.matched
+        elif hasattr(method, "align"):
+            mine = matching_of(method.align)
+        else:
+            return False
+        wanted = matching_of(align)
+        return mine is wanted if mine is None or wanted is None else mine.same(wanted)
 
     @cached_property
     def maps(self) -> dict[str, UnitMap]:
@@ -138,6 +144,20 @@ class Space:
     def matches(self) -> Mapping[str, float]:
         """For each group, the mean similarity of its matched units."""
         return {name: float(scores.mean()) for name, scores in self.alignment.scores.items()}
+
+
+def matching_of(align: Align) -> Matching | None:
+    """The way in which units are matched; None where they are by number.
+
+    Raises:
+        ConfigurationError: If there is no such way.
+    """
+    if isinstance(align, Matching):
+        return align
+    if align not in ("none", *get_args(By)):
+        allowed = ", ".join(map(repr, ("none", *get_args(By))))
+        raise ConfigurationError(f"align is {align!r}; allowed: {allowed}, or settings such as {{'alpha': 0.3}}.")
+    return None if align == "none" else Matching(align)
 
 
 def _reordered(moment: Tensor, order: Tensor) -> Tensor:

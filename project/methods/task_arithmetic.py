@@ -14,7 +14,7 @@ class TaskArithmetic(TaskVectors):
 
     Args:
         scale: λ; 1 over the number of sources makes the average. The sum leaves what they agree on N times too long.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``taskarithmetic``.
     """
 

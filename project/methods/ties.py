@@ -22,7 +22,7 @@ class TIES(TaskVectors):
         scale: λ.
         trim: Whether the largest entries are chosen among all of a task vector (``global``, the paper's; wide layers
             take most of it) or within each tensor (``tensor``).
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``ties``.
     """
 

@@ -80,6 +80,7 @@ def _keep(merged: Merged, progress: Progress) -> None:
         "seconds": merged.seconds,
         "curves": {name: {layer: dict(one) for layer, one in of.items()} for name, of in merged.curves.items()},
         "masked": merged.student.entries if isinstance(merged.student, MaskedStudent) else None,
+        "zipped": merged.student.zipped,
     }
     progress.keep(merged.name, content)
 
@@ -90,6 +91,7 @@ def _recalled(name: str, problem: Problem, progress: Progress) -> Merged | None:
         return None
     student = problem.start({group: UnitMap(members) for group, members in kept["maps"].items()})
     student.network.load_state_dict(kept["state_dict"])
+    student.zipped = kept["zipped"]
     budget = Budget.of(kept["budget"])
     method = name.removesuffix(f"-{budget.name}")
     if kept["masked"] is not None:

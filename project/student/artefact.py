@@ -56,6 +56,8 @@ def student_entries(student: Student) -> dict[str, Any]:
     }
     if isinstance(student, MaskedStudent):
         entries["masked"] = student.entries
+    if student.zipped:
+        entries["zipped"] = True
     if student.gate is not None:
         entries["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
     return entries
@@ -101,6 +103,7 @@ def build_student(weights: Weights) -> Student:
         ) from error
     load_strictly(network, weights.state_dict, str(path))
     student = Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    student.zipped = "zipped" in content
     if "masked" in content:
         student = _masked(student, content["masked"], str(path))
     if "gate" in content:

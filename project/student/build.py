@@ -33,6 +33,9 @@ class Student(MultiHead):
         lineage: Plain values that say where it comes from.
     """
 
+    zipped = False
+    """Whether its units may stand for several of one source, of which its unit maps then tell the number alone."""
+
     def __init__(
         self,
         network: nn.Module,

@@ -59,7 +59,8 @@ class Distillation:
         temperature: What logits are divided by before they become probabilities.
 
     Raises:
-        ConfigurationError: If a weight or the temperature is not allowed, or the number of sources is another.
+        ConfigurationError: If a weight or the temperature is not allowed, the number of sources is another, or features
+            are asked of a student that was zipped.
     """
 
     def __init__(
@@ -76,6 +77,10 @@ class Distillation:
         count = student.maps[student.spec.output.name].sources
         if len(sources) != count:
             raise ConfigurationError(f"sources holds {len(sources)} networks; the student was made of {count}.")
+        if features and student.zipped:
+            raise ConfigurationError(
+                f"features is {features}, but units of the student stand for several of one source; allowed: 0."
+            )
         self.student, self.owners = student, dict(owners)
         self.weights, self.temperature = (features, logits), temperature
         self.graph = student_graph(student.network)

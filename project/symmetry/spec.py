@@ -183,6 +183,10 @@ class Spec:
         """The groups on an axis: the group of that name, or those of the join."""
         return tuple(name for name, _ in self.joins[axis].parts) if axis in self.joins else (axis,)
 
+    def reads(self, axis: Axis) -> bool:
+        """Whether a layer sums over the axis, as over its inputs; else what is on it belongs to the units."""
+        return axis.dim == 1 and any(axis.tensor == f"{layer.name}.weight" for layer in self.layers)
+
     def behind(self, axis: str) -> tuple[str, ...]:
         """The groups on an axis and those tied to them, on whose units its values depend as well."""
         return tuple(other.name for name in self.parts(axis) for other in self.tied(self.groups[name]))

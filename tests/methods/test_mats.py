@@ -336,7 +336,7 @@ def test_alignment_is_permutations() -> None:
         (lambda: MaTS(iterations=-1), "iterations is -1"),
         (lambda: MaTS(damping=-1.0), "damping is -1.0"),
         (lambda: MaTS(off_diagonal=1.5), "off_diagonal is 1.5; allowed: 0 to 1"),
-        (lambda: MaTS(align="both"), "align is 'both'; allowed: 'none', 'weights', 'activations'"),  # type: ignore[arg-type]
+        (lambda: MaTS(align="hope"), "align is 'hope'; allowed: 'none', 'activations', 'weights', 'both', or settings"),  # type: ignore[arg-type]
     ],
 )
 def test_arguments(method: object, words: str) -> None:

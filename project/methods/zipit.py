@@ -1,0 +1,129 @@
+"""ZipIt (Stoica et al., arXiv 2305.03053): units are merged between sources and within each of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from project.alignment import UnitMap, Zipping, zip_sources, zippable
+from project.errors import ConfigurationError, MergeError
+from project.methods.arithmetic import write
+from project.methods.base import Merged, Method, Problem
+from project.methods.matching import By, Matching
+from project.student import Budget, Demand
+
+
+class ZipIt(Method):
+    """Put like units of all sources into sets, as many as one source has units; each set is one unit of the student.
+
+    The two most similar sets are merged, again and again (:func:`~project.alignment.zip.zip_units`). With Mᵢ, 1 / n_j
+    for the units of source i in set j of n_j units, and Uᵢ, 1 there: W = Σ Mᵢ Wᵢ Uᵢ, so that a unit is the mean of its
+    set, and what reads it reads it for every unit of the set. Biases, norms' scales and shifts and other parameters
+    become Σ Mᵢ θᵢ. So do batch norm's statistics until they are re-estimated, which they should be: means of units vary
+    less than units do. Where every set has one unit of each source, that is the permuted average.
+
+    The heads of shared classes are averaged; those of different classes stay the sources' own, each on the units that
+    its source's were put into. All layers are zipped, none left apart for each source (the paper's partial zip).
+
+    Units in blocks (attention heads; grouped and depthwise convolutions; GroupNorm) and units normalised as a whole
+    (LayerNorm) are matched one to one, as Permutation matches them, since a merge within a source would change what is
+    computed from the others.
+
+    Args:
+        space: What makes units alike: the correlation of their ``activations`` (ZipIt), of their ``weights``, or
+            α S_w + (1 − α) S_act (``both``: MuDSC's zip, arXiv 2403.01753), where S_w is taken anew as the neighbouring
+            groups are zipped.
+        within: Which share of all merges may be within sources, divided equally among them: 0 leaves one unit of each
+            source in every set, 1 is MuDSC's.
+        repeat: Factor of the similarities of a set that holds all sources, or one of them twice, for each merge that
+            made it so: the lower, the fewer units in one set. MuDSC has 0.5.
+        alpha: For both: α, the share of the weights.
+        seed: Seed of the order in which groups are visited, for weights or both.
+        label: Name in tables and files; default: ``zipit``.
+    """
+
+    def __init__(
+        self,
+        space: By = "activations",
+        within: float = 1.0,
+        repeat: float = 0.5,
+        alpha: float = 0.5,
+        seed: int = 0,
+        label: str | None = None,
+    ) -> None:
+        super().__init__(label)
+        if space not in get_args(By):
+            raise ConfigurationError(f"space is {space!r}; allowed: {', '.join(map(repr, get_args(By)))}.")
+        for name, value in (("within", within), ("repeat", repeat)):
+            if not 0 <= value <= 1:
+                raise ConfigurationError(f"{name} is {value}; allowed: 0 to 1.")
+        self.matched = Matching(space, "correlation", alpha, seed)
+        self.space: By = space
+        self.within, self.repeat, self.alpha, self.seed = within, repeat, alpha, seed
+        self.needs = self.matched.needs
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse activations of units that no value of the architecture holds alone."""
+        self.matched.check(problem, "space")
+
+    def plan(self, problem: Problem) -> str | None:
+        """Which groups are only matched."""
+        kept = [group.name for group in problem.spec.free if not zippable(group)]
+        return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the largest group's similarities, twice, and of the student's parameters and one source's in float64."""
+        units = len(problem.sources) * max(group.size for group in problem.spec.free)
+        needed = 16 * units**2 + 16 * sum(one.numel() for one in problem.sources[0].parameters())
+        return Demand(needed, needed)
+
+    def zip(self, problem: Problem) -> Zipping:
+        """Put the units of all sources into sets, alike in all processes."""
+        if self.needs and problem.statistics is None:
+            raise MergeError(f"zipping by {self.space} needs statistics; gather them, or zip by weights.")
+        found = zip_sources(
+            problem.spec,
+            [source.state_dict() for source in problem.sources],
+            problem.statistics,
+            {"activations": 0.0, "weights": 1.0, "both": self.alpha}[self.space],
+            within=self.within,
+            repeat=self.repeat,
+            heads=problem.labels.mode == "shared",
+            seed=self.seed,
+        )
+        problem.world.agree({name: zipped.sets for name, zipped in found.zips.items()}, found.members)
+        return found
+
+    @torch.no_grad()
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+        """One student of budget 1, whatever the budgets."""
+        found = self.zip(problem)
+        rows = {name: zipped.members for name, zipped in found.zips.items()} | dict(found.members)
+        sizes = problem.spec.sizes
+        maps = {
+            name: UnitMap.identity(sizes[name], len(problem.sources)) if members is None else UnitMap(members)
+            for name, members in rows.items()
+        }
+        student = problem.start({**problem.fixed, **maps})
+        student.zipped = any(members is None for members in rows.values())
+        write(student, _merged(problem, found))
+        yield Merged(self.name, Budget(1.0), student, matches=found.scores)
+
+
+def _merged(problem: Problem, found: Zipping) -> dict[str, Tensor]:
+    """The student's tensors, float64: Σ Mᵢ Wᵢ Uᵢ, and heads that are not shared one below the other."""
+    spec, count = problem.spec, len(problem.sources)
+    head = {axis.tensor for axis in spec.output.axes} if problem.labels.mode == "different" else set()
+    heads: dict[str, list[Tensor]] = {name: [] for name in head}
+    total: dict[str, Tensor] = {}
+    for index, source in enumerate(problem.sources):
+        state = {name: one.detach().double() for name, one in source.state_dict().items() if one.is_floating_point()}
+        for name, values in found.brought(spec, state, index).items():
+            if name in head:
+                heads[name].append(values)
+            else:
+                total[name] = total[name] + values / count if name in total else values / count
+    return {**total, **{name: torch.cat(values) for name, values in heads.items()}}

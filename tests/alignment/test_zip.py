@@ -1,0 +1,143 @@
+"""The greedy zip against its definition, a pair at a time; and tensors folded by matrices."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from project.alignment.zip import Zip, cohesion, zip_units
+from project.symmetry import Axis
+
+
+def random_similarity(units: int, seed: int) -> Tensor:
+    """Correlations of random values: symmetric, 1 on the diagonal."""
+    return torch.from_numpy(np.corrcoef(np.random.default_rng(seed).normal(size=(units, 6))))
+
+
+def brute_zip(similarity: Tensor, sources: int, within: float, repeat: float) -> list[list[int]]:
+    """By definition: every pair of sets, of every state, looked at anew."""
+    size = len(similarity) // sources
+    sets = {unit: [unit] for unit in range(len(similarity))}
+    alike = {(a, b): float(similarity[a, b]) for a, b in combinations(range(len(similarity)), 2)}
+    left = [int((sources - 1) * size // sources * within + 1e-4)] * sources
+
+    def common(a: int, b: int) -> list[int]:
+        return sorted({unit // size for unit in sets[a]} & {unit // size for unit in sets[b]})
+
+    while len(sets) > size:
+        begun = sum(len(one) > 1 for one in sets.values())
+        allowed = [
+            (a, b)
+            for a, b in combinations(sorted(sets), 2)
+            if all(left[source] > 0 for source in common(a, b))
+            and (begun < size or len(sets[a]) > 1 or len(sets[b]) > 1)
+        ]
+        a, b = max(allowed, key=lambda pair: alike[pair])
+        for source in common(a, b):
+            left[source] -= 1
+        sets[a] += sets.pop(b)
+        of = [unit // size for unit in sets[a]]
+        factor = repeat if len(set(of)) == sources or len(set(of)) < len(of) else 1.0
+        for c in sets:
+            if c != a:
+                mine, theirs = (min(a, c), max(a, c)), (min(b, c), max(b, c))
+                alike[mine] = min(alike[mine], alike[theirs]) * factor
+    return sorted(sorted(one) for one in sets.values())
+
+
+def as_lists(zipped: Zip) -> list[list[int]]:
+    return sorted((zipped.labels == number).nonzero()[:, 0].tolist() for number in range(len(zipped.sets)))
+
+
+@pytest.mark.parametrize("repeat", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("within", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("sources", "size"), [(2, 9), (3, 6), (4, 5), (5, 3)])
+def test_against_the_definition(sources: int, size: int, within: float, repeat: float) -> None:
+    for seed in range(4):
+        similarity = random_similarity(sources * size, seed)
+        if repeat == 0.0:  # what was merged is alike at 0, in ties: only what must hold is compared
+            similarity = similarity.abs()
+            assert len(as_lists(zip_units(similarity, sources, within, repeat))) == size
+            continue
+        found = zip_units(similarity, sources, within, repeat)
+        assert as_lists(found) == brute_zip(similarity, sources, within, repeat)
+
+
+@pytest.mark.parametrize("sources", [2, 3, 4, 5])
+def test_without_a_budget_every_set_holds_one_unit_of_every_source(sources: int) -> None:
+    for seed in range(20):
+        for repeat in (0.0, 0.5, 1.0):
+            found = zip_units(random_similarity(sources * 7, seed), sources, 0.0, repeat)
+            assert all(sorted(unit // 7 for unit in one) == list(range(sources)) for one in as_lists(found))
+            rows = found.members
+            assert rows is not None
+            assert sorted(sorted((rows[j] + 7 * torch.arange(sources)).tolist()) for j in range(7)) == as_lists(found)
+
+
+@pytest.mark.parametrize("within", [0.0, 0.25, 0.5, 1.0])
+def test_budgets_are_kept(within: float) -> None:
+    """Units of a source that are not the first of their set: as many merges within it as there were."""
+    used = set()
+    for seed in range(20):
+        found = zip_units(random_similarity(3 * 12, seed), 3, within, 1.0)
+        assert sorted(found.sets.unique().tolist()) == list(range(12))
+        spent = [12 - len(column.unique()) for column in found.sets.unbind(1)]
+        assert max(spent) <= int(8 * within)
+        used.add(max(spent))
+    assert int(8 * within) in used or within == 1.0, "budgets that bind are used up"
+
+
+def test_by_hand() -> None:
+    """a1 = a2, b1 like b2, a3 like b3: two merges within sources and one between, as far as the budget goes."""
+    similarity = torch.eye(6, dtype=torch.float64)
+    for a, b, value in ((0, 1, 1.0), (3, 4, 0.9), (2, 5, 0.8), (0, 3, 0.5), (1, 4, 0.4)):
+        similarity[a, b] = similarity[b, a] = value
+    assert zip_units(similarity, 2).sets.tolist() == [[0, 2], [0, 2], [1, 1]]  # ⌊3 / 2⌋ = 1 merge within each
+    assert zip_units(similarity, 2, within=0.0).sets.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert cohesion(similarity, zip_units(similarity, 2)) == pytest.approx((1.0 + 0.9 + 0.8) / 3)
+
+
+def test_permuted_copies() -> None:
+    order = torch.tensor([3, 0, 4, 1, 2])
+    values = torch.randn(5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    joint = torch.corrcoef(torch.cat([values, values[order], values]))
+    for within in (0.0, 1.0):
+        found = zip_units(joint, 3, within)
+        assert found.members is not None
+        assert found.members.tolist() == torch.stack([torch.arange(5), order.argsort(), torch.arange(5)], 1).tolist()
+
+
+def test_units_that_never_vary() -> None:
+    similarity = torch.zeros(16, 16)
+    assert len(as_lists(zip_units(similarity, 2))) == 8
+    similarity[:8, :8] = similarity[8:, 8:] = -1.0
+    assert len(as_lists(zip_units(similarity, 2, 0.0))) == 8
+
+
+@pytest.mark.parametrize("axis", [Axis("w", 0), Axis("w", 1), Axis("w", 1, 2), Axis("w", 0, 1, (6, 1, 4, 2))])
+def test_folding_is_a_product_with_the_matrices(axis: Axis) -> None:
+    zipped = Zip(torch.tensor([[0, 1], [0, 3], [2, 1], [1, 1]]))
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(*((4 * axis.taps, 3) if axis.dim == 0 else (3, 4 * axis.taps)), 2, generator=generator)
+    if axis.entries:
+        tensor = torch.randn(8, 3, generator=generator)  # other units on the axis stay where they are
+    entries = torch.tensor(axis.entries) if axis.entries else torch.arange(4 * axis.taps)
+    counts = torch.tensor([2.0, 4.0, 1.0, 1.0])  # of set 0: units 0, 1 of source 0; of 1: unit 3, and 0, 2, 3; ...
+    for source in range(2):
+        unmerge = torch.nn.functional.one_hot(zipped.sets[:, source], 4).float()
+        for reads, matrix in ((True, unmerge.mT), (False, 2 * unmerge.mT / counts[:, None])):
+            wide = torch.kron(matrix.contiguous(), torch.eye(axis.taps))
+            moved = tensor.movedim(axis.dim, 0)
+            expected = moved.clone()
+            expected[entries] = torch.tensordot(wide, moved[entries], 1)
+            found = zipped.fold(tensor, axis, source, reads=reads)
+            assert torch.allclose(found, expected.movedim(0, axis.dim))
+
+
+def test_rows_are_told_from_sets() -> None:
+    assert Zip(torch.tensor([[0, 1], [0, 0]])).members is None
+    rows = Zip(torch.tensor([[1, 0], [0, 1]])).members
+    assert rows is not None
+    assert rows.tolist() == [[1, 0], [0, 1]]

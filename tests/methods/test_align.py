@@ -1,0 +1,143 @@
+"""How methods are told to match units: by name or with settings, for each of them alike."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import DOMAINS, PICTURE, close, make_problem, permuted_copy, pictures, random_network, same_state
+from kinds import SIDE, kind
+from torch import nn
+
+from project.alignment import align_by_activations, align_by_both
+from project.errors import ConfigurationError, MergeError
+from project.methods import EMR, TIES, Average, MaTS, Method, Permutation, PLeaS, Problem, RegMean, TaskArithmetic
+from project.methods.matching import Matching
+from project.methods.space import Space
+from project.moments import INPUTS, LAYERS, UNITS
+from project.symmetry import trace
+
+SHAPE = (3, SIDE, SIDE)
+METHODS: dict[str, Callable[[], Method]] = {
+    "permutation": lambda: Permutation("both"),
+    "pleas": lambda: PLeaS("both", alpha=0.7, fit="joint"),
+    "average": lambda: Average(align="both"),
+    "task arithmetic": lambda: TaskArithmetic(1 / 3, align=Matching(alpha=0.2)),
+    "ties": lambda: TIES(align="both"),
+    "emr": lambda: EMR(align="both"),
+    "regmean": lambda: RegMean(align="both"),
+    "mats": lambda: MaTS("gram", align=Matching(alpha=0.9)),
+}
+
+
+def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Problem:
+    sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
+    for seed, twin in enumerate(sources[1:]):
+        permuted_copy(network, twin, trace(network, shape), seed)
+    batches = [(domain, pictures(20, i, shape)) for i, domain in enumerate(DOMAINS[:count])]
+    return make_problem(sources, shape=shape, needs=(UNITS, INPUTS, LAYERS), batches=batches, base="mean")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
+    it, method, batch = family(random_network(1, 1), count, PICTURE), METHODS[name](), pictures(4, 7)
+    assert UNITS in method.needs
+    method.check(it, dict.fromkeys(DOMAINS[:count], 10**6), [1.0])
+    (merged,) = method.merge(it, [1.0])
+    assert merged.matches
+    with torch.no_grad():
+        assert close(merged.student.answer(batch, DOMAINS[1]), it.sources[0](batch), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["attention", "transformer", "grouped"])
+def test_permuted_copies_of_structured_networks(name: str) -> None:
+    it, batch = family(kind(name, 0), 2, SHAPE), pictures(4, 7, SHAPE)
+    for method in (Average(align="both"), TIES(align="both"), RegMean(align="both")):
+        (merged,) = method.merge(it, [1.0])
+        with torch.no_grad():
+            assert close(merged.student(batch), it.sources[0](batch), 1e-3)
+
+
+@pytest.fixture(scope="module")
+def strangers() -> Problem:
+    return make_problem([random_network(2, weights) for weights in range(2)], needs=(UNITS,), base="mean")
+
+
+def test_methods_share_one_alignment(strangers: Problem) -> None:
+    for align, method in (("both", Permutation("both")), (Matching(alpha=0.1), Permutation("both", alpha=0.1))):
+        (mine,), (theirs,) = Average(align=align).merge(strangers, [1.0]), method.merge(strangers, [1.0])
+        assert same_state(mine.student.state_dict(), theirs.student.state_dict())
+
+
+def test_settings_reach_the_alignment(strangers: Problem) -> None:
+    spec, statistics = strangers.spec, strangers.statistics
+    assert statistics is not None
+    states = [source.state_dict() for source in strangers.sources]
+    for align, expected in (
+        (Matching(alpha=0.25), align_by_both(spec, states, statistics, 0.25)),
+        (Matching("activations", "correlation"), align_by_activations(spec, statistics, 2, "correlation")),
+        ("activations", align_by_activations(spec, statistics, 2, "distance")),
+    ):
+        found = Space.of(strangers, align).alignment
+        assert same_state(found.members, expected.members)
+        assert same_state(found.distances, expected.distances)
+
+
+def test_heads_of_different_classes_do_not_count() -> None:
+    sources = [random_network(2, 0, 3), random_network(2, 1, 4)]
+    it = make_problem(sources, "different", needs=(UNITS,))
+    (merged,) = Average(align="both").merge(it, [1.0])
+    assert merged.student(pictures(2, 0)).shape == (2, 7)
+
+
+def test_what_is_told_of_the_settings() -> None:
+    assert Average(align=Matching(alpha=0.3)).options["align"] == {
+        "by": "both", "similarity": "distance", "alpha": 0.3, "seed": 0,
+    }  # fmt: skip
+    assert Average(align="both").options["align"] == "both"
+    assert Permutation("both", alpha=0.3).options["alpha"] == 0.3
+
+
+def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
+    for other, align, same in (
+        (TIES(align="both"), "both", True),
+        (TIES(align="both"), Matching(alpha=0.5), True),
+        (TIES(align=Matching(alpha=0.4)), "both", False),
+        (TIES(align="both"), "none", False),
+        (TIES(), "none", True),
+        (PLeaS("both", alpha=0.4), Matching(alpha=0.4), True),
+        (PLeaS("both", seed=1), "both", False),
+        (PLeaS("weights", alpha=0.4), "weights", True),
+        (Permutation(similarity="correlation"), Matching("activations", "correlation"), True),
+        (Permutation(), "none", False),
+    ):
+        assert Space.shared(other, align) == same  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
+        MaTS(start="ties", align="both").check(replace(strangers, planned={"ties": TIES()}), {}, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: Permutation("both", alpha=1.5), "alpha is 1.5; allowed: 0 to 1"),
+        (lambda: TIES(align=Matching(alpha=float("nan"))), "alpha is nan; allowed: 0 to 1"),
+        (lambda: Matching("hope"), "matching is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: TIES(align="hope"), "align is 'hope'; allowed: 'none', 'activations', 'weights', 'both', or"),
+    ],
+)
+def test_arguments(made: Callable[[], object], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        made()
+
+
+def test_what_cannot_work_is_refused_beforehand(strangers: Problem) -> None:
+    hidden = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[], base="mean")
+    for argument, method in (("matching", Permutation("both")), ("align", TIES(align="both"))):
+        with pytest.raises(ConfigurationError, match=argument + r" is 'both', but no value .* alone; use 'weights'"):
+            method.check(hidden, {}, [1.0])
+    with pytest.raises(ConfigurationError, match=r"align of method ties is 'both', .* use align 'none'"):
+        TIES(align="both").check(replace(strangers, base=nn.Identity()), {}, [1.0])
+    with pytest.raises(MergeError, match="matching by both needs statistics"):
+        list(Average(align="both").merge(replace(strangers, statistics=None), [1.0]))
