@@ -23,6 +23,7 @@ from project.methods import (
     Problem,
     RegMean,
     TaskArithmetic,
+    ZipIt,
 )
 from project.moments import PICTURES, Collector, Lockstep, Moment
 from project.student import Distillation
@@ -41,6 +42,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "emr": EMR,
     "fisher": lambda: Fisher(classes="exact"),
     "regmean, aligned": lambda: RegMean(align="activations"),
+    "ties, aligned by both": lambda: TIES(align="both"),
+    "zipit": ZipIt,
     "mats, average": lambda: MaTS(estimate="average", start="zero"),
     "mats, diagonal": lambda: MaTS(estimate="diagonal", classes="exact", iterations=3),
     "mats, gram": lambda: MaTS(estimate="gram", iterations=3),
