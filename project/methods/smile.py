@@ -90,8 +90,11 @@ class SMILE(Aligned):
         return True
 
     def plan(self, problem: Problem) -> str | None:
-        """Which layers are not routed."""
-        left = [layer.name for layer in problem.spec.layers if layer.name not in self._routed(problem)]
+        """Which layers are not routed, though their sources have one in common."""
+        known = self._routed(problem)
+        if problem.labels.mode == "different":
+            known = [*known, problem.spec.head.name]
+        left = [layer.name for layer in problem.spec.layers if layer.name not in known]
         return f"{self.name} does not route {', '.join(left)}: it takes their mean" if left else None
 
     @torch.no_grad()
@@ -165,7 +168,7 @@ class Decomposed:
     def of(cls, weight: Tensor, base: Tensor, layer: Layer) -> "Decomposed":
         """What a weight adds to another, of this layer."""
         change = weight - base
-        left, values, right = torch.linalg.svd(change.view(layer.blocks, -1, change[0].numel()), full_matrices=False)
+        left, values, right = torch.linalg.svd(change.reshape(layer.blocks, -1, change[0].numel()), full_matrices=False)
         return cls(change, left, torch.where(values > NONE * base.norm(), values, 0.0), right)
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -177,7 +180,7 @@ class Decomposed:
         if len(self.left) > 1 or rank >= self.values.shape[1]:
             return self.change
         up, down = self.factors(rank)
-        return (up @ down).view_as(self.change)
+        return (up @ down).reshape(self.change.shape)
 
     def directions(self, count: int) -> Tensor:
         """The first right singular vectors over all inputs, shape (count, inputs, …); zeros where ΔW has no more."""
@@ -187,7 +190,7 @@ class Decomposed:
         found = self.change.new_zeros(count, blocks * size, *self.change.shape[2:])
         for place, (block, row) in enumerate(divmod(one, rank) for one in order):
             if self.values[block, row] > 0:
-                found[place, block * size : (block + 1) * size] = self.right[block, row].view_as(self.change[0])
+                found[place, block * size : (block + 1) * size] = self.right[block, row].reshape(self.change[0].shape)
         return found
 
 

@@ -52,7 +52,7 @@ class WEMoE(Aligned):
         blocks: float | str = 0.5,
         hidden: int = 64,
         steps: int = 300,
-        rate: float = 1e-3,
+        rate: float = 1e-4,
         batch: int = 16,
         seed: int = 0,
         align: Align = "none",

@@ -203,7 +203,7 @@ class LowRankLayer(nn.Module):
         """Take the factors of every source, (outputs, rank) and (rank, inputs · taps), and its constant."""
         for index, (up, down) in enumerate(factors):
             self.up[index].copy_(up)
-            self.down[index].copy_(down.view_as(self.down[index]))
+            self.down[index].copy_(down.reshape(self.down[index].shape))
         if self.constants is not None:
             self.constants.copy_(torch.stack(list(constants)))
 
