@@ -23,7 +23,7 @@ from project.methods import Merged
 from project.modules import GateModule, MergeModule, ProbeModule, ScoringModule
 from project.modules.contenders import Contender
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
-from project.student import executed_macs, save_student, separated
+from project.student import executed_macs, save_student, separated, stored_bytes
 from project.student.progress import FOLDER as PROGRESS
 
 
@@ -229,10 +229,10 @@ def collect(
     rows = []
     for source in model.loaded:
         executed = executed_macs(source.network, picture) / unit
-        parameters = _parameters(source.network)
-        rows.append(Row(source.name, "source", None, executed, executed, parameters, after[source.name]))
-    parameters = sum(_parameters(source) for source in problem.sources)
-    rows.append(Row("ensemble", "reference", None, float(count), float(count), parameters, after["ensemble"]))
+        held, size = _held([source.network])
+        rows.append(Row(source.name, "source", None, executed, executed, held, size, after[source.name]))
+    held, size = _held(problem.sources)
+    rows.append(Row("ensemble", "reference", None, float(count), float(count), held, size, after["ensemble"]))
     rows += [_student_row(merged, model, before.get(merged.name, {}), after[merged.name]) for merged in model.merged]
     rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     details = {
@@ -260,9 +260,10 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         merged.name,
         "student",
         merged.budget.plain,
-        problem.macs(student.maps) / problem.unit,
+        student.macs / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,
         student.held,
+        student.bytes,
         after,
         before,
         sum(left) / len(left) if left else None,
@@ -271,5 +272,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     )
 
 
-def _parameters(network: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def _held(networks: Sequence[torch.nn.Module]) -> tuple[int, int]:
+    """Number of parameters, and bytes of parameters and buffers."""
+    parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    return parameters, sum(stored_bytes(network.state_dict()) for network in networks)

@@ -20,7 +20,7 @@ from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
-from project.methods import TIES, MaTS, Permutation
+from project.methods import SMILE, TIES, MaTS, Permutation
 from project.modules import MergeModule, SourceFile
 from project.student import batch_norms, load_source
 from project.trainer import check_shares, warn_of_swapped_domains
@@ -553,11 +553,18 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     labels = ["average", "permutation", "pleas", "taskarithmetic", "ties", "pcb", "emr", "fisher", "regmean"]
     labels += ["ties-aligned", "regmean-aligned", "mats-average", "mats-diagonal", "mats-gram", "mats-kfac"]
     labels += ["ties-both", "pleas-both", "fisher-both", "zipit", "zipit-both"]
+    labels.append("wemoe")
     assert {name for name in rows if name.endswith("-1.00")} == {f"{label}-1.00" for label in labels}
     for label in labels:
         student = project.load_student(folder / "students" / f"{label}-1.00.ckpt")
-        assert rows[f"{label}-1.00"]["nominal"] == 1.0
-        assert rows[f"{label}-1.00"]["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
+        row = rows[f"{label}-1.00"]
+        if label == "wemoe":
+            assert row["nominal"] == row["executed"] > 1.0
+        else:
+            assert row["nominal"] == 1.0
+            assert row["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
+        assert row["MB"] == pytest.approx(student.bytes / 1e6, abs=1e-3)
+        assert row["MB"] > rows["sketch"]["MB"] - 1e-3 + (label in ("emr", "wemoe"))
         assert torch.isfinite(student.probabilities(torch.randn(2, 3, 16, 16), "sketch")).all()
         assert student.lineage["base"] == "mean"
         assert student.zipped == label.startswith("zipit")
@@ -565,10 +572,33 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
         assert label != "zipit-both" or student.lineage["options"]["within"] == 0.5
     events = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
-    for tag in ("cg residual/mats-kfac-1.00/fc", "cg loss/mats-gram-1.00/all layers", "residual_after/regmean-1.00"):
+    for tag in ("cg residual/mats-kfac-1.00/fc", "cg loss/mats-gram-1.00/all layers", "residual_after/regmean-1.00",
+                "prediction entropy/wemoe-1.00/all layers", "own gate/wemoe-1.00/layer3.2.conv1"):  # fmt: skip
         assert tag in scalars
     assert len(events.Scalars("cg residual/mats-kfac-1.00/all layers")) == 6
     assert [one.step for one in events.Scalars("cg divergence/mats-gram-1.00/all layers")] == [0, 5]
+
+
+def test_mixtures_in_one_merge(tiny: Path) -> None:
+    """Routed students stand in the same table, with what they cost; merged norms are re-estimated under their gates."""
+    run("merge", "merge_mixture")
+    folder = tiny / "merge_mixture"
+    rows = {row["network"]: row for row in json.loads((folder / "results.json").read_text())["table"]}
+    norms = {"smile": "sources' own", "smile-merged": "re-estimated", "wemoe": "re-estimated"}
+    for label, words in norms.items():
+        row, path = rows[f"{label}-1.00"], folder / "students" / f"{label}-1.00.ckpt"
+        student = project.load_student(path)
+        assert row["batch norm"] == words
+        assert row["nominal"] == row["executed"] > 1.0
+        assert row["MB"] > rows["sketch"]["MB"]
+        assert row["parameters"] == student.held
+        with pytest.raises(PleasError, match="others for every picture"):
+            load_source(path)
+    assert rows["ensemble"]["MB"] == pytest.approx(2 * rows["sketch"]["MB"], abs=2e-3)
+    found = MergeModule([SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")],
+                        methods=[SMILE()], base="mean")  # fmt: skip
+    with pytest.raises(ConfigurationError, match="2 sources differ by the sign alone"):
+        found.prepare(DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration=20))
 
 
 def test_a_base_is_read_from_a_file_and_of_the_sources_kind(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

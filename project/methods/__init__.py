@@ -11,11 +11,13 @@ from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
 from project.methods.regmean import RegMean
+from project.methods.smile import SMILE
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
+from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
 
 __all__ = [
-    "EMR", "PCB", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
-    "Permutation", "Problem", "RegMean", "TaskArithmetic", "ZipIt",
+    "EMR", "PCB", "SMILE", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
+    "Permutation", "Problem", "RegMean", "TaskArithmetic", "WEMoE", "ZipIt",
 ]  # fmt: skip

@@ -69,6 +69,14 @@ class Aligned(Method):
         """Whether it needs θ₀."""
         return False
 
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the sources' parameters in float64, as much again for what is made of them, and three networks more."""
+        parameters = sum(one.numel() for one in problem.sources[0].parameters())
+        needed = 8 * (2 * len(problem.sources) + 3) * parameters
+        return Demand(needed, needed)
+
 
 class Arithmetic(Aligned):
     """One network, parameter by parameter.
@@ -85,14 +93,6 @@ class Arithmetic(Aligned):
         write(student, found.parameters)
         matches = {} if self.align == "none" else space.matches
         yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves)
-
-    def demand(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
-        """Of the sources' parameters in float64, as much again for what is made of them, and three networks more."""
-        parameters = sum(one.numel() for one in problem.sources[0].parameters())
-        needed = 8 * (2 * len(problem.sources) + 3) * parameters
-        return Demand(needed, needed)
 
     @abstractmethod
     def combine(self, space: Space, student: Student) -> Combined:

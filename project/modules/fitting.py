@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from project.alignment import UnitMap
 from project.methods import Merged, Method, Problem
-from project.student import Budget, MaskedStudent, Progress, Student
+from project.student import Budget, Progress, Student, kind_entries, of_its_kind
 
 RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves")
 
@@ -35,7 +35,7 @@ def fitted(methods: Sequence[Method], problem: Problem, budgets: Sequence[Budget
             asked = {**depends[method.name], "budgets": [budget.plain for budget in budgets]}
             made = _kept(method, given, problem.progress.below(method.name, asked), budgets)
         for merged in made:
-            if merged.budget == Budget(1.0) and not isinstance(merged.student, MaskedStudent):
+            if merged.budget == Budget(1.0) and merged.student.plain:
                 students[method.name] = merged.student
             yield method, merged
 
@@ -79,8 +79,8 @@ def _keep(merged: Merged, progress: Progress) -> None:
         "norms": merged.norms,
         "seconds": merged.seconds,
         "curves": {name: {layer: dict(one) for layer, one in of.items()} for name, of in merged.curves.items()},
-        "masked": merged.student.entries if isinstance(merged.student, MaskedStudent) else None,
         "zipped": merged.student.zipped,
+        "kind": kind_entries(merged.student),
     }
     progress.keep(merged.name, content)
 
@@ -90,10 +90,9 @@ def _recalled(name: str, problem: Problem, progress: Progress) -> Merged | None:
     if kept is None:
         return None
     student = problem.start({group: UnitMap(members) for group, members in kept["maps"].items()})
+    student = of_its_kind(student, kept["kind"])
     student.network.load_state_dict(kept["state_dict"])
     student.zipped = kept["zipped"]
     budget = Budget.of(kept["budget"])
     method = name.removesuffix(f"-{budget.name}")
-    if kept["masked"] is not None:
-        student = MaskedStudent.of(student, kept["masked"])
     return Merged(method, budget, student, **{name: kept[name] for name in RECALLED})

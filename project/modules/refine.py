@@ -17,7 +17,6 @@ from project.models import DomainScores
 from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
 from project.student import (
     Distillation,
-    MaskedStudent,
     Student,
     load_student,
     original_owners,
@@ -89,8 +88,10 @@ class RefineModule(LightningModule):
             raise ConfigurationError(f"data is {type(data).__name__}; use UnlabelledDataModule to refine a student.")
         if self.distillation is None:
             student = load_student(self.path)
-            if isinstance(student, MaskedStudent):
-                raise ConfigurationError(f"student is {self.path}, which is a network for each source; refine another.")
+            if not student.plain:
+                raise ConfigurationError(
+                    f"student is {self.path}, which is not one network for all pictures; refine another."
+                )
             if student.gate is not None:
                 rank_zero_info(f"the gate of {self.path} was learnt on its trunk as it is; refined, it has none")
                 student.gate = None

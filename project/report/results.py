@@ -19,9 +19,10 @@ class Row:
         name: Its name.
         kind: ``source``, ``reference`` or ``student``.
         budget: What was asked for, as the user wrote it; None for sources and references without one.
-        nominal: Multiply-accumulates by its unit maps, over one source's.
+        nominal: Multiply-accumulates by its unit maps, gates and experts, over one source's.
         executed: Multiply-accumulates counted while it ran, over one source's.
         parameters: Number of parameters.
+        size: Bytes of parameters and buffers.
         accuracy: domain -> top-1 in percent; domains it has no head for are left out.
         before: The same before batch norm was re-estimated; empty where that was not measured.
         residual: Mean over layers of the fit's relative residual; None where nothing was fitted.
@@ -38,6 +39,7 @@ class Row:
     nominal: float
     executed: float
     parameters: int
+    size: int
     accuracy: Mapping[str, float]
     before: Mapping[str, float] = field(default_factory=dict)
     residual: float | None = None
@@ -64,6 +66,7 @@ class Row:
             "nominal": round(self.nominal, 3),
             "executed": round(self.executed, 3),
             "parameters": self.parameters,
+            "MB": round(self.size / 1e6, 3),
         }
         for domain in domains:
             cells[domain] = round(self.accuracy[domain], 1) if domain in self.accuracy else None

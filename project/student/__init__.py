@@ -1,11 +1,21 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
 from project.student.allocation import by_gain, separated, stagewise, uniform, widest_maps
-from project.student.artefact import build_student, is_student, load_student, save_student, student_entries
+from project.student.artefact import (
+    build_student,
+    is_student,
+    kind_entries,
+    load_student,
+    of_its_kind,
+    save_student,
+    student_entries,
+)
 from project.student.axes import with_joins
+from project.student.blocks import Site, sites
 from project.student.budget import Budget, check_budgets
 from project.student.build import Student, blank_network, start_student
 from project.student.distil import Distillation, DistillationLoss
+from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
 from project.student.gain import separation_gains
 from project.student.growth import check_growth, growing, obstacle, unfitted
@@ -13,25 +23,36 @@ from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
 from project.student.masked import MaskedStudent, packed
 from project.student.memory import Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
-from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
+from project.student.mixture import Block, Learnt, MixtureStudent, Projected
+from project.student.normalise import batch_norms, batch_statistics, reestimate, reestimation, running_variances
 from project.student.plan import in_stages, stages
 from project.student.progress import KeptFits, Progress
 from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
 from project.student.sharing import ALONE, World, effort
-from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size
+from project.student.size import (
+    Unit,
+    executed_macs,
+    nominal_macs,
+    nominal_size,
+    source_macs,
+    source_size,
+    stored_bytes,
+)
 from project.student.solver import Factor, LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 from project.student.spill import waiting
 
 __all__ = [
-    "ALONE", "BlockLayer", "Budget", "Demand", "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit",
-    "MaskedStudent", "MemoryPlan", "Progress", "SequentialFit", "Source", "Student", "Unit", "View", "World",
-    "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth", "common_spec",
-    "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages", "is_student",
-    "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
-    "original_sources", "packed", "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled",
-    "running_variances", "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages",
-    "stagewise", "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted",
-    "uniform", "view", "waiting", "widest_maps", "with_joins",
+    "ALONE", "BlendedLayer", "Block", "BlockLayer", "Budget", "Demand", "Distillation", "DistillationLoss", "Factor",
+    "KeptFits", "LayerFit", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent", "MemoryPlan", "MixtureStudent",
+    "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Site", "Source", "Student", "Unit",
+    "View", "World", "batch_norms", "batch_statistics", "blank_network", "build_student", "by_gain", "check_budgets",
+    "check_growth", "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing",
+    "in_stages", "is_student", "joint_matrix", "kind_entries", "load_source", "load_student", "nominal_macs",
+    "nominal_size", "obstacle", "of_its_kind", "original_owners", "original_sources", "packed", "plan_memory",
+    "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
+    "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
+    "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view", "waiting",
+    "widest_maps", "with_joins",
 ]  # fmt: skip

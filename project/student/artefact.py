@@ -1,5 +1,6 @@
 """Student files: one checkpoint that rebuilds the student without its sources."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from project.models.saving import atomic_save
 from project.models.strict import load_strictly
 from project.student.build import Student, blank_network
 from project.student.masked import MaskedStudent
+from project.student.mixture import MixtureStudent
 from project.symmetry import Spec, trace
 
 FORMAT = "pleas-student"
 VERSION = 1
+KINDS: dict[str, type[MaskedStudent] | type[MixtureStudent]] = {"masked": MaskedStudent, "mixture": MixtureStudent}
 
 
 def save_student(student: Student, path: str | Path) -> None:
@@ -54,13 +57,30 @@ def student_entries(student: Student) -> dict[str, Any]:
         "picture": list(student.spec.picture),
         "lineage": student.lineage,
     }
-    if isinstance(student, MaskedStudent):
-        entries["masked"] = student.entries
     if student.zipped:
         entries["zipped"] = True
+    entries |= kind_entries(student)
     if student.gate is not None:
         entries["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
     return entries
+
+
+def kind_entries(student: Student) -> dict[str, Any]:
+    """What a student that is more than a plain network must hold beside its network's tensors, under its kind."""
+    return {name: student.entries for name, kind in KINDS.items() if isinstance(student, kind)}
+
+
+def of_its_kind(student: Student, entries: Mapping[str, Any]) -> Student:
+    """A plain student as the kind that some entries tell of, if any; its network's tensors must be loaded afterwards.
+
+    Args:
+        student: Of the same unit maps.
+        entries: With what :func:`kind_entries` gave.
+    """
+    for name, kind in KINDS.items():
+        if name in entries:
+            return kind.of(student, entries[name])
+    return student
 
 
 def is_student(weights: Weights) -> bool:
@@ -101,18 +121,22 @@ def build_student(weights: Weights) -> Student:
         raise CheckpointError(
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
         ) from error
-    load_strictly(network, weights.state_dict, str(path))
     student = Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
     student.zipped = "zipped" in content
     if "masked" in content:
-        student = _masked(student, content["masked"], str(path))
+        _check_masks(student, content["masked"], str(path))
+    try:
+        student = of_its_kind(student, content)
+    except (PleasError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is a student with layers that are not its architecture's: {error!r}.") from error
+    load_strictly(student.network, weights.state_dict, str(path))
     if "gate" in content:
         _load_gate(student, content["gate"], str(path))
     return student
 
 
-def _masked(student: Student, masked: dict[str, Any], path: str) -> MaskedStudent:
-    """The networks of all sources that a student's file holds, if they fit it."""
+def _check_masks(student: Student, masked: dict[str, Any], path: str) -> None:
+    """Refuse what a file holds of the networks of all sources, where it does not fit the student."""
     count, state = student.maps[student.spec.input.name].sources, student.network.state_dict()
     try:
         size = sum(state[name].numel() for name in masked["names"])
@@ -124,7 +148,6 @@ def _masked(student: Student, masked: dict[str, Any], path: str) -> MaskedStuden
         raise CheckpointError(f"{path} is a student with masks of which something is missing: {error!r}.") from error
     if not fits:
         raise CheckpointError(f"{path} is a student with masks that do not fit its {count} sources.")
-    return MaskedStudent.of(student, masked)
 
 
 def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:

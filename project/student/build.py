@@ -15,6 +15,7 @@ from project.student.axes import with_joins
 from project.student.fit import joint_matrix, start_matrix
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.student.norms import load_norm, student_norm
+from project.student.size import nominal_macs, stored_bytes
 from project.symmetry import Spec
 
 Change = Callable[[Any], Any]
@@ -35,6 +36,8 @@ class Student(MultiHead):
 
     zipped = False
     """Whether its units may stand for several of one source, of which its unit maps then tell the number alone."""
+    plain = True
+    """Whether it is one network for all pictures, which can be refined and merged again."""
 
     def __init__(
         self,
@@ -66,6 +69,16 @@ class Student(MultiHead):
     def held(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def bytes(self) -> int:
+        """Of all parameters and buffers; a gate of the heads is left out, as it is everywhere."""
+        return stored_bytes({name: one for name, one in self.state_dict().items() if not name.startswith("gate.")})
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of convolutions and linear layers on one picture, by the unit maps."""
+        return nominal_macs(self.spec, self.maps)
 
     @property
     def features(self) -> int:

@@ -31,6 +31,7 @@ class MaskedStudent(Student):
     """
 
     by_name = True
+    plain = False
     vector: Tensor
     masks: Tensor
     scales: Tensor

@@ -25,6 +25,11 @@ def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, Nor
     }
 
 
+def _train_where_possible(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    """A lone value a unit has no variance; such a rest of a batch is let through as it is."""
+    norm.train(inputs[0].numel() > inputs[0].shape[1])
+
+
 class _Counted:
     """Gives each picture the same weight in a norm's cumulative average, whatever the size of its batch."""
 
@@ -36,8 +41,7 @@ class _Counted:
 
     def _before(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
         values = inputs[0]
-        # A lone value a unit has no variance; such a rest of a batch is let through as it is.
-        norm.train(values.numel() > values.shape[1])
+        _train_where_possible(norm, inputs)
         self.lone |= not norm.training
         if norm.training:
             self.seen += values.shape[0]
@@ -92,6 +96,27 @@ def reestimation(
         for one in counted:
             one.close()
         network.eval()
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """While open, batch norms use the statistics of each batch; their own stay as they are.
+
+    Args:
+        network: In eval mode, and afterwards so again.
+    """
+    norms = batch_norms(network).values()
+    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
+    handles = [norm.register_forward_pre_hook(_train_where_possible) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, handle, (momentum, buffers) in zip(norms, handles, before, strict=True):
+            handle.remove()
+            norm.eval().momentum = momentum
+            norm.load_state_dict(buffers, strict=False)
 
 
 @torch.no_grad()

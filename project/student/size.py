@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from project.alignment import UnitMap, overlap
@@ -102,6 +102,11 @@ def source_size(spec: Spec, heads: UnitMap, unit: Unit) -> float:
 def source_macs(spec: Spec, fixed: Mapping[str, UnitMap]) -> float:
     """Multiply-accumulates of one source on one picture, averaged over the sources."""
     return source_size(spec, fixed[spec.output.name], "MACs")
+
+
+def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of a network's tensors, by name, as a file holds them."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 @torch.no_grad()

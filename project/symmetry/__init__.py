@@ -1,6 +1,6 @@
 """Which axes move together: spec, tracing with torch.fx, permuting, the equivalence check."""
 
-from project.symmetry.graph import graph_of
+from project.symmetry.graph import graph_of, shaped_graph
 from project.symmetry.layers import NORMS
 from project.symmetry.permute import (
     check_blocks,
@@ -18,5 +18,5 @@ from project.symmetry.trace import trace
 __all__ = [
     "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Spec", "check_blocks", "check_equivalence",
     "graph_of", "group_differences", "move_units", "permute_axis", "permute_state", "permute_tensors", "random_orders",
-    "trace",
+    "shaped_graph", "trace",
 ]  # fmt: skip

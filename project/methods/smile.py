@@ -1,0 +1,226 @@
+"""SMILE (Tang et al., arXiv 2408.10174): sparse mixtures of low-rank experts, without data and without training."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from project.errors import ConfigurationError
+from project.methods.arithmetic import Aligned, write
+from project.methods.base import Merged, Problem
+from project.methods.space import Align, Space
+from project.student import (
+    BlendedLayer,
+    Block,
+    Budget,
+    LowRankLayer,
+    MixtureStudent,
+    Projected,
+    ProjectionRouter,
+    RoutedNorm,
+    batch_norms,
+    sites,
+)
+from project.symmetry import Layer
+
+Norms = Literal["routed", "merged"]
+NONE = 1e-6  # of the base's norm: what is added to a layer, if it is no more, has no directions
+
+
+class SMILE(Aligned):
+    """W₀ x + Σ gᵢ(x) Uᵢ Σᵢ Vᵢᵀ x in every convolution and linear layer: routed by the picture, made without data.
+
+    Uᵢ Σᵢ Vᵢᵀ are the first ``rank`` singular vectors of what source i adds, ΔWᵢ = Wᵢ − W₀, which acts on unfolded
+    patches in a convolution; they run as a kernel to ``rank`` units and from there to all. A source's score is
+    ‖Vᵀ x‖ with its first ``gate_rank`` vectors, mean over the positions, so that a whole picture goes one way. The
+    softmax of the ``top`` largest scores are the gates. Each layer has its own, and its expert adds its own constant.
+
+    The experts of a layer that would be larger so than ΔWᵢ itself, and of grouped convolutions, which stay in full, are
+    added to W₀ for each picture. A layer whose base is the mean of the sources because it lacks one, such as a head for
+    other classes, follows the gates of the layer before. Heads of different label spaces and parameters outside layers
+    are merged as by the average, and so are layers that do not see pictures one by one.
+
+    Args:
+        rank: Singular vectors of each expert; more than a layer has are all.
+        gate_rank: Of those, how many a score is made of.
+        top: How many sources a picture is sent to, in every layer.
+        norms: ``routed``: the sources' own norms, statistics too, weighed by the gates of the layer that ran last, so
+            that nothing need be re-estimated; ``merged``: the mean of the sources, re-estimated on calibration
+            pictures. The paper's networks have no batch norm.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``smile``.
+    """
+
+    def __init__(
+        self,
+        rank: int = 32,
+        gate_rank: int = 1,
+        top: int = 1,
+        norms: Norms = "routed",
+        align: Align = "none",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(align, label)
+        for name, value in (("rank", rank), ("gate_rank", gate_rank), ("top", top)):
+            if value < 1:
+                raise ConfigurationError(f"{name} is {value}; allowed: 1 or more.")
+        if norms not in get_args(Norms):
+            raise ConfigurationError(f"norms is {norms!r}; allowed: {', '.join(map(repr, get_args(Norms)))}.")
+        self.rank, self.gate_rank, self.top = rank, gate_rank, top
+        self.norms: Norms = norms
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse gates that could not tell the sources apart, and networks without a layer to route."""
+        super().check(problem, pictures, budgets)
+        count = len(problem.sources)
+        if self.top > count:
+            raise ConfigurationError(f"top of method {self.name} is {self.top}; allowed: 1 to the {count} sources.")
+        if problem.base == "mean" and count == 2:
+            raise ConfigurationError(
+                f"base is 'mean', from which 2 sources differ by the sign alone, which the gates of method {self.name} "
+                f"do not see; give the base that they were fine-tuned from, or 3 sources."
+            )
+        if not self._routed(problem):
+            raise ConfigurationError(f"method {self.name} finds no layer that sees pictures one by one, to route them.")
+
+    def needs_base(self, problem: Problem) -> bool:
+        """It does."""
+        return True
+
+    def plan(self, problem: Problem) -> str | None:
+        """Which layers are not routed, though their sources have one in common."""
+        known = self._routed(problem)
+        if problem.labels.mode == "different":
+            known = [*known, problem.spec.head.name]
+        left = [layer.name for layer in problem.spec.layers if layer.name not in known]
+        return f"{self.name} does not route {', '.join(left)}: it takes their mean" if left else None
+
+    @torch.no_grad()
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+        """One student of budget 1, whatever the budgets."""
+        space = Space.of(problem, self.align)
+        plain, blocks = problem.start(space.maps), self._blocks(space)
+        base = {**space.mean, **space.base}
+        layers = {layer.name: layer for layer in problem.spec.layers}
+        routed = [name for block in blocks for name in block.layers]
+        write(plain, {name: one for name, one in base.items() if name.rpartition(".")[0] in routed})
+        student = MixtureStudent(plain, blocks)
+        for block, router in zip(blocks, student.routers, strict=True):
+            for index, name in enumerate(block.layers):
+                experts = [Decomposed.of(one[f"{name}.weight"], base[f"{name}.weight"], layers[name])
+                           for one in space.sources]  # fmt: skip
+                _load(student.network.get_submodule(name), experts, _constants(space, base, name), self.rank)
+                if index == 0:
+                    cast(ProjectionRouter, router).directions.copy_(
+                        torch.cat([one.directions(cast(Projected, block.router).rank) for one in experts])
+                    )
+            for name in block.norms:
+                cast(RoutedNorm, student.network.get_submodule(name)).load(_norms(space, name))
+        settled = not batch_norms(student.network)
+        matches = {} if self.align == "none" else space.matches
+        yield Merged(self.name, Budget(1.0), student, matches=matches, settled=settled, norms="sources' own")
+
+    def _routed(self, problem: Problem) -> list[str]:
+        """The layers that see pictures one by one, in execution order; heads of different label spaces are left out."""
+        layers = {layer.name for layer in problem.spec.layers}
+        if problem.labels.mode == "different":
+            layers -= {problem.spec.head.name}
+        return [one.name for one in sites(problem.sources[0], problem.spec) if one.apart and one.name in layers]
+
+    def _blocks(self, space: Space) -> list[Block]:
+        """A block for every layer that has gates of its own, and what follows them."""
+        spec, routed = space.problem.spec, set(self._routed(space.problem))
+        layers = {layer.name: layer for layer in spec.layers}
+        norms = {norm.name for norm in spec.norms} if self.norms == "routed" else set()
+        found: list[Block] = []
+        for site in sites(space.problem.sources[0], spec):
+            if site.name in routed:
+                ranks = {site.name: _rank(layers[site.name], spec.sizes, self.rank)}
+                if f"{site.name}.weight" in space.base:
+                    full = _full_rank(layers[site.name], spec.sizes)
+                    found.append(Block(Projected(min(self.gate_rank, full), self.top), ranks))
+                elif found:
+                    found[-1] = Block(found[-1].router, {**found[-1].layers, **ranks}, found[-1].norms)
+            elif site.name in norms and site.apart and found:
+                found[-1] = Block(found[-1].router, found[-1].layers, (*found[-1].norms, site.name))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """ΔW = U Σ Vᵀ, of what a source adds to a layer, by singular values; block by block where it is grouped.
+
+    Args:
+        change: ΔW, in the weight's shape.
+        left: U, shape (blocks, outputs / blocks, rank).
+        values: Σ, shape (blocks, rank).
+        right: Vᵀ, shape (blocks, rank, inputs / blocks · taps).
+    """
+
+    change: Tensor
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, base: Tensor, layer: Layer) -> "Decomposed":
+        """What a weight adds to another, of this layer."""
+        change = weight - base
+        left, values, right = torch.linalg.svd(change.reshape(layer.blocks, -1, change[0].numel()), full_matrices=False)
+        return cls(change, left, torch.where(values > NONE * base.norm(), values, 0.0), right)
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """U Σ (outputs, rank) and Vᵀ (rank, inputs · taps), of a layer in one block."""
+        return self.left[0, :, :rank] * self.values[0, :rank], self.right[0, :rank]
+
+    def cut(self, rank: int) -> Tensor:
+        """ΔW of that rank, or in full, as it is, where it has no more; grouped layers are not cut."""
+        if len(self.left) > 1 or rank >= self.values.shape[1]:
+            return self.change
+        up, down = self.factors(rank)
+        return (up @ down).reshape(self.change.shape)
+
+    def directions(self, count: int) -> Tensor:
+        """The first right singular vectors over all inputs, shape (count, inputs, …); zeros where ΔW has no more."""
+        order = self.values.flatten().argsort(descending=True, stable=True)[:count].tolist()
+        blocks, rank = self.values.shape
+        size = self.change.shape[1]
+        found = self.change.new_zeros(count, blocks * size, *self.change.shape[2:])
+        for place, (block, row) in enumerate(divmod(one, rank) for one in order):
+            if self.values[block, row] > 0:
+                found[place, block * size : (block + 1) * size] = self.right[block, row].reshape(self.change[0].shape)
+        return found
+
+
+def _full_rank(layer: Layer, sizes: Mapping[str, int]) -> int:
+    """The largest rank that a change of a layer can have, in each of its blocks."""
+    return min(sizes[layer.outputs] // layer.blocks, sizes[layer.inputs] // layer.blocks * layer.taps)
+
+
+def _rank(layer: Layer, sizes: Mapping[str, int], rank: int) -> int:
+    """Rank of the factors that an expert is executed in; 0 where ΔW itself is no larger than they are."""
+    outputs, inputs = sizes[layer.outputs], sizes[layer.inputs] * layer.taps
+    return rank if layer.blocks == 1 and rank * (outputs + inputs) < outputs * inputs else 0
+
+
+def _load(layer: nn.Module, experts: Sequence[Decomposed], constants: Sequence[Tensor], rank: int) -> None:
+    if isinstance(layer, LowRankLayer):
+        layer.load([one.factors(rank) for one in experts], constants)
+    else:
+        cast(BlendedLayer, layer).load([one.cut(rank) for one in experts], constants)
+
+
+def _constants(space: Space, base: Mapping[str, Tensor], layer: str) -> list[Tensor]:
+    """What every source adds to a layer's constant; empty where it has none."""
+    name = f"{layer}.bias"
+    return [one[name] - base[name] for one in space.sources] if name in base else []
+
+
+def _norms(space: Space, norm: str) -> list[dict[str, Tensor]]:
+    """The tensors of every source's norm."""
+    state = space.problem.sources[0].state_dict()
+    names = [one for one in ("weight", "bias", "running_mean", "running_var") if f"{norm}.{one}" in state]
+    tensors = {one: space.buffers(f"{norm}.{one}") for one in names}
+    return [{one: tensors[one][index] for one in names} for index in range(len(space.sources))]

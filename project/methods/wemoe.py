@@ -1,0 +1,157 @@
+"""WEMoE (Tang et al., arXiv 2402.00433): layers whose weights are merged anew for every picture."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from project.errors import ConfigurationError
+from project.methods.arithmetic import Aligned, write
+from project.methods.base import Merged, Problem
+from project.methods.checks import check_scale, check_share
+from project.methods.routing import train_routers
+from project.methods.space import Align, Space
+from project.moments import PICTURES
+from project.student import BlendedLayer, Block, Budget, Demand, Learnt, LearntRouter, MixtureStudent, sites
+from project.student.memory import gradient_bytes
+
+DEVIATION = 0.01  # of the routers' random weights, the paper's
+
+
+class WEMoE(Aligned):
+    """W(x) = W₀ + Σ gᵢ(x) τᵢ in the layers of some blocks, with gates of the picture; all else by task arithmetic.
+
+    A block is what lies between two values through which everything passes, such as a residual block. Its router reads
+    the mean over the positions of what the block's first layer reads, and has two linear layers with a rectifier
+    between them. Its last constants start at λ and its weights near 0, so that training starts from task arithmetic.
+    Routers alone are trained, without labels, to make predictions on the calibration pictures certain:
+    min Σ − p log p, by Adam. Each picture has its own gates, in training too; the paper's code trains with the mean of
+    a batch, of one domain each. Norms are merged by task arithmetic, and re-estimated.
+
+    Args:
+        scale: λ; 1 over the number of sources starts from the average.
+        blocks: Which blocks: a share of them, the last ones without the head (0.5: for a ResNet about its last two
+            stages), or a regular expression; the layers in whose names it is found are weighed, and those of one
+            block share a router.
+        hidden: Units of a router between its two layers. The paper's are as many as it reads, which would be more
+            weights than many a convolution has.
+        steps: Of Adam.
+        rate: Its learning rate.
+        batch: Pictures of every domain in each step.
+        seed: Of the routers' weights and of the choice of pictures.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``wemoe``.
+    """
+
+    def __init__(
+        self,
+        scale: float = 0.3,
+        blocks: float | str = 0.5,
+        hidden: int = 64,
+        steps: int = 300,
+        rate: float = 1e-4,
+        batch: int = 16,
+        seed: int = 0,
+        align: Align = "none",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(align, label)
+        check_scale(scale)
+        if isinstance(blocks, str):
+            try:
+                re.compile(blocks)
+            except re.error as error:
+                raise ConfigurationError(f"blocks is {blocks!r}, which is no regular expression: {error}.") from error
+        else:
+            check_share("blocks", blocks)
+        for name, value, least in (("hidden", hidden, 1), ("steps", steps, 0), ("batch", batch, 1)):
+            if value < least:
+                raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
+        if not 0 < rate < float("inf"):
+            raise ConfigurationError(f"rate is {rate}; allowed: above 0.")
+        self.scale, self.blocks, self.hidden = scale, blocks, hidden
+        self.steps, self.rate, self.batch, self.seed = steps, rate, batch, seed
+        if steps:
+            self.needs = self.needs | {PICTURES}
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse to go where no layer would be weighed."""
+        super().check(problem, pictures, budgets)
+        if not self._chosen(problem):
+            names = ", ".join(name for block in _weighable(problem) for name in block) or "none"
+            raise ConfigurationError(
+                f"blocks of method {self.name} is {self.blocks!r}, which chooses no layer; there are: {names}."
+            )
+
+    def needs_base(self, problem: Problem) -> bool:
+        """It does."""
+        return True
+
+    def plan(self, problem: Problem) -> str | None:
+        """Which layers are weighed."""
+        blocks = "; ".join(", ".join(block) for block in self._chosen(problem))
+        return f"{self.name} weighs, by blocks: {blocks}"
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the arithmetic; of the pictures, and of a step on a batch: activations, and kernels with gradients."""
+        plain, spec = super().demand(problem, pictures, budgets, batch), problem.spec
+        if not self.steps:
+            return plain
+        chosen = {name for block in self._chosen(problem) for name in block}
+        weights = sum(spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps
+                      for one in spec.layers if one.name in chosen)  # fmt: skip
+        drawn = self.batch * len(pictures)
+        step = gradient_bytes(spec, drawn, 1, 0) + 4 * weights * (2 * drawn + len(problem.sources))
+        shown = 4 * sum(pictures.values()) * prod(spec.picture)
+        return Demand(max(plain.whole, step) + shown, max(plain.least, step))
+
+    @torch.no_grad()
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+        """One student of budget 1, whatever the budgets."""
+        space = Space.of(problem, self.align)
+        plain, base = problem.start(space.maps), space.base
+        blocks = [Block(Learnt(self.hidden), dict.fromkeys(block, 0)) for block in self._chosen(problem)]
+        chosen = {name for block in blocks for name in block.layers}
+        write(plain, {name: one if name.rpartition(".")[0] in chosen
+                      else one + self.scale * torch.stack(_vectors(space, name)).sum(0)
+                      for name, one in base.items()})  # fmt: skip
+        student, generator = MixtureStudent(plain, blocks), torch.Generator().manual_seed(self.seed)
+        for router in student.routers:
+            cast(LearntRouter, router).reset(self.scale, DEVIATION, generator)
+        for name in chosen:
+            constants = _vectors(space, f"{name}.bias") if f"{name}.bias" in base else []
+            cast(BlendedLayer, student.network.get_submodule(name)).load(_vectors(space, f"{name}.weight"), constants)
+        curves = {}
+        if self.steps:
+            curves = train_routers(student, problem, steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed)
+        matches = {} if self.align == "none" else space.matches
+        yield Merged(self.name, Budget(1.0), student, matches=matches, curves=curves)
+
+    def _chosen(self, problem: Problem) -> list[list[str]]:
+        """The layers that are weighed, block by block."""
+        blocks = _weighable(problem)
+        if not isinstance(self.blocks, str):
+            return blocks[-max(1, int(self.blocks * len(blocks))) :]
+        expression = re.compile(self.blocks)
+        found = [[name for name in block if expression.search(name)] for block in blocks]
+        return [block for block in found if block]
+
+
+def _weighable(problem: Problem) -> list[list[str]]:
+    """The layers that see pictures one by one, block by block in execution order, without the head."""
+    layers = {layer.name for layer in problem.spec.layers} - {problem.spec.head.name}
+    found: dict[int, list[str]] = {}
+    for site in sites(problem.sources[0], problem.spec):
+        if site.apart and site.name in layers:
+            found.setdefault(site.block, []).append(site.name)
+    return list(found.values())
+
+
+def _vectors(space: Space, name: str) -> list[Tensor]:
+    """τᵢ of one parameter."""
+    return [one[name] - space.base[name] for one in space.sources]

@@ -1,0 +1,244 @@
+"""WEMoE: task arithmetic before it is trained, the owner's layers with its gate, more certain once it is trained."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
+from scipy.stats import entropy
+from torch import Tensor, nn
+
+from project.errors import ConfigurationError, MergeError
+from project.methods import Merged, Problem, TaskArithmetic, WEMoE
+from project.methods.routing import prediction_entropy
+from project.models import LabelSpace
+from project.modules.fitting import fitted
+from project.moments import PICTURES
+from project.student import Budget, MixtureStudent, Progress, World, batch_norms, reestimate
+from project.symmetry import trace
+
+
+def only(method: WEMoE, it: Problem) -> tuple[Merged, MixtureStudent]:
+    method.check(it, {}, [1.0])
+    (merged,) = method.merge(it, [2.0])
+    assert merged.name == f"{method.name}-1.00"
+    assert not merged.settled
+    assert isinstance(merged.student, MixtureStudent)
+    return merged, merged.student
+
+
+@torch.no_grad()
+def run(network: nn.Module, batch: Tensor) -> Tensor:
+    return network(batch)
+
+
+def problem(structure: int, mode: str = "shared", count: int = 3) -> Problem:
+    sources = [random_network(structure, i + 1) for i in range(count)]
+    return make_problem(sources, mode, needs=(), base=random_network(structure, 0))
+
+
+def gated(student: MixtureStudent, gates: list[float]) -> None:
+    """Routers that say this of every picture."""
+    for router in student.routers:
+        for one in router.parameters():
+            one.data.zero_()
+        router.outer.bias.data.copy_(torch.tensor(gates))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("structure", range(4))
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_untrained_it_is_task_arithmetic(structure: int, mode: str) -> None:
+    it, batch = problem(structure, mode), pictures(4, 7)
+    (expected,) = TaskArithmetic(0.4).merge(it, [1.0])
+    for blocks in (0.5, 1.0, r"\d"):
+        _, student = only(WEMoE(0.4, blocks, steps=0), it)
+        for router in student.routers:
+            assert torch.equal(router.outer.bias, torch.full((3,), 0.4))  # type: ignore[union-attr]
+            assert 0 < float(router.inner.weight.detach().std()) < 0.02, "near 0, so that it can be trained"  # type: ignore[union-attr, operator]
+        gated(student, [0.4] * 3)
+        assert close(run(student, batch), run(expected.student, batch), 1e-4)
+        reestimate(student.network, [pictures(20, 1)])
+        other = copy.deepcopy(expected.student)
+        reestimate(other.network, [pictures(20, 1)])
+        assert close(run(student, batch), run(other, batch), 1e-3)
+
+
+def test_with_the_gate_of_one_source_the_layers_are_its_own() -> None:
+    it = problem(1)
+    _, student = only(WEMoE(blocks=1.0, steps=0), it)
+    chosen = [name for block in student.blocks for name in block.layers]
+    assert len(chosen) == len(it.spec.layers) - 1, "all but the head"
+    (expected,) = TaskArithmetic().merge(it, [1.0])
+    for index, source in enumerate(it.sources):
+        gated(student, [float(index == i) for i in range(3)])
+        network = expected.student.network
+        for name in chosen:
+            network.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
+        assert close(run(student, pictures(4, 7)), run(network, pictures(4, 7)), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_equal_sources_come_back_however_they_are_routed(mode: str) -> None:
+    source, batch = random_network(2, 2), pictures(4, 7)
+    it = make_problem([source] * 3, mode, needs=(), base="mean")
+    _, student = only(WEMoE(steps=3, rate=0.1), it)
+    assert close(run(student, batch), run(source, batch).repeat(1, 3 if mode == "different" else 1), 1e-4)
+    other = make_problem([source] * 3, mode, needs=(), base=random_network(2, 5))
+    _, student = only(WEMoE(1 / 3, steps=0), other)
+    gated(student, [0.5, 0.2, 0.3])
+    assert close(run(student, batch), run(source, batch).repeat(1, 3 if mode == "different" else 1), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_training_makes_predictions_certain_and_touches_routers_alone(mode: str) -> None:
+    it = problem(0, mode)
+    _, before = only(WEMoE(steps=0), it)
+    merged, student = only(WEMoE(steps=40, rate=0.01), it)
+    curve = merged.curves["prediction entropy"]["all layers"]
+    assert list(curve) == list(range(40))
+    assert sum(curve[step] for step in range(35, 40)) < 0.9 * sum(curve[step] for step in range(5))
+    assert set(merged.curves["own gate"]) == {next(iter(block.layers)) for block in student.blocks}
+    assert merged.curves["own gate"][next(iter(student.blocks[0].layers))][0] == pytest.approx(0.3, abs=0.05)
+    for name, one in student.state_dict().items():
+        same = torch.equal(one, before.state_dict()[name])
+        assert same != name.startswith("network.routers."), name
+    assert all(one.requires_grad and one.grad is None for one in student.parameters())
+    assert not any(module.training for module in student.modules())
+    _, again = only(WEMoE(steps=40, rate=0.01), it)
+    assert same_state(again.state_dict(), student.state_dict())
+    _, other = only(WEMoE(steps=40, rate=0.01, seed=1), it)
+    assert not same_state(other.state_dict(), student.state_dict())
+
+
+def test_gradients_are_those_of_the_mean_entropy() -> None:
+    """One step of Adam goes by the gradient's sign: of the entropy in batch statistics, on all pictures."""
+    it = replace(problem(0, count=2), pictures={domain: [pictures(5, i)] for i, domain in enumerate(DOMAINS[:2])})
+    _, before = only(WEMoE(steps=0), it)
+    _, after = only(WEMoE(steps=1, batch=5, rate=1e-4), it)
+    student = copy.deepcopy(before)
+    for norm in batch_norms(student.network).values():
+        norm.train()
+    shares = student(torch.cat([pictures(5, 0), pictures(5, 1)])).softmax(1)
+    (-(shares * shares.log()).sum(1).mean()).backward()
+    pairs = zip(before.routers, after.routers, student.routers, strict=True)
+    for old, new, mine in pairs:
+        for name, one in mine.named_parameters():
+            moved = new.get_parameter(name) - old.get_parameter(name)
+            large = one.grad.abs() > 1e-5  # type: ignore[union-attr]
+            assert torch.equal(moved.sign()[large], -one.grad.sign()[large])  # type: ignore[union-attr]
+    assert any(bool((one.grad.abs() > 1e-5).any()) for router in student.routers for one in router.parameters())  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Twice(World):
+    """Two processes that have the same pictures."""
+
+    size: int = 2
+
+    def reduce(self, tensor: Tensor) -> None:
+        tensor.mul_(2)
+
+
+def test_gradients_are_summed_over_processes() -> None:
+    it = problem(0)
+    one, student = only(WEMoE(steps=3), it)
+    two, other = only(WEMoE(steps=3), replace(it, world=Twice()))
+    assert one.curves == two.curves
+    assert same_state(student.state_dict(), other.state_dict())
+
+
+def test_entropy_is_that_of_the_domains_own_head() -> None:
+    logits = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    shares = logits.double().softmax(1).numpy()
+    shared = LabelSpace({"a": tuple("vwxyz"), "b": tuple("vwxyz")}, "shared")
+    different = LabelSpace({"a": ("v", "w"), "b": ("x", "y", "z")}, "different")
+    heads = [entropy(shares[:, columns] / shares[:, columns].sum(1, keepdims=True), axis=1)
+             for columns in (slice(0, 2), slice(2, 5))]  # fmt: skip
+    for labels, domain, expected in (
+        (shared, "a", entropy(shares, axis=1)),
+        (shared, "public", entropy(shares, axis=1)),
+        (different, "a", heads[0]),
+        (different, "b", heads[1]),
+        (different, "public", (heads[0] + heads[1]) / 2),
+    ):
+        found = prediction_entropy(logits, labels, domain)
+        assert torch.allclose(found.double(), torch.from_numpy(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        (0.5, ["layer3.0", "layer3.1", "layer4.0", "layer4.1"]),
+        (0.01, ["layer4.1"]),
+        (r"layer[34]\.", ["layer3.0", "layer3.1", "layer4.0", "layer4.1"]),
+        (r"layer4.*conv2", ["layer4.0", "layer4.1"]),
+        ("conv1", ["conv1", *(f"layer{i}.{j}" for i in range(1, 5) for j in range(2))]),
+    ],
+)
+def test_blocks(blocks: float | str, expected: list[str]) -> None:
+    sources = [resnet("resnet18", i) for i in range(2)]
+    it = make_problem(sources, needs=(), shape=(3, 32, 32), base="mean", batches=[])
+    method = WEMoE(blocks=blocks, steps=0)
+    chosen = method._chosen(it)
+    assert [block[0].removesuffix(".conv1").removesuffix(".conv2") for block in chosen] == expected
+    if blocks == 0.5:
+        assert chosen[0] == ["layer3.0.conv1", "layer3.0.conv2", "layer3.0.downsample.0"]
+    told = method.plan(it)
+    assert told is not None
+    assert all(", ".join(block) in told for block in chosen)
+
+
+def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
+    network = random_network(2, 2)
+    twin = copy.deepcopy(network)
+    permuted_copy(network, twin, trace(network, (3, 11, 13)), 0)
+    it, batch = make_problem([network, twin], needs=(), base="mean"), pictures(4, 7)
+    merged, student = only(WEMoE(align="weights", steps=2), it)
+    assert merged.matches
+    assert close(run(student, batch), run(network, batch), 1e-3)
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+def test_an_interrupted_merge_recalls_it(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = replace(problem(0, mode), progress=Progress(tmp_path))
+    ((_, first),) = fitted([WEMoE(steps=2)], it, [Budget(1.0)])
+    monkeypatch.setattr(WEMoE, "merge", lambda *_: pytest.fail("it is there"))
+    ((_, second),) = fitted([WEMoE(steps=2)], it, [Budget(1.0)])
+    assert isinstance(second.student, MixtureStudent)
+    assert same_state(first.student.state_dict(), second.student.state_dict())
+    assert torch.equal(run(first.student, pictures(3, 7)), run(second.student, pictures(3, 7)))
+    assert (first.curves, first.settled) == (second.curves, second.settled)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"scale": -1.0}, "scale is -1.0; allowed: 0 or more"),
+        ({"blocks": 0.0}, "blocks is 0.0; allowed: above 0, up to 1"),
+        ({"blocks": "layer["}, r"blocks is 'layer\[', which is no regular expression"),
+        ({"hidden": 0}, "hidden is 0; allowed: 1 or more"),
+        ({"steps": -1}, "steps is -1; allowed: 0 or more"),
+        ({"rate": 0.0}, "rate is 0.0; allowed: above 0"),
+        ({"batch": 0}, "batch is 0; allowed: 1 or more"),
+    ],
+)
+def test_arguments(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        WEMoE(**arguments)  # type: ignore[arg-type]
+
+
+def test_what_it_needs() -> None:
+    assert WEMoE().needs == {PICTURES}
+    assert WEMoE(steps=0).needs == set()
+    it = problem(0)
+    with pytest.raises(ConfigurationError, match="method wemoe needs base"):
+        WEMoE().check(replace(it, base=None), {}, [1.0])
+    with pytest.raises(ConfigurationError, match="blocks of method wemoe is 'layer7', which chooses no layer"):
+        WEMoE(blocks="layer7").check(it, {}, [1.0])
+    with pytest.raises(ConfigurationError, match="align of method wemoe is 'weights'"):
+        WEMoE(align="weights").check(it, {}, [1.0])
+    with pytest.raises(MergeError, match="keep them"):
+        list(WEMoE().merge(replace(it, pictures=None), [1.0]))
+    assert WEMoE().demand(it, {"art": 10}, [1.0], 4).whole > WEMoE(steps=0).demand(it, {"art": 10}, [1.0], 4).whole
