@@ -13,7 +13,7 @@ from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
 from project.student.masked import MaskedStudent, packed
 from project.student.memory import Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
-from project.student.normalise import batch_norms, reestimate, reestimation, running_variances
+from project.student.normalise import batch_norms, own_statistics, reestimate, reestimation, running_variances
 from project.student.plan import in_stages, stages
 from project.student.progress import KeptFits, Progress
 from project.student.restyle import restyled, strangeness
@@ -30,8 +30,8 @@ __all__ = [
     "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth", "common_spec",
     "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages", "is_student",
     "joint_matrix", "load_source", "load_student", "nominal_macs", "nominal_size", "obstacle", "original_owners",
-    "original_sources", "packed", "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled",
-    "running_variances", "save_student", "separated", "separation_gains", "source_macs", "source_size", "stages",
-    "stagewise", "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted",
+    "original_sources", "own_statistics", "packed", "plan_memory", "read_bytes", "reestimate", "reestimation",
+    "restyled", "running_variances", "save_student", "separated", "separation_gains", "source_macs", "source_size",
+    "stages", "stagewise", "start_matrix", "start_student", "strangeness", "student_entries", "targets", "unfitted",
     "uniform", "view", "waiting", "with_joins",
 ]  # fmt: skip

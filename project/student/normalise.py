@@ -94,6 +94,33 @@ def reestimation(
         network.eval()
 
 
+@contextmanager
+def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[None]:
+    """While open, batch norms normalise every batch by its own statistics, and leave their running ones as they are.
+
+    Gradients pass through these statistics. A lone value a unit has none, and is normalised by the running ones.
+
+    Args:
+        network: In eval mode, in which it is left.
+        skip: Names of norms that keep to their running statistics.
+    """
+
+    def choose(norm: Norm, inputs: tuple[Tensor]) -> None:
+        norm.train(inputs[0].numel() > inputs[0].shape[1])
+
+    norms = batch_norms(network, skip).values()
+    handles = [norm.register_forward_pre_hook(choose) for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, handle in zip(norms, handles, strict=True):
+            handle.remove()
+            norm.track_running_stats = True
+            norm.eval()
+
+
 @torch.no_grad()
 def reestimate(network: nn.Module, batches: Iterable[Tensor], skip: Collection[str] = ()) -> None:
     """Replace the running statistics of a network by those of some pictures.
