@@ -1,11 +1,14 @@
 """Merging methods, one file each."""
 
+from project.methods.adamerging import AdaMerging
 from project.methods.arithmetic import Arithmetic
 from project.methods.average import Average
 from project.methods.base import Merged, Method, Problem
+from project.methods.concrete import Concrete
 from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
 from project.methods.fisher import Fisher
+from project.methods.learned import Learned
 from project.methods.mats import MaTS
 from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
@@ -15,6 +18,6 @@ from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 
 __all__ = [
-    "EMR", "PCB", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
-    "Permutation", "Problem", "RegMean", "TaskArithmetic",
+    "EMR", "PCB", "TIES", "AdaMerging", "Arithmetic", "Average", "Concrete", "Ensemble", "Fisher", "Learned", "MaTS",
+    "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic",
 ]  # fmt: skip
