@@ -16,8 +16,9 @@ from project.methods.pleas import PLeaS
 from project.methods.regmean import RegMean
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
+from project.methods.tuned import Tuned
 
 __all__ = [
     "EMR", "PCB", "TIES", "AdaMerging", "Arithmetic", "Average", "Concrete", "Ensemble", "Fisher", "Learned", "MaTS",
-    "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic",
+    "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic", "Tuned",
 ]  # fmt: skip
