@@ -255,7 +255,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     assert problem is not None
     student = merged.student
     norms = merged.norms if merged.settled else "re-estimated" if before else "sources' mean"
-    left = [fit["residual_after"] for fit in merged.layers.values()]
+    left = [fit["residual_after"] for fit in merged.layers.values() if "residual_after" in fit]
     return Row(
         merged.name,
         "student",

@@ -134,6 +134,21 @@ def test_a_student_is_refined_tested_and_merged_again(tiny: Path) -> None:
     assert load_source(path).logits == refined.labels.width
 
 
+def test_coefficients_are_learned_in_epochs_tested_and_merged_again(tiny: Path) -> None:
+    run("fit", "fit_coefficients")
+    folder = tiny / "coefficients"
+    path = folder / "students" / "adamerging-1.00.ckpt"
+    student, (checkpoint,) = project.load_student(path), (folder / "checkpoints").iterdir()
+    assert student.lineage["fitted"]["steps"] == 8  # type: ignore[index]
+    assert same_state(student.network.state_dict(), project.load_student(checkpoint).network.state_dict())
+    run("test", "test", "--model.init_args.networks", f"[{path}]", "--run", "runs/tiny/coefficients-tested")
+    methods = ["--model.init_args.methods", '[{"class_path": "project.methods.Average"}]']
+    files = ["--model.init_args.sources", json.dumps([{"path": str(path), "domains": ["sketch"]}, {
+        "path": "runs/tiny/clipart/checkpoints/best.ckpt", "domains": ["clipart"]}])]  # fmt: skip
+    run("merge", "merge", *files, *methods, "--model.init_args.budgets", "[1.0]", "--run", "runs/tiny/coefficients2")
+    assert (tiny / "coefficients2" / "students" / "average-1.00.ckpt").exists()
+
+
 def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
     both = json.dumps([str(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")])
     done = run("test", "test", "--run", "runs/tiny/both", "--model.init_args.networks", both)
@@ -528,6 +543,31 @@ def test_two_processes_refine_one_student(tiny: Path) -> None:
     assert refined.lineage["refined"][0]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
 
 
+@pytest.mark.ddp
+def test_two_processes_learn_one_set_of_coefficients(tiny: Path) -> None:
+    """In a fit, which takes half as many steps, and in a merge, by itself and tuned."""
+    methods = json.dumps([
+        {"class_path": "project.methods.AdaMerging", "init_args": {"steps": 3, "batch": 99, "norms": "running"}},
+        {"class_path": "project.methods.Tuned", "init_args": {
+            "method": {"class_path": "project.methods.AdaMerging", "init_args": {"steps": 2}},
+            "grid": {"scale": [0.1, 0.5]}, "criterion": "accuracy"}},
+    ])  # fmt: skip
+    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    fit = ["fit", "--config", str(TINY / "fit_coefficients.yaml"), "--run", "runs/tiny/coefficients-two", *two]
+    merge = ["merge", "--config", str(TINY / "merge.yaml"), "--model.init_args.methods", methods]
+    merge += ["--model.init_args.base", "mean", "--model.init_args.budgets", "[1.0]"]
+    for arguments in (fit, [*merge, "--run", "runs/tiny/ada", *two]):
+        command = [sys.executable, "-m", "project", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    fitted = project.load_student(tiny / "coefficients-two" / "students" / "adamerging-1.00.ckpt")
+    assert fitted.lineage["fitted"]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
+    merged = project.load_student(tiny / "ada" / "students" / "adamerging-1.00.ckpt").lineage["learned"]
+    assert max(abs(one - 0.3) for one in merged["coefficients"]["sketch"].values()) > 2e-3  # type: ignore[index]
+    assert (tiny / "ada" / "students" / "adamerging-tuned-1.00.ckpt").exists()
+
+
 def test_a_process_without_pictures_is_refused() -> None:
     check_shares({"clipart": 2, "sketch": 3}, 2)
     check_shares({}, 2)
@@ -554,6 +594,8 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     labels += ["ties-aligned", "regmean-aligned", "mats-average", "mats-diagonal", "mats-gram", "mats-kfac"]
     labels += ["ties-both", "pleas-both", "fisher-both", "zipit", "zipit-both"]
     labels.append("wemoe")
+    labels += ["adamerging", "adamerging-plus", "concrete", "concrete-adamerging", "taskarithmetic-tuned"]
+    labels += ["regmean-by-labels"]
     assert {name for name in rows if name.endswith("-1.00")} == {f"{label}-1.00" for label in labels}
     for label in labels:
         student = project.load_student(folder / "students" / f"{label}-1.00.ckpt")
@@ -573,10 +615,18 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     events = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
     for tag in ("cg residual/mats-kfac-1.00/fc", "cg loss/mats-gram-1.00/all layers", "residual_after/regmean-1.00",
-                "prediction entropy/wemoe-1.00/all layers", "own gate/wemoe-1.00/layer3.2.conv1"):  # fmt: skip
+                "entropy/wemoe-1.00/all layers", "own gate/wemoe-1.00/layer3.2.conv1"):  # fmt: skip
         assert tag in scalars
     assert len(events.Scalars("cg residual/mats-kfac-1.00/all layers")) == 6
     assert [one.step for one in events.Scalars("cg divergence/mats-gram-1.00/all layers")] == [0, 5]
+    assert {"entropy/adamerging-1.00/sketch", "coefficient/adamerging-1.00/clipart", "open/concrete-1.00"} <= scalars
+    assert len(events.Scalars("coefficient clipart/adamerging-1.00")) == 22, "one for every layer of a ResNet-20"
+    assert len(events.Scalars("held-out entropy/taskarithmetic-tuned-1.00/all layers")) == 3
+    assert [one.step for one in events.Scalars("coefficient/concrete-adamerging-1.00/all layers")] == [0, 1, 2, 3, 4]
+    chosen = project.load_student(folder / "students" / "regmean-by-labels-1.00.ckpt").lineage["learned"]["tuned"]  # type: ignore[index]
+    assert len(chosen["scores"]) == 4
+    assert found["lineage"]["regmean-by-labels-1.00"]["learned"]["tuned"] == chosen
+    assert chosen["setting"]["off_diagonal"] in (0.1, 0.9)
 
 
 def test_mixtures_in_one_merge(tiny: Path) -> None:

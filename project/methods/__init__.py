@@ -1,11 +1,14 @@
 """Merging methods, one file each."""
 
+from project.methods.adamerging import AdaMerging
 from project.methods.arithmetic import Arithmetic
 from project.methods.average import Average
 from project.methods.base import Merged, Method, Problem
+from project.methods.concrete import Concrete
 from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
 from project.methods.fisher import Fisher
+from project.methods.learned import Learned
 from project.methods.mats import MaTS
 from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
@@ -14,10 +17,31 @@ from project.methods.regmean import RegMean
 from project.methods.smile import SMILE
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
+from project.methods.tuned import Tuned
 from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
 
 __all__ = [
-    "EMR", "PCB", "SMILE", "TIES", "Arithmetic", "Average", "Ensemble", "Fisher", "MaTS", "Merged", "Method", "PLeaS",
-    "Permutation", "Problem", "RegMean", "TaskArithmetic", "WEMoE", "ZipIt",
+    "EMR",
+    "PCB",
+    "SMILE",
+    "TIES",
+    "AdaMerging",
+    "Arithmetic",
+    "Average",
+    "Concrete",
+    "Ensemble",
+    "Fisher",
+    "Learned",
+    "MaTS",
+    "Merged",
+    "Method",
+    "PLeaS",
+    "Permutation",
+    "Problem",
+    "RegMean",
+    "TaskArithmetic",
+    "Tuned",
+    "WEMoE",
+    "ZipIt",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,13 @@ class Combined:
         parameters: By name; those that are left out are the mean of the sources.
         layers: See :class:`~project.methods.base.Merged`.
         curves: See :class:`~project.methods.base.Merged`.
+        learned: See :class:`~project.methods.base.Merged`.
     """
 
     parameters: Mapping[str, Tensor]
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Aligned(Method):
@@ -92,7 +95,7 @@ class Arithmetic(Aligned):
         found = self.combine(space, student)
         write(student, found.parameters)
         matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves)
+        yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves, learned=found.learned)
 
     @abstractmethod
     def combine(self, space: Space, student: Student) -> Combined:
@@ -117,8 +120,8 @@ def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in base]) for one in space.sources])
 
 
-class TaskVectors(Arithmetic):
-    """Methods on the task vectors τᵢ = θᵢ − θ₀, taken as one vector each.
+class FromBase(Arithmetic):
+    """Methods on the task vectors τᵢ = θᵢ − θ₀.
 
     A parameter that the base lacks, such as a head for other classes, becomes the mean of the sources.
     """
@@ -127,14 +130,6 @@ class TaskVectors(Arithmetic):
         """It does."""
         return True
 
-    def combine(self, space: Space, student: Student) -> Combined:
-        """θ₀ and what is made of the task vectors."""
-        base = space.base
-        sizes = [tensor.numel() for tensor in base.values()]
-        parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
-        moved = zip(base.items(), parts, strict=True)
-        return Combined({name: tensor + part.view_as(tensor) for (name, tensor), part in moved})
-
     def plan(self, problem: Problem) -> str | None:
         """Which parameters the base lacks."""
         if not isinstance(problem.base, nn.Module):
@@ -142,6 +137,18 @@ class TaskVectors(Arithmetic):
         space = Space(problem, unaligned(problem.spec, len(problem.sources)))
         lacking = [name for name in space.names if name not in space.base]
         return f"base lacks {', '.join(lacking)}: {self.name} takes their mean" if lacking else None
+
+
+class TaskVectors(FromBase):
+    """Methods on the task vectors, taken as one vector each."""
+
+    def combine(self, space: Space, student: Student) -> Combined:
+        """θ₀ and what is made of the task vectors."""
+        base = space.base
+        sizes = [tensor.numel() for tensor in base.values()]
+        parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
+        moved = zip(base.items(), parts, strict=True)
+        return Combined({name: tensor + part.view_as(tensor) for (name, tensor), part in moved})
 
     @abstractmethod
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -42,6 +42,8 @@ class Problem:
         preprocessing: What pictures go through.
         statistics: What calibration left behind; None before it, or where no method needs any.
         pictures: domain -> batches of calibration pictures, for methods that look at them again.
+        picture_labels: domain -> the labels of these batches, indices among the domain's classes, each (batch,); None
+            where no method reads any.
         base: The network that the sources were fine-tuned from, θ₀; ``mean`` for the mean of the sources, once they are
             aligned; None where nobody said.
         made: method -> the student of one source's size that it made earlier in the same run.
@@ -59,12 +61,19 @@ class Problem:
     preprocessing: Preprocessing | None = None
     statistics: Statistics | None = None
     pictures: Mapping[str, Sequence[Tensor]] | None = None
+    picture_labels: Mapping[str, Sequence[Tensor]] | None = None
     base: nn.Module | Literal["mean"] | None = None
     made: Mapping[str, Student] = field(default_factory=dict)
     planned: Mapping[str, "Method"] = field(default_factory=dict)
     world: World = ALONE
     progress: Progress | None = None
     scratch: Path | None = None
+
+    @property
+    def source_names(self) -> list[str]:
+        """What each source is called where something is told of it: the domains that it owns, else its number."""
+        owned = [[domain for domain, owner in self.owners.items() if owner == i] for i in range(len(self.sources))]
+        return ["+".join(domains) or f"source {index}" for index, domains in enumerate(owned)]
 
     @property
     def fixed(self) -> dict[str, UnitMap]:
@@ -123,7 +132,8 @@ class Merged:
         settled: Whether its batch norms already hold the statistics of its own activations.
         norms: How its batch norms came by them, in words for the table.
         seconds: What it took to make; what several students take together counts for the first.
-        curves: quantity -> layer, or ``all layers`` -> step -> what an iterative fit measured then.
+        curves: quantity -> layer, domain or source, or ``all layers`` -> step -> what an iterative fit measured then.
+        learned: What the method has found beside the student's tensors, plain values for the student's file.
     """
 
     method: str
@@ -135,6 +145,7 @@ class Merged:
     norms: str = "fitted"
     seconds: float = 0.0
     curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -173,11 +184,24 @@ class Method(ABC):
         return self.label or type(self).__name__.lower()
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with, by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @property
     def options(self) -> dict[str, object]:
         """Its arguments that are plain values, as a file tells them."""
-        given = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        given = self.arguments
         settings = {n: asdict(one) for n, one in given.items() if is_dataclass(one) and not isinstance(one, type)}
         return settings | {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
+
+    def changed(self, **arguments: Any) -> Self:
+        """The same method with other arguments.
+
+        Raises:
+            ConfigurationError: If a value is not allowed.
+        """
+        return type(self)(**{**self.arguments, **arguments})
 
     def check(  # noqa: B027, most methods have nothing to refuse
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]

@@ -18,7 +18,7 @@ from project.methods.space import Align, Space
 from project.methods.subspace import Elementwise, Gram, Kronecker, System, gram_layers
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
-from project.methods.watch import divergence
+from project.methods.watch import divergence, renormalised
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
 from project.student import Budget, Demand, Student
 
@@ -146,7 +146,7 @@ class MaTS(Arithmetic):
                         curves.note(system, solver, step)
                     if self.watch and step % self.watch == 0:
                         write(student, {**parameters, **_solutions(space, solvers)})
-                        curves.divergence[step] = divergence(student, space.problem)
+                        curves.divergence[step] = divergence(renormalised(student, space.problem), space.problem)
                     if step == self.iterations or not self._step([solver for _, solver in solvers], space.problem):
                         break
                 parameters |= _solutions(space, solvers)

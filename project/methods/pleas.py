@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -135,9 +135,9 @@ class PLeaS(Permutation):
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
     @property
-    def options(self) -> dict[str, object]:
-        """Its arguments that are plain values, as a file tells them."""
-        return {**super().options, "fit": "sequential" if self.sequential else "joint"}
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with, by name."""
+        return {**super().arguments, "fit": "sequential" if self.sequential else "joint"}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse or, with a ridge, tell of more unknowns than samples.

@@ -12,32 +12,16 @@ from tqdm import tqdm
 from project.errors import MergeError
 from project.methods.base import Problem
 from project.methods.curves import ALL
-from project.models import LabelSpace
-from project.student import MixtureStudent, World, batch_statistics
+from project.methods.entropy import Draws, entropies
+from project.student import MixtureStudent, World, own_statistics
 
 Curves = dict[str, dict[str, dict[int, float]]]
-
-
-def prediction_entropy(logits: Tensor, labels: LabelSpace, domain: str) -> Tensor:
-    """− Σ p log p of the class probabilities on pictures of a domain, shape (pictures,).
-
-    It is that of the domain's own head; of pictures of no domain with a head, the mean over the heads.
-
-    Args:
-        logits: Shape (pictures, columns of the label space).
-        labels: What the columns mean.
-        domain: Where the pictures come from.
-    """
-    known = labels.mode == "shared" or domain in labels.domains
-    heads = [labels.columns(domain)] if known else list(labels.heads.values())
-    parts = [logits[:, columns].float().log_softmax(1) for columns in heads]
-    return torch.stack([-(part.exp() * part).sum(1) for part in parts]).mean(0)
 
 
 def train_routers(
     student: MixtureStudent, problem: Problem, *, steps: int, rate: float, batch: int, seed: int
 ) -> Curves:
-    """Minimise the mean prediction entropy on the calibration pictures by Adam.
+    """Minimise the mean entropy on the calibration pictures by Adam.
 
     Batch norms use the statistics of the batch, in which all domains are mixed, as re-estimation is going to find them:
     with older ones a router could make predictions certain by making them large.
@@ -47,29 +31,30 @@ def train_routers(
         problem: With pictures.
         steps: Of Adam.
         rate: Its learning rate.
-        batch: Pictures of each domain in a step and process.
-        seed: Of the choice of pictures.
+        batch: Pictures of each domain in a step, over all processes.
+        seed: Of the order of the pictures.
 
     Returns:
-        ``prediction entropy`` of all layers together, and ``own gate``, of the source that owns a picture's domain, of
+        ``entropy`` of all layers together, and ``own gate``, of the source that owns a picture's domain, of
         each block under the name of its first layer: mean over the pictures of each step, before it.
     """
     if problem.pictures is None:
         raise MergeError("routers are trained on the calibration pictures; keep them.")
+    draws = Draws(problem.pictures, batch, seed, problem.world)
     parameters = [one for router in student.routers for one in router.parameters()]
     names = [next(iter(block.layers)) for block in student.blocks]
-    curves: Curves = {"prediction entropy": {ALL: {}}, "own gate": {name: {} for name in names}}
-    optimizer, generator = torch.optim.Adam(parameters, lr=rate), torch.Generator().manual_seed(seed)
-    with _trainable(student, parameters), batch_statistics(student.network), _noted(student) as gates:
+    curves: Curves = {"entropy": {ALL: {}}, "own gate": {name: {} for name in names}}
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    with _trainable(student, parameters), own_statistics(student.network), _noted(student) as gates:
         for step in tqdm(range(steps), desc="training routers", unit="step", leave=False, disable=None):
             gates.clear()
-            drawn = {domain: _drawn(batches, batch, generator) for domain, batches in problem.pictures.items()}
+            drawn = next(draws)
             logits = student(torch.cat(list(drawn.values())))
-            entropies, own = _measured(logits, drawn, gates, problem)
-            total = torch.cat(entropies).sum()
+            uncertain, own = _measured(logits, drawn, gates, problem)
+            total = uncertain.sum()
             found = [total.detach(), total.new_tensor(float(len(logits))), own]
             entropy, seen, own, *gradients = _summed([*found, *torch.autograd.grad(total, parameters)], problem.world)
-            curves["prediction entropy"][ALL][step] = float(entropy / seen)
+            curves["entropy"][ALL][step] = float(entropy / seen)
             for name, (gate, owned) in zip(names, own.tolist(), strict=True):
                 if owned:
                     curves["own gate"][name][step] = gate / owned
@@ -79,29 +64,23 @@ def train_routers(
     return curves
 
 
-def _drawn(batches: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
-    """Some pictures of one of the batches."""
-    one = batches[int(torch.randint(len(batches), (), generator=generator))]
-    return one[torch.randperm(len(one), generator=generator)[:count].to(one.device)]
-
-
 def _measured(
     logits: Tensor, drawn: Mapping[str, Tensor], gates: Sequence[Tensor], problem: Problem
-) -> tuple[list[Tensor], Tensor]:
-    """The entropies of each domain's predictions; for every block, what the owners' gates sum to, and of how many.
+) -> tuple[Tensor, Tensor]:
+    """The entropy of every picture's prediction; for every block, what the owners' gates sum to, and of how many.
 
     Returns:
-        Tensors (pictures of the domain,), and one of shape (blocks, 2).
+        Shapes (pictures,) and (blocks, 2).
     """
     ends = list(accumulate(map(len, drawn.values()), initial=0))
     places = {domain: slice(*edges) for domain, edges in zip(drawn, pairwise(ends), strict=True)}
-    entropies = [prediction_entropy(logits[place], problem.labels, domain) for domain, place in places.items()]
+    found = [entropies(logits[place, problem.labels.columns(domain)]) for domain, place in places.items()]
     owned = [(place, problem.owners[domain]) for domain, place in places.items() if domain in problem.owners]
     own = logits.new_zeros(len(gates), 2)
-    for block, found in zip(own, gates, strict=True):
+    for block, gate in zip(own, gates, strict=True):
         for place, owner in owned:
-            block += torch.stack([found[place, owner].detach().sum(), block.new_tensor(place.stop - place.start)])
-    return entropies, own
+            block += torch.stack([gate[place, owner].detach().sum(), block.new_tensor(place.stop - place.start)])
+    return torch.cat(found), own
 
 
 def _summed(tensors: Sequence[Tensor], world: World) -> list[Tensor]:

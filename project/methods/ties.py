@@ -61,13 +61,22 @@ def trimmed(vectors: Tensor, keep: float) -> Tensor:
     return torch.where(vectors.abs() >= least, vectors, 0.0)
 
 
-def disjoint_mean(vectors: Tensor) -> Tensor:
-    """The mean, for each entry, of the rows that have its elected sign.
+def elected(vectors: Tensor) -> Tensor:
+    """Each row's entries that have the sign elected for their place, the others 0.
 
     Args:
         vectors: Shape (sources, entries).
     """
     signs = vectors.sum(0).sign()
     signs = torch.where(signs == 0, signs.sum().sign(), signs)
-    agreeing = torch.where(vectors.sign() == signs, vectors, 0.0)
+    return torch.where(vectors.sign() == signs, vectors, 0.0)
+
+
+def disjoint_mean(vectors: Tensor) -> Tensor:
+    """The mean, for each entry, of the rows that have its elected sign.
+
+    Args:
+        vectors: Shape (sources, entries).
+    """
+    agreeing = elected(vectors)
     return agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)

@@ -13,22 +13,35 @@ from project.student import Student, reestimation
 
 
 @torch.no_grad()
-def divergence(student: Student, problem: Problem) -> float:
-    """Mean KL divergence of the student's class probabilities from those of the source that owns each picture's domain.
-
-    Its batch norms are re-estimated on these pictures first, in a copy. On pictures of no domain, the mean over
-    the sources; with several heads, that of the domain is compared, or each source's own columns.
+def renormalised(student: Student, problem: Problem) -> Student:
+    """A copy of a student whose batch norms are re-estimated on the problem's pictures, all domains mixed.
 
     Args:
-        student: Of these sources.
+        student: Left as it is.
         problem: With pictures.
     """
     if problem.pictures is None:
-        raise MergeError("watch needs the calibration pictures; keep them.")
+        raise MergeError("re-estimation needs the calibration pictures; keep them.")
     student = deepcopy(student)
     with reestimation(student.network, student.exact_norms, problem.world.reduce):
         for batches in zip_longest(*problem.pictures.values()):
             student(torch.cat([batch for batch in batches if batch is not None]))
+    return student
+
+
+@torch.no_grad()
+def divergence(student: Student, problem: Problem) -> float:
+    """Mean KL divergence of the student's class probabilities from those of the source that owns each picture's domain.
+
+    On pictures of no domain, the mean over the sources; with several heads, that of the domain is compared, or each
+    source's own columns.
+
+    Args:
+        student: Of these sources, its batch norms as they shall be, see :func:`renormalised`.
+        problem: With pictures.
+    """
+    if problem.pictures is None:
+        raise MergeError("divergence needs the calibration pictures; keep them.")
     device = next(student.parameters()).device
     found = torch.zeros(2, dtype=torch.float64, device=device)
     owned = own_domains(len(problem.sources), list(problem.pictures), problem.owners)
@@ -36,7 +49,7 @@ def divergence(student: Student, problem: Problem) -> float:
         for domain in domains:
             for pictures in problem.pictures[domain]:
                 theirs = problem.sources[source](pictures)[:, problem.columns.get(domain, slice(None))]
-                mine = student(pictures)[:, _columns(problem, domain, source)]
+                mine = student.answer(pictures, domain)[:, _columns(problem, domain, source)]
                 gaps = F.kl_div(mine.log_softmax(1), theirs.log_softmax(1), reduction="sum", log_target=True)
                 found += torch.stack([gaps.double(), gaps.new_tensor(len(pictures)).double()])
     problem.world.reduce(found)

@@ -12,6 +12,7 @@ from project.errors import ConfigurationError
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
 from project.methods.checks import check_scale, check_share
+from project.methods.entropy import check_heads
 from project.methods.routing import train_routers
 from project.methods.space import Align, Space
 from project.moments import PICTURES
@@ -42,7 +43,7 @@ class WEMoE(Aligned):
         rate: Its learning rate.
         batch: Pictures of every domain in each step.
         seed: Of the routers' weights and of the choice of pictures.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``wemoe``.
     """
 
@@ -78,8 +79,10 @@ class WEMoE(Aligned):
             self.needs = self.needs | {PICTURES}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
-        """Refuse to go where no layer would be weighed."""
+        """Refuse to go where no layer would be weighed, or no head answers for the pictures."""
         super().check(problem, pictures, budgets)
+        if self.steps:
+            check_heads(self.name, problem, pictures)
         if not self._chosen(problem):
             names = ", ".join(name for block in _weighable(problem) for name in block) or "none"
             raise ConfigurationError(

@@ -1,5 +1,6 @@
-"""LightningModules: fine-tuning a source, merging and refining, scoring any network, gates and probes."""
+"""LightningModules: fine-tuning, merging, learning coefficients, refining, scoring any network, gates and probes."""
 
+from project.modules.coefficients import CoefficientModule
 from project.modules.evaluation import EvaluationModule
 from project.modules.fine_tune import FineTuneModule
 from project.modules.gate import GateModule
@@ -10,6 +11,6 @@ from project.modules.scoring import ScoringModule
 from project.modules.sources import SourceFile
 
 __all__ = [
-    "EvaluationModule", "FineTuneModule", "GateModule", "MergeModule", "ProbeModule", "RefineModule",
-    "ScoringModule", "SourceFile",
+    "CoefficientModule", "EvaluationModule", "FineTuneModule", "GateModule", "MergeModule", "ProbeModule",
+    "RefineModule", "ScoringModule", "SourceFile",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from project.alignment import UnitMap
 from project.methods import Merged, Method, Problem
 from project.student import Budget, Progress, Student, kind_entries, of_its_kind
 
-RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves")
+RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
 
 
 def fitted(methods: Sequence[Method], problem: Problem, budgets: Sequence[Budget]) -> Iterator[tuple[Method, Merged]]:
@@ -79,6 +79,7 @@ def _keep(merged: Merged, progress: Progress) -> None:
         "norms": merged.norms,
         "seconds": merged.seconds,
         "curves": {name: {layer: dict(one) for layer, one in of.items()} for name, of in merged.curves.items()},
+        "learned": dict(merged.learned),
         "zipped": merged.student.zipped,
         "kind": kind_entries(merged.student),
     }

@@ -14,7 +14,7 @@ from project.student import Source
 def lineage(
     method: Method, merged: Merged, sources: Sequence[Source], owners: Mapping[str, int], base: str | None = None
 ) -> dict[str, Any]:
-    """Method, budget, sources and versions, as plain values.
+    """Method, budget, what was learned, sources and versions, as plain values.
 
     Args:
         method: What made the student.
@@ -28,6 +28,7 @@ def lineage(
         "options": method.options,
         "budget": merged.budget.plain,
         "base": base,
+        **({"learned": dict(merged.learned)} if merged.learned else {}),
         "sources": [
             {
                 "name": source.name,

@@ -112,6 +112,7 @@ class MergeModule(LightningModule):
         self.scratch: Path | None = None
         self.calibration_domains: tuple[str, ...] = ()
         self.pictures: dict[str, Waiting] = {}
+        self.picture_labels: dict[str, list[Tensor]] = {}
         self.running = self.keeping = self.kept = False  # the last: whether all pictures are
         self.equivalence: dict[str, float] = {}
         self.loaded: list[Source] = []
@@ -242,6 +243,7 @@ class MergeModule(LightningModule):
         self.keeping = PICTURES in self.needs and not self.kept
         if self.keeping:
             self.pictures = {domain: waiting((), self.scratch) for domain in self.calibration_domains}
+            self.picture_labels = {domain: [] for domain in self.calibration_domains}
 
     def stop_gathering(self, world: World) -> bool:
         """Finish a pass over the pictures.
@@ -280,8 +282,10 @@ class MergeModule(LightningModule):
         if self.running:
             assert self.gathering is not None
             self.gathering.gather(batch_idx, pairs)
-            for domain, (pictures, _) in pairs.items() if self.keeping else ():
+            for domain, (pictures, labels) in pairs.items() if self.keeping else ():
                 self.pictures[domain].append(pictures)
+                if labels is not None:
+                    self.picture_labels[domain].append(labels)
         else:
             mixed = torch.cat([pictures for pictures, _ in pairs.values()])
             for merged in self.unsettled:
@@ -301,6 +305,7 @@ class MergeModule(LightningModule):
             self.problem,
             statistics=self.gathering.statistics,
             pictures=self.pictures if PICTURES in self.needs else None,
+            picture_labels=self.picture_labels if PICTURES in self.needs and self.labelled else None,
             world=world,
             progress=self.progress,
             scratch=self.scratch,
@@ -310,7 +315,7 @@ class MergeModule(LightningModule):
             merged.student.lineage = lineage(method, merged, self.loaded, problem.owners, self.base)
             self.merged.append(merged)
         self.students = nn.ModuleList(merged.student for merged in self.merged)
-        self.pictures = {}
+        self.pictures, self.picture_labels = {}, {}
         return self.merged
 
     @property

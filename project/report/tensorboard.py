@@ -39,9 +39,11 @@ def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence
             for layer, values in curves.items():
                 for step, value in values.items():
                     writer.add_scalar(f"{quantity}/{one.name}/{layer}", value, step)
-    absent = {"residual_after": float("nan")}  # a layer that needed no fit leaves a gap
+    absent = float("nan")  # a layer that needed no fit leaves a gap
     fitted = {
-        one.name: [one.layers.get(name, absent)["residual_after"] for name in layers] for one in merged if one.layers
+        one.name: [one.layers.get(name, {}).get("residual_after", absent) for name in layers]
+        for one in merged
+        if any("residual_after" in fit for fit in one.layers.values())
     }
     if fitted:
         writer.add_figure("residual by layer", layer_figure(fitted, layers, "relative residual of the fit"), 0)

@@ -24,7 +24,7 @@ from project.student.lineage import original_owners, original_sources
 from project.student.masked import MaskedStudent, packed
 from project.student.memory import Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
 from project.student.mixture import Block, Learnt, MixtureStudent, Projected
-from project.student.normalise import batch_norms, batch_statistics, reestimate, reestimation, running_variances
+from project.student.normalise import batch_norms, own_statistics, reestimate, reestimation, running_variances
 from project.student.plan import in_stages, stages
 from project.student.progress import KeptFits, Progress
 from project.student.restyle import restyled, strangeness
@@ -47,10 +47,10 @@ __all__ = [
     "ALONE", "BlendedLayer", "Block", "BlockLayer", "Budget", "Demand", "Distillation", "DistillationLoss", "Factor",
     "KeptFits", "LayerFit", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent", "MemoryPlan", "MixtureStudent",
     "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Site", "Source", "Student", "Unit",
-    "View", "World", "batch_norms", "batch_statistics", "blank_network", "build_student", "by_gain", "check_budgets",
-    "check_growth", "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing",
-    "in_stages", "is_student", "joint_matrix", "kind_entries", "load_source", "load_student", "nominal_macs",
-    "nominal_size", "obstacle", "of_its_kind", "original_owners", "original_sources", "packed", "plan_memory",
+    "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
+    "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages",
+    "is_student", "joint_matrix", "kind_entries", "load_source", "load_student", "nominal_macs", "nominal_size",
+    "obstacle", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed", "plan_memory",
     "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
     "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
     "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view", "waiting",

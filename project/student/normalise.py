@@ -99,24 +99,30 @@ def reestimation(
 
 
 @contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """While open, batch norms use the statistics of each batch; their own stay as they are.
+def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[None]:
+    """While open, batch norms normalise every batch by its own statistics, and leave their running ones as they are.
+
+    Gradients pass through these statistics. A lone value a unit has none, and is normalised by the running ones.
 
     Args:
-        network: In eval mode, and afterwards so again.
+        network: In eval mode, in which it is left.
+        skip: Names of norms that keep to their running statistics.
     """
-    norms = batch_norms(network).values()
-    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
-    handles = [norm.register_forward_pre_hook(_train_where_possible) for norm in norms]
+
+    def choose(norm: Norm, inputs: tuple[Tensor]) -> None:
+        norm.train(inputs[0].numel() > inputs[0].shape[1])
+
+    norms = batch_norms(network, skip).values()
+    handles = [norm.register_forward_pre_hook(choose) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, handle, (momentum, buffers) in zip(norms, handles, before, strict=True):
+        for norm, handle in zip(norms, handles, strict=True):
             handle.remove()
-            norm.eval().momentum = momentum
-            norm.load_state_dict(buffers, strict=False)
+            norm.track_running_stats = True
+            norm.eval()
 
 
 @torch.no_grad()

@@ -89,7 +89,9 @@ class Progress:
 
 def _plain(value: Any) -> Any:
     """What JSON does not know, the same in every process."""
-    return sorted(value) if isinstance(value, set | frozenset) else repr(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return {"class": type(value).__name__, **vars(value)} if hasattr(value, "__dict__") else repr(value)
 
 
 class KeptFits:

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
-from scipy.stats import entropy
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import Merged, Problem, TaskArithmetic, WEMoE
-from project.methods.routing import prediction_entropy
-from project.models import LabelSpace
 from project.modules.fitting import fitted
 from project.moments import PICTURES
 from project.student import Budget, MixtureStudent, Progress, World, batch_norms, reestimate
@@ -96,7 +93,7 @@ def test_training_makes_predictions_certain_and_touches_routers_alone(mode: str)
     it = problem(0, mode)
     _, before = only(WEMoE(steps=0), it)
     merged, student = only(WEMoE(steps=40, rate=0.01), it)
-    curve = merged.curves["prediction entropy"]["all layers"]
+    curve = merged.curves["entropy"]["all layers"]
     assert list(curve) == list(range(40))
     assert sum(curve[step] for step in range(35, 40)) < 0.9 * sum(curve[step] for step in range(5))
     assert set(merged.curves["own gate"]) == {next(iter(block.layers)) for block in student.blocks}
@@ -144,27 +141,16 @@ class Twice(World):
 def test_gradients_are_summed_over_processes() -> None:
     it = problem(0)
     one, student = only(WEMoE(steps=3), it)
-    two, other = only(WEMoE(steps=3), replace(it, world=Twice()))
+    two, other = only(WEMoE(steps=3, batch=32), replace(it, world=Twice()))
     assert one.curves == two.curves
     assert same_state(student.state_dict(), other.state_dict())
 
 
-def test_entropy_is_that_of_the_domains_own_head() -> None:
-    logits = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    shares = logits.double().softmax(1).numpy()
-    shared = LabelSpace({"a": tuple("vwxyz"), "b": tuple("vwxyz")}, "shared")
-    different = LabelSpace({"a": ("v", "w"), "b": ("x", "y", "z")}, "different")
-    heads = [entropy(shares[:, columns] / shares[:, columns].sum(1, keepdims=True), axis=1)
-             for columns in (slice(0, 2), slice(2, 5))]  # fmt: skip
-    for labels, domain, expected in (
-        (shared, "a", entropy(shares, axis=1)),
-        (shared, "public", entropy(shares, axis=1)),
-        (different, "a", heads[0]),
-        (different, "b", heads[1]),
-        (different, "public", (heads[0] + heads[1]) / 2),
-    ):
-        found = prediction_entropy(logits, labels, domain)
-        assert torch.allclose(found.double(), torch.from_numpy(expected), atol=1e-5)
+def test_pictures_without_a_head_are_refused_before_the_run() -> None:
+    it = make_problem([resnet("resnet20", i) for i in range(2)], "different", shape=(3, 16, 16), base="mean", needs=())
+    with pytest.raises(ConfigurationError, match="which has none"):
+        WEMoE().check(it, {"public": 4}, [1.0])
+    WEMoE(steps=0).check(it, {"public": 4}, [1.0])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from project.student import (
     Projected,
     ProjectionRouter,
     RoutedNorm,
-    batch_statistics,
     executed_macs,
     experts,
     load_source,
@@ -312,20 +311,3 @@ def test_it_cannot_be_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_block_as_plain_values() -> None:
     for block in (Block(Learnt(4), {"a": 0, "b": 0}), Block(Projected(1, 2), {"a": 3}, ("n",))):
         assert Block.of(block.plain) == block
-
-
-def test_batch_norms_may_use_the_batch_and_keep_their_own() -> None:
-    network = resnet("resnet20", 0)
-    before, batch = copy.deepcopy(network.state_dict()), pictures(6, 0, (3, 16, 16))
-    plain = network(batch)
-    with batch_statistics(network):
-        inside = network(batch)
-        assert not torch.equal(inside, plain)
-        first = network.bn1(network.conv1(batch))
-        spread = first.var((0, 2, 3), correction=0).sqrt()
-        assert torch.allclose(spread, network.bn1.weight.abs(), rtol=1e-3)
-    assert same_state(network.state_dict(), before)
-    assert torch.equal(network(batch), plain)
-    with batch_statistics(network):
-        assert torch.isfinite(network(batch[:1, :, :1, :1])).all(), "a lone value is let through"
-    assert same_state(network.state_dict(), before)

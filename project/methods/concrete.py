@@ -1,0 +1,137 @@
+"""Concrete subspace learning (Tang et al., arXiv 2312.06173): a mask of the task vectors that all sources share."""
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from project.errors import ConfigurationError
+from project.methods.base import Problem
+from project.methods.blend import Blend, MaskedBlend
+from project.methods.curves import ALL
+from project.methods.entropy import Norms, Objective
+from project.methods.learned import Learned
+from project.methods.space import Align, Space
+from project.student import Student
+
+Coefficients = Literal["fixed", "learned"]
+
+
+class Concrete(Learned):
+    """θ₀ + Σ λᵢ m ⊙ τᵢ, with the mask m that minimises the entropy of the classes predicted on calibration pictures.
+
+    m has a logit x for each parameter, 0 at first. While it is learned it is drawn from a concrete distribution,
+    m = σ((ln u − ln (1 − u) + x) / T) with u uniform from 0 to 1, and divided by its mean over each tensor. What is
+    merged in the end has u = ½. The entropy is AdaMerging's.
+
+    - ``fixed`` (Concrete task arithmetic): λ stays, x is learned.
+    - ``learned`` (Concrete AdaMerging), with a λ for each source and tensor: in the first half of the steps, λ takes
+      one gradient step from its start, for the mask as it was drawn, on half of the step's pictures; with this λ, x
+      takes a step of Adam on the other half. In the second half of the steps the mask stays and λ is learned from
+      its start, as AdaMerging does.
+
+    Args:
+        coefficients: Whether λ is ``fixed`` or ``learned``.
+        scale: λ, or where all λ start.
+        temperature: T.
+        binarise: Whether in the end m is 1 where x ≥ 0, and 0 elsewhere, over its mean in each tensor.
+        inner_rate: For ``learned``: length of the step of λ over its gradient, in the first half.
+        steps: Steps, of both halves together.
+        batch: Pictures of each domain in a step, over all processes.
+        rate: Learning rate of Adam.
+        norms: What batch norms normalise by meanwhile, without changing their statistics: a step's own pictures, all
+            domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone; or the mean
+            of the sources' ``running`` statistics.
+        seed: Seed of the order of the pictures, and of u.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files; default: ``concrete``.
+    """
+
+    def __init__(
+        self,
+        coefficients: Coefficients = "fixed",
+        scale: float = 0.3,
+        temperature: float = 0.5,
+        binarise: bool = False,
+        inner_rate: float = 1.0,
+        steps: int = 2000,
+        batch: int = 16,
+        rate: float = 1e-3,
+        norms: Norms = "mixed",
+        seed: int = 0,
+        align: Align = "none",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(scale, steps, batch, rate, norms, seed, align, label)
+        if coefficients not in get_args(Coefficients):
+            allowed = ", ".join(map(repr, get_args(Coefficients)))
+            raise ConfigurationError(f"coefficients is {coefficients!r}; allowed: {allowed}.")
+        for name, value in (("temperature", temperature), ("inner_rate", inner_rate)):
+            if not 0 < value < inf:
+                raise ConfigurationError(f"{name} is {value}; allowed: above 0.")
+        self.coefficients: Coefficients = coefficients
+        self.temperature, self.binarise, self.inner_rate = temperature, binarise, inner_rate
+
+    @torch.no_grad()
+    def blend(self, space: Space, student: Student) -> MaskedBlend:
+        """The task vectors behind a mask that is half open everywhere."""
+        learned = self.coefficients == "learned"
+        return MaskedBlend(*self.constants(space, student), self.scale, layerwise=learned, temperature=self.temperature)
+
+    def differentiate(
+        self, blend: Blend, objective: Objective, batch: Mapping[str, Tensor], step: int, steps: int
+    ) -> dict[str, float]:
+        """The gradient of x, or in the second half of learned coefficients that of λ."""
+        assert isinstance(blend, MaskedBlend)
+        blend.logits.grad = blend.coefficients.grad = None
+        if self.coefficients == "learned" and 2 * step >= steps:
+            masks = {name: one.detach() for name, one in self._masks(blend).items()}
+            blend.coefficients.grad, told = objective.gradient(blend.tensors(masks=masks), batch, blend.coefficients)
+            return told
+        masks, coefficients = blend.masks(blend.uniform(self.seed, step)), None
+        if self.coefficients == "learned":
+            still = {name: one.detach() for name, one in masks.items()}
+            first, batch = halves(batch)
+            gradient, _ = objective.gradient(blend.tensors(masks=still), first, blend.coefficients)
+            coefficients = (blend.coefficients - self.inner_rate * gradient).detach()
+        blend.logits.grad, told = objective.gradient(blend.tensors(coefficients, masks), batch, blend.logits)
+        return told
+
+    def merged(self, blend: Blend) -> dict[str, Tensor]:
+        """θ₀ + Σ λᵢ m ⊙ τᵢ."""
+        assert isinstance(blend, MaskedBlend)
+        return blend.tensors(masks=self._masks(blend))
+
+    def summary(self, blend: Blend, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """How open the mask is, and the coefficients where they are learned."""
+        assert isinstance(blend, MaskedBlend)
+        found = {"open": {ALL: float(blend.logits.detach().sigmoid().mean())}}
+        return {**found, **super().summary(blend, names)} if self.coefficients == "learned" else found
+
+    def layers(self, blend: Blend, problem: Problem) -> dict[str, dict[str, float]]:
+        """How open the mask of each layer's weights is, and their coefficients where they are learned."""
+        assert isinstance(blend, MaskedBlend)
+        found, coefficients = blend.openness(), super().layers(blend, problem)
+        names = {layer.name: f"{layer.name}.weight" for layer in problem.spec.layers}
+        return {
+            layer: {"open": found[name], **coefficients.get(layer, {})}
+            for layer, name in names.items()
+            if name in found
+        }
+
+    def plain(self, blend: Blend, names: Sequence[str]) -> dict[str, Any]:
+        """How open the mask of each tensor is, and the coefficients."""
+        assert isinstance(blend, MaskedBlend)
+        return {**super().plain(blend, names), "open": blend.openness()}
+
+    def _masks(self, blend: MaskedBlend) -> dict[str, Tensor]:
+        """The mask without chance."""
+        return blend.masks(binarise=self.binarise)
+
+
+def halves(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The pictures of every domain in two halves, which share the middle one of an odd number."""
+    first = {domain: pictures[: (len(pictures) + 1) // 2] for domain, pictures in batch.items()}
+    return first, {domain: pictures[len(pictures) // 2 :] for domain, pictures in batch.items()}

@@ -1,0 +1,199 @@
+"""Methods that learn a few numbers by gradient descent on the entropy of unlabelled pictures, tensors staying fixed."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from project.errors import ConfigurationError, MergeError
+from project.methods.arithmetic import Combined, FromBase
+from project.methods.base import Problem
+from project.methods.blend import Blend
+from project.methods.checks import check_scale
+from project.methods.curves import ALL
+from project.methods.entropy import Draws, Norms, Objective, check_heads, check_norms
+from project.methods.space import Align, Space
+from project.moments import PICTURES
+from project.student import Budget, Demand, Student
+from project.student.memory import gradient_bytes
+
+POINTS = 200
+"""Points of a curve, about."""
+COPIES = 12
+"""Of one source's parameters, beside base, task vectors and student: a mask with its gradient and Adam's moments."""
+
+
+class Learned(FromBase):
+    """Coefficients of task vectors, or a mask of them, that make predictions on the calibration pictures sure.
+
+    Args:
+        scale: Where all coefficients λ start.
+        steps: Steps of Adam.
+        batch: Pictures of each domain in a step, over all processes.
+        rate: Learning rate.
+        norms: What batch norms normalise by meanwhile, see :class:`~project.methods.entropy.Objective`.
+        seed: Seed of the order of the pictures.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        label: Name in tables and files.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        steps: int,
+        batch: int,
+        rate: float,
+        norms: Norms,
+        seed: int,
+        align: Align = "none",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(align, label)
+        check_scale(scale)
+        check_norms(norms)
+        for name, value, least in (("steps", steps, 0), ("batch", batch, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
+        if not 0 < rate < inf:
+            raise ConfigurationError(f"rate is {rate}; allowed: above 0.")
+        self.scale, self.steps, self.batch, self.rate, self.seed = scale, steps, batch, rate, seed
+        self.norms: Norms = norms
+        self.needs = self.needs | {PICTURES}
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse pictures that no head answers for."""
+        super().check(problem, pictures, budgets)
+        check_heads(self.name, problem, pictures)
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the task vectors, a way back through the student, and the pictures."""
+        plain = super().demand(problem, pictures, budgets, batch)
+        parameters = sum(one.numel() for one in problem.sources[0].parameters())
+        run = gradient_bytes(problem.spec, self.batch * len(pictures), 1, parameters)
+        run += 4 * (len(problem.sources) + COPIES) * parameters
+        shown = 4 * sum(pictures.values()) * prod(problem.spec.picture)
+        return Demand(plain.whole + run + shown, plain.least + run)
+
+    def combine(self, space: Space, student: Student) -> Combined:
+        """Learn, and put the network together from what was learned."""
+        problem = space.problem
+        if problem.pictures is None:
+            raise MergeError(f"method {self.name} needs the calibration pictures; keep them.")
+        blend = self.blend(space, student)
+        optimizer = self.optimizer(blend)
+        objective = Objective(student, list(problem.pictures), self.norms, problem.world)
+        draws = Draws(problem.pictures, self.batch, self.seed, problem.world)
+        names, every = problem.source_names, max(1, self.steps // POINTS)
+        curves: dict[str, dict[str, dict[int, float]]] = {}
+        for step in tqdm(range(self.steps), desc=f"learning {self.name}", unit="step", leave=False, disable=None):
+            before = self.summary(blend, names) if step % every == 0 else {}
+            told = self.step(blend, objective, next(draws), step, self.steps, optimizer.step)
+            if step % every == 0:
+                note(curves, step, {**before, "entropy": {ALL: sum(told.values()) / len(told), **told}})
+        note(curves, self.steps, self.summary(blend, names))
+        with torch.no_grad():
+            return Combined(self.merged(blend), self.layers(blend, problem), curves, self.plain(blend, names))
+
+    @torch.enable_grad()
+    def step(
+        self,
+        blend: Blend,
+        objective: Objective,
+        batch: Mapping[str, Tensor],
+        step: int,
+        steps: int,
+        update: Callable[[], object],
+    ) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            blend: What is learned, changed in place.
+            objective: What falls.
+            batch: domain -> this process' pictures.
+            step: Number of the step.
+            steps: How many there will be.
+            update: Takes a step of the optimizer.
+
+        Returns:
+            For each domain, the mean entropy before the step.
+        """
+        told = self.differentiate(blend, objective, batch, step, steps)
+        update()
+        self.confine(blend)
+        return told
+
+    def optimizer(self, blend: Blend) -> torch.optim.Optimizer:
+        """Adam over all that is learned; it passes over what has no gradient yet, or no longer."""
+        return torch.optim.Adam(blend.parameters(), lr=self.rate)
+
+    def constants(self, space: Space, student: Student) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Base and task vectors, in the student's precision."""
+        like = next(student.network.parameters())
+        base = {name: one.to(like) for name, one in space.base.items()}
+        vectors = {
+            name: torch.stack([source[name] - one for source in space.sources]).to(like)
+            for name, one in space.base.items()
+        }
+        return base, vectors
+
+    @abstractmethod
+    def blend(self, space: Space, student: Student) -> Blend:
+        """What is learned, where it starts.
+
+        Args:
+            space: The sources, in one space.
+            student: Of the mean of the sources.
+        """
+
+    @abstractmethod
+    def differentiate(
+        self, blend: Blend, objective: Objective, batch: Mapping[str, Tensor], step: int, steps: int
+    ) -> dict[str, float]:
+        """Set the gradients of what this step learns, and None as those of the rest; returns the entropies."""
+
+    def confine(self, blend: Blend) -> None:
+        """Bring what was learned back into its bounds."""
+
+    @abstractmethod
+    def merged(self, blend: Blend) -> dict[str, Tensor]:
+        """The student's parameters, once all is learned."""
+
+    def summary(self, blend: Blend, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """What TensorBoard shows of a step: for each source, the mean of its coefficients."""
+        means = blend.coefficients.detach().mean(0).tolist()
+        return {"coefficient": {ALL: sum(means) / len(means), **dict(zip(names, means, strict=True))}}
+
+    def layers(self, blend: Blend, problem: Problem) -> dict[str, dict[str, float]]:
+        """What was learned of each layer's weights, where that differs from layer to layer."""
+        rows = blend.coefficients.detach()
+        if len(rows) == 1:
+            return {}
+        layers = {f"{layer.name}.weight": layer.name for layer in problem.spec.layers}
+        return {
+            layers[name]: {f"coefficient {source}": one for source, one in zip(problem.source_names, row, strict=True)}
+            for name, row in zip(blend.base, rows.tolist(), strict=True)
+            if name in layers
+        }
+
+    def plain(self, blend: Blend, names: Sequence[str]) -> dict[str, Any]:
+        """What was learned, for the student's file: for each source its coefficient, or one for each tensor."""
+        rows = blend.coefficients.detach()
+        columns = zip(names, rows.T.tolist(), strict=True)
+        if len(rows) == 1:
+            return {"coefficients": {name: column[0] for name, column in columns}}
+        return {"coefficients": {name: dict(zip(blend.base, column, strict=True)) for name, column in columns}}
+
+
+def note(
+    curves: dict[str, dict[str, dict[int, float]]], step: int, measured: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Add what was measured at a step to curves: quantity -> what of -> step -> value."""
+    for quantity, values in measured.items():
+        for name, value in values.items():
+            curves.setdefault(quantity, {}).setdefault(name, {})[step] = value

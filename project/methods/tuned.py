@@ -1,0 +1,275 @@
+"""One tuner for all methods: settings are tried on part of the calibration pictures, and judged on the rest."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import product
+from math import floor
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from project.errors import ConfigurationError, MergeError
+from project.methods.base import Merged, Method, Problem
+from project.methods.curves import ALL
+from project.methods.entropy import check_heads, entropies
+from project.methods.watch import divergence, renormalised
+from project.moments import PICTURES
+from project.student import Budget, Demand, Student, World, waiting
+
+Criterion = Literal["entropy", "divergence", "accuracy"]
+ABOVE = ("accuracy",)
+"""Criteria that are the better the higher."""
+
+
+class Tuned(Method):
+    """Another method in every setting of a grid; of the students, the one that does best on pictures held out.
+
+    Students are made with the other calibration pictures, on which their batch norms are re-estimated too, in a copy,
+    before they are judged. Calibration pictures are training pictures: no test picture is looked at. What a method
+    takes from statistics, such as the sums of a closed form, is of all calibration pictures, held out or not.
+
+    The criterion is a mean over the pictures held out:
+
+    - ``entropy`` of the classes that the domain's own head predicts: the lower the better; reads no label.
+    - ``divergence`` (Kullback-Leibler) of the student's class probabilities from those of the source that owns the
+      domain: the lower the better; reads no label.
+    - ``accuracy``: share of the pictures whose class the domain's own head tells: the higher the better; reads their
+      labels.
+
+    The first of several equals is taken. Every budget is tuned by itself.
+
+    Args:
+        method: The method.
+        grid: Argument of the method -> values to try, every value with every one of the others.
+        criterion: What students are judged by.
+        held_out: Share of each domain's calibration pictures that is held out, spread evenly over their order. With
+            ``calibration_views`` above 1, views of one picture may come on both sides.
+        label: Name in tables and files; default: that of the method with ``-tuned`` behind.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        grid: dict[str, list[Any]],
+        criterion: Criterion = "entropy",
+        held_out: float = 0.25,
+        label: str | None = None,
+    ) -> None:
+        super().__init__(label)
+        if criterion not in get_args(Criterion):
+            raise ConfigurationError(
+                f"criterion is {criterion!r}; allowed: {', '.join(map(repr, get_args(Criterion)))}."
+            )
+        if not 0 < held_out < 1:
+            raise ConfigurationError(f"held_out is {held_out}; allowed: above 0, below 1.")
+        check_grid(method, grid)
+        self.method, self.grid, self.held_out = method, grid, held_out
+        self.criterion: Criterion = criterion
+        self.needs = frozenset({PICTURES}).union(*(one.needs for one in self.candidates))
+        self.follows = frozenset().union(*(one.follows for one in self.candidates))
+        self.labelled = criterion == "accuracy" or any(one.labelled for one in self.candidates)
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files."""
+        return self.label or f"{self.method.name}-tuned"
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Its arguments, those of the method among them, as plain values."""
+        return {**super().options, "method": type(self.method).__name__, **self.method.options, "grid": self.grid}
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Every combination of the grid's values, the last argument changing first."""
+        return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+    @cached_property
+    def candidates(self) -> list[Method]:
+        """The method in every setting.
+
+        Raises:
+            ConfigurationError: If the method does not take one of them.
+        """
+        return [_candidate(self.method, setting) for setting in self.settings]
+
+    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+        """Refuse too few pictures to hold any out, pictures that cannot be judged, and what the method refuses."""
+        for domain, count in pictures.items():
+            if not 1 <= (held := floor(count * self.held_out)) < count:
+                raise ConfigurationError(
+                    f"held_out of method {self.name} is {self.held_out}, which holds out {held} of the {count} "
+                    f"calibration pictures of {domain}; there must be one at least on both sides."
+                )
+        strangers = [domain for domain in pictures if domain not in problem.labels.domains]
+        if self.criterion == "accuracy" and strangers:
+            raise ConfigurationError(
+                f"criterion of method {self.name} is 'accuracy', but calibration pictures are of {strangers[0]!r}, "
+                f"whose classes are not the sources'; use 'divergence'."
+            )
+        if self.criterion == "entropy":
+            check_heads(self.name, problem, pictures)
+        for candidate in self.candidates:
+            candidate.check(problem, pictures, budgets)
+
+    def plan(self, problem: Problem) -> str | None:
+        """What is tried, and what the method plans."""
+        told = f"{self.name} judges {len(self.candidates)} settings by {self.criterion} on pictures held out"
+        if any(one.needs - {PICTURES} for one in self.candidates):
+            told += ", of which the statistics are too"
+        return "; ".join(filter(None, (told, self.candidates[0].plan(problem))))
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the setting that takes most, with the best student so far, and the one that is judged."""
+        demands = [one.demand(problem, pictures, budgets, batch) for one in self.candidates]
+        times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
+        kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
+        return Demand(max(one.whole for one in demands) + kept, max(one.least for one in demands) + kept)
+
+    @torch.no_grad()
+    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+        """For every budget the best student."""
+        kept, held = divided(problem, self.held_out)
+        scores: dict[Budget, list[float]] = {}
+        best: dict[Budget, tuple[int, Merged]] = {}
+        for number, candidate in enumerate(self.candidates):
+            below = None if problem.progress is None else problem.progress.below(f"setting-{number}")
+            for merged in candidate.merge(replace(kept, progress=below), budgets):
+                known = scores.setdefault(merged.budget, [])
+                known.append(self.score(merged, kept, held))
+                if self.best(known) == number:
+                    best[merged.budget] = number, merged
+        for budget, (number, merged) in best.items():
+            tuned = {
+                "criterion": self.criterion,
+                "setting": self.settings[number],
+                "scores": [{**one, "score": s} for one, s in zip(self.settings, scores[budget], strict=True)],
+            }
+            curve = {f"held-out {self.criterion}": {ALL: dict(enumerate(scores[budget]))}}
+            yield replace(
+                merged,
+                method=self.name,
+                curves={**merged.curves, **curve},
+                learned={**merged.learned, "tuned": tuned},
+            )
+
+    def best(self, scores: Sequence[float]) -> int:
+        """Which of some scores is best, the first of equals."""
+        return scores.index((max if self.criterion in ABOVE else min)(scores))
+
+    def score(self, merged: Merged, kept: Problem, held: Problem) -> float:
+        """What the criterion says of a student.
+
+        Args:
+            merged: The student.
+            kept: With the pictures on which its batch norms are re-estimated, where they are not settled.
+            held: With the pictures on which it is judged.
+        """
+        student = merged.student if merged.settled else renormalised(merged.student, kept)
+        if self.criterion == "divergence":
+            return divergence(student, held)
+        judge = _entropy if self.criterion == "entropy" else _hits
+        return _mean(student, held, judge)
+
+
+def check_grid(method: Method, grid: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a grid of nothing, or of what is no argument of the method.
+
+    Raises:
+        ConfigurationError: With the argument and what is allowed.
+    """
+    allowed = [name for name in method.arguments if name != "label"]
+    kind = type(method).__name__
+    if not grid:
+        raise ConfigurationError(f"grid is empty; name arguments of {kind}: {', '.join(allowed)}.")
+    for name, values in grid.items():
+        if name not in allowed:
+            raise ConfigurationError(f"grid names {name!r}; arguments of {kind}: {', '.join(allowed)}.")
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ConfigurationError(f"grid gives {values!r} for {name!r}; allowed: a list of values, one at least.")
+
+
+def divided(problem: Problem, share: float) -> tuple[Problem, Problem]:
+    """A problem with the pictures that methods may use, and one with those that are held out.
+
+    Args:
+        problem: With pictures.
+        share: Of the pictures of each domain that is held out.
+
+    Raises:
+        MergeError: If a process were left without pictures of a domain to use, or all without any held out.
+    """
+    if problem.pictures is None:
+        raise MergeError("tuning needs the calibration pictures; keep them.")
+    held = {domain: _held(batches, share, problem.world) for domain, batches in problem.pictures.items()}
+    for domain, rows in held.items():
+        counts = torch.tensor([int(all(bool(one.all()) for one in rows)), sum(int(one.sum()) for one in rows)])
+        problem.world.reduce(counts)
+        if bool(counts[0]) or not bool(counts[1]):
+            raise MergeError(
+                f"held_out is {share}, which leaves some process no picture of {domain!r} to merge with, or all of "
+                f"them none to judge by; use more pictures, another share, or fewer processes."
+            )
+    return _part(problem, {domain: [~one for one in rows] for domain, rows in held.items()}), _part(problem, held)
+
+
+def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]:
+    """For every batch, which of its rows are held out, boolean.
+
+    A picture is held out where the share of those up to it has reached the next whole number. Processes start at
+    different fractions, so that together they hold out as many as one would (Hermite's identity).
+    """
+    sizes = [len(one) for one in batches]
+    reached = (torch.arange(sum(sizes) + 1, dtype=torch.float64) * share + world.rank / world.size).floor()
+    return list(torch.split(reached.diff() > 0, sizes))
+
+
+def _part(problem: Problem, rows: Mapping[str, Sequence[Tensor]]) -> Problem:
+    """The problem with these rows of its batches alone."""
+
+    def chosen(table: Mapping[str, Sequence[Tensor]], domain: str) -> Iterator[Tensor]:
+        for batch, row in zip(table[domain], rows[domain], strict=True):
+            if bool(row.any()):
+                yield batch[row.to(batch.device)]
+
+    assert problem.pictures is not None
+    labels = problem.picture_labels
+    return replace(
+        problem,
+        pictures={domain: waiting(chosen(problem.pictures, domain), problem.scratch) for domain in rows},
+        picture_labels=None if labels is None else {domain: list(chosen(labels, domain)) for domain in rows},
+    )
+
+
+def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
+    try:
+        return method.changed(**setting)
+    except TypeError as error:
+        raise ConfigurationError(f"grid holds {dict(setting)}, which {method.name} does not take: {error}.") from error
+
+
+def _mean(student: Student, held: Problem, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
+    """The mean over the pictures held out of what is said of each."""
+    assert held.pictures is not None
+    found = torch.zeros(2, dtype=torch.float64)
+    for domain, batches in held.pictures.items():
+        columns, labels = student.labels.columns(domain), (held.picture_labels or {}).get(domain)
+        for number, pictures in enumerate(batches):
+            said = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
+            found += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
+    held.world.reduce(found)
+    return float(found[0] / found[1])
+
+
+def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
+    return entropies(logits)
+
+
+def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise MergeError("criterion is 'accuracy', which needs the labels of the calibration pictures; keep them.")
+    return logits.argmax(1) == labels.to(logits.device)

@@ -1,0 +1,224 @@
+"""Learning coefficients of task vectors, or a mask of them, in training epochs on unlabelled pictures."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn, optim
+
+from project.data import UnlabelledDataModule
+from project.errors import ConfigurationError
+from project.methods import Learned, Merged, Problem
+from project.methods.arithmetic import write
+from project.methods.blend import Blend
+from project.methods.entropy import Objective, entropies
+from project.methods.space import Space
+from project.models import DomainScores
+from project.modules.base import load_base
+from project.modules.lineage import lineage
+from project.modules.preparation import prepare
+from project.modules.sources import SourceFile, read_sources
+from project.student import Budget, Source, Student, World, common_spec, reestimation, save_student, student_entries
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+class CoefficientModule(LightningModule):
+    """Learns what a method such as AdaMerging learns, as ``pleas merge`` does, but in training epochs.
+
+    Batches map domains to pictures, as UnlabelledDataModule's do; no label is trained on, and no test picture is seen.
+    Parameters are the method's coefficients or logits alone: base and sources stay as they are. The trainer says how
+    many steps there are and the data how large a batch is, so that the method's own ``steps`` and ``batch`` play no
+    part. Several processes sum their gradients, so that all have the same coefficients.
+
+    Every checkpoint is a student file, its batch norms re-estimated on the calibration pictures; the last state is
+    also written to ``students/<method>-1.00.ckpt`` in the run's folder, for ``pleas test``, or to be merged again.
+
+    Logged are ``train/entropy``, ``train/entropy/<domain>``, and means of what is learned, such as
+    ``train/coefficient/<source>``. Where the data hold pictures out: ``val/loss``, the mean entropy on those, and
+    ``val/accuracy`` and ``val/<domain>/accuracy``, the only figures for which labels are read.
+
+    Args:
+        sources: Two or more files, each with the domains it was trained on where the file does not say.
+        base: What the sources were fine-tuned from: a file, torchvision's name of weights such as IMAGENET1K_V1, or
+            ``mean``, the mean of the sources.
+        method: AdaMerging or Concrete; ``align`` ``activations`` needs statistics, which only a merge gathers.
+        without_source: Domains of the data that no source was trained on, for shared classes.
+        tolerance: Largest relative change of the logits that permuting a group of a source may make.
+
+    Raises:
+        ConfigurationError: If an argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceFile | Path],
+        base: str,
+        method: Learned,
+        without_source: Sequence[str] = (),
+        tolerance: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
+        if len(self.files) < 2:
+            raise ConfigurationError(f"sources holds {len(self.files)} of at least 2 files that a merge needs.")
+        if method.align == "activations":
+            raise ConfigurationError(
+                "align is 'activations', which needs statistics that a fit does not gather; use 'weights', or merge."
+            )
+        self.base, self.method = base, method
+        self.without_source, self.tolerance = list(without_source), tolerance
+        self.automatic_optimization = False  # gradients are summed over processes as in a merge, by the same code
+        self.blend: Blend | None = None
+        self.objective: Objective | None = None
+        self.problem: Problem | None = None
+        self.loaded: list[Source] = []
+        self.earlier_seconds = 0.0
+        self._renormalised: tuple[int, Student] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Load sources and base, and see that they and the data go together."""
+        if stage != "fit":
+            raise ConfigurationError("model is CoefficientModule, which is fitted; score the student that it writes.")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, UnlabelledDataModule):
+            raise ConfigurationError(f"data is {type(data).__name__}; use UnlabelledDataModule to learn coefficients.")
+        if self.trainer.precision not in PRECISIONS:
+            raise ConfigurationError(
+                f"precision is {self.trainer.precision!r}; allowed: {', '.join(map(repr, PRECISIONS))}."
+            )
+        if self.problem is None:
+            self._prepare(data)
+        self.scores = DomainScores(data.label_space)
+
+    def _prepare(self, data: UnlabelledDataModule) -> None:
+        """Settle what is learned, and where it starts."""
+        loaded = read_sources(self.files)
+        side = data.preprocessing.image_size
+        spec = common_spec(loaded, (3, side, side))
+        base: nn.Module | Literal["mean"] = "mean"
+        if self.base != "mean":
+            base = load_base(self.base, loaded[0], spec.picture).requires_grad_(False)
+        files = (self.files, loaded, spec, data, [self.method], [Budget(1.0)])
+        prepared = prepare(*files, self.without_source, self.tolerance, base)
+        self.problem, self.loaded = prepared.problem, prepared.sources
+        space = Space.of(self.problem, self.method.align)
+        student = self.problem.start(space.maps)
+        self.blend = self.method.blend(space, student)
+        # The student is not registered, so that the trainer sees the parameters that are learned and no others.
+        self.objective = Objective(student, data.calibration_domains, self.method.norms)
+
+    def configure_optimizers(self) -> optim.Optimizer:
+        """The method's own optimizer."""
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the method must know its steps.")
+        self.total = int(total)
+        return self.method.optimizer(self._blend)
+
+    def on_fit_start(self) -> None:
+        """Bring the student to where the parameters are."""
+        self._objective.student.to(self.device)
+        self._objective.world = World.current()
+
+    def on_train_start(self) -> None:
+        """Time is counted from here."""
+        self.started = time.perf_counter()
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Learn from pictures (batch, 3, height, width) of every domain."""
+        if not isinstance(batch, Mapping):
+            raise ConfigurationError("training batches must map domains to pictures; use UnlabelledDataModule as data.")
+        optimizer: Any = self.optimizers()
+        step, blend = self.global_step, self._blend
+        told = self.method.step(blend, self._objective, batch, step, self.total, optimizer.step)
+        self.log("train/entropy", sum(told.values()) / len(told), prog_bar=True)
+        self.log_dict({f"train/entropy/{domain}": value for domain, value in told.items()})
+        for quantity, values in self.method.summary(blend, self._problem.source_names).items():
+            self.log_dict({f"train/{quantity}/{name}": value for name, value in values.items()})
+
+    def on_validation_epoch_start(self) -> None:
+        """Put together what was learned, and forget the last round."""
+        self.scores.reset()
+        self._student()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score on pictures of one domain, by their classes (batch,), indices within that domain."""
+        pictures, labels = batch
+        student, domain = self._student(), tuple(self.scores.classes)[dataloader_idx]
+        logits = student(pictures)[:, student.labels.columns(domain)]
+        self.scores.update(dataloader_idx, logits, labels, entropies(logits).mean())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log entropy and accuracies, which are the same in all processes already; sync_dist only says so."""
+        self.log_dict({f"val/{name}": value for name, value in self.scores.compute().items()}, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint a student file, from which the fit can go on too."""
+        student = self._finished()
+        checkpoint["learned"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = student.network.state_dict()
+        checkpoint.update(student_entries(student))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from what was learned, and go on counting seconds."""
+        checkpoint["state_dict"] = checkpoint["learned"]
+        self.earlier_seconds = checkpoint["lineage"]["fitted"]["seconds"]
+
+    def on_train_end(self) -> None:
+        """Write the student."""
+        student = self._finished()
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        path = folder / "students" / f"{Merged(self.method.name, Budget(1.0), student).name}.ckpt"
+        if self.trainer.is_global_zero:
+            save_student(student, path)
+            rank_zero_info(f"Student: {path}")
+
+    @torch.no_grad()
+    def _student(self) -> Student:
+        """The student of what has been learned so far, its batch norms re-estimated; all processes must ask."""
+        if self._renormalised is None or self._renormalised[0] != self.global_step:
+            student = deepcopy(self._objective.student)
+            write(student, self.method.merged(self._blend))
+            loader = self.trainer.datamodule.calibration_dataloader()  # type: ignore[attr-defined]
+            with reestimation(student.network, student.exact_norms, World.current().reduce):
+                for batch, _, _ in loader:
+                    parts = [pictures.to(self.device) for pictures in batch.values() if pictures is not None]
+                    student(torch.cat(parts))
+            self._renormalised = self.global_step, student
+        return self._renormalised[1]
+
+    def _finished(self) -> Student:
+        """The same, which also says where it comes from."""
+        student, blend, problem = self._student(), self._blend, self._problem
+        learned = self.method.plain(blend, problem.source_names)
+        merged = Merged(self.method.name, Budget(1.0), student, learned=learned)
+        fitted = {
+            "steps": self.global_step,
+            "seconds": round(self.earlier_seconds + time.perf_counter() - self.started, 1),
+            "batch": self.trainer.datamodule.calibration_batch_size,  # type: ignore[attr-defined]
+        }
+        known = lineage(self.method, merged, self.loaded, problem.owners, self.base)
+        student.lineage = {**known, "fitted": fitted}
+        return student
+
+    @property
+    def _blend(self) -> Blend:
+        assert self.blend is not None
+        return self.blend
+
+    @property
+    def _objective(self) -> Objective:
+        assert self.objective is not None
+        return self.objective
+
+    @property
+    def _problem(self) -> Problem:
+        assert self.problem is not None
+        return self.problem

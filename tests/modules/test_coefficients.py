@@ -1,0 +1,152 @@
+"""Coefficients learned by a trainer: the same as in a merge, in a file that is a student, and what is refused."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import resnet, same_state
+from lightning.pytorch import Trainer
+
+from project.data import DomainDataModule, Shapes, UnlabelledDataModule
+from project.errors import ConfigurationError
+from project.methods import AdaMerging, Concrete, Learned
+from project.modules import CoefficientModule, MergeModule
+from project.student import Student, load_source, load_student
+
+DOMAINS = ["clipart", "sketch"]
+# Nothing is held out for validation here, unless a test asks for it.
+pytestmark = pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+
+
+class Place:
+    """Two sources of one base in files, and drawn pictures of both domains."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = folder / "base.pth"
+        network = resnet("resnet20", 0, 12)
+        torch.save(network.state_dict(), self.base)
+        self.sources = [folder / f"{domain}.pth" for domain in DOMAINS]
+        for seed, path in enumerate(self.sources):
+            source, generator = copy.deepcopy(network), torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for one in source.parameters():
+                    one += 0.1 * torch.randn(one.shape, generator=generator)
+            torch.save(source.state_dict(), path)
+
+    def data(self, kind: type[DomainDataModule] = UnlabelledDataModule, **options: Any) -> DomainDataModule:
+        sets = Shapes(self.folder / "data", size=16, train_per_class=2, test_per_class=1)
+        default = {"domains": DOMAINS, "image_size": 16, "batch_size": 12, "augment": False, "validation_fraction": 0}
+        return kind(sets, **default | options)
+
+    def module(self, method: Learned, **options: Any) -> CoefficientModule:
+        return CoefficientModule(options.pop("sources", self.sources), options.pop("base", str(self.base)), method)
+
+    def trainer(self, **options: Any) -> Trainer:
+        torch.manual_seed(0)  # of the order in which batches come
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        default = {"accelerator": "cpu", "max_epochs": 2, "enable_checkpointing": False, "log_every_n_steps": 1}
+        return Trainer(default_root_dir=self.folder, **quiet | default | options)  # type: ignore[arg-type]
+
+    def student(self, name: str) -> Student:
+        return load_student(self.folder / "students" / f"{name}-1.00.ckpt")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("coefficients"))
+    place.data().prepare_data()
+    return place
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AdaMerging(rate=0.02, batch=24, steps=4),
+        AdaMerging("task", plus=True, rate=0.02, batch=24, steps=4),
+        Concrete(rate=0.1, batch=24, steps=4),
+    ],
+    ids=["adamerging", "adamerging-plus", "concrete"],
+)
+def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None:
+    """On all pictures at once, whose order then means nothing."""
+    module = place.module(method)
+    place.trainer(max_epochs=4).fit(module, datamodule=place.data(batch_size=24))
+    found = place.student(method.name)
+    merge = MergeModule(place.sources, [method], base=str(place.base))
+    data = place.data(DomainDataModule, batch_size=24)
+    merge.prepare(data)
+    assert merge.problem is not None
+    pictures = {d: [batch[d] for batch, _, _ in data.calibration_dataloader()] for d in DOMAINS}
+    (made,) = method.merge(replace(merge.problem, pictures=pictures), [1.0])
+    for name, _ in made.student.network.named_parameters():
+        mine, theirs, start = (
+            network.get_parameter(name).detach()
+            for network in (found.network, made.student.network, merge.base_network)  # type: ignore[union-attr]
+        )
+        # Adam takes whole steps along gradients that are nothing but rounding: some logits of a mask differ.
+        bound = 0.05 if isinstance(method, Concrete) else 1e-3
+        assert float((mine - theirs).norm()) <= bound * float((theirs - start).norm()), name
+    assert found.lineage["learned"].keys() == made.learned.keys()  # type: ignore[attr-defined]
+    assert found.lineage["fitted"]["steps"] == 4  # type: ignore[index]
+    assert found.lineage["options"] == method.options
+    assert [one["domains"] for one in found.lineage["sources"]] == [[d] for d in DOMAINS]  # type: ignore[attr-defined]
+    with torch.no_grad():  # its batch norms are those of the calibration pictures
+        values = found.network.conv1(torch.cat([pictures[d][0] for d in DOMAINS]))
+    assert torch.allclose(found.network.bn1.running_mean, values.mean((0, 2, 3)), atol=1e-5)
+    assert load_source(place.folder / "students" / f"{method.name}-1.00.ckpt").logits == 12, "it can be merged again"
+
+
+def test_nothing_but_coefficients_is_trained_and_scored(place: Place) -> None:
+    before = [path.read_bytes() for path in (place.base, *place.sources)]
+    module, trainer = place.module(AdaMerging(rate=0.02)), place.trainer()
+    trainer.fit(module, datamodule=place.data(validation_fraction=0.5))
+    assert [name for name, _ in module.named_parameters()] == ["blend.coefficients"]
+    masked = place.module(Concrete())
+    place.trainer(max_steps=1).fit(masked, datamodule=place.data())
+    assert [name for name, _ in masked.named_parameters()] == ["blend.coefficients", "blend.logits"]
+    assert [path.read_bytes() for path in (place.base, *place.sources)] == before
+    logged = {"train/entropy", "val/loss", "val/accuracy", "train/coefficient/all layers"}
+    logged |= {f"{name}/{d}" for name in ("train/entropy", "train/coefficient") for d in DOMAINS}
+    assert set(trainer.callback_metrics) == logged | {f"val/{d}/accuracy" for d in DOMAINS}
+
+
+def test_checkpoints_are_students_and_an_interrupted_fit_goes_on(place: Place, tmp_path: Path) -> None:
+    """From the mask, which is learned first, to its coefficients; on all pictures at once."""
+    method, data = Concrete("learned", rate=0.05), place.data(batch_size=24)
+    module, whole = place.module(method), place.trainer(max_epochs=4)
+    module.on_train_epoch_end = lambda: whole.save_checkpoint(tmp_path / f"{module.current_epoch}.ckpt")  # type: ignore[method-assign]
+    whole.fit(module, datamodule=data)
+    final, half = place.student("concrete"), load_student(tmp_path / "1.ckpt")
+    assert half.lineage["fitted"]["steps"] == 2  # type: ignore[index]
+    assert not same_state(half.network.state_dict(), final.network.state_dict())
+    assert same_state(load_student(tmp_path / "3.ckpt").network.state_dict(), final.network.state_dict())
+    again = place.trainer(max_epochs=4)
+    again.fit(place.module(method), datamodule=data, ckpt_path=tmp_path / "1.ckpt", weights_only=True)
+    resumed = place.student("concrete").lineage
+    assert resumed["fitted"]["steps"] == again.global_step == 4  # type: ignore[index]
+    learned = [one["learned"] for one in (resumed, final.lineage, half.lineage)]  # type: ignore[index]
+    assert learned[0]["open"] == learned[1]["open"] == learned[2]["open"], "the mask was done"
+    mine, theirs, before = (torch.tensor([list(c.values()) for c in one["coefficients"].values()]) for one in learned)
+    assert torch.equal(before, torch.full_like(before, 0.3))
+    assert float((mine - theirs).abs().mean()) < 0.02 * float((theirs - before).abs().mean()), "but for rounding"
+
+
+def test_what_does_not_go_together_is_refused(place: Place) -> None:
+    with pytest.raises(ConfigurationError, match="data is DomainDataModule; use UnlabelledDataModule"):
+        place.trainer().fit(place.module(AdaMerging()), datamodule=place.data(DomainDataModule))
+    with pytest.raises(ConfigurationError, match="sources holds 1 of at least 2 files"):
+        place.module(AdaMerging(), sources=place.sources[:1])
+    with pytest.raises(ConfigurationError, match="align is 'activations', which needs statistics"):
+        place.module(AdaMerging(align="activations"))
+    with pytest.raises(ConfigurationError, match="precision is '64-true'; allowed: '32-true', 'bf16-mixed'"):
+        place.trainer(precision="64-true").fit(place.module(AdaMerging()), datamodule=place.data())
+    with pytest.raises(ConfigurationError, match="max_epochs is -1"):
+        place.trainer(max_epochs=-1).fit(place.module(AdaMerging()), datamodule=place.data())
+    with pytest.raises(ConfigurationError, match="align of method adamerging is 'weights'"):
+        place.trainer().fit(place.module(AdaMerging(align="weights")), datamodule=place.data())
+    with pytest.raises(ConfigurationError, match="which is fitted; score the student"):
+        place.trainer().validate(place.module(AdaMerging()), datamodule=place.data(validation_fraction=0.5))
