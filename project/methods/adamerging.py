@@ -40,7 +40,7 @@ class AdaMerging(Learned):
             domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone; or the mean
             of the sources' ``running`` statistics.
         seed: Seed of the order of the pictures.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``adamerging``.
     """
 

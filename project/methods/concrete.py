@@ -45,7 +45,7 @@ class Concrete(Learned):
             domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone; or the mean
             of the sources' ``running`` statistics.
         seed: Seed of the order of the pictures, and of u.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``concrete``.
     """
 

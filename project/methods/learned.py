@@ -37,7 +37,7 @@ class Learned(FromBase):
         rate: Learning rate.
         norms: What batch norms normalise by meanwhile, see :class:`~project.methods.entropy.Objective`.
         seed: Seed of the order of the pictures.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files.
     """
 

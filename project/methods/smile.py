@@ -44,19 +44,19 @@ class SMILE(Aligned):
 
     Args:
         rank: Singular vectors of each expert; more than a layer has are all.
-        gate_rank: Of those, how many a score is made of.
+        gate_rank: Of those, how many a score is made of. The paper has 1.
         top: How many sources a picture is sent to, in every layer.
         norms: ``routed``: the sources' own norms, statistics too, weighed by the gates of the layer that ran last, so
             that nothing need be re-estimated; ``merged``: the mean of the sources, re-estimated on calibration
             pictures. The paper's networks have no batch norm.
-        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``.
+        align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``smile``.
     """
 
     def __init__(
         self,
         rank: int = 32,
-        gate_rank: int = 1,
+        gate_rank: int = 16,
         top: int = 1,
         norms: Norms = "routed",
         align: Align = "none",

@@ -24,6 +24,7 @@ from project.modules.base import load_base
 from project.modules.lineage import lineage
 from project.modules.preparation import prepare
 from project.modules.sources import SourceFile, read_sources
+from project.moments import UNITS
 from project.student import Budget, Source, Student, World, common_spec, reestimation, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -48,7 +49,8 @@ class CoefficientModule(LightningModule):
         sources: Two or more files, each with the domains it was trained on where the file does not say.
         base: What the sources were fine-tuned from: a file, torchvision's name of weights such as IMAGENET1K_V1, or
             ``mean``, the mean of the sources.
-        method: AdaMerging or Concrete; ``align`` ``activations`` needs statistics, which only a merge gathers.
+        method: AdaMerging or Concrete; ``align`` by ``activations`` or ``both`` needs statistics, which only a
+            merge gathers.
         without_source: Domains of the data that no source was trained on, for shared classes.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
 
@@ -68,9 +70,10 @@ class CoefficientModule(LightningModule):
         self.files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(self.files) < 2:
             raise ConfigurationError(f"sources holds {len(self.files)} of at least 2 files that a merge needs.")
-        if method.align == "activations":
+        if UNITS in method.needs:
             raise ConfigurationError(
-                "align is 'activations', which needs statistics that a fit does not gather; use 'weights', or merge."
+                f"align is {method.align!r}, which needs statistics that a fit does not gather; use 'weights', or a "
+                f"merge."
             )
         self.base, self.method = base, method
         self.without_source, self.tolerance = list(without_source), tolerance
