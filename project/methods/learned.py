@@ -75,7 +75,7 @@ class Learned(FromBase):
         """Of the task vectors, a way back through the student, and the pictures."""
         plain = super().demand(problem, pictures, budgets, batch)
         parameters = sum(one.numel() for one in problem.sources[0].parameters())
-        run = gradient_bytes(problem.spec, self.batch * len(pictures), 1, parameters)
+        run = gradient_bytes(problem.spec, sum(min(self.batch, count) for count in pictures.values()), 1, parameters)
         run += 4 * (len(problem.sources) + COPIES) * parameters
         shown = 4 * sum(pictures.values()) * prod(problem.spec.picture)
         return Demand(plain.whole + run + shown, plain.least + run)

@@ -79,7 +79,7 @@ class Tuned(Method):
     @property
     def options(self) -> dict[str, object]:
         """Its arguments, those of the method among them, as plain values."""
-        return {**super().options, "method": type(self.method).__name__, **self.method.options, "grid": self.grid}
+        return {**self.method.options, **super().options, "method": type(self.method).__name__, "grid": self.grid}
 
     @property
     def settings(self) -> list[dict[str, Any]]:

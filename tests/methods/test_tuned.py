@@ -237,7 +237,7 @@ def test_every_method_can_be_made_again_with_another_argument(method: Method, tm
 
 
 def test_settings_are_told_in_files() -> None:
-    method = Tuned(TIES(keep=0.4), {"scale": [0.5, 1.0]}, "divergence", label="mine")
+    method = Tuned(TIES(keep=0.4, label="other"), {"scale": [0.5, 1.0]}, "divergence", label="mine")
     assert method.name == "mine"
     assert method.options == {
         "criterion": "divergence", "held_out": 0.25, "label": "mine", "method": "TIES", "keep": 0.4, "scale": 1.0,
