@@ -13,8 +13,11 @@ from project.alignment import UnitMap
 from project.methods import (
     EMR,
     PCB,
+    SMILE,
     TIES,
+    AdaMerging,
     Average,
+    Concrete,
     Fisher,
     MaTS,
     Method,
@@ -23,6 +26,8 @@ from project.methods import (
     Problem,
     RegMean,
     TaskArithmetic,
+    Tuned,
+    WEMoE,
     ZipIt,
 )
 from project.moments import PICTURES, Collector, Lockstep, Moment
@@ -44,6 +49,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "regmean, aligned": lambda: RegMean(align="activations"),
     "ties, aligned by both": lambda: TIES(align="both"),
     "zipit": ZipIt,
+    "adamerging": lambda: AdaMerging(steps=2, batch=4),
+    "concrete": lambda: Concrete("learned", steps=2, batch=4),
+    "tuned": lambda: Tuned(TIES(), {"scale": [0.5, 1.0]}, "divergence"),
+    "smile": lambda: SMILE(rank=2, gate_rank=1),
+    "wemoe": lambda: WEMoE(steps=2, batch=4, hidden=3),
     "mats, average": lambda: MaTS(estimate="average", start="zero"),
     "mats, diagonal": lambda: MaTS(estimate="diagonal", classes="exact", iterations=3),
     "mats, gram": lambda: MaTS(estimate="gram", iterations=3),
