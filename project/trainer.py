@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from scipy.optimize import linear_sum_assignment
 
-from project.callbacks import MergeCallback, check_strategy
+from project.callbacks import MergeCallback, check_strategy, named
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
@@ -86,7 +86,8 @@ class MergeTrainer(Trainer):
         if model.problem.labels.mode == "different":
             with callback.clock.phase("gate"):
                 gates = GateModule([model.ensemble, *(merged.student for merged in model.merged)])
-                self.validate(gates, dataloaders=datamodule.calibration_dataloader(), verbose=False)
+                with named(self, "learning gates"):
+                    self.validate(gates, dataloaders=datamodule.calibration_dataloader(), verbose=False)
         with callback.clock.phase("test"):
             scored = self._score(model.contenders(), datamodule)
             after, others = scored.accuracies(), scored.joint_accuracies()
@@ -119,7 +120,8 @@ class MergeTrainer(Trainer):
             loader: Any = datamodule.no_pictures()
         else:
             loader = datamodule.calibration_dataloader(labelled=gathering and model.labelled)
-        self.validate(model, dataloaders=loader, verbose=False)
+        with named(self, "gathering" if gathering else "re-estimating batch norm"):
+            self.validate(model, dataloaders=loader, verbose=False)
 
     def _merge_callback(self) -> MergeCallback:
         """The one MergeCallback, added where there is none."""
@@ -135,7 +137,8 @@ class MergeTrainer(Trainer):
     def _score(self, contenders: Sequence[Contender], datamodule: DomainDataModule) -> ScoringModule:
         """The module that holds their scores."""
         module = ScoringModule(contenders)
-        self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
+        with named(self, "scoring"):
+            self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
         return module
 
     def _probe(
@@ -144,8 +147,10 @@ class MergeTrainer(Trainer):
         """What was found, and the accuracies of linear probes."""
         assert model.problem is not None
         module = ProbeModule(model.trunks, model.problem.spec.head.name, datamodule.label_space)
-        self.validate(module, dataloaders=datamodule.probe_dataloader(), verbose=False)
-        self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
+        with named(self, "fitting probes"):
+            self.validate(module, dataloaders=datamodule.probe_dataloader(), verbose=False)
+        with named(self, "scoring probes"):
+            self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
         found = {name: dict(figures) for name, figures in others.items()}
         for name, one in module.accuracies().items():
             probed = {f"probe {domain}": accuracy for domain, accuracy in one.items()}

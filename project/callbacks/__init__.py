@@ -1,7 +1,8 @@
 """What hooks into Lightning's loops."""
 
 from project.callbacks.merge import MergeCallback
+from project.callbacks.naming import named
 from project.callbacks.predictions import PredictionTable
 from project.callbacks.strategy import check_strategy
 
-__all__ = ["MergeCallback", "PredictionTable", "check_strategy"]
+__all__ = ["MergeCallback", "PredictionTable", "check_strategy", "named"]
