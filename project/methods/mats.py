@@ -24,6 +24,8 @@ from project.student import Budget, Demand, Student
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
+GIVEN = ("average", "zero", "base")
+"""Start points that no other method makes, whatever methods are called."""
 
 
 class MaTS(Arithmetic):
@@ -88,7 +90,7 @@ class MaTS(Arithmetic):
             raise ConfigurationError(f"off_diagonal is {off_diagonal}; allowed: 0 to 1.")
         self.estimate: Estimate = estimate
         self.classes: Classes = classes
-        self.start, self.follows = start, frozenset((start,))
+        self.start, self.follows = start, frozenset((start,)) - set(GIVEN)
         self.iterations, self.tolerance, self.damping = iterations, tolerance, damping
         self.off_diagonal, self.precondition, self.watch = off_diagonal, precondition, watch
         self.labelled = classes == "labels" and estimate in ("diagonal", "kfac")
@@ -102,13 +104,14 @@ class MaTS(Arithmetic):
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse a start point that nobody makes, or that needs a base that is not given."""
-        if self.start not in ("average", "zero", "base", *STARTS, *problem.planned):
+        if self.start not in (*GIVEN, *STARTS, *problem.planned):
             raise ConfigurationError(
                 f"start of method {self.name} is {self.start!r}; allowed: 'average', 'zero', 'base', "
                 f"{', '.join(map(repr, STARTS))}, or a method listed before it."
             )
         super().check(problem, pictures, budgets)
-        if self.start in problem.planned and not Space.shared(problem.planned[self.start], self.align):
+        other = problem.planned.get(self.start) if self.follows else None
+        if other is not None and not Space.shared(other, self.align):
             raise ConfigurationError(
                 f"start of method {self.name} is {self.start!r}, whose units are matched in another way than by align "
                 f"{self.align!r}; give both the same."

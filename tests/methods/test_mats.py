@@ -356,6 +356,7 @@ def test_what_is_missing_is_told_before_the_pass() -> None:
             MaTS(start="other").check(replace(it, planned={"other": other}), {}, [1.0])
     both = dict.fromkeys(DOMAINS[:2], 16)
     MaTS(start="other", align="activations").check(replace(it, planned={"other": PLeaS()}), both, [1.0])
+    MaTS(start="average", align="weights").check(replace(it, planned={"average": Average()}), {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method mats is 'weights', .* use align 'none'"):
         MaTS(start="base", align="weights").check(replace(it, base=nn.Identity()), {}, [1.0])
     with pytest.raises(ConfigurationError, match="classes is 'labels', but calibration pictures are of 'public'"):
