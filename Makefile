@@ -1,6 +1,7 @@
 # make demo        fine-tune two sources on drawn pictures, merge them, print one table
 # make test        the default test suite
 # make test-slow   the tests that run for minutes
+# make test-gpu    the tests that need an accelerator
 # make lint        formatting, types, import layers
 # make constraints write configs/env/constraints.txt from what this environment holds
 
@@ -11,7 +12,7 @@ CONSTRAINTS := configs/env/constraints.txt
 DEMO := runs/demo
 SOURCES := $(DEMO)/sources/clipart/checkpoints/best.ckpt $(DEMO)/sources/sketch/checkpoints/best.ckpt
 
-.PHONY: demo test test-slow lint constraints clean-demo
+.PHONY: demo test test-slow test-gpu lint constraints clean-demo
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -42,6 +43,9 @@ test: $(VENV)/.tested
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.tested
+	$(BIN)/python -m pytest -m gpu -n 0
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -1,0 +1,43 @@
+"""torchvision's own networks, at full size: copies with their units in other orders merge to themselves."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from helpers import close, make_problem, permuted_copy, pictures
+from torch import nn
+
+from project.methods import PLeaS
+from project.models import written_out
+from project.symmetry import trace
+
+SHAPE = (3, 64, 64)
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnext50_32x4d": lambda: torchvision.models.resnext50_32x4d(num_classes=10),
+    "convnext_tiny": lambda: torchvision.models.convnext_tiny(num_classes=10),
+    "vit_b_16": lambda: torchvision.models.vit_b_16(num_classes=10, image_size=64),
+    "regnet_y_400mf": lambda: torchvision.models.regnet_y_400mf(num_classes=10),
+    "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=10),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_permuted_copies_merge_to_themselves(name: str) -> None:
+    torch.manual_seed(0)
+    network = written_out(NETWORKS[name]().eval())
+    for parameter in network.parameters():  # layer scales, class tokens and heads begin at (almost) zero
+        if float(parameter.detach().abs().max()) < 1e-3:
+            nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():  # batch norms that know their inputs keep values in range through a deep network
+        network.train()(pictures(16, 1, SHAPE))
+    network.eval()
+    twin = copy.deepcopy(network)
+    permuted_copy(network, twin, trace(network, SHAPE), 0)
+    batches = [(domain, pictures(8, seed, SHAPE)) for seed, domain in enumerate(("art", "birds"))]
+    problem = make_problem([network, twin], shape=SHAPE, batches=batches, needs=())
+    (merged,) = PLeaS("weights").merge(problem, [1.0])
+    with torch.no_grad():
+        assert close(merged.student(batches[0][1]), network(batches[0][1]), 1e-3)
