@@ -1,0 +1,28 @@
+"""What benchmarks make of results; the runs themselves are measurements, and no tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def test_a_comparison_ranks_students_and_tells_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    compare = __import__("compare")
+    sizes = {"executed": 1.0, "MB": 44.0}
+    rows = [
+        {"network": "a.pth", "kind": "source", "seconds": None, "cats": 90.0, "dogs": 10.0, "mean": 50.0, **sizes},
+        {"network": "b.pth", "kind": "source", "seconds": None, "cats": 20.0, "dogs": 70.0, "mean": 45.0, **sizes},
+        {"network": "worse", "kind": "student", "seconds": 1.2, "cats": 30.0, "dogs": 30.0, "mean": 30.0, **sizes},
+        {"network": "better", "kind": "student", "seconds": 2.6, "cats": 60.0, "dogs": 62.0, "mean": 61.0, **sizes},
+    ]
+    lines = compare.table(rows, ["cats", "dogs"]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| a.pth", "| b.pth", "| better", "| worse"]
+    assert lines[4] == "| better | 1.00 | 44 | 60.0 | 62.0 | 61.0 | 3 |"
+    assert lines[2].endswith("| – |")
+    (axes,) = compare.figure(rows, ["cats", "dogs"]).axes
+    assert [bar.get_width() for bar in axes.patches] == [30.0, 61.0]
+    assert [line.get_xdata()[0] for line in axes.lines] == [80.0]
+    sys.modules.pop("compare")
