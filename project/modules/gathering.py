@@ -17,6 +17,7 @@ from project.moments import (
     PICTURES,
     Collector,
     Lockstep,
+    Reduce,
     Stamp,
     Statistics,
     StoredStatistics,
@@ -24,7 +25,6 @@ from project.moments import (
     save_statistics,
 )
 from project.student import Progress
-from project.student.progress import Reduce
 from project.symmetry import Spec
 
 SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered

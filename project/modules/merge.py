@@ -24,7 +24,7 @@ from project.modules.lineage import lineage
 from project.modules.planning import Planner
 from project.modules.preparation import prepare, progress_of
 from project.modules.sources import SourceFile, read_sources
-from project.moments import PICTURES, Lockstep, needs_gradients
+from project.moments import PICTURES, Lockstep, Reduce, needs_gradients
 from project.student import (
     Budget,
     MaskedStudent,
@@ -40,7 +40,6 @@ from project.student import (
     running_variances,
     source_size,
 )  # fmt: skip
-from project.student.progress import Reduce
 from project.student.spill import Waiting, waiting
 from project.symmetry import Spec
 

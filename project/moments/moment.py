@@ -15,6 +15,10 @@ LEAF = 128  # rows below which halving a product no longer pays
 PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as much as a product over a few hundred
 
 
+Reduce = Callable[[Tensor], object]
+"""Sums a tensor over all processes, in place."""
+
+
 class Sums(ABC):
     """A sum over samples, held in float64 totals, which is additive over samples and can be kept in files.
 
@@ -81,7 +85,7 @@ class Sums(ABC):
             mine.add_(theirs.to(mine.device))
         self.count += other.count
 
-    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+    def reduce(self, all_reduce: Reduce) -> None:
         """Sum over processes, in place and without copies.
 
         Args:

@@ -1,6 +1,6 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast, get_args
 
 import torch
@@ -18,7 +18,7 @@ from project.moments.fisher import (
 )
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep
-from project.moments.moment import Moment, Sums
+from project.moments.moment import Moment, Reduce, Sums
 from project.moments.patches import unit_columns
 from project.symmetry import Layer, Spec
 
@@ -106,7 +106,7 @@ class Statistics:
         for domain, count in other.pictures.items():
             self.pictures[domain] = self.pictures.get(domain, 0) + count
 
-    def reduce(self, all_reduce: Callable[[Tensor], object]) -> None:
+    def reduce(self, all_reduce: Reduce) -> None:
         """Sum over processes, in place and without copies.
 
         Args:

@@ -9,12 +9,14 @@ and has one minimum for λ > 0. Least squares curves by 2 E[x xᵀ] in every row
 class of probability p; so the mean of p (1 − p) goes into λ, which then pulls twice as hard as it does there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from project.moments import Reduce
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def fit_head(
     damping: float,
     constant: bool,
     steps: int = 500,
-    reduce: Callable[[Tensor], object] = lambda tensor: tensor,
+    reduce: Reduce = lambda tensor: tensor,
 ) -> Tensor:
     """Minimise the divergence of the student's classes from the sources', by L-BFGS.
 
@@ -90,9 +92,7 @@ def fit_head(
     return start + change.detach()
 
 
-def _scales(
-    start: Tensor, views: Sequence[HeadView], constant: bool, reduce: Callable[[Tensor], object]
-) -> tuple[float, float, float]:
+def _scales(start: Tensor, views: Sequence[HeadView], constant: bool, reduce: Reduce) -> tuple[float, float, float]:
     """One over the weighted number of pictures; mean of p (1 − p); mean second moment of x: over all processes."""
     sums = start.new_zeros(5)
     for view in views:

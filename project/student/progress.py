@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from project.models.saving import atomic_save
+from project.moments import Reduce
 from project.student.solver import LayerFit
 
 FOLDER = "progress"
-Reduce = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True)
