@@ -28,14 +28,14 @@ class ZipIt(Method):
 
     Units in blocks (attention heads; grouped and depthwise convolutions; GroupNorm) and units normalised as a whole
     (LayerNorm) are matched one to one, as Permutation matches them, since a merge within a source would change what is
-    computed from the others.
+    computed from the others. MuDSC's code zips within matched blocks, too.
 
     Args:
         space: What makes units alike: the correlation of their ``activations`` (ZipIt), of their ``weights``, or
             α S_w + (1 − α) S_act (``both``: MuDSC's zip, arXiv 2403.01753), where S_w is taken anew as the neighbouring
             groups are zipped.
         within: Which share of all merges may be within sources, divided equally among them: 0 leaves one unit of each
-            source in every set, 1 is MuDSC's.
+            source in every set, 1 is MuDSC's. Below 1 the sets are not those of ZipIt's code, see ``zip_units``.
         repeat: Factor of the similarities of a set that holds all sources, or one of them twice, for each merge that
             made it so: the lower, the fewer units in one set. MuDSC has 0.5.
         alpha: For both: α, the share of the weights.
