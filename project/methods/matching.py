@@ -33,7 +33,7 @@ class Matching:
     def __post_init__(self) -> None:
         """Refuse what is not known."""
         for name, value, allowed in (
-            ("matching", self.by, get_args(By)),
+            ("by", self.by, get_args(By)),
             ("similarity", self.similarity, get_args(Similarity)),
         ):
             if value not in allowed:

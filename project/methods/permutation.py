@@ -57,10 +57,10 @@ class Permutation(Method):
         label: str | None = None,
     ) -> None:
         super().__init__(label)
+        for name, value, allowed in (("matching", matching, By), ("separate", separate, Separate)):
+            if value not in get_args(allowed):
+                raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, get_args(allowed)))}.")
         self.matched = Matching(matching, similarity, alpha, seed)
-        if separate not in get_args(Separate):
-            allowed = ", ".join(map(repr, get_args(Separate)))
-            raise ConfigurationError(f"separate is {separate!r}; allowed: {allowed}.")
         self.matching: By = matching
         self.similarity: Similarity = similarity
         self.alpha = alpha

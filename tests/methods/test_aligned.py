@@ -123,7 +123,9 @@ def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
     [
         (lambda: Permutation("both", alpha=1.5), "alpha is 1.5; allowed: 0 to 1"),
         (lambda: TIES(align=Matching(alpha=float("nan"))), "alpha is nan; allowed: 0 to 1"),
-        (lambda: Matching("hope"), "matching is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: Matching("hope"), "by is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: Permutation("hope"), "matching is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: PLeaS("both", separate="hope"), "separate is 'hope'; allowed: 'gain', 'front', 'back', 'uniform'"),
         (lambda: TIES(align="hope"), "align is 'hope'; allowed: 'none', 'activations', 'weights', 'both', or"),
     ],
 )
