@@ -115,3 +115,16 @@ def counted(spec: Spec, states: Sequence[Mapping[str, Tensor]], *, heads: bool) 
     """
     ignored = set() if heads else {axis.tensor for axis in spec.output.axes}
     return [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
+
+
+def similarity_bytes(spec: Spec, sources: int, *, kept: bool) -> int:
+    """About how many bytes of similarities are held at once: those of the groups matched together, twice.
+
+    Args:
+        spec: Groups of the sources.
+        sources: Number of sources.
+        kept: Whether S_act of all groups is held beside, see :meth:`Dual.of`.
+    """
+    needed = {group.name: 8 * (sources * group.size) ** 2 for group in spec.free}
+    together = (sum(needed.get(one.name, 0) for one in spec.tied(group)) for group in spec.free)
+    return 2 * max(together, default=0) + (sum(needed.values()) if kept else 0)

@@ -12,6 +12,7 @@ from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.student import (
     Budget,
+    Demand,
     by_gain,
     check_growth,
     obstacle,
@@ -79,6 +80,12 @@ class Permutation(Method):
         if self.separate == "gain" and (reason := obstacle(problem.spec)) is not None:
             raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
         self.matched.check(problem)
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the units' similarities."""
+        return self.matched.demand(problem)
 
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources, alike in all processes."""

@@ -100,6 +100,24 @@ def test_what_is_told_of_the_settings() -> None:
     assert Permutation("both", alpha=0.3).options["alpha"] == 0.3
 
 
+def test_what_matching_takes_is_counted() -> None:
+    wide = [nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 70, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(70, 5)).eval() for _ in range(4)]  # fmt: skip
+    it = make_problem(wide, batches=[], base="mean")
+    first, second = (8 * (4 * units) ** 2 for units in (40, 70))
+    for by, needed in (("activations", 2 * second), ("weights", 2 * second), ("both", first + 3 * second)):
+        for method in (Permutation(by), Average(align=by), TIES(align=by), PLeaS(by, fit="joint")):  # type: ignore[arg-type]
+            found = method.demand(it, dict.fromkeys(DOMAINS, 10), [1.0], 5)
+            assert found.whole >= needed
+            assert found.whole == needed or not isinstance(method, Permutation | Average) or isinstance(method, PLeaS)
+    assert Matching(alpha=1.0).demand(it) == Matching("weights").demand(it)
+    for method in (TIES(), Average()):
+        assert method.demand(it, {}, [1.0], 5).whole < 2 * second
+    grouped = make_problem([kind("grouped", seed) for seed in range(2)], shape=SHAPE, batches=[])
+    tied = max(sum((2 * one.size) ** 2 for one in grouped.spec.tied(group)) for group in grouped.spec.free)
+    assert Matching("weights").demand(grouped).whole == 16 * tied
+
+
 def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
     for other, align, same in (
         (TIES(align="both"), "both", True),
