@@ -27,11 +27,18 @@ class Alignment:
         scores: Shape (size,): mean similarity over the pairs of units in the row; only comparable within a group.
         distances: Shape (size, sources, sources): squared distances between the units of each row, in a unit that is
             only comparable within a group.
+        matched: Whether anything was matched; else units stand by their number.
     """
 
     members: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
     distances: Mapping[str, Tensor]
+    matched: bool = True
+
+    @property
+    def matches(self) -> dict[str, float]:
+        """For each group, the mean similarity of its matched units; empty where nothing was matched."""
+        return {name: float(scores.mean()) for name, scores in self.scores.items()} if self.matched else {}
 
     def splitting(self, group: str) -> Splitting:
         """How the rows of a group come apart as the budget grows."""
@@ -44,6 +51,7 @@ def unaligned(spec: Spec, sources: int) -> Alignment:
         {group.name: UnitMap.identity(group.size, sources).members for group in spec.free},
         {group.name: torch.zeros(group.size) for group in spec.free},
         {group.name: torch.zeros(group.size, sources, sources) for group in spec.free},
+        matched=False,
     )
 
 

@@ -102,8 +102,9 @@ class Arithmetic(Aligned):
         student = problem.start(space.maps)
         found = self.combine(space, student)
         write(student, found.parameters)
-        matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves, learned=found.learned)
+        yield Merged(
+            self.name, Budget(1.0), student, found.layers, space.matches, curves=found.curves, learned=found.learned
+        )
 
     @abstractmethod
     def combine(self, space: Space, student: Student) -> Combined:

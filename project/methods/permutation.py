@@ -95,13 +95,12 @@ class Permutation(Method):
         """One alignment, then a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem)
-        matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
         gains = self._gains(problem, alignment) if self.separate == "gain" else {}
         problem.world.agree(gains)
         starts = []
         for budget in map(Budget.of, budgets):
             maps = self._allocate(problem, alignment, budget, gains)
-            starts.append(Merged(self.name, budget, problem.start(maps), matches=matches))
+            starts.append(Merged(self.name, budget, problem.start(maps), matches=alignment.matches))
         yield from self.fit(starts, problem)
 
     def _gains(self, problem: Problem, alignment: Alignment) -> dict[str, Tensor]:

@@ -119,8 +119,7 @@ class SMILE(Aligned):
             for name in block.norms:
                 cast(RoutedNorm, student.network.get_submodule(name)).load(_norms(space, name))
         settled = not batch_norms(student.network)
-        matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), student, matches=matches, settled=settled, norms="sources' own")
+        yield Merged(self.name, Budget(1.0), student, matches=space.matches, settled=settled, norms="sources' own")
 
     def _routed(self, problem: Problem) -> list[str]:
         """The layers that see pictures one by one, in execution order; heads of different label spaces are left out."""

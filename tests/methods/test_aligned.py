@@ -71,6 +71,17 @@ def test_methods_share_one_alignment(strangers: Problem) -> None:
         assert same_state(mine.student.state_dict(), theirs.student.state_dict())
 
 
+def test_matches_are_told_where_something_was_matched(strangers: Problem) -> None:
+    assert Space.of(strangers, "none").matches == {}
+    for align in ("both", Matching("weights")):
+        space = Space.of(strangers, align)  # type: ignore[arg-type]
+        assert space.matches == {name: float(one.mean()) for name, one in space.alignment.scores.items()}
+        assert set(space.matches) == {group.name for group in strangers.spec.free}
+    for method, told in ((TIES(), False), (TIES(align="both"), True), (EMR(), False), (EMR(align="weights"), True)):
+        (merged,) = method.merge(strangers, [1.0])
+        assert bool(merged.matches) == told
+
+
 def test_settings_reach_the_alignment(strangers: Problem) -> None:
     spec, statistics = strangers.spec, strangers.statistics
     assert statistics is not None
