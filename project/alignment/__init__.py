@@ -2,6 +2,7 @@
 
 from project.alignment.align import Alignment, align_by_activations, align_by_both, align_by_weights, unaligned
 from project.alignment.assignment import assign, match_units, total_similarity
+from project.alignment.measure import similarity_bytes
 from project.alignment.partition import Splitting, nested_partitions
 from project.alignment.similarity import Similarity, activation_similarity
 from project.alignment.unit_map import UnitMap, overlap
@@ -9,6 +10,6 @@ from project.alignment.zipping import Zipping, zip_sources, zippable
 
 __all__ = [
     "Alignment", "Similarity", "Splitting", "UnitMap", "Zipping", "activation_similarity", "align_by_activations",
-    "align_by_both", "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "total_similarity",
-    "unaligned", "zip_sources", "zippable",
+    "align_by_both", "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "similarity_bytes",
+    "total_similarity", "unaligned", "zip_sources", "zippable",
 ]  # fmt: skip

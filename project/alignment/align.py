@@ -1,6 +1,6 @@
 """Matching the units of all sources with each other, by activations, by weights, or by both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,18 @@ class Alignment:
         scores: Shape (size,): mean similarity over the pairs of units in the row; only comparable within a group.
         distances: Shape (size, sources, sources): squared distances between the units of each row, in a unit that is
             only comparable within a group.
+        matched: Whether anything was matched; else units stand by their number.
     """
 
     members: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
     distances: Mapping[str, Tensor]
+    matched: bool = True
+
+    @property
+    def matches(self) -> dict[str, float]:
+        """For each group, the mean similarity of its matched units; empty where nothing was matched."""
+        return {name: float(scores.mean()) for name, scores in self.scores.items()} if self.matched else {}
 
     def splitting(self, group: str) -> Splitting:
         """How the rows of a group come apart as the budget grows."""
@@ -44,6 +51,7 @@ def unaligned(spec: Spec, sources: int) -> Alignment:
         {group.name: UnitMap.identity(group.size, sources).members for group in spec.free},
         {group.name: torch.zeros(group.size) for group in spec.free},
         {group.name: torch.zeros(group.size, sources, sources) for group in spec.free},
+        matched=False,
     )
 
 
@@ -76,10 +84,12 @@ def align_by_weights(
         spec: Groups of the sources.
         states: State dict of every source.
         heads: Whether the heads' weights count: only where their rows mean the same classes.
-        sweeps: Most passes over all groups; it stops at the first that changes nothing.
+        sweeps: Most passes over all groups; see :func:`~project.alignment.ascent.ascend`. What a sweep is worth is that
+            sum, which may fall where a layer reads and writes units of one group.
         seed: Seed of the order in which groups are visited.
     """
-    return _ascended(Products(spec, counted(spec, states, heads=heads)), sweeps, seed)
+    measure = Products(spec, counted(spec, states, heads=heads))
+    return _ascended(measure, sweeps, seed, lambda members: measure.total(spec.free, members))
 
 
 def align_by_both(
@@ -109,7 +119,9 @@ def align_by_both(
     return _ascended(Dual.of(spec, counted(spec, states, heads=heads), alpha, statistics), sweeps, seed)
 
 
-def _ascended(measure: Measure, sweeps: int, seed: int) -> Alignment:
+def _ascended(
+    measure: Measure, sweeps: int, seed: int, common: Callable[[Mapping[str, Tensor]], float] | None = None
+) -> Alignment:
     """Match all groups, one after the other, until none has anything to gain."""
     spec, together = measure.spec, bundles(measure.spec)
     start = {group.name: UnitMap.identity(group.size, len(measure.states)).members for group in spec.free}
@@ -117,7 +129,7 @@ def _ascended(measure: Measure, sweeps: int, seed: int) -> Alignment:
     def visit(groups: Sequence[Group], members: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
         return rematched(groups, members, measure)
 
-    members = ascend(together, visit, start, seed=seed, sweeps=sweeps)
+    members = ascend(together, visit, start, common=common, seed=seed, sweeps=sweeps)
     rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for groups in together:
         similarities = {group.name: measure.similarity(group, members) for group in groups}

@@ -15,22 +15,24 @@ def ascend(
     visit: Visit[T],
     start: Mapping[str, Tensor],
     *,
+    common: Callable[[Mapping[str, Tensor]], float] | None = None,
     seed: int = 0,
     sweeps: int = 100,
     patience: int = 5,
 ) -> dict[str, Tensor]:
-    """Visit all coordinates in random order, sweep after sweep, until one changes nothing.
+    """Visit all coordinates in random order, sweep after sweep, until one changes nothing; the best sweep counts.
 
     Where the visits do not raise one common value, as with similarities that are normalised group by group, sweeps may
-    go in circles; then the best sweep counts.
+    go in circles, or end where nothing changes but less is reached than before.
 
     Args:
         coordinates: What is visited.
         visit: Given a coordinate and how everything stands, how its part shall stand, and what that is worth.
         start: How everything stands at first, by name.
+        common: What a sweep is worth, given how everything stands after it. Default: what its visits are, together.
         seed: Seed of the order.
         sweeps: Most sweeps.
-        patience: It stops at so many sweeps in a row whose visits are together worth no more than those before.
+        patience: It stops at so many sweeps in a row that are worth no more than those before.
     """
     generator = torch.Generator().manual_seed(seed)
     found, best, most, idle = dict(start), dict(start), -torch.inf, 0
@@ -40,12 +42,11 @@ def ascend(
             moved, value = visit(coordinates[index], found)
             changed |= any(not torch.equal(found[name], tensor) for name, tensor in moved.items())
             found, worth = {**found, **moved}, worth + value
-        if not changed:
-            return found
+        worth = worth if common is None else common(found)
         if worth > most + 1e-9 * abs(worth):
             best, most, idle = found, worth, 0
         else:
             idle += 1
-        if idle == patience:
+        if not changed or idle == patience:
             break
     return best

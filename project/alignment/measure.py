@@ -55,14 +55,14 @@ class Products(Measure):
         """Inner products of the tensors that hold units of the groups, each tensor once."""
         spec, states = self.spec, self.states
         tensors = {axis.tensor for group in groups for axis in group.axes if axis.tensor in states[0]}
-        counted = sorted(tensor for tensor in tensors if not tensor.endswith(BUFFERS))
+        names = sorted(name for name in tensors if not name.endswith(BUFFERS))
         touching = {g.name for g in spec.free if any(axis.tensor in tensors for axis in g.axes)}
         renamed = []
         for source, state in enumerate(states):
-            orders = {name: members[name][:, source] for name in touching}
-            renamed.append(permute_tensors({name: state[name].cpu() for name in counted}, spec, orders))
+            orders = {group: members[group][:, source] for group in touching}
+            renamed.append(permute_tensors({name: state[name].cpu() for name in names}, spec, orders))
         pairs = combinations(renamed, 2)
-        return sum(float((a[name].double() * b[name].double()).sum()) for a, b in pairs for name in counted)
+        return sum(float((a[name].double() * b[name].double()).sum()) for a, b in pairs for name in names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,3 +115,16 @@ def counted(spec: Spec, states: Sequence[Mapping[str, Tensor]], *, heads: bool) 
     """
     ignored = set() if heads else {axis.tensor for axis in spec.output.axes}
     return [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
+
+
+def similarity_bytes(spec: Spec, sources: int, *, kept: bool) -> int:
+    """About how many bytes of similarities are held at once: those of the groups matched together, twice.
+
+    Args:
+        spec: Groups of the sources.
+        sources: Number of sources.
+        kept: Whether S_act of all groups is held beside, see :meth:`Dual.of`.
+    """
+    needed = {group.name: 8 * (sources * group.size) ** 2 for group in spec.free}
+    together = (sum(needed.get(one.name, 0) for one in spec.tied(group)) for group in spec.free)
+    return 2 * max(together, default=0) + (sum(needed.values()) if kept else 0)

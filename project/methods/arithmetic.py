@@ -75,10 +75,18 @@ class Aligned(Method):
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
-        """Of the sources' parameters in float64, as much again for what is made of them, and three networks more."""
+        """Of the units' similarities, or, where that is more, of what follows.
+
+        That is the sources' parameters in float64, as much again for what is made of them, and three networks more.
+        """
         parameters = sum(one.numel() for one in problem.sources[0].parameters())
         needed = 8 * (2 * len(problem.sources) + 3) * parameters
-        return Demand(needed, needed)
+        return Demand.most(self.matching_demand(problem), Demand(needed, needed))
+
+    def matching_demand(self, problem: Problem) -> Demand:
+        """Of the units' similarities; nothing where they are matched by number."""
+        matching = matching_of(self.align)
+        return Demand() if matching is None else matching.demand(problem)
 
 
 class Arithmetic(Aligned):
@@ -94,8 +102,9 @@ class Arithmetic(Aligned):
         student = problem.start(space.maps)
         found = self.combine(space, student)
         write(student, found.parameters)
-        matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), student, found.layers, matches, curves=found.curves, learned=found.learned)
+        yield Merged(
+            self.name, Budget(1.0), student, found.layers, space.matches, curves=found.curves, learned=found.learned
+        )
 
     @abstractmethod
     def combine(self, space: Space, student: Student) -> Combined:

@@ -35,8 +35,10 @@ class Average(Arithmetic):
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
-        """Of the weighted mean; the plain one is where every student starts."""
-        return Demand() if self.weights is None else super().demand(problem, pictures, budgets, batch)
+        """Of matching, and of the weighted mean; the plain one is where every student starts."""
+        if self.weights is None:
+            return self.matching_demand(problem)
+        return super().demand(problem, pictures, budgets, batch)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """The weighted mean."""

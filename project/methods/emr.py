@@ -43,8 +43,7 @@ class EMR(Aligned):
         merged = MaskedStudent(
             student, list(base), found.vector.float(), packed(found.masks), found.scales.float(), kept, problem.owners
         )
-        matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), merged, matches=matches, settled=True, norms="sources' own")
+        yield Merged(self.name, Budget(1.0), merged, matches=space.matches, settled=True, norms="sources' own")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from project.alignment import Alignment, Similarity, align_by_activations, align_by_both, align_by_weights
+from project.alignment import (
+    Alignment,
+    Similarity,
+    align_by_activations,
+    align_by_both,
+    align_by_weights,
+    similarity_bytes,
+)
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Problem
 from project.moments import UNITS
+from project.student import Demand
 
 By = Literal["activations", "weights", "both"]
 
@@ -33,7 +41,7 @@ class Matching:
     def __post_init__(self) -> None:
         """Refuse what is not known."""
         for name, value, allowed in (
-            ("matching", self.by, get_args(By)),
+            ("by", self.by, get_args(By)),
             ("similarity", self.similarity, get_args(Similarity)),
         ):
             if value not in allowed:
@@ -64,6 +72,12 @@ class Matching:
                 f"{argument} is {self.by!r}, but no value of this architecture holds the units of group {hidden[0]!r} "
                 f"alone; use 'weights'."
             )
+
+    def demand(self, problem: Problem) -> Demand:
+        """Of the similarities, which are gone once the units are matched."""
+        kept = self.by == "both" and self.alpha < 1
+        needed = similarity_bytes(problem.spec, len(problem.sources), kept=kept)
+        return Demand(needed, needed)
 
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources, alike in all processes."""

@@ -12,6 +12,7 @@ from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.student import (
     Budget,
+    Demand,
     by_gain,
     check_growth,
     obstacle,
@@ -57,10 +58,10 @@ class Permutation(Method):
         label: str | None = None,
     ) -> None:
         super().__init__(label)
+        for name, value, allowed in (("matching", matching, By), ("separate", separate, Separate)):
+            if value not in get_args(allowed):
+                raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, get_args(allowed)))}.")
         self.matched = Matching(matching, similarity, alpha, seed)
-        if separate not in get_args(Separate):
-            allowed = ", ".join(map(repr, get_args(Separate)))
-            raise ConfigurationError(f"separate is {separate!r}; allowed: {allowed}.")
         self.matching: By = matching
         self.similarity: Similarity = similarity
         self.alpha = alpha
@@ -80,6 +81,12 @@ class Permutation(Method):
             raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
         self.matched.check(problem)
 
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of the units' similarities."""
+        return self.matched.demand(problem)
+
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources, alike in all processes."""
         return self.matched.align(problem)
@@ -88,13 +95,12 @@ class Permutation(Method):
         """One alignment, then a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem)
-        matches = {name: float(scores.mean()) for name, scores in alignment.scores.items()}
         gains = self._gains(problem, alignment) if self.separate == "gain" else {}
         problem.world.agree(gains)
         starts = []
         for budget in map(Budget.of, budgets):
             maps = self._allocate(problem, alignment, budget, gains)
-            starts.append(Merged(self.name, budget, problem.start(maps), matches=matches))
+            starts.append(Merged(self.name, budget, problem.start(maps), matches=alignment.matches))
         yield from self.fit(starts, problem)
 
     def _gains(self, problem: Problem, alignment: Alignment) -> dict[str, Tensor]:

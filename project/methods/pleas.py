@@ -181,6 +181,14 @@ class PLeaS(Permutation):
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
+        """Of the units' similarities, or of the fit that follows, whichever is more."""
+        return Demand.most(
+            super().demand(problem, pictures, budgets, batch), self._fit_demand(problem, pictures, budgets, batch)
+        )
+
+    def _fit_demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
         """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
         layers = problem.spec.layers
         if not self.sequential:  # sets out from all sources' inputs side by side, whatever the budget

@@ -44,7 +44,7 @@ class SMILE(Aligned):
 
     Args:
         rank: Singular vectors of each expert; more than a layer has are all.
-        gate_rank: Of those, how many a score is made of. The paper has 1.
+        gate_rank: Singular vectors of ΔWᵢ that a score is made of, whatever ``rank``. The paper has 1.
         top: How many sources a picture is sent to, in every layer.
         norms: ``routed``: the sources' own norms, statistics too, weighed by the gates of the layer that ran last, so
             that nothing need be re-estimated; ``merged``: the mean of the sources, re-estimated on calibration
@@ -119,8 +119,7 @@ class SMILE(Aligned):
             for name in block.norms:
                 cast(RoutedNorm, student.network.get_submodule(name)).load(_norms(space, name))
         settled = not batch_norms(student.network)
-        matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), student, matches=matches, settled=settled, norms="sources' own")
+        yield Merged(self.name, Budget(1.0), student, matches=space.matches, settled=settled, norms="sources' own")
 
     def _routed(self, problem: Problem) -> list[str]:
         """The layers that see pictures one by one, in execution order; heads of different label spaces are left out."""

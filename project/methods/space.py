@@ -142,8 +142,8 @@ class Space:
 
     @property
     def matches(self) -> Mapping[str, float]:
-        """For each group, the mean similarity of its matched units."""
-        return {name: float(scores.mean()) for name, scores in self.alignment.scores.items()}
+        """For each group, the mean similarity of its matched units; empty where nothing was matched."""
+        return self.alignment.matches
 
 
 def matching_of(align: Align) -> Matching | None:

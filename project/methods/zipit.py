@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from project.alignment import UnitMap, Zipping, zip_sources, zippable
+from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources, zippable
 from project.errors import ConfigurationError, MergeError
 from project.methods.arithmetic import write
 from project.methods.base import Merged, Method, Problem
@@ -28,14 +28,14 @@ class ZipIt(Method):
 
     Units in blocks (attention heads; grouped and depthwise convolutions; GroupNorm) and units normalised as a whole
     (LayerNorm) are matched one to one, as Permutation matches them, since a merge within a source would change what is
-    computed from the others.
+    computed from the others. MuDSC's code zips within matched blocks, too.
 
     Args:
         space: What makes units alike: the correlation of their ``activations`` (ZipIt), of their ``weights``, or
             α S_w + (1 − α) S_act (``both``: MuDSC's zip, arXiv 2403.01753), where S_w is taken anew as the neighbouring
             groups are zipped.
         within: Which share of all merges may be within sources, divided equally among them: 0 leaves one unit of each
-            source in every set, 1 is MuDSC's.
+            source in every set, 1 is MuDSC's. Below 1 the sets are not those of ZipIt's code, see ``zip_units``.
         repeat: Factor of the similarities of a set that holds all sources, or one of them twice, for each merge that
             made it so: the lower, the fewer units in one set. MuDSC has 0.5.
         alpha: For both: α, the share of the weights.
@@ -75,10 +75,15 @@ class ZipIt(Method):
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
-        """Of the largest group's similarities, twice, and of the student's parameters and one source's in float64."""
-        units = len(problem.sources) * max(group.size for group in problem.spec.free)
-        needed = 16 * units**2 + 16 * sum(one.numel() for one in problem.sources[0].parameters())
+        """Of the units' similarities, or of the student's parameters and one source's in float64."""
+        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1)
+        needed = max(alike, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
         return Demand(needed, needed)
+
+    @property
+    def _share(self) -> float:
+        """α, the share of the weights."""
+        return {"activations": 0.0, "weights": 1.0, "both": self.alpha}[self.space]
 
     def zip(self, problem: Problem) -> Zipping:
         """Put the units of all sources into sets, alike in all processes."""
@@ -88,7 +93,7 @@ class ZipIt(Method):
             problem.spec,
             [source.state_dict() for source in problem.sources],
             problem.statistics,
-            {"activations": 0.0, "weights": 1.0, "both": self.alpha}[self.space],
+            self._share,
             within=self.within,
             repeat=self.repeat,
             heads=problem.labels.mode == "shared",

@@ -127,7 +127,9 @@ def build_student(weights: Weights) -> Student:
         _check_masks(student, content["masked"], str(path))
     try:
         student = of_its_kind(student, content)
-    except (PleasError, KeyError, AttributeError, TypeError) as error:
+    except PleasError as error:
+        raise CheckpointError(f"{path} is a student that cannot be put together: {error}") from error
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: order, memory
         raise CheckpointError(f"{path} is a student with layers that are not its architecture's: {error!r}.") from error
     load_strictly(student.network, weights.state_dict, str(path))
     if "gate" in content:

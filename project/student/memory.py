@@ -28,6 +28,11 @@ class Demand:
     whole: int = 0
     least: int = 0
 
+    @staticmethod
+    def most(*demands: "Demand") -> "Demand":
+        """Of what happens one after the other."""
+        return Demand(max(one.whole for one in demands), max(one.least for one in demands))
+
 
 @dataclass(frozen=True)
 class MemoryPlan:

@@ -59,10 +59,21 @@ class Block:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Block":
-        """From what :attr:`plain` gave."""
+        """From what :attr:`plain` gave.
+
+        Raises:
+            CheckpointError: If it holds no layers, or numbers that are none of units, ranks or sources.
+        """
         router = plain["router"]
         found = Learnt(**router) if "hidden" in router else Projected(**router)
-        return cls(found, dict(plain["layers"]), tuple(plain["norms"]))
+        layers = dict(plain["layers"])
+        if not layers:
+            raise CheckpointError("a block has no layers.")
+        for least, numbers in ((1, asdict(found)), (0, layers)):
+            for name, number in numbers.items():
+                if not isinstance(number, int) or number < least:
+                    raise CheckpointError(f"{name!r} of a block is {number!r}; allowed: integers from {least}.")
+        return cls(found, layers, tuple(plain["norms"]))
 
 
 class MixtureStudent(Student):
@@ -98,8 +109,15 @@ class MixtureStudent(Student):
         Args:
             student: Of the same unit maps.
             entries: The blocks as plain values.
+
+        Raises:
+            CheckpointError: If they are no blocks of as many sources.
         """
-        return cls(student, [Block.of(entry) for entry in entries])
+        blocks, sources = [Block.of(entry) for entry in entries], student.maps[student.spec.input.name].sources
+        for block in blocks:
+            if isinstance(block.router, Projected) and block.router.top > sources:
+                raise CheckpointError(f"'top' of a block is {block.router.top}, but there are {sources} sources.")
+        return cls(student, blocks)
 
     @property
     def entries(self) -> list[dict[str, Any]]:

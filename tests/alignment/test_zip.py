@@ -16,53 +16,78 @@ def random_similarity(units: int, seed: int) -> Tensor:
     return torch.from_numpy(np.corrcoef(np.random.default_rng(seed).normal(size=(units, 6))))
 
 
-def brute_zip(similarity: Tensor, sources: int, within: float, repeat: float) -> list[list[int]]:
-    """By definition: every pair of sets, of every state, looked at anew."""
-    size = len(similarity) // sources
-    sets = {unit: [unit] for unit in range(len(similarity))}
-    alike = {(a, b): float(similarity[a, b]) for a, b in combinations(range(len(similarity)), 2)}
-    left = [int((sources - 1) * size // sources * within + 1e-4)] * sources
+Sets = frozenset[frozenset[int]]
 
-    def common(a: int, b: int) -> list[int]:
-        return sorted({unit // size for unit in sets[a]} & {unit // size for unit in sets[b]})
 
-    while len(sets) > size:
-        begun = sum(len(one) > 1 for one in sets.values())
-        allowed = [
-            (a, b)
-            for a, b in combinations(sorted(sets), 2)
-            if all(left[source] > 0 for source in common(a, b))
-            and (begun < size or len(sets[a]) > 1 or len(sets[b]) > 1)
-        ]
-        a, b = max(allowed, key=lambda pair: alike[pair])
-        for source in common(a, b):
-            left[source] -= 1
-        sets[a] += sets.pop(b)
-        of = [unit // size for unit in sets[a]]
-        factor = repeat if len(set(of)) == sources or len(set(of)) < len(of) else 1.0
-        for c in sets:
-            if c != a:
-                mine, theirs = (min(a, c), max(a, c)), (min(b, c), max(b, c))
-                alike[mine] = min(alike[mine], alike[theirs]) * factor
-    return sorted(sorted(one) for one in sets.values())
+def brute_zips(similarity: Tensor, sources: int, within: float, repeat: float) -> set[Sets]:
+    """By definition: every pair of sets, of every state, looked at anew; where several are most alike, each of them."""
+    total = len(similarity)
+    size = total // sources
+    alone = [frozenset([unit]) for unit in range(total)]
+    alike = {frozenset(pair): float(similarity[min(pair[0]), min(pair[1])]) for pair in combinations(alone, 2)}
+    budget = (int((sources - 1) * size // sources * within + 1e-4),) * sources
+    states = {(frozenset(alone), frozenset(alike.items()), budget)}
+    for _ in range(total - size):
+        states = {after for state in states for after in _merged(*state, sources, size, repeat)}
+    return {sets for sets, _, _ in states}
+
+
+def _merged(
+    sets: Sets, values: frozenset[tuple[Sets, float]], left: tuple[int, ...], sources: int, size: int, repeat: float
+) -> list[tuple[Sets, frozenset[tuple[Sets, float]], tuple[int, ...]]]:
+    """What follows from a state by merging two of its most similar sets, whichever these are."""
+    alike, begun = dict(values), sum(len(one) > 1 for one in sets)
+    holds = {one: {unit // size for unit in one} for one in sets}
+
+    def allowed(a: frozenset[int], b: frozenset[int]) -> bool:
+        return all(left[source] for source in holds[a] & holds[b]) and (begun < size or len(a) > 1 or len(b) > 1)
+
+    pairs = [pair for pair in combinations(sets, 2) if allowed(*pair)]
+    most = max(alike[frozenset(pair)] for pair in pairs)
+    found = []
+    for a, b in (pair for pair in pairs if alike[frozenset(pair)] == most):
+        both, others = a | b, sets - {a, b}
+        filled = len(holds[a] | holds[b]) == sources or len(holds[a] | holds[b]) < len(both)
+        after = {pair: value for pair, value in alike.items() if not pair & {a, b}}
+        for c in others:
+            least = min(alike[frozenset((a, c))], alike[frozenset((b, c))])
+            after[frozenset((both, c))] = least * (repeat if filled else 1.0)
+        spent = tuple(number - (source in holds[a] & holds[b]) for source, number in enumerate(left))
+        found.append((others | {both}, frozenset(after.items()), spent))
+    return found
 
 
 def as_lists(zipped: Zip) -> list[list[int]]:
     return sorted((zipped.labels == number).nonzero()[:, 0].tolist() for number in range(len(zipped.sets)))
 
 
-@pytest.mark.parametrize("repeat", [0.0, 0.5, 1.0])
+def as_sets(zipped: Zip) -> Sets:
+    return frozenset(map(frozenset, as_lists(zipped)))
+
+
+@pytest.mark.parametrize("repeat", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("within", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("sources", "size"), [(2, 9), (3, 6), (4, 5), (5, 3)])
 def test_against_the_definition(sources: int, size: int, within: float, repeat: float) -> None:
     for seed in range(4):
         similarity = random_similarity(sources * size, seed)
-        if repeat == 0.0:  # what was merged is alike at 0, in ties: only what must hold is compared
-            similarity = similarity.abs()
-            assert len(as_lists(zip_units(similarity, sources, within, repeat))) == size
-            continue
-        found = zip_units(similarity, sources, within, repeat)
-        assert as_lists(found) == brute_zip(similarity, sources, within, repeat)
+        assert {as_sets(zip_units(similarity, sources, within, repeat))} == brute_zips(
+            similarity, sources, within, repeat
+        )
+
+
+@pytest.mark.parametrize("within", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize(("sources", "size"), [(2, 5), (2, 6), (3, 3), (3, 4), (4, 3)])
+def test_where_what_was_merged_is_alike_at_nothing(sources: int, size: int, within: float) -> None:
+    """Factor 0 brings ties: the sets are among those that the definition allows, and it does not allow everything."""
+    strange = 0
+    for seed in range(6):
+        similarity = random_similarity(sources * size, seed)
+        for values in (similarity, similarity.abs()):
+            expected = brute_zips(values, sources, within, 0.0)
+            assert as_sets(zip_units(values, sources, within, 0.0)) in expected
+            strange += as_sets(zip_units(values.flip(0, 1), sources, within, 0.0)) in expected
+    assert strange < 6, "of 12 zips of other similarities"
 
 
 @pytest.mark.parametrize("sources", [2, 3, 4, 5])

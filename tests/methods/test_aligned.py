@@ -71,6 +71,17 @@ def test_methods_share_one_alignment(strangers: Problem) -> None:
         assert same_state(mine.student.state_dict(), theirs.student.state_dict())
 
 
+def test_matches_are_told_where_something_was_matched(strangers: Problem) -> None:
+    assert Space.of(strangers, "none").matches == {}
+    for align in ("both", Matching("weights")):
+        space = Space.of(strangers, align)  # type: ignore[arg-type]
+        assert space.matches == {name: float(one.mean()) for name, one in space.alignment.scores.items()}
+        assert set(space.matches) == {group.name for group in strangers.spec.free}
+    for method, told in ((TIES(), False), (TIES(align="both"), True), (EMR(), False), (EMR(align="weights"), True)):
+        (merged,) = method.merge(strangers, [1.0])
+        assert bool(merged.matches) == told
+
+
 def test_settings_reach_the_alignment(strangers: Problem) -> None:
     spec, statistics = strangers.spec, strangers.statistics
     assert statistics is not None
@@ -100,6 +111,24 @@ def test_what_is_told_of_the_settings() -> None:
     assert Permutation("both", alpha=0.3).options["alpha"] == 0.3
 
 
+def test_what_matching_takes_is_counted() -> None:
+    wide = [nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 70, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(70, 5)).eval() for _ in range(4)]  # fmt: skip
+    it = make_problem(wide, batches=[], base="mean")
+    first, second = (8 * (4 * units) ** 2 for units in (40, 70))
+    for by, needed in (("activations", 2 * second), ("weights", 2 * second), ("both", first + 3 * second)):
+        for method in (Permutation(by), Average(align=by), TIES(align=by), PLeaS(by, fit="joint")):  # type: ignore[arg-type]
+            found = method.demand(it, dict.fromkeys(DOMAINS, 10), [1.0], 5)
+            assert found.whole >= needed
+            assert found.whole == needed or not isinstance(method, Permutation | Average) or isinstance(method, PLeaS)
+    assert Matching(alpha=1.0).demand(it) == Matching("weights").demand(it)
+    for method in (TIES(), Average()):
+        assert method.demand(it, {}, [1.0], 5).whole < 2 * second
+    grouped = make_problem([kind("grouped", seed) for seed in range(2)], shape=SHAPE, batches=[])
+    tied = max(sum((2 * one.size) ** 2 for one in grouped.spec.tied(group)) for group in grouped.spec.free)
+    assert Matching("weights").demand(grouped).whole == 16 * tied
+
+
 def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
     for other, align, same in (
         (TIES(align="both"), "both", True),
@@ -123,7 +152,9 @@ def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
     [
         (lambda: Permutation("both", alpha=1.5), "alpha is 1.5; allowed: 0 to 1"),
         (lambda: TIES(align=Matching(alpha=float("nan"))), "alpha is nan; allowed: 0 to 1"),
-        (lambda: Matching("hope"), "matching is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: Matching("hope"), "by is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: Permutation("hope"), "matching is 'hope'; allowed: 'activations', 'weights', 'both'"),
+        (lambda: PLeaS("both", separate="hope"), "separate is 'hope'; allowed: 'gain', 'front', 'back', 'uniform'"),
         (lambda: TIES(align="hope"), "align is 'hope'; allowed: 'none', 'activations', 'weights', 'both', or"),
     ],
 )

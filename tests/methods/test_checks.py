@@ -9,6 +9,7 @@ from helpers import make_problem, pictures, random_network
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import Permutation, PLeaS
+from project.methods.matching import Matching
 from project.student import check_budgets
 from project.student.memory import Demand, solve_bytes, walk_bytes, widest
 
@@ -121,7 +122,7 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     assert demand.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
     apart = solve_bytes(max(2 * layer.taps * spec.sizes[layer.inputs] for layer in spec.layers) + 1, 2)
     assert PLeaS(fit="joint").demand(problem, many, [1.0], 16) == Demand(apart, apart)
-    assert Permutation().demand(problem, many, [2.0], 16) == Demand()
+    assert Permutation().demand(problem, many, [2.0], 16) == Matching("activations").demand(problem)
 
 
 def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:

@@ -297,4 +297,17 @@ def test_what_is_needed_is_told_beforehand() -> None:
         only(ZipIt("both"), replace(it, statistics=None))
     with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
         MaTS("average", start="zipit").check(replace(it, planned={"zipit": ZipIt()}), {}, [1.0])
-    assert ZipIt().demand(it, {}, [1.0], 1).whole > 16 * (3 * max(group.size for group in it.spec.free)) ** 2
+
+
+def test_demand_counts_what_is_held_of_all_groups() -> None:
+    it = make_problem([resnet("resnet20", weights) for weights in range(2)], shape=SHAPE, batches=[])
+    squares = [8 * (2 * group.size) ** 2 for group in it.spec.free]
+    parameters = 16 * sum(one.numel() for one in it.sources[0].parameters())
+    for method, needed in (
+        (ZipIt(), sum(squares) + 2 * max(squares)),
+        (ZipIt("both"), sum(squares) + 2 * max(squares)),
+        (ZipIt("both", alpha=1.0), 2 * max(squares)),
+        (ZipIt("weights"), 2 * max(squares)),
+    ):
+        found = method.demand(it, {}, [1.0], 1)
+        assert found.whole == found.least == max(needed, parameters)

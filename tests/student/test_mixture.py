@@ -298,6 +298,39 @@ def test_from_its_file_alone(name: str, mode: str, tmp_path: Path) -> None:
             load_student(path)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ({"layers": {}}, "cannot be put together: a block has no layers"),
+        ({"layers": {"conv1": -1}}, "'conv1' of a block is -1; allowed: integers from 0"),
+        ({"layers": {"conv1": 1.5}}, "'conv1' of a block is 1.5; allowed: integers from 0"),
+        ({"layers": {"conv1": 10**17}}, "not its architecture's"),
+        ({"layers": {"fc": 0, "conv1": 0}}, "not its architecture's"),
+        ({"layers": {"bn1": 0}}, "not its architecture's"),
+        ({"router": {"rank": -2, "top": 1}}, "'rank' of a block is -2; allowed: integers from 1"),
+        ({"router": {"rank": 1, "top": 0}}, "'top' of a block is 0; allowed: integers from 1"),
+        ({"router": {"rank": 1, "top": 4}}, "'top' of a block is 4, but there are 3 sources"),
+        ({"router": {"hidden": "many"}}, "'hidden' of a block is 'many'; allowed: integers from 1"),
+        ({"router": 3}, "not its architecture's"),
+        ({"norms": ["conv1"]}, "not its architecture's"),
+    ],
+)
+def test_spoilt_files_are_told_in_a_sentence(spoil: dict[str, object], words: str, tmp_path: Path) -> None:
+    shape, path = (3, 16, 16), tmp_path / "mixture.ckpt"
+    it = make_problem(
+        [resnet("resnet20", i + 1) for i in range(3)], needs=(), base=resnet("resnet20", 0), shape=shape, batches=[],
+        architecture=Architecture("resnet20", 5), preprocessing=Preprocessing(16),
+    )  # fmt: skip
+    (merged,) = SMILE(rank=1).merge(it, [1.0])
+    save_student(merged.student, path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "mixture": [{**content["mixture"][0], **spoil}, *content["mixture"][1:]]}, path)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_student(path)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
 def test_it_cannot_be_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = student_of(SMILE(rank=1))
     monkeypatch.setattr("project.modules.refine.load_student", lambda path: student)
