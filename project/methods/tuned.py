@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
-from math import floor
+from math import floor, inf, isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -38,7 +38,8 @@ class Tuned(Method):
     - ``accuracy``: share of the pictures whose class the domain's own head tells: the higher the better; reads their
       labels.
 
-    The first of several equals is taken. Every budget is tuned by itself.
+    The first of several equals is taken; a score that is not finite counts as the worst. Every budget is tuned by
+    itself.
 
     Args:
         method: The method.
@@ -132,7 +133,11 @@ class Tuned(Method):
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
-        """For every budget the best student."""
+        """For every budget the best student.
+
+        Raises:
+            MergeError: If the scores of a budget are all not finite.
+        """
         kept, held = divided(problem, self.held_out)
         scores: dict[Budget, list[float]] = {}
         best: dict[Budget, tuple[int, Merged]] = {}
@@ -144,12 +149,19 @@ class Tuned(Method):
                 if self.best(known) == number:
                     best[merged.budget] = number, merged
         for budget, (number, merged) in best.items():
+            if not isfinite(scores[budget][number]):
+                raise MergeError(
+                    f"{self.criterion} on the pictures held out is not finite in any setting that {self.name} tried; "
+                    f"take other values into its grid."
+                )
+            told = [score if isfinite(score) else None for score in scores[budget]]
             tuned = {
                 "criterion": self.criterion,
                 "setting": self.settings[number],
-                "scores": [{**one, "score": s} for one, s in zip(self.settings, scores[budget], strict=True)],
+                "scores": [{**one, "score": s} for one, s in zip(self.settings, told, strict=True)],
             }
-            curve = {f"held-out {self.criterion}": {ALL: dict(enumerate(scores[budget]))}}
+            measured = {index: score for index, score in enumerate(told) if score is not None}
+            curve = {f"held-out {self.criterion}": {ALL: measured}}
             yield replace(
                 merged,
                 method=self.name,
@@ -158,8 +170,9 @@ class Tuned(Method):
             )
 
     def best(self, scores: Sequence[float]) -> int:
-        """Which of some scores is best, the first of equals."""
-        return scores.index((max if self.criterion in ABOVE else min)(scores))
+        """Which of some scores is best, the first of equals; what is not finite is worse than all that is."""
+        sign = -1 if self.criterion in ABOVE else 1
+        return min(range(len(scores)), key=lambda one: sign * scores[one] if isfinite(scores[one]) else inf)
 
     def score(self, merged: Merged, kept: Problem, held: Problem) -> float:
         """What the criterion says of a student.
@@ -272,4 +285,5 @@ def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
 def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise MergeError("criterion is 'accuracy', which needs the labels of the calibration pictures; keep them.")
-    return logits.argmax(1) == labels.to(logits.device)
+    hits = (logits.argmax(1) == labels.to(logits.device)).double()
+    return hits.where(logits.isfinite().all(1), torch.nan)  # argmax would take NaN for the largest
