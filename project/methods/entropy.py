@@ -94,8 +94,7 @@ class Objective:
         told = shares.detach().double().cpu()
         self.world.reduce(gradient)
         self.world.reduce(told)
-        if not bool(told.isfinite().all() & gradient.isfinite().all()):
-            raise MergeError("the entropy, or its gradient, is no longer finite; take a smaller rate.")
+        check_finite(told, gradient)
         return gradient, dict(zip(self.columns, told.tolist(), strict=True))
 
     def sums(self, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
@@ -111,6 +110,16 @@ class Objective:
                 for domain, part in zip(domains, torch.split(logits, [len(one) for one in parts]), strict=True):
                     found.append(entropies(part[:, self.columns[domain]]).sum())
         return torch.stack(found)
+
+
+def check_finite(*tensors: Tensor) -> None:
+    """Refuse to go on learning from an entropy, or a gradient, that is not finite.
+
+    Raises:
+        MergeError: With what helps.
+    """
+    if not all(bool(one.isfinite().all()) for one in tensors):
+        raise MergeError("the entropy, or its gradient, is no longer finite; take a smaller rate.")
 
 
 def check_norms(norms: str) -> None:
