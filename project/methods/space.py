@@ -1,9 +1,9 @@
 """The sources in one space: parameters of one shape, unit j of one source matched with unit j of the others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Space:
         """Match the units of the sources.
 
         Args:
-            problem: The sources; with moments of their units for ``activations``.
+            problem: The sources; with moments of their units for ``activations`` and ``both``.
             align: ``none`` matches them by number.
         """
         matching = matching_of(align)
@@ -146,14 +146,22 @@ class Space:
         return {name: float(scores.mean()) for name, scores in self.alignment.scores.items()}
 
 
-def matching_of(align: Align) -> Matching | None:
+def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
     """The way in which units are matched; None where they are by number.
+
+    Args:
+        align: Settings may come as a mapping, as a grid in a YAML file has them.
 
     Raises:
         ConfigurationError: If there is no such way.
     """
     if isinstance(align, Matching):
         return align
+    if isinstance(align, Mapping):
+        known = [one.name for one in fields(Matching)]
+        if strangers := [name for name in align if name not in known]:
+            raise ConfigurationError(f"align names {strangers[0]!r}; settings: {', '.join(known)}.")
+        return Matching(**align)
     if align not in ("none", *get_args(By)):
         allowed = ", ".join(map(repr, ("none", *get_args(By))))
         raise ConfigurationError(f"align is {align!r}; allowed: {allowed}, or settings such as {{'alpha': 0.3}}.")

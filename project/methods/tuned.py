@@ -14,7 +14,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
 from project.methods.curves import ALL
 from project.methods.entropy import check_heads, entropies
-from project.methods.watch import divergence, renormalised
+from project.methods.watch import divergence, domain_mean, renormalised
 from project.moments import PICTURES
 from project.student import Budget, Demand, Student, World, waiting
 
@@ -30,7 +30,7 @@ class Tuned(Method):
     before they are judged. Calibration pictures are training pictures: no test picture is looked at. What a method
     takes from statistics, such as the sums of a closed form, is of all calibration pictures, held out or not.
 
-    The criterion is a mean over the pictures held out:
+    The criterion is a mean over the domains of the means over their pictures held out:
 
     - ``entropy`` of the classes that the domain's own head predicts: the lower the better; reads no label.
     - ``divergence`` (Kullback-Leibler) of the student's class probabilities from those of the source that owns the
@@ -266,16 +266,15 @@ def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
 
 
 def _mean(student: Student, held: Problem, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
-    """The mean over the pictures held out of what is said of each."""
+    """The mean over the domains of the means over their pictures held out of what is said of each."""
     assert held.pictures is not None
-    found = torch.zeros(2, dtype=torch.float64)
+    found = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
     for domain, batches in held.pictures.items():
         columns, labels = student.labels.columns(domain), (held.picture_labels or {}).get(domain)
         for number, pictures in enumerate(batches):
             said = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
-            found += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
-    held.world.reduce(found)
-    return float(found[0] / found[1])
+            found[domain] += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
+    return domain_mean(list(found.values()), held.world)
 
 
 def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:

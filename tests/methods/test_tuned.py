@@ -32,8 +32,9 @@ from project.methods import (
     TaskArithmetic,
     Tuned,
 )  # fmt: skip
+from project.methods.matching import Matching
 from project.methods.tuned import divided
-from project.moments import PICTURES
+from project.moments import PICTURES, UNITS
 from project.student import Progress, World, reestimate
 
 SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
@@ -108,6 +109,42 @@ def test_it_picks_what_brute_force_picks(criterion: Any, mode: str) -> None:
     assert not merged.settled
     curve = merged.curves[f"held-out {criterion}"]["all layers"]
     assert list(curve.values()) == [one["score"] for one in tuned["scores"]]
+
+
+@pytest.mark.parametrize("mode", ["shared", "different"])
+@pytest.mark.parametrize("criterion", ["entropy", "divergence", "accuracy"])
+def test_domains_count_alike_however_many_pictures_they_have(criterion: Any, mode: str) -> None:
+    it = problem(mode)
+    merged = replace(only(TaskArithmetic(0.3), it), settled=True)
+    method = Tuned(TaskArithmetic(), {"scale": [0.3]}, criterion)
+
+    @torch.no_grad()
+    def score(*numbers: int) -> float:
+        assert it.pictures is not None
+        assert it.picture_labels is not None
+        times = dict(zip(DOMAINS, numbers, strict=False))
+        shown = {domain: n * list(it.pictures[domain]) for domain, n in times.items()}
+        labels = {domain: n * list(it.picture_labels[domain]) for domain, n in times.items()}
+        return method.score(merged, it, replace(it, pictures=shown, picture_labels=labels))
+
+    assert score(1, 5) == pytest.approx(score(1, 1))
+    assert score(3, 1) == pytest.approx(score(1, 1))
+
+
+def test_settings_of_a_matching_are_tuned() -> None:
+    sources = [random_network(1, seed) for seed in range(2)]
+    batches = [(domain, pictures(20, i)) for i, domain in enumerate(DOMAINS[:2])]
+    it = make_problem(sources, batches=batches)
+    grid = ["weights", {"by": "weights", "seed": 3}, {"alpha": 0.3}]
+    merged = only(Tuned(Average(), {"align": grid}), it)
+    scores = [one["score"] for one in merged.learned["tuned"]["scores"]]
+    aligns: list[Any] = ["weights", Matching("weights", seed=3), Matching(alpha=0.3)]
+    single = [only(Tuned(Average(), {"align": [align]}), it).learned["tuned"]["scores"][0]["score"] for align in aligns]
+    assert scores == single
+    assert merged.learned["tuned"]["setting"] == {"align": grid[scores.index(min(scores))]}
+    (candidate,) = Tuned(Average(), {"align": [{"alpha": 0.3}]}).candidates
+    assert candidate.options == Average(align=Matching(alpha=0.3)).options
+    assert UNITS in Tuned(Average(), {"align": ["none", {"alpha": 0.3}]}).needs
 
 
 def test_every_value_is_tried_with_every_other() -> None:
@@ -282,6 +319,7 @@ def test_settings_are_told_in_files() -> None:
         (lambda: Tuned(TIES(), {"keep": "0.1"}), "grid gives '0.1' for 'keep'"),  # type: ignore[dict-item]
         (lambda: Tuned(TIES(), {"keep": [0.2, 2.0]}), "keep is 2.0; allowed: above 0, up to 1"),
         (lambda: Tuned(TIES(), {"keep": [0.2, "much"]}), "grid holds {'keep': 'much'}, which ties does not take"),
+        (lambda: Tuned(TIES(), {"align": [{"alfa": 1}]}), "align names 'alfa'; settings: by, similarity, alpha, seed"),
         (lambda: Tuned(TIES(), {"keep": [0.2]}, "loss"), "criterion is 'loss'; allowed: 'entropy', 'diverg"),  # type: ignore[arg-type]
         (lambda: Tuned(TIES(), {"keep": [0.2]}, held_out=1.0), "held_out is 1.0; allowed: above 0, below 1"),
     ],
