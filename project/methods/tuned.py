@@ -16,7 +16,7 @@ from project.methods.curves import ALL
 from project.methods.entropy import check_heads, entropies
 from project.methods.watch import divergence, domain_mean, renormalised
 from project.moments import PICTURES
-from project.student import Budget, Demand, Student, World, waiting
+from project.student import Budget, Demand, Student, World, lengths, waiting
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -236,7 +236,7 @@ def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]
     A picture is held out where the share of those up to it has reached the next whole number. Processes start at
     different fractions, so that together they hold out as many as one would (Hermite's identity).
     """
-    sizes = [len(one) for one in batches]
+    sizes = lengths(batches)
     reached = (torch.arange(sum(sizes) + 1, dtype=torch.float64) * share + world.rank / world.size).floor()
     return list(torch.split(reached.diff() > 0, sizes))
 
