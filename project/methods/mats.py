@@ -1,7 +1,6 @@
 """MaTS: merging as a linear system for every tensor, solved by conjugate gradients (arXiv 2312.04339)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -21,6 +20,7 @@ from project.methods.ties import TIES
 from project.methods.watch import divergence, renormalised
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
 from project.student import Budget, Demand, Student
+from project.student.memory import picture_bytes
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
@@ -133,7 +133,7 @@ class MaTS(Arithmetic):
             sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
             held = [8 * (inputs**2 + outputs**2) for inputs, outputs in sides]
             systems = len(problem.sources) * (sum(held) if self.watch else max(held)) + 2 * max(held)
-        shown = 4 * sum(pictures.values()) * prod(spec.picture) if self.watch else 0
+        shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
         return Demand(plain.whole + systems + shown, plain.least + systems)
 
     def combine(self, space: Space, student: Student) -> Combined:

@@ -17,6 +17,7 @@ from project.methods.entropy import check_heads, entropies
 from project.methods.watch import divergence, domain_mean, renormalised
 from project.moments import PICTURES
 from project.student import Budget, Demand, Student, World, lengths, waiting
+from project.student.memory import picture_bytes
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -125,11 +126,15 @@ class Tuned(Method):
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
-        """Of the setting that takes most, with the best student so far, and the one that is judged."""
+        """Of the setting that takes most, with the best student so far, the one that is judged, and pictures.
+
+        Beside the pictures themselves there are copies of those of both sides.
+        """
         demands = [one.demand(problem, pictures, budgets, batch) for one in self.candidates]
         times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
         kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
-        return Demand(max(one.whole for one in demands) + kept, max(one.least for one in demands) + kept)
+        shown = 2 * picture_bytes(problem.spec, sum(pictures.values()))
+        return Demand(max(one.whole for one in demands) + kept + shown, max(one.least for one in demands) + kept)
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:

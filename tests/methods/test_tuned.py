@@ -295,6 +295,15 @@ def test_every_method_can_be_made_again_with_another_argument(method: Method, tm
     assert again.options == method.options
 
 
+def test_pictures_and_their_copies_are_planned_for() -> None:
+    it, counts = problem(), {"art": 100, "birds": 20}
+    method = Tuned(TaskArithmetic(), {"scale": [0.3, 0.5]})
+    plain, found = TaskArithmetic().demand(it, counts, [1.0], 4), method.demand(it, counts, [1.0], 4)
+    kept = found.least - plain.least
+    assert kept == 2 * 4 * sum(one.numel() for one in it.sources[0].parameters()), "the best student and the next"
+    assert found.whole == plain.whole + kept + 2 * 120 * pictures(1, 0).numel() * 4
+
+
 def test_settings_are_told_in_files() -> None:
     method = Tuned(TIES(keep=0.4, label="other"), {"scale": [0.5, 1.0]}, "divergence", label="mine")
     assert method.name == "mine"

@@ -14,6 +14,7 @@ from project.methods import Merged, Problem, TaskArithmetic, WEMoE
 from project.modules.fitting import fitted
 from project.moments import PICTURES
 from project.student import Budget, MixtureStudent, Progress, World, batch_norms, reestimate
+from project.student.memory import picture_bytes
 from project.symmetry import trace
 
 
@@ -218,6 +219,7 @@ def test_an_interrupted_merge_recalls_it(mode: str, tmp_path: Path, monkeypatch:
         ({"steps": -1}, "steps is -1; allowed: 0 or more"),
         ({"rate": 0.0}, "rate is 0.0; allowed: above 0"),
         ({"batch": 0}, "batch is 0; allowed: 1 or more"),
+        ({"seed": -1}, "seed is -1; allowed: 0 or more"),
     ],
 )
 def test_arguments(arguments: dict[str, object], words: str) -> None:
@@ -237,4 +239,10 @@ def test_what_it_needs() -> None:
         WEMoE(align="weights").check(it, {}, [1.0])
     with pytest.raises(MergeError, match="keep them"):
         list(WEMoE().merge(replace(it, pictures=None), [1.0]))
+    plain, one, two = (
+        WEMoE(steps=steps).demand(it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))
+    )
+    assert two.whole - one.whole == picture_bytes(it.spec, 1) == 4 * 3 * it.spec.picture[1] * it.spec.picture[2]
+    step = one.least - plain.least
+    assert 0 < step == one.whole - plain.whole - picture_bytes(it.spec, 20), "networks stay while routers are trained"
     assert WEMoE().demand(it, {"art": 10}, [1.0], 4).whole > WEMoE(steps=0).demand(it, {"art": 10}, [1.0], 4).whole
