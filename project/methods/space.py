@@ -48,15 +48,13 @@ class Space:
 
     @staticmethod
     def shared(method: Method, align: Align) -> bool:
-        """Whether the students that a method makes at one source's size have their units where ``align`` puts them."""
-        if isinstance(method, Permutation):
-            mine: Matching | None = method.matched
-        elif hasattr(method, "align"):
-            mine = matching_of(method.align)
-        else:
-            return False
-        wanted = matching_of(align)
-        return mine is wanted if mine is None or wanted is None else mine.same(wanted)
+        """Whether the students that a method makes at one source's size have their units where ``align`` puts them.
+
+        Args:
+            method: Where it tries several settings, all must put them there.
+            align: See :meth:`of`.
+        """
+        return all(_places_alike(one, matching_of(align)) for one in method.candidates)
 
     @cached_property
     def maps(self) -> dict[str, UnitMap]:
@@ -144,6 +142,16 @@ class Space:
     def matches(self) -> Mapping[str, float]:
         """For each group, the mean similarity of its matched units."""
         return {name: float(scores.mean()) for name, scores in self.alignment.scores.items()}
+
+
+def _places_alike(method: Method, wanted: Matching | None) -> bool:
+    if isinstance(method, Permutation):
+        mine: Matching | None = method.matched
+    elif hasattr(method, "align"):
+        mine = matching_of(method.align)
+    else:
+        return False
+    return mine is wanted if mine is None or wanted is None else mine.same(wanted)
 
 
 def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:

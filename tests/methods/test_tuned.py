@@ -34,8 +34,9 @@ from project.methods import (
 )  # fmt: skip
 from project.methods.matching import Matching
 from project.methods.tuned import divided
+from project.modules.fitting import fitted
 from project.moments import PICTURES, UNITS
-from project.student import Progress, World, reestimate
+from project.student import Budget, Progress, World, reestimate
 
 SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
 SIZES = (7, 8, 5)
@@ -265,6 +266,23 @@ def test_every_budget_is_tuned_by_itself() -> None:
         scores = [one["score"] for one in merged.learned["tuned"]["scores"]]
         expected = [judged(it, next(iter(one.merge(it, [budget]))), "divergence") for one in method.candidates]
         assert scores == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_was_tuned_can_be_started_from() -> None:
+    it, tuned = problem(), Tuned(TaskArithmetic(), {"scale": [0.5, 0.8]})
+    method = MaTS("average", start=tuned.name, iterations=0)
+    planned = replace(it, planned={tuned.name: tuned})
+    method.check(planned, {"art": 8, "birds": 8}, [1.0])
+    (_, first), (_, second) = fitted([tuned, method], it, [Budget(1.0)])
+    for name, one in first.student.network.named_parameters():
+        assert torch.equal(one, second.student.network.get_parameter(name)), name
+    for other in (
+        Tuned(Average(), {"align": ["none", "weights"]}),
+        Tuned(Average(align="weights"), {"weights": [None]}),
+    ):
+        refused = replace(it, planned={tuned.name: other})
+        with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
+            method.check(refused, {"art": 8, "birds": 8}, [1.0])
 
 
 def test_needs_are_those_of_all_settings() -> None:
