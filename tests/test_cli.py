@@ -20,7 +20,7 @@ from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
-from project.methods import SMILE, TIES, MaTS, Permutation
+from project.methods import EMR, SMILE, TIES, MaTS, Permutation, Tuned
 from project.modules import MergeModule, SourceFile
 from project.student import batch_norms, load_source
 from project.trainer import check_shares, warn_of_swapped_domains
@@ -674,3 +674,8 @@ def test_a_base_is_read_from_a_file_and_of_the_sources_kind(tiny: Path, monkeypa
         MergeModule(sources, methods=[TIES()]).prepare(data)
     with pytest.raises(ConfigurationError, match="start of method mats is 'ties-aligned'"):
         MergeModule(sources, [MaTS(start="ties-aligned"), TIES(label="ties-aligned")], base="mean").prepare(data)
+    tuned, aligns = Tuned(TIES(), {"keep": [0.1, 0.2]}), {"align": ["none", "weights"]}
+    MergeModule(sources, [tuned, MaTS(start="ties-tuned")], base="mean").prepare(data)
+    for other in (Tuned(EMR(), {"align": ["none"]}), Tuned(TIES(), aligns)):
+        with pytest.raises(ConfigurationError, match=f"start of method mats is '{other.name}'"):
+            MergeModule(sources, [other, MaTS(start=other.name)], base="mean").prepare(data)

@@ -46,7 +46,7 @@ class Aligned(Method):
     def __init__(self, align: Align = "none", label: str | None = None) -> None:
         super().__init__(label)
         matching = matching_of(align)
-        self.align: Align = align
+        self.align: Align = matching if isinstance(align, Mapping) and matching is not None else align
         if matching is not None:
             self.needs = self.needs | matching.needs
 

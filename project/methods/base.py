@@ -195,6 +195,11 @@ class Method(ABC):
         settings = {n: asdict(one) for n, one in given.items() if is_dataclass(one) and not isinstance(one, type)}
         return settings | {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
 
+    @property
+    def candidates(self) -> "list[Method]":
+        """The methods of which one makes its students; most methods make them themselves."""
+        return [self]
+
     def changed(self, **arguments: Any) -> Self:
         """The same method with other arguments.
 

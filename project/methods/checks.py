@@ -29,6 +29,19 @@ def check_share(name: str, share: float) -> None:
         raise ConfigurationError(f"{name} is {share}; allowed: above 0, up to 1.")
 
 
+def check_learning(steps: int, batch: int, rate: float, seed: int) -> None:
+    """Refuse what no gradient descent goes by.
+
+    Raises:
+        ConfigurationError: With what is allowed.
+    """
+    for name, value, least in (("steps", steps, 0), ("batch", batch, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
+    if not 0 < rate < inf:
+        raise ConfigurationError(f"rate is {rate}; allowed: above 0.")
+
+
 def check_weights(weights: Sequence[float] | None) -> None:
     """Refuse what are no weights.
 

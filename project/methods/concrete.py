@@ -30,7 +30,7 @@ class Concrete(Learned):
     - ``learned`` (Concrete AdaMerging), with a λ for each source and tensor: in the first half of the steps, λ takes
       one gradient step from its start, for the mask as it was drawn, on half of the step's pictures; with this λ, x
       takes a step of Adam on the other half. In the second half of the steps the mask stays and λ is learned from
-      its start, as AdaMerging does.
+      its start, as AdaMerging does, but never clamped.
 
     Args:
         coefficients: Whether λ is ``fixed`` or ``learned``.
@@ -42,8 +42,8 @@ class Concrete(Learned):
         batch: Pictures of each domain in a step, over all processes.
         rate: Learning rate of Adam.
         norms: What batch norms normalise by meanwhile, without changing their statistics: a step's own pictures, all
-            domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone; or the mean
-            of the sources' ``running`` statistics.
+            domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone, where of
+            several processes each goes by its own share; or the mean of the sources' ``running`` statistics.
         seed: Seed of the order of the pictures, and of u.
         align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``concrete``.

@@ -7,6 +7,8 @@ that scores and coefficients are worth a look.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +17,7 @@ from torch.func import functional_call
 
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Problem
-from project.student import ALONE, Student, World, own_statistics
+from project.student import ALONE, Student, World, lengths, own_statistics
 
 Norms = Literal["mixed", "domain", "running"]
 """What batch norms normalise by: a batch's own statistics, of all domains together or of each alone, or kept ones."""
@@ -53,7 +55,8 @@ class Objective:
 
     The student's buffers take no part: ``mixed`` normalises by the statistics of a batch of all domains together, as
     re-estimation does after the merge; ``domain`` by those of each domain's pictures alone; ``running`` by the
-    student's running statistics. None of them changes these.
+    student's running statistics. None of them changes these. Of several processes, each normalises by the statistics of
+    its own share of a batch.
 
     Args:
         student: Of one source's size; left as it is.
@@ -94,8 +97,7 @@ class Objective:
         told = shares.detach().double().cpu()
         self.world.reduce(gradient)
         self.world.reduce(told)
-        if not bool(told.isfinite().all() & gradient.isfinite().all()):
-            raise MergeError("the entropy, or its gradient, is no longer finite; take a smaller rate.")
+        check_finite(told, gradient)
         return gradient, dict(zip(self.columns, told.tolist(), strict=True))
 
     def sums(self, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
@@ -113,6 +115,16 @@ class Objective:
         return torch.stack(found)
 
 
+def check_finite(*tensors: Tensor) -> None:
+    """Refuse to go on learning from an entropy, or a gradient, that is not finite.
+
+    Raises:
+        MergeError: With what helps.
+    """
+    if not all(bool(one.isfinite().all()) for one in tensors):
+        raise MergeError("the entropy, or its gradient, is no longer finite; take a smaller rate.")
+
+
 def check_norms(norms: str) -> None:
     """Refuse an unknown way to normalise.
 
@@ -128,15 +140,17 @@ class Draws(Iterator[dict[str, Tensor]]):
 
     Args:
         pictures: domain -> this process' batches, none of them empty.
-        batch: Pictures of each domain in a batch, over all processes; all of them where there are fewer.
+        batch: Pictures of each domain in a batch, over all processes, but one at least in each; all of them where there
+            are fewer.
         seed: Seed of the order.
-        world: The processes, which draw equal shares of a batch.
+        world: The processes, which draw shares of a batch that differ by one picture at most.
     """
 
     def __init__(self, pictures: Mapping[str, Sequence[Tensor]], batch: int, seed: int, world: World = ALONE) -> None:
-        self.pictures, self.share = pictures, -(-batch // world.size)
+        whole, rest = divmod(batch, world.size)
+        self.pictures, self.share = pictures, max(1, whole + (world.rank < rest))
         self.places = {
-            domain: [(number, row) for number, part in enumerate(parts) for row in range(len(part))]
+            domain: [(number, row) for number, size in enumerate(lengths(parts)) for row in range(size)]
             for domain, parts in pictures.items()
         }
         self.queues: dict[str, list[tuple[int, int]]] = {domain: [] for domain in pictures}
@@ -151,5 +165,9 @@ class Draws(Iterator[dict[str, Tensor]]):
         count = min(self.share, len(places))
         while len(queue) < count:
             queue += [places[index] for index in torch.randperm(len(places), generator=self.generator).tolist()]
-        self.queues[domain] = queue[count:]
-        return torch.stack([self.pictures[domain][number][row] for number, row in queue[:count]])
+        chosen, self.queues[domain] = queue[:count], queue[count:]
+        found: dict[tuple[int, int], Tensor] = {}
+        for number, group in groupby(sorted(set(chosen)), itemgetter(0)):  # each of the pictures' batches is read once
+            places = list(group)
+            found.update(zip(places, self.pictures[domain][number][[row for _, row in places]], strict=True))
+        return torch.stack([found[place] for place in chosen])

@@ -2,24 +2,23 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from project.errors import ConfigurationError, MergeError
+from project.errors import MergeError
 from project.methods.arithmetic import Combined, FromBase
 from project.methods.base import Problem
 from project.methods.blend import Blend
-from project.methods.checks import check_scale
+from project.methods.checks import check_learning, check_scale
 from project.methods.curves import ALL
 from project.methods.entropy import Draws, Norms, Objective, check_heads, check_norms
 from project.methods.space import Align, Space
 from project.moments import PICTURES
 from project.student import Budget, Demand, Student
-from project.student.memory import gradient_bytes
+from project.student.memory import gradient_bytes, picture_bytes
 
 POINTS = 200
 """Points of a curve, about."""
@@ -55,11 +54,7 @@ class Learned(FromBase):
         super().__init__(align, label)
         check_scale(scale)
         check_norms(norms)
-        for name, value, least in (("steps", steps, 0), ("batch", batch, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
-        if not 0 < rate < inf:
-            raise ConfigurationError(f"rate is {rate}; allowed: above 0.")
+        check_learning(steps, batch, rate, seed)
         self.scale, self.steps, self.batch, self.rate, self.seed = scale, steps, batch, rate, seed
         self.norms: Norms = norms
         self.needs = self.needs | {PICTURES}
@@ -77,7 +72,7 @@ class Learned(FromBase):
         parameters = sum(one.numel() for one in problem.sources[0].parameters())
         run = gradient_bytes(problem.spec, sum(min(self.batch, count) for count in pictures.values()), 1, parameters)
         run += 4 * (len(problem.sources) + COPIES) * parameters
-        shown = 4 * sum(pictures.values()) * prod(problem.spec.picture)
+        shown = picture_bytes(problem.spec, sum(pictures.values()))
         return Demand(plain.whole + run + shown, plain.least + run)
 
     def combine(self, space: Space, student: Student) -> Combined:

@@ -1,7 +1,6 @@
 """MaTS: merging as a linear system for every tensor, solved by conjugate gradients (arXiv 2312.04339)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -21,6 +20,7 @@ from project.methods.ties import TIES
 from project.methods.watch import divergence, renormalised
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
 from project.student import Budget, Demand, Student
+from project.student.memory import picture_bytes
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
@@ -47,8 +47,9 @@ class MaTS(Arithmetic):
         estimate: Which Cᵢ.
         classes: For ``diagonal`` and ``kfac``, gradients of which classes: ``sampled`` from the source's probabilities,
             ``exact`` over all of them (as many backward passes as there are classes), or the pictures' ``labels``.
-        start: Start point: ``average``, ``zero``, ``base``, the name of a method that is listed before this one, or
-            else ``taskarithmetic`` or ``ties`` in their default settings.
+        start: Start point: ``average``, ``zero``, ``base``, the name of a method that is listed before this one and
+            makes a plain network of one source's size, tuned or not, or else ``taskarithmetic`` or ``ties`` in their
+            default settings.
         iterations: Most steps for a tensor.
         tolerance: A tensor is done where the norm of its residual is at most this times that of Σ Cᵢ θᵢ.
         damping: Added to the diagonal of every Cᵢ, relative to the mean of their diagonals.
@@ -56,7 +57,7 @@ class MaTS(Arithmetic):
         precondition: Whether to divide by the diagonal of Σ Cᵢ (Jacobi).
         watch: Every so many iterations, the student is run as it then stands, its batch norms re-estimated, on the
             calibration pictures, which are kept in memory: how far its probabilities are from those of each
-            domain's own source (mean KL divergence). 0: never.
+            domain's own source (KL divergence, the mean of the domains' means). 0: never.
         align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``mats``.
     """
@@ -105,9 +106,11 @@ class MaTS(Arithmetic):
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse a start point that nobody makes, or that needs a base that is not given."""
         if self.start not in (*GIVEN, *STARTS, *problem.planned):
+            known = dict.fromkeys((*GIVEN, *STARTS, *problem.planned))
             raise ConfigurationError(
-                f"start of method {self.name} is {self.start!r}; allowed: 'average', 'zero', 'base', "
-                f"{', '.join(map(repr, STARTS))}, or a method listed before it."
+                f"start of method {self.name} is {self.start!r}; allowed: {', '.join(map(repr, known))}; of methods "
+                f"listed before it, those that make one plain network of one source's size, PLeaS and Permutation by "
+                f"budget 1."
             )
         super().check(problem, pictures, budgets)
         other = problem.planned.get(self.start) if self.follows else None
@@ -133,7 +136,7 @@ class MaTS(Arithmetic):
             sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
             held = [8 * (inputs**2 + outputs**2) for inputs, outputs in sides]
             systems = len(problem.sources) * (sum(held) if self.watch else max(held)) + 2 * max(held)
-        shown = 4 * sum(pictures.values()) * prod(spec.picture) if self.watch else 0
+        shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
         return Demand(plain.whole + systems + shown, plain.least + systems)
 
     def combine(self, space: Space, student: Student) -> Combined:

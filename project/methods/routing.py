@@ -12,7 +12,7 @@ from tqdm import tqdm
 from project.errors import MergeError
 from project.methods.base import Problem
 from project.methods.curves import ALL
-from project.methods.entropy import Draws, entropies
+from project.methods.entropy import Draws, check_finite, entropies
 from project.student import MixtureStudent, World, own_statistics
 
 Curves = dict[str, dict[str, dict[int, float]]]
@@ -21,10 +21,11 @@ Curves = dict[str, dict[str, dict[int, float]]]
 def train_routers(
     student: MixtureStudent, problem: Problem, *, steps: int, rate: float, batch: int, seed: int
 ) -> Curves:
-    """Minimise the mean entropy on the calibration pictures by Adam.
+    """Minimise the entropy on the calibration pictures, the mean of the domains' means, by Adam.
 
     Batch norms use the statistics of the batch, in which all domains are mixed, as re-estimation is going to find them:
-    with older ones a router could make predictions certain by making them large.
+    with older ones a router could make predictions certain by making them large. Of several processes, each normalises
+    by the statistics of its own share of the batch.
 
     Args:
         student: Its routers are trained in place.
@@ -35,8 +36,11 @@ def train_routers(
         seed: Of the order of the pictures.
 
     Returns:
-        ``entropy`` of all layers together, and ``own gate``, of the source that owns a picture's domain, of
-        each block under the name of its first layer: mean over the pictures of each step, before it.
+        ``entropy`` of all layers together, and ``own gate``, the mean over a step's pictures of the gate of the source
+        that owns their domain, of each block under the name of its first layer: of each step, before it.
+
+    Raises:
+        MergeError: If the entropy, or its gradient, is not finite.
     """
     if problem.pictures is None:
         raise MergeError("routers are trained on the calibration pictures; keep them.")
@@ -51,15 +55,18 @@ def train_routers(
             drawn = next(draws)
             logits = student(torch.cat(list(drawn.values())))
             uncertain, own = _measured(logits, drawn, gates, problem)
-            total = uncertain.sum()
-            found = [total.detach(), total.new_tensor(float(len(logits))), own]
-            entropy, seen, own, *gradients = _summed([*found, *torch.autograd.grad(total, parameters)], problem.world)
-            curves["entropy"][ALL][step] = float(entropy / seen)
+            counts = uncertain.new_tensor([len(one) for one in drawn.values()])
+            problem.world.reduce(counts)
+            total = (uncertain / counts).mean()
+            found = [total.detach(), own, *torch.autograd.grad(total, parameters)]
+            entropy, own, *gradients = _summed(found, problem.world)
+            check_finite(entropy, *gradients)
+            curves["entropy"][ALL][step] = float(entropy)
             for name, (gate, owned) in zip(names, own.tolist(), strict=True):
                 if owned:
                     curves["own gate"][name][step] = gate / owned
             for one, gradient in zip(parameters, gradients, strict=True):
-                one.grad = gradient / seen
+                one.grad = gradient
             optimizer.step()
     return curves
 
@@ -67,20 +74,20 @@ def train_routers(
 def _measured(
     logits: Tensor, drawn: Mapping[str, Tensor], gates: Sequence[Tensor], problem: Problem
 ) -> tuple[Tensor, Tensor]:
-    """The entropy of every picture's prediction; for every block, what the owners' gates sum to, and of how many.
+    """For every domain, the sum of its entropies; for every block, what the owners' gates sum to, and of how many.
 
     Returns:
-        Shapes (pictures,) and (blocks, 2).
+        Shapes (domains,) and (blocks, 2).
     """
     ends = list(accumulate(map(len, drawn.values()), initial=0))
     places = {domain: slice(*edges) for domain, edges in zip(drawn, pairwise(ends), strict=True)}
-    found = [entropies(logits[place, problem.labels.columns(domain)]) for domain, place in places.items()]
+    found = [entropies(logits[place, problem.labels.columns(domain)]).sum() for domain, place in places.items()]
     owned = [(place, problem.owners[domain]) for domain, place in places.items() if domain in problem.owners]
     own = logits.new_zeros(len(gates), 2)
     for block, gate in zip(own, gates, strict=True):
         for place, owner in owned:
             block += torch.stack([gate[place, owner].detach().sum(), block.new_tensor(place.stop - place.start)])
-    return torch.cat(found), own
+    return torch.stack(found), own
 
 
 def _summed(tensors: Sequence[Tensor], world: World) -> list[Tensor]:

@@ -1,9 +1,9 @@
 """The sources in one space: parameters of one shape, unit j of one source matched with unit j of the others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Space:
         """Match the units of the sources.
 
         Args:
-            problem: The sources; with moments of their units for ``activations``.
+            problem: The sources; with moments of their units for ``activations`` and ``both``.
             align: ``none`` matches them by number.
         """
         matching = matching_of(align)
@@ -48,15 +48,13 @@ class Space:
 
     @staticmethod
     def shared(method: Method, align: Align) -> bool:
-        """Whether the students that a method makes at one source's size have their units where ``align`` puts them."""
-        if isinstance(method, Permutation):
-            mine: Matching | None = method.matched
-        elif hasattr(method, "align"):
-            mine = matching_of(method.align)
-        else:
-            return False
-        wanted = matching_of(align)
-        return mine is wanted if mine is None or wanted is None else mine.same(wanted)
+        """Whether the students that a method makes at one source's size have their units where ``align`` puts them.
+
+        Args:
+            method: Where it tries several settings, all must put them there.
+            align: See :meth:`of`.
+        """
+        return all(_places_alike(one, matching_of(align)) for one in method.candidates)
 
     @cached_property
     def maps(self) -> dict[str, UnitMap]:
@@ -146,14 +144,32 @@ class Space:
         return self.alignment.matches
 
 
-def matching_of(align: Align) -> Matching | None:
+def _places_alike(method: Method, wanted: Matching | None) -> bool:
+    if isinstance(method, Permutation):
+        mine: Matching | None = method.matched
+    elif hasattr(method, "align"):
+        mine = matching_of(method.align)
+    else:
+        return False
+    return mine is wanted if mine is None or wanted is None else mine.same(wanted)
+
+
+def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
     """The way in which units are matched; None where they are by number.
+
+    Args:
+        align: Settings may come as a mapping, as a grid in a YAML file has them.
 
     Raises:
         ConfigurationError: If there is no such way.
     """
     if isinstance(align, Matching):
         return align
+    if isinstance(align, Mapping):
+        known = [one.name for one in fields(Matching)]
+        if strangers := [name for name in align if name not in known]:
+            raise ConfigurationError(f"align names {strangers[0]!r}; settings: {', '.join(known)}.")
+        return Matching(**align)
     if align not in ("none", *get_args(By)):
         allowed = ", ".join(map(repr, ("none", *get_args(By))))
         raise ConfigurationError(f"align is {align!r}; allowed: {allowed}, or settings such as {{'alpha': 0.3}}.")

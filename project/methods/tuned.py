@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
-from math import floor
+from math import floor, inf, isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,9 +14,10 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
 from project.methods.curves import ALL
 from project.methods.entropy import check_heads, entropies
-from project.methods.watch import divergence, renormalised
+from project.methods.watch import divergence, domain_mean, renormalised
 from project.moments import PICTURES
-from project.student import Budget, Demand, Student, World, waiting
+from project.student import Budget, Demand, Student, World, lengths, waiting
+from project.student.memory import picture_bytes
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -30,7 +31,7 @@ class Tuned(Method):
     before they are judged. Calibration pictures are training pictures: no test picture is looked at. What a method
     takes from statistics, such as the sums of a closed form, is of all calibration pictures, held out or not.
 
-    The criterion is a mean over the pictures held out:
+    The criterion is a mean over the domains of the means over their pictures held out:
 
     - ``entropy`` of the classes that the domain's own head predicts: the lower the better; reads no label.
     - ``divergence`` (Kullback-Leibler) of the student's class probabilities from those of the source that owns the
@@ -38,7 +39,8 @@ class Tuned(Method):
     - ``accuracy``: share of the pictures whose class the domain's own head tells: the higher the better; reads their
       labels.
 
-    The first of several equals is taken. Every budget is tuned by itself.
+    The first of several equals is taken; a score that is not finite counts as the worst. Every budget is tuned by
+    itself.
 
     Args:
         method: The method.
@@ -124,15 +126,23 @@ class Tuned(Method):
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
-        """Of the setting that takes most, with the best student so far, and the one that is judged."""
+        """Of the setting that takes most, with the best student so far, the one that is judged, and pictures.
+
+        Beside the pictures themselves there are copies of those of both sides.
+        """
         demands = [one.demand(problem, pictures, budgets, batch) for one in self.candidates]
         times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
         kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
-        return Demand(max(one.whole for one in demands) + kept, max(one.least for one in demands) + kept)
+        shown = 2 * picture_bytes(problem.spec, sum(pictures.values()))
+        return Demand(max(one.whole for one in demands) + kept + shown, max(one.least for one in demands) + kept)
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
-        """For every budget the best student."""
+        """For every budget the best student.
+
+        Raises:
+            MergeError: If the scores of a budget are all not finite.
+        """
         kept, held = divided(problem, self.held_out)
         scores: dict[Budget, list[float]] = {}
         best: dict[Budget, tuple[int, Merged]] = {}
@@ -144,12 +154,19 @@ class Tuned(Method):
                 if self.best(known) == number:
                     best[merged.budget] = number, merged
         for budget, (number, merged) in best.items():
+            if not isfinite(scores[budget][number]):
+                raise MergeError(
+                    f"{self.criterion} on the pictures held out is not finite in any setting that {self.name} tried; "
+                    f"take other values into its grid."
+                )
+            told = [score if isfinite(score) else None for score in scores[budget]]
             tuned = {
                 "criterion": self.criterion,
                 "setting": self.settings[number],
-                "scores": [{**one, "score": s} for one, s in zip(self.settings, scores[budget], strict=True)],
+                "scores": [{**one, "score": s} for one, s in zip(self.settings, told, strict=True)],
             }
-            curve = {f"held-out {self.criterion}": {ALL: dict(enumerate(scores[budget]))}}
+            measured = {index: score for index, score in enumerate(told) if score is not None}
+            curve = {f"held-out {self.criterion}": {ALL: measured}}
             yield replace(
                 merged,
                 method=self.name,
@@ -158,8 +175,9 @@ class Tuned(Method):
             )
 
     def best(self, scores: Sequence[float]) -> int:
-        """Which of some scores is best, the first of equals."""
-        return scores.index((max if self.criterion in ABOVE else min)(scores))
+        """Which of some scores is best, the first of equals; what is not finite is worse than all that is."""
+        sign = -1 if self.criterion in ABOVE else 1
+        return min(range(len(scores)), key=lambda one: sign * scores[one] if isfinite(scores[one]) else inf)
 
     def score(self, merged: Merged, kept: Problem, held: Problem) -> float:
         """What the criterion says of a student.
@@ -223,7 +241,7 @@ def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]
     A picture is held out where the share of those up to it has reached the next whole number. Processes start at
     different fractions, so that together they hold out as many as one would (Hermite's identity).
     """
-    sizes = [len(one) for one in batches]
+    sizes = lengths(batches)
     reached = (torch.arange(sum(sizes) + 1, dtype=torch.float64) * share + world.rank / world.size).floor()
     return list(torch.split(reached.diff() > 0, sizes))
 
@@ -253,16 +271,15 @@ def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
 
 
 def _mean(student: Student, held: Problem, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
-    """The mean over the pictures held out of what is said of each."""
+    """The mean over the domains of the means over their pictures held out of what is said of each."""
     assert held.pictures is not None
-    found = torch.zeros(2, dtype=torch.float64)
+    found = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
     for domain, batches in held.pictures.items():
         columns, labels = student.labels.columns(domain), (held.picture_labels or {}).get(domain)
         for number, pictures in enumerate(batches):
             said = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
-            found += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
-    held.world.reduce(found)
-    return float(found[0] / found[1])
+            found[domain] += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
+    return domain_mean(list(found.values()), held.world)
 
 
 def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
@@ -272,4 +289,5 @@ def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
 def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise MergeError("criterion is 'accuracy', which needs the labels of the calibration pictures; keep them.")
-    return logits.argmax(1) == labels.to(logits.device)
+    hits = (logits.argmax(1) == labels.to(logits.device)).double()
+    return hits.where(logits.isfinite().all(1), torch.nan)  # argmax would take NaN for the largest

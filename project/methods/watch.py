@@ -1,15 +1,17 @@
 """How far a student is from its sources on the calibration pictures."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from project.errors import MergeError
 from project.methods.base import Problem
 from project.moments import own_domains
-from project.student import Student, reestimation
+from project.student import Student, World, reestimation
 
 
 @torch.no_grad()
@@ -33,8 +35,8 @@ def renormalised(student: Student, problem: Problem) -> Student:
 def divergence(student: Student, problem: Problem) -> float:
     """Mean KL divergence of the student's class probabilities from those of the source that owns each picture's domain.
 
-    On pictures of no domain, the mean over the sources; with several heads, that of the domain is compared, or each
-    source's own columns.
+    It is the mean over the domains of the means over their pictures, whose number does not count. On pictures of no
+    domain, the mean over the sources; with several heads, that of the domain is compared, or each source's own columns.
 
     Args:
         student: Of these sources, its batch norms as they shall be, see :func:`renormalised`.
@@ -43,7 +45,7 @@ def divergence(student: Student, problem: Problem) -> float:
     if problem.pictures is None:
         raise MergeError("divergence needs the calibration pictures; keep them.")
     device = next(student.parameters()).device
-    found = torch.zeros(2, dtype=torch.float64, device=device)
+    found = {domain: torch.zeros(2, dtype=torch.float64, device=device) for domain in problem.pictures}
     owned = own_domains(len(problem.sources), list(problem.pictures), problem.owners)
     for source, domains in enumerate(owned):
         for domain in domains:
@@ -51,9 +53,22 @@ def divergence(student: Student, problem: Problem) -> float:
                 theirs = problem.sources[source](pictures)[:, problem.columns.get(domain, slice(None))]
                 mine = student.answer(pictures, domain)[:, _columns(problem, domain, source)]
                 gaps = F.kl_div(mine.log_softmax(1), theirs.log_softmax(1), reduction="sum", log_target=True)
-                found += torch.stack([gaps.double(), gaps.new_tensor(len(pictures)).double()])
-    problem.world.reduce(found)
-    return float(found[0] / found[1].clamp(min=1))
+                found[domain] += torch.stack([gaps.double(), gaps.new_tensor(len(pictures)).double()])
+    return domain_mean(list(found.values()), problem.world)
+
+
+def domain_mean(found: Sequence[Tensor], world: World) -> float:
+    """The mean over the domains of their means; of domains without pictures in any process there is none.
+
+    Args:
+        found: For each domain, this process' sum and count, shape (2,).
+        world: The processes that share the pictures.
+    """
+    sums, counts = torch.stack(list(found)).T.contiguous()
+    world.reduce(sums)
+    world.reduce(counts)
+    seen = counts > 0
+    return float((sums[seen] / counts[seen]).mean()) if bool(seen.any()) else 0.0
 
 
 def _columns(problem: Problem, domain: str, source: int) -> slice | list[int]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from typing import cast
 
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor
 from project.errors import ConfigurationError
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
-from project.methods.checks import check_scale, check_share
+from project.methods.checks import check_learning, check_scale, check_share
 from project.methods.entropy import check_heads
 from project.methods.routing import train_routers
 from project.methods.space import Align, Space
 from project.moments import PICTURES
 from project.student import BlendedLayer, Block, Budget, Demand, Learnt, LearntRouter, MixtureStudent, sites
-from project.student.memory import gradient_bytes
+from project.student.memory import gradient_bytes, picture_bytes
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's
 
@@ -29,8 +28,9 @@ class WEMoE(Aligned):
     the mean over the positions of what the block's first layer reads, and has two linear layers with a rectifier
     between them. Its last constants start at λ and its weights near 0, so that training starts from task arithmetic.
     Routers alone are trained, without labels, to make predictions on the calibration pictures certain:
-    min Σ − p log p, by Adam. Each picture has its own gates, in training too; the paper's code trains with the mean of
-    a batch, of one domain each. Norms are merged by task arithmetic, and re-estimated.
+    min − Σ p log p, the mean of the domains' means, by Adam. Each picture has its own gates, in training too; the
+    paper's code trains with the mean of a batch, of one domain each. Norms are merged by task arithmetic, and
+    re-estimated.
 
     Args:
         scale: λ; 1 over the number of sources starts from the average.
@@ -39,9 +39,9 @@ class WEMoE(Aligned):
             block share a router.
         hidden: Units of a router between its two layers. The paper's are as many as it reads, which would be more
             weights than many a convolution has.
-        steps: Of Adam.
+        steps: Of Adam; the paper takes 1000.
         rate: Its learning rate.
-        batch: Pictures of every domain in each step.
+        batch: Pictures of every domain in each step, over all processes, but one at least in each.
         seed: Of the routers' weights and of the choice of pictures.
         align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``wemoe``.
@@ -68,11 +68,9 @@ class WEMoE(Aligned):
                 raise ConfigurationError(f"blocks is {blocks!r}, which is no regular expression: {error}.") from error
         else:
             check_share("blocks", blocks)
-        for name, value, least in (("hidden", hidden, 1), ("steps", steps, 0), ("batch", batch, 1)):
-            if value < least:
-                raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
-        if not 0 < rate < float("inf"):
-            raise ConfigurationError(f"rate is {rate}; allowed: above 0.")
+        if hidden < 1:
+            raise ConfigurationError(f"hidden is {hidden}; allowed: 1 or more.")
+        check_learning(steps, batch, rate, seed)
         self.scale, self.blocks, self.hidden = scale, blocks, hidden
         self.steps, self.rate, self.batch, self.seed = steps, rate, batch, seed
         if steps:
@@ -110,8 +108,8 @@ class WEMoE(Aligned):
                       for one in spec.layers if one.name in chosen)  # fmt: skip
         drawn = self.batch * len(pictures)
         step = gradient_bytes(spec, drawn, 1, 0) + 4 * weights * (2 * drawn + len(problem.sources))
-        shown = 4 * sum(pictures.values()) * prod(spec.picture)
-        return Demand(max(plain.whole, step) + shown, max(plain.least, step))
+        shown = picture_bytes(spec, sum(pictures.values()))
+        return Demand(plain.whole + step + shown, plain.least + step)
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:

@@ -35,8 +35,9 @@ class CoefficientModule(LightningModule):
 
     Batches map domains to pictures, as UnlabelledDataModule's do; no label is trained on, and no test picture is seen.
     Parameters are the method's coefficients or logits alone: base and sources stay as they are. The trainer says how
-    many steps there are and the data how large a batch is, so that the method's own ``steps`` and ``batch`` play no
-    part. Several processes sum their gradients, so that all have the same coefficients.
+    many steps there are and the data how large a batch is and in which order pictures come, so that the method's own
+    ``steps`` and ``batch`` play no part, nor its ``seed`` in drawing pictures. Several processes sum their gradients,
+    so that all have the same coefficients; batch norms of each normalise by its own share of a batch.
 
     Every checkpoint is a student file, its batch norms re-estimated on the calibration pictures; the last state is
     also written to ``students/<method>-1.00.ckpt`` in the run's folder, for ``pleas test``, or to be merged again.

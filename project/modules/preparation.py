@@ -139,7 +139,8 @@ def _check_methods(
                 f"with matching 'weights'."
             )
         method.check(replace(problem, planned=planned), pictures, budgets)
-        if isinstance(method, Arithmetic) or (Budget(1.0) in budgets and isinstance(method, Permutation)):
+        permutes = Budget(1.0) in budgets
+        if all(isinstance(one, Arithmetic) or (permutes and isinstance(one, Permutation)) for one in method.candidates):
             planned[method.name] = method
 
 

@@ -41,7 +41,7 @@ from project.student.size import (
 )
 from project.student.solver import Factor, LayerFit, damping
 from project.student.source import Source, common_spec, load_source
-from project.student.spill import waiting
+from project.student.spill import lengths, waiting
 
 __all__ = [
     "ALONE", "BlendedLayer", "Block", "BlockLayer", "Budget", "Demand", "Distillation", "DistillationLoss", "Factor",
@@ -49,10 +49,10 @@ __all__ = [
     "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Site", "Source", "Student", "Unit",
     "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
     "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages",
-    "is_student", "joint_matrix", "kind_entries", "load_source", "load_student", "nominal_macs", "nominal_size",
-    "obstacle", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed", "plan_memory",
-    "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student", "separated",
-    "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix", "start_student",
-    "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view", "waiting",
-    "widest_maps", "with_joins",
+    "is_student", "joint_matrix", "kind_entries", "lengths", "load_source", "load_student", "nominal_macs",
+    "nominal_size", "obstacle", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed",
+    "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student",
+    "separated", "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix",
+    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
+    "waiting", "widest_maps", "with_joins",
 ]  # fmt: skip

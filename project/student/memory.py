@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -125,6 +126,16 @@ def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> in
     """
     values = sum(layer.positions * spec.sizes[layer.outputs] for layer in spec.layers)
     return 4 * (HELD * values * pictures + 2 * parameters * min(chunk, pictures))
+
+
+def picture_bytes(spec: Spec, pictures: int) -> int:
+    """How many bytes pictures take that are kept in memory.
+
+    Args:
+        spec: Groups of the sources, traced at the pictures' size.
+        pictures: How many.
+    """
+    return 4 * pictures * prod(spec.picture)
 
 
 def widest(spec: Spec, units: Mapping[str, int]) -> int:

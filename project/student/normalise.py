@@ -26,7 +26,7 @@ def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, Nor
 
 
 def _train_where_possible(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-    """A lone value a unit has no variance; such a rest of a batch is let through as it is."""
+    """A lone value a unit has no variance; such a batch goes by the running statistics."""
     norm.train(inputs[0].numel() > inputs[0].shape[1])
 
 
@@ -108,12 +108,8 @@ def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[N
         network: In eval mode, in which it is left.
         skip: Names of norms that keep to their running statistics.
     """
-
-    def choose(norm: Norm, inputs: tuple[Tensor]) -> None:
-        norm.train(inputs[0].numel() > inputs[0].shape[1])
-
     norms = batch_norms(network, skip).values()
-    handles = [norm.register_forward_pre_hook(choose) for norm in norms]
+    handles = [norm.register_forward_pre_hook(_train_where_possible) for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -104,5 +104,11 @@ def waiting(tensors: Iterable[Tensor], folder: Path | None) -> Waiting:
     return found
 
 
+def lengths(tensors: Sequence[Tensor]) -> list[int]:
+    """How many rows each of some tensors has; those that wait are not loaded for it."""
+    held = tensors._held if isinstance(tensors, Waiting) else tensors
+    return [len(one.mapped if isinstance(one, Spilled) else one) for one in held]
+
+
 def _back(value: Any) -> Any:
     return value.get() if isinstance(value, Spilled) else value

@@ -2,8 +2,11 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from project.methods.entropy import Draws, Norms, Objective, entropies
 from project.methods.space import Space
 from project.methods.ties import elected, trimmed
 from project.student import Student, World
+from project.student.spill import Waiting, lengths, waiting
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 NORMS: tuple[Norms, ...] = ("mixed", "domain", "running")
@@ -256,6 +260,48 @@ def test_sources_are_left_alone_and_the_same_comes_twice() -> None:
             assert torch.equal(first.student.network.get_buffer(name), buffer), "buffers take no part"
     other = only(AdaMerging(steps=5, batch=3, seed=1), it)
     assert not torch.equal(learned(other), learned(only(AdaMerging(steps=5, batch=3), it)))
+
+
+@pytest.mark.parametrize(("batch", "size"), [(4, 1), (5, 2), (1, 3), (7, 3), (8, 3)])
+def test_processes_share_a_batch_evenly(batch: int, size: int) -> None:
+    shown = {"art": [torch.arange(20.0)]}
+    shares = [len(next(Draws(shown, batch, 0, World(rank, size)))["art"]) for rank in range(size)]
+    assert sum(shares) == max(batch, size)
+    assert max(shares) - min(shares) <= 1
+
+
+class Counting(list[Tensor]):
+    """Batches that count how often each is read."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        super().__init__(batches)
+        self.reads: Counter[int] = Counter()
+
+    def __getitem__(self, index: Any) -> Any:
+        self.reads[index] += 1
+        return super().__getitem__(index)
+
+
+def test_a_step_reads_each_batch_of_pictures_once() -> None:
+    shown = Counting([torch.arange(5.0), torch.arange(5.0, 12.0), torch.arange(12.0, 13.0)])
+    plain = torch.cat(list(shown))
+    generator = torch.Generator().manual_seed(3)
+    order = torch.cat([plain[torch.randperm(13, generator=generator)] for _ in range(8)])
+    draws = Draws({"art": shown}, 9, 3)
+    for step in range(8):
+        shown.reads.clear()
+        assert torch.equal(next(draws)["art"], order[9 * step : 9 * step + 9]), "in the order that was drawn"
+        assert set(shown.reads.values()) == {1}
+
+
+def test_pictures_that_wait_on_disk_are_not_read_to_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [torch.arange(5.0), torch.arange(5.0, 7.0)]
+    shown = waiting(parts, tmp_path)
+    plain, spilled = Draws({"art": parts}, 4, 0), Draws({"art": shown}, 4, 0)
+    assert all(torch.equal(next(plain)["art"], next(spilled)["art"]) for _ in range(5))
+    monkeypatch.setattr(Waiting, "__getitem__", lambda *_: pytest.fail("it is read"))
+    assert len(Draws({"art": shown}, 4, 0).places["art"]) == 7
+    assert lengths(shown) == [5, 2]
 
 
 @pytest.mark.parametrize(("batch", "size"), [(4, 1), (5, 2), (99, 1)])

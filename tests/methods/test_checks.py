@@ -116,7 +116,7 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
 def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> None:
     problem = make_problem([random_network(0, weights) for weights in (0, 1)])
     spec, many = problem.spec, {"art": 10**6, "birds": 10**6}
-    (demand,) = (PLeaS().demand(problem, many, [1.0], 16),)
+    demand = PLeaS().demand(problem, many, [1.0], 16)
     solving = solve_bytes(max(layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers), 2)
     assert demand.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
     assert demand.least == walk_bytes(widest(spec, spec.sizes), 16) + solving

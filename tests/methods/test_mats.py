@@ -346,8 +346,8 @@ def test_arguments(method: object, words: str) -> None:
 
 def test_what_is_missing_is_told_before_the_pass() -> None:
     it = problem()
-    with pytest.raises(ConfigurationError, match=r"start of method mats is 'pcb'; .* or a method listed"):
-        MaTS(start="pcb").check(it, {}, [1.0])
+    with pytest.raises(ConfigurationError, match=r"'pcb'; allowed: .*, 'ties', 'other'; of methods listed"):
+        MaTS(start="pcb").check(replace(it, planned={"other": Average()}), {}, [1.0])
     with pytest.raises(ConfigurationError, match="method mats needs base, which is not given"):
         MaTS(start="ties").check(it, {}, [1.0])
     MaTS(start="ties").check(replace(it, planned={"ties": TIES()}), {}, [1.0])

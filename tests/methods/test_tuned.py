@@ -1,7 +1,7 @@
 """The tuner: what is held out, what brute force would pick, and what is refused before anything is tried."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ from project.methods import (
     TaskArithmetic,
     Tuned,
 )  # fmt: skip
+from project.methods.matching import Matching
 from project.methods.tuned import divided
-from project.moments import PICTURES
-from project.student import Progress, World, reestimate
+from project.modules.fitting import fitted
+from project.moments import PICTURES, UNITS
+from project.student import Budget, Progress, World, reestimate
 
 SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
 SIZES = (7, 8, 5)
@@ -110,6 +112,42 @@ def test_it_picks_what_brute_force_picks(criterion: Any, mode: str) -> None:
     assert list(curve.values()) == [one["score"] for one in tuned["scores"]]
 
 
+@pytest.mark.parametrize("mode", ["shared", "different"])
+@pytest.mark.parametrize("criterion", ["entropy", "divergence", "accuracy"])
+def test_domains_count_alike_however_many_pictures_they_have(criterion: Any, mode: str) -> None:
+    it = problem(mode)
+    merged = replace(only(TaskArithmetic(0.3), it), settled=True)
+    method = Tuned(TaskArithmetic(), {"scale": [0.3]}, criterion)
+
+    @torch.no_grad()
+    def score(*numbers: int) -> float:
+        assert it.pictures is not None
+        assert it.picture_labels is not None
+        times = dict(zip(DOMAINS, numbers, strict=False))
+        shown = {domain: n * list(it.pictures[domain]) for domain, n in times.items()}
+        labels = {domain: n * list(it.picture_labels[domain]) for domain, n in times.items()}
+        return method.score(merged, it, replace(it, pictures=shown, picture_labels=labels))
+
+    assert score(1, 5) == pytest.approx(score(1, 1))
+    assert score(3, 1) == pytest.approx(score(1, 1))
+
+
+def test_settings_of_a_matching_are_tuned() -> None:
+    sources = [random_network(1, seed) for seed in range(2)]
+    batches = [(domain, pictures(20, i)) for i, domain in enumerate(DOMAINS[:2])]
+    it = make_problem(sources, batches=batches)
+    grid = ["weights", {"by": "weights", "seed": 3}, {"alpha": 0.3}]
+    merged = only(Tuned(Average(), {"align": grid}), it)
+    scores = [one["score"] for one in merged.learned["tuned"]["scores"]]
+    aligns: list[Any] = ["weights", Matching("weights", seed=3), Matching(alpha=0.3)]
+    single = [only(Tuned(Average(), {"align": [align]}), it).learned["tuned"]["scores"][0]["score"] for align in aligns]
+    assert scores == single
+    assert merged.learned["tuned"]["setting"] == {"align": grid[scores.index(min(scores))]}
+    (candidate,) = Tuned(Average(), {"align": [{"alpha": 0.3}]}).candidates
+    assert candidate.options == Average(align=Matching(alpha=0.3)).options
+    assert UNITS in Tuned(Average(), {"align": ["none", {"alpha": 0.3}]}).needs
+
+
 def test_every_value_is_tried_with_every_other() -> None:
     it = problem()
     method = Tuned(TIES(trim="tensor"), {"keep": [0.2, 1.0], "scale": [0.5, 1.0, 1.5]})
@@ -125,6 +163,26 @@ def test_the_first_of_equals_is_taken() -> None:
     it = replace(problem(), base="mean")  # the mean, whatever the scale
     merged = only(Tuned(TaskArithmetic(), {"scale": [1.0, 0.5]}), it)
     assert merged.learned["tuned"]["setting"] == {"scale": 1.0}
+
+
+class Broken(TaskArithmetic):
+    """Task arithmetic, but NaN at some scales."""
+
+    def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
+        moved = super().vector(vectors, sizes)
+        return moved * torch.nan if self.scale in (0.1, 0.9) else moved
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "divergence", "accuracy"])
+def test_what_is_not_finite_never_wins(criterion: Any) -> None:
+    it = problem()
+    tuned = only(Tuned(Broken(), {"scale": [0.1, 0.5, 0.9, 0.4]}, criterion), it).learned["tuned"]
+    expected = only(Tuned(TaskArithmetic(), {"scale": [0.5, 0.4]}, criterion), it).learned["tuned"]
+    assert tuned["setting"] == expected["setting"]
+    assert [one["score"] for one in tuned["scores"]][::2] == [None, None]
+    assert [one["score"] for one in tuned["scores"]][1::2] == [one["score"] for one in expected["scores"]]
+    with pytest.raises(MergeError, match=f"{criterion} on the pictures held out is not finite in any setting"):
+        only(Tuned(Broken(), {"scale": [0.1, 0.9]}, criterion), it)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
@@ -168,7 +226,7 @@ def test_processes_hold_out_as_many_as_one(share: float, size: int) -> None:
 
 def test_methods_see_no_picture_that_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     it, seen = problem(), []
-    kept, held = divided(it, 0.25)
+    kept, _ = divided(it, 0.25)
 
     def merge(self: Average, given: Problem, budgets: Any) -> Any:
         seen.append(given)
@@ -179,8 +237,10 @@ def test_methods_see_no_picture_that_is_held_out(monkeypatch: pytest.MonkeyPatch
     assert len(seen) == 2
     for given in seen:
         for domain in DOMAINS[:2]:
-            assert torch.equal(torch.cat(list(given.pictures[domain])), torch.cat(list((kept.pictures or {})[domain])))
-    assert held.pictures != kept.pictures
+            mine = torch.cat(list(given.pictures[domain]))
+            assert torch.equal(mine, torch.cat(list((kept.pictures or {})[domain])))
+            held = rows(dict(it.pictures or {}), domain, True)  # type: ignore[arg-type]
+            assert not any(torch.equal(one, other) for one in mine for other in held)
 
 
 def test_methods_that_learn_or_settle_are_tuned_too() -> None:
@@ -208,11 +268,28 @@ def test_every_budget_is_tuned_by_itself() -> None:
         assert scores == pytest.approx(expected, rel=1e-3)
 
 
+def test_what_was_tuned_can_be_started_from() -> None:
+    it, tuned = problem(), Tuned(TaskArithmetic(), {"scale": [0.5, 0.8]})
+    method = MaTS("average", start=tuned.name, iterations=0)
+    planned = replace(it, planned={tuned.name: tuned})
+    method.check(planned, {"art": 8, "birds": 8}, [1.0])
+    (_, first), (_, second) = fitted([tuned, method], it, [Budget(1.0)])
+    for name, one in first.student.network.named_parameters():
+        assert torch.equal(one, second.student.network.get_parameter(name)), name
+    for other in (
+        Tuned(Average(), {"align": ["none", "weights"]}),
+        Tuned(Average(align="weights"), {"weights": [None]}),
+    ):
+        refused = replace(it, planned={tuned.name: other})
+        with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
+            method.check(refused, {"art": 8, "birds": 8}, [1.0])
+
+
 def test_needs_are_those_of_all_settings() -> None:
     assert Tuned(TaskArithmetic(), {"scale": [1.0]}).needs == {PICTURES}
     mats = Tuned(MaTS(), {"estimate": ["gram", "kfac"], "start": ["ties", "average"]})
     assert mats.needs == MaTS("gram").needs | MaTS("kfac").needs | {PICTURES}
-    assert mats.follows == {"ties", "average"}
+    assert mats.follows == {"ties"}, "the average is no method's"
     assert not mats.labelled
     assert Tuned(MaTS(), {"classes": ["sampled", "labels"]}).labelled
     assert Tuned(TaskArithmetic(), {"scale": [1.0]}, "accuracy").labelled
@@ -234,6 +311,15 @@ def test_every_method_can_be_made_again_with_another_argument(method: Method, tm
     assert marks[0] == marks[1] != marks[2], "known again after an interruption, by what it was made with"
     assert other.name == "other"
     assert again.options == method.options
+
+
+def test_pictures_and_their_copies_are_planned_for() -> None:
+    it, counts = problem(), {"art": 100, "birds": 20}
+    method = Tuned(TaskArithmetic(), {"scale": [0.3, 0.5]})
+    plain, found = TaskArithmetic().demand(it, counts, [1.0], 4), method.demand(it, counts, [1.0], 4)
+    kept = found.least - plain.least
+    assert kept == 2 * 4 * sum(one.numel() for one in it.sources[0].parameters()), "the best student and the next"
+    assert found.whole == plain.whole + kept + 2 * 120 * pictures(1, 0).numel() * 4
 
 
 def test_settings_are_told_in_files() -> None:
@@ -260,6 +346,7 @@ def test_settings_are_told_in_files() -> None:
         (lambda: Tuned(TIES(), {"keep": "0.1"}), "grid gives '0.1' for 'keep'"),  # type: ignore[dict-item]
         (lambda: Tuned(TIES(), {"keep": [0.2, 2.0]}), "keep is 2.0; allowed: above 0, up to 1"),
         (lambda: Tuned(TIES(), {"keep": [0.2, "much"]}), "grid holds {'keep': 'much'}, which ties does not take"),
+        (lambda: Tuned(TIES(), {"align": [{"alfa": 1}]}), "align names 'alfa'; settings: by, similarity, alpha, seed"),
         (lambda: Tuned(TIES(), {"keep": [0.2]}, "loss"), "criterion is 'loss'; allowed: 'entropy', 'diverg"),  # type: ignore[arg-type]
         (lambda: Tuned(TIES(), {"keep": [0.2]}, held_out=1.0), "held_out is 1.0; allowed: above 0, below 1"),
     ],

@@ -14,6 +14,7 @@ from project.methods import Merged, Problem, TaskArithmetic, WEMoE
 from project.modules.fitting import fitted
 from project.moments import PICTURES
 from project.student import Budget, MixtureStudent, Progress, World, batch_norms, reestimate
+from project.student.memory import picture_bytes
 from project.symmetry import trace
 
 
@@ -110,15 +111,20 @@ def test_training_makes_predictions_certain_and_touches_routers_alone(mode: str)
 
 
 def test_gradients_are_those_of_the_mean_entropy() -> None:
-    """One step of Adam goes by the gradient's sign: of the entropy in batch statistics, on all pictures."""
-    it = replace(problem(0, count=2), pictures={domain: [pictures(5, i)] for i, domain in enumerate(DOMAINS[:2])})
+    """One step of Adam goes by the gradient's sign: of the domains' mean entropies, in statistics of all pictures."""
+    shown = {domain: [pictures(n, i)] for i, (domain, n) in enumerate(zip(DOMAINS[:2], (5, 2), strict=True))}
+    it = replace(problem(0, count=2), pictures=shown)
     _, before = only(WEMoE(steps=0), it)
-    _, after = only(WEMoE(steps=1, batch=5, rate=1e-4), it)
+    merged, after = only(WEMoE(steps=1, batch=5, rate=1e-4), it)
     student = copy.deepcopy(before)
     for norm in batch_norms(student.network).values():
         norm.train()
-    shares = student(torch.cat([pictures(5, 0), pictures(5, 1)])).softmax(1)
-    (-(shares * shares.log()).sum(1).mean()).backward()
+    shares = student(torch.cat([pictures(5, 0), pictures(2, 1)])).softmax(1)
+    uncertain = -(shares * shares.log()).sum(1)
+    loss = (uncertain[:5].mean() + uncertain[5:].mean()) / 2
+    loss.backward()
+    assert merged.curves["entropy"]["all layers"][0] == pytest.approx(loss.item(), rel=1e-5)
+    assert loss.item() != pytest.approx(uncertain.mean().item(), rel=1e-5)
     pairs = zip(before.routers, after.routers, student.routers, strict=True)
     for old, new, mine in pairs:
         for name, one in mine.named_parameters():
@@ -126,6 +132,11 @@ def test_gradients_are_those_of_the_mean_entropy() -> None:
             large = one.grad.abs() > 1e-5  # type: ignore[union-attr]
             assert torch.equal(moved.sign()[large], -one.grad.sign()[large])  # type: ignore[union-attr]
     assert any(bool((one.grad.abs() > 1e-5).any()) for router in student.routers for one in router.parameters())  # type: ignore[union-attr]
+
+
+def test_what_is_no_longer_finite_is_told() -> None:
+    with pytest.raises(MergeError, match="no longer finite; take a smaller rate"):
+        only(WEMoE(steps=3, rate=1e30), problem(0))
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ def test_an_interrupted_merge_recalls_it(mode: str, tmp_path: Path, monkeypatch:
         ({"steps": -1}, "steps is -1; allowed: 0 or more"),
         ({"rate": 0.0}, "rate is 0.0; allowed: above 0"),
         ({"batch": 0}, "batch is 0; allowed: 1 or more"),
+        ({"seed": -1}, "seed is -1; allowed: 0 or more"),
     ],
 )
 def test_arguments(arguments: dict[str, object], words: str) -> None:
@@ -227,4 +239,10 @@ def test_what_it_needs() -> None:
         WEMoE(align="weights").check(it, {}, [1.0])
     with pytest.raises(MergeError, match="keep them"):
         list(WEMoE().merge(replace(it, pictures=None), [1.0]))
+    plain, one, two = (
+        WEMoE(steps=steps).demand(it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))
+    )
+    assert two.whole - one.whole == picture_bytes(it.spec, 1) == 4 * 3 * it.spec.picture[1] * it.spec.picture[2]
+    step = one.least - plain.least
+    assert 0 < step == one.whole - plain.whole - picture_bytes(it.spec, 20), "networks stay while routers are trained"
     assert WEMoE().demand(it, {"art": 10}, [1.0], 4).whole > WEMoE(steps=0).demand(it, {"art": 10}, [1.0], 4).whole
