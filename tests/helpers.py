@@ -1,5 +1,6 @@
 """Random networks, unit maps and problems, all from seeds."""
 
+import copy
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -151,6 +152,15 @@ def permuted_copy(network: nn.Module, copy: nn.Module, spec: Spec, seed: int) ->
     orders |= random_orders(spec, [group for group in spec.free if group.blocks > 1], generator)
     copy.load_state_dict(permute_state(network.state_dict(), spec, orders))
     return {name: order.argsort() for name, order in orders.items()}
+
+
+def moved(base: nn.Module, seed: int, length: float = 0.2) -> nn.Module:
+    """The network with all its parameters moved at random, so far in every entry, as if it had been fine-tuned."""
+    network, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for one in network.parameters():
+            one += length * torch.randn(one.shape, generator=generator)
+    return network
 
 
 def pictures(count: int, seed: int, shape: tuple[int, int, int] = PICTURE) -> Tensor:

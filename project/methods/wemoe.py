@@ -130,8 +130,7 @@ class WEMoE(Aligned):
         curves = {}
         if self.steps:
             curves = train_routers(student, problem, steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed)
-        matches = {} if self.align == "none" else space.matches
-        yield Merged(self.name, Budget(1.0), student, matches=matches, curves=curves)
+        yield Merged(self.name, Budget(1.0), student, matches=space.matches, curves=curves)
 
     def _chosen(self, problem: Problem) -> list[list[str]]:
         """The layers that are weighed, block by block."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, pictures, random_network, same_state
+from helpers import DOMAINS, close, make_problem, moved, pictures, random_network, same_state
 from meeting import dealt, together
 from scipy.stats import entropy
-from torch import Tensor, nn
+from torch import Tensor
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import AdaMerging, Merged, Method, Problem, TaskArithmetic
@@ -33,14 +33,6 @@ NORMS: tuple[Norms, ...] = ("mixed", "domain", "running")
 def only(method: Method, it: Problem) -> Merged:
     (merged,) = method.merge(it, [1.5])
     return merged
-
-
-def moved(base: nn.Module, seed: int, length: float = 0.2) -> nn.Module:
-    network, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for one in network.parameters():
-            one += length * torch.randn(one.shape, generator=generator)
-    return network
 
 
 def problem(structure: int = 1, count: int = 2, mode: str = "shared") -> Problem:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, make_problem, pictures, random_network, same_state
+from helpers import DOMAINS, make_problem, moved, pictures, random_network, same_state
 from meeting import dealt, together
 from torch import Tensor, nn
 
@@ -25,14 +25,6 @@ FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 def only(method: Method, it: Problem) -> Merged:
     (merged,) = method.merge(it, [1.5])
     return merged
-
-
-def moved(base: nn.Module, seed: int) -> nn.Module:
-    network, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for one in network.parameters():
-            one += 0.2 * torch.randn(one.shape, generator=generator)
-    return network
 
 
 def problem(count: int = 2, mode: str = "shared", batches: list[tuple[str, Tensor]] | None = None) -> Problem:

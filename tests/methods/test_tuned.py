@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DOMAINS, make_problem, pictures, random_network, same_state
+from helpers import DOMAINS, make_problem, moved, pictures, random_network, same_state
 from meeting import dealt, together
-from torch import Tensor, nn
+from torch import Tensor
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import (
@@ -45,14 +45,6 @@ SIZES = (7, 8, 5)
 def only(method: Method, it: Problem) -> Merged:
     (merged,) = method.merge(it, [1.5])
     return merged
-
-
-def moved(base: nn.Module, seed: int) -> nn.Module:
-    network, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for one in network.parameters():
-            one += 0.2 * torch.randn(one.shape, generator=generator)
-    return network
 
 
 def problem(mode: str = "shared", **others: Any) -> Problem:
