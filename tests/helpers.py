@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
-from project.methods import Problem
+from project.methods import Merged, Method, Problem
 from project.models import Architecture, LabelSpace
 from project.moments import INPUTS, LAYERS, UNITS, Collector, Lockstep, Statistics
 from project.symmetry import Spec, permute_state, random_orders, trace
@@ -145,12 +145,12 @@ def resnet(name: str, weights: int = 0, classes: int = 5, width: int = 1) -> nn.
     return randomised(Architecture(name, classes, width=width).build(), weights)
 
 
-def permuted_copy(network: nn.Module, copy: nn.Module, spec: Spec, seed: int) -> dict[str, Tensor]:
-    """Make ``copy`` the network with all its groups permuted; returns, for each old unit, its new number."""
+def permuted_copy(network: nn.Module, twin: nn.Module, spec: Spec, seed: int) -> dict[str, Tensor]:
+    """Make ``twin`` the network with all its groups permuted; returns, for each old unit, its new number."""
     generator = torch.Generator().manual_seed(seed)
     orders = {group.name: torch.randperm(group.size, generator=generator) for group in spec.free if group.blocks == 1}
     orders |= random_orders(spec, [group for group in spec.free if group.blocks > 1], generator)
-    copy.load_state_dict(permute_state(network.state_dict(), spec, orders))
+    twin.load_state_dict(permute_state(network.state_dict(), spec, orders))
     return {name: order.argsort() for name, order in orders.items()}
 
 
@@ -161,6 +161,26 @@ def moved(base: nn.Module, seed: int, length: float = 0.2) -> nn.Module:
         for one in network.parameters():
             one += length * torch.randn(one.shape, generator=generator)
     return network
+
+
+def permuted_family(network: nn.Module, count: int, shape: tuple[int, int, int] = PICTURE) -> list[nn.Module]:
+    """The network and copies of it, whose units stand in other orders."""
+    spec, copies = trace(network, shape), [copy.deepcopy(network) for _ in range(count - 1)]
+    for seed, twin in enumerate(copies):
+        permuted_copy(network, twin, spec, seed)
+    return [network, *copies]
+
+
+def only(method: Method, problem: Problem) -> Merged:
+    """The one student of a method that makes a single size, whatever the budgets."""
+    (merged,) = method.merge(problem, [1.5])
+    return merged
+
+
+@torch.no_grad()
+def run(network: nn.Module, batch: Tensor) -> Tensor:
+    found: Tensor = network(batch)
+    return found
 
 
 def pictures(count: int, seed: int, shape: tuple[int, int, int] = PICTURE) -> Tensor:

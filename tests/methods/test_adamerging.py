@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, moved, pictures, random_network, same_state
+from helpers import DOMAINS, close, make_problem, moved, only, pictures, random_network, same_state
 from meeting import dealt, together
 from scipy.stats import entropy
 from torch import Tensor
 
 from project.errors import ConfigurationError, MergeError
-from project.methods import AdaMerging, Merged, Method, Problem, TaskArithmetic
+from project.methods import AdaMerging, Merged, Problem, TaskArithmetic
 from project.methods.arithmetic import write
 from project.methods.blend import Blend
 from project.methods.entropy import Draws, Norms, Objective, entropies
@@ -28,11 +28,6 @@ from project.student.spill import Waiting, lengths, waiting
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 NORMS: tuple[Norms, ...] = ("mixed", "domain", "running")
-
-
-def only(method: Method, it: Problem) -> Merged:
-    (merged,) = method.merge(it, [1.5])
-    return merged
 
 
 def problem(structure: int = 1, count: int = 2, mode: str = "shared") -> Problem:

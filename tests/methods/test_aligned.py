@@ -1,12 +1,11 @@
 """How methods are told to match units: by name or with settings, for each of them alike."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, close, make_problem, permuted_copy, pictures, random_network, same_state
+from helpers import DOMAINS, PICTURE, close, make_problem, permuted_family, pictures, random_network, same_state
 from kinds import SIDE, kind
 from torch import nn
 
@@ -16,7 +15,6 @@ from project.methods import EMR, TIES, Average, MaTS, Method, Permutation, PLeaS
 from project.methods.matching import Matching
 from project.methods.space import Space
 from project.moments import INPUTS, LAYERS, UNITS
-from project.symmetry import trace
 
 SHAPE = (3, SIDE, SIDE)
 METHODS: dict[str, Callable[[], Method]] = {
@@ -32,11 +30,9 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 
 def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Problem:
-    sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
-    for seed, twin in enumerate(sources[1:]):
-        permuted_copy(network, twin, trace(network, shape), seed)
     batches = [(domain, pictures(20, i, shape)) for i, domain in enumerate(DOMAINS[:count])]
-    return make_problem(sources, shape=shape, needs=(UNITS, INPUTS, LAYERS), batches=batches, base="mean")
+    sources, needs = permuted_family(network, count, shape), (UNITS, INPUTS, LAYERS)
+    return make_problem(sources, shape=shape, needs=needs, batches=batches, base="mean")
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, make_problem, moved, pictures, random_network, same_state
+from helpers import DOMAINS, make_problem, moved, only, pictures, random_network, same_state
 from meeting import dealt, together
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
-from project.methods import Concrete, Merged, Method, Problem, TaskArithmetic
+from project.methods import Concrete, Problem, TaskArithmetic
 from project.methods.blend import MaskedBlend
 from project.methods.concrete import halves
 from project.methods.entropy import Norms, Objective
@@ -20,11 +20,6 @@ from project.methods.space import Space
 from project.student import World
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
-
-
-def only(method: Method, it: Problem) -> Merged:
-    (merged,) = method.merge(it, [1.5])
-    return merged
 
 
 def problem(count: int = 2, mode: str = "shared", batches: list[tuple[str, Tensor]] | None = None) -> Problem:

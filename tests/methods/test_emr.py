@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
-from torch import Tensor, nn
+from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, run, same_state
+from torch import nn
 
 from project import load_student, save_student
 from project.errors import CheckpointError, ConfigurationError
@@ -28,11 +28,6 @@ def emr(it: Problem, **options: str) -> MaskedStudent:
     assert merged.settled
     assert isinstance(merged.student, MaskedStudent)
     return merged.student
-
-
-@torch.no_grad()
-def run(network: nn.Module, batch: Tensor) -> Tensor:
-    return network(batch)
 
 
 def moved(base: nn.Module, seed: int, share: float = 1.0, count: int = 1, index: int = 0) -> nn.Module:

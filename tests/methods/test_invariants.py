@@ -1,11 +1,21 @@
 """What must hold of every student: copies merge to themselves, sources apart are the sources (DESIGN §11.2, §11.3)."""
 
-import copy
 from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
+from helpers import (
+    DOMAINS,
+    PICTURE,
+    close,
+    make_problem,
+    permuted_copy,
+    permuted_family,
+    pictures,
+    random_network,
+    resnet,
+    same_state,
+)
 from torch import Tensor, nn
 
 from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem
@@ -34,14 +44,6 @@ def only(method: Method, problem: Problem, budget: float) -> Merged:
     return merged
 
 
-def family(network: nn.Module, count: int) -> list[nn.Module]:
-    spec = trace(network, PICTURE)
-    copies = [copy.deepcopy(network) for _ in range(count - 1)]
-    for seed, twin in enumerate(copies):
-        permuted_copy(network, twin, spec, seed)
-    return [network, *copies]
-
-
 @torch.no_grad()
 def run(network: nn.Module, batch: Tensor) -> Tensor:
     return network(batch)
@@ -50,7 +52,7 @@ def run(network: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("seed", "count"), SEEDS)
 def test_permuted_copies_merge_to_themselves(name: str, seed: int, count: int) -> None:
-    sources = family(random_network(seed, seed), count)
+    sources = permuted_family(random_network(seed, seed), count)
     batch = pictures(6, 7)
     for mode in ("shared", "different"):
         merged = only(METHODS[name](), make_problem(sources, mode), 1.0)
@@ -153,7 +155,7 @@ def test_the_order_of_the_sources_does_not_matter(name: str) -> None:
 def test_resnet20_at_both_ends(mode: str) -> None:
     batch = pictures(4, 7)
     twins = make_problem(
-        family(resnet("resnet20", 0), 2), mode, batches=[("art", pictures(20, 1)), ("birds", pictures(20, 2))]
+        permuted_family(resnet("resnet20", 0), 2), mode, batches=[("art", pictures(20, 1)), ("birds", pictures(20, 2))]
     )
     merged = only(PLeaS(), twins, 1.0)
     assert close(run(merged.student, batch)[:, :5], run(twins.sources[0], batch), 1e-4)

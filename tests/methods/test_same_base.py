@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, pictures, random_network, same_state
+from helpers import DOMAINS, close, make_problem, only, pictures, random_network, same_state
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
@@ -19,11 +19,6 @@ from project.moments import DIAGONAL, INPUTS, UNITS, fisher_need
 
 NEEDS = (INPUTS, UNITS, fisher_need(DIAGONAL, "exact"))
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
-
-
-def only(method: Method, it: Problem) -> Merged:
-    (merged,) = method.merge(it, [1.5])
-    return merged
 
 
 def parameters(merged: Merged) -> dict[str, Tensor]:

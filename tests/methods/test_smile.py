@@ -5,14 +5,24 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, randomised, resnet, unfolded
+from helpers import (
+    DOMAINS,
+    close,
+    make_problem,
+    permuted_family,
+    pictures,
+    random_network,
+    randomised,
+    resnet,
+    run,
+    unfolded,
+)
 from kinds import SIDE, kind
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
 from project.methods import SMILE, Average, Merged, Problem
 from project.student import MixtureStudent, batch_norms, reestimate
-from project.symmetry import trace
 
 FULL = 10**6
 
@@ -42,11 +52,6 @@ def only(method: SMILE, it: Problem) -> tuple[Merged, MixtureStudent]:
     assert merged.name == f"{method.name}-1.00"
     assert isinstance(merged.student, MixtureStudent)
     return merged, merged.student
-
-
-@torch.no_grad()
-def run(network: nn.Module, batch: Tensor) -> Tensor:
-    return network(batch)
 
 
 def relatives(structure: int, count: int = 3, **others: object) -> tuple[nn.Module, list[nn.Module]]:
@@ -194,10 +199,7 @@ def test_merged_norms_are_re_estimated() -> None:
 
 def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
     network = random_network(2, 2)
-    twins = [copy.deepcopy(network) for _ in range(2)]
-    for seed, twin in enumerate(twins):
-        permuted_copy(network, twin, trace(network, (3, 11, 13)), seed)
-    it, batch = make_problem([network, *twins], needs=(), base="mean"), pictures(4, 7)
+    it, batch = make_problem(permuted_family(network, 3), needs=(), base="mean"), pictures(4, 7)
     merged, student = only(SMILE(rank=1, align="weights"), it)
     assert merged.matches
     assert close(run(student, batch), run(network, batch), 1e-3)

@@ -1,11 +1,10 @@
 """Networks of every kind of layer: what must hold of every student holds of theirs (DESIGN §11)."""
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import close, make_problem, permuted_copy, pictures, same_state
+from helpers import close, make_problem, permuted_family, pictures, same_state
 from kinds import KINDS, SIDE, kind
 from torch import nn
 
@@ -13,7 +12,7 @@ from project.errors import ConfigurationError
 from project.methods import Average, Method, Permutation, PLeaS
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.student import executed_macs, growing, load_source, load_student, nominal_macs, nominal_size, save_student
-from project.symmetry import permute_state, trace
+from project.symmetry import permute_state
 
 SHAPE = (3, SIDE, SIDE)
 METHODS = {
@@ -26,12 +25,7 @@ NAMES = [name for name in KINDS if name != "depthwise"]
 
 
 def family(name: str, count: int) -> list[nn.Module]:
-    first = kind(name, 0)
-    spec = trace(first, SHAPE)
-    sources = [first, *(copy.deepcopy(first) for _ in range(count - 1))]
-    for seed, twin in enumerate(sources[1:]):
-        permuted_copy(first, twin, spec, seed)
-    return sources
+    return permuted_family(kind(name, 0), count, SHAPE)
 
 
 @pytest.mark.parametrize("name", NAMES)

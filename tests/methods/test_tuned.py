@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DOMAINS, make_problem, moved, pictures, random_network, same_state
+from helpers import DOMAINS, make_problem, moved, only, pictures, random_network, same_state
 from meeting import dealt, together
 from torch import Tensor
 
@@ -40,11 +40,6 @@ from project.student import Budget, Progress, World, reestimate
 
 SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
 SIZES = (7, 8, 5)
-
-
-def only(method: Method, it: Problem) -> Merged:
-    (merged,) = method.merge(it, [1.5])
-    return merged
 
 
 def problem(mode: str = "shared", **others: Any) -> Problem:

@@ -13,7 +13,8 @@ from helpers import (
     PICTURE,
     close,
     make_problem,
-    permuted_copy,
+    only,
+    permuted_family,
     pictures,
     random_network,
     randomised,
@@ -25,20 +26,15 @@ from torch import nn
 
 from project.alignment import UnitMap, zippable
 from project.errors import ConfigurationError, MergeError
-from project.methods import MaTS, Merged, Problem, ZipIt
+from project.methods import MaTS, Problem, ZipIt
 from project.models import Architecture, Preprocessing
 from project.modules.fitting import fitted
 from project.moments import UNITS
 from project.student import Budget, Distillation, Progress, load_source, load_student, save_student
-from project.symmetry import check_blocks, trace
+from project.symmetry import check_blocks
 
 SHAPE = (3, SIDE, SIDE)
 SPACES = ("activations", "weights", "both")
-
-
-def only(method: ZipIt, it: Problem) -> Merged:
-    (merged,) = method.merge(it, [1.5])
-    return merged
 
 
 @cache
@@ -48,10 +44,7 @@ def family(structure: int, count: int) -> Problem:
 
 
 def twins(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Problem:
-    sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
-    for seed, twin in enumerate(sources[1:]):
-        permuted_copy(network, twin, trace(network, shape), seed)
-    return make_problem(sources, shape=shape, needs=(UNITS,))
+    return make_problem(permuted_family(network, count, shape), shape=shape, needs=(UNITS,))
 
 
 @cache
