@@ -17,7 +17,7 @@ from project.adding import run_add_statistics
 from project.callbacks import PredictionTable
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
-from project.parser import OneSentenceParser
+from project.parser import OneSentenceParser, sentence
 from project.student.progress import FOLDER as PROGRESS
 from project.trainer import MergeTrainer, writable
 
@@ -150,7 +150,11 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)
-        if plain is None or isinstance(error, PleasError):
+        if isinstance(error, PleasError):
+            raise
+        if plain is None and "Does not validate" in str(error):  # of the types that an argument may have, one refused
+            plain = ConfigurationError(sentence(str(error), "pleas"))
+        if plain is None:
             raise
         raise plain from None
 

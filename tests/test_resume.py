@@ -318,7 +318,7 @@ def test_little_memory_changes_no_student(
 ) -> None:
     """Statistics in several passes, the waiting batches on disk: bit for bit what much memory makes."""
     gathered, spilled = counted(monkeypatch, Collector, "gather"), counted(monkeypatch, Spilled, "__init__")
-    main(arguments(workplace, "little", "--model.memory", "66 MB"))
+    main(arguments(workplace, "little", "--model.memory", "18 MB"))
     passes = re.search(r"statistics are gathered in (\d+) passes over the pictures and wait on disk", caplog.text)
     assert passes is not None
     assert int(passes[1]) > 1
@@ -327,7 +327,7 @@ def test_little_memory_changes_no_student(
     assert spilled[0] > 500
     assert same_students(workplace, "little")
     assert not (workplace / "little" / "progress").exists()
-    with pytest.raises(ConfigurationError, match=r"memory is 5\.0 MB, but .* takes about"):
-        main(arguments(workplace, "less", "--model.memory", "5 MB"))
+    with pytest.raises(ConfigurationError, match=r"memory is 2\.0 MB, but .* takes about"):
+        main(arguments(workplace, "less", "--model.memory", "2 MB"))
     with pytest.raises(ConfigurationError, match="memory is 'much'; allowed"):
         main(arguments(workplace, "less", "--model.memory", "much"))

@@ -169,5 +169,6 @@ class Draws(Iterator[dict[str, Tensor]]):
         found: dict[tuple[int, int], Tensor] = {}
         for number, group in groupby(sorted(set(chosen)), itemgetter(0)):  # each of the pictures' batches is read once
             places = list(group)
-            found.update(zip(places, self.pictures[domain][number][[row for _, row in places]], strict=True))
+            rows = self.pictures[domain][number][torch.tensor([row for _, row in places])]
+            found.update(zip(places, rows, strict=True))
         return torch.stack([found[place] for place in chosen])

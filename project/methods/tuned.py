@@ -266,8 +266,9 @@ def _part(problem: Problem, rows: Mapping[str, Sequence[Tensor]]) -> Problem:
 def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
     try:
         return method.changed(**setting)
-    except TypeError as error:
-        raise ConfigurationError(f"grid holds {dict(setting)}, which {method.name} does not take: {error}.") from error
+    except (ConfigurationError, TypeError) as error:
+        why = str(error).rstrip(".")
+        raise ConfigurationError(f"grid holds {dict(setting)}, which {method.name} does not take: {why}.") from error
 
 
 def _mean(student: Student, held: Problem, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:

@@ -44,7 +44,11 @@ def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> It
     began = perf_counter()
     for made in method.merge(problem, budgets):
         merged = replace(made, seconds=perf_counter() - began)
-        rank_zero_info(f"fitted {merged.name} in {merged.seconds:.1f} s")
+        told = f"fitted {merged.name} in {merged.seconds:.1f} s"
+        if (tuned := merged.learned.get("tuned")) is not None:
+            settings = ", ".join(f"{name} {value}" for name, value in tuned["setting"].items())
+            told += f", {settings} being best by {tuned['criterion']}"
+        rank_zero_info(told)
         yield merged
         began = perf_counter()
 

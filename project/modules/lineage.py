@@ -25,7 +25,7 @@ def lineage(
     """
     return {
         "method": merged.method,
-        "options": method.options,
+        "options": {**method.options, **merged.learned.get("tuned", {}).get("setting", {})},
         "budget": merged.budget.plain,
         "base": base,
         **({"learned": dict(merged.learned)} if merged.learned else {}),

@@ -138,7 +138,14 @@ def _stated(file: SourceFile, source: Source, labels: LabelSpace) -> list[str]:
     """Domains that a source is said to have; empty where nothing says."""
     known = source.description.label_space
     if file.domains is None:
-        return [domain for domain in source.description.domains if domain in labels.domains]
+        said = list(source.description.domains)
+        found = [domain for domain in said if domain in labels.domains]
+        if said and not found:
+            raise ConfigurationError(
+                f"source {file.path} says that it was trained on {', '.join(said)}, but the data have "
+                f"{', '.join(labels.domains)}; state its domains if it is the source of some of these."
+            )
+        return found
     for domain in file.domains:
         if domain not in labels.domains:
             raise ConfigurationError(

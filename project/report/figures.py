@@ -1,23 +1,26 @@
 """What to look at first: accuracy against size, and where in the network merging hurts."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 
 from matplotlib.figure import Figure
 
 from project.report.results import Row
 
 INK, MUTED = "#222222", "#8a8a8a"
+MARKERS = ("o-", "s--", "^-.", "v:", "D-", "P--", "X-.", "*:")
 COLOURS = ("#3366cc", "#dc7b1e", "#2a8c5a", "#a23b9a", "#b8322a", "#5b7083")
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Figure:
     """Mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
     methods = dict.fromkeys(row.name.rsplit("-", 1)[0] for row in rows if row.kind == "student")
-    for colour, method in zip(COLOURS * len(methods), methods, strict=False):
+    many = len(methods) > len(COLOURS)
+    figure = Figure(figsize=(9, max(4.2, 0.2 * len(methods) + 0.6)) if many else (7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (marker, colour), method in zip(cycle(product(MARKERS, COLOURS)), methods, strict=False):
         points = [(r.executed, r.mean) for r in rows if r.kind == "student" and r.name.rsplit("-", 1)[0] == method]
-        axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=method, linewidth=2, markersize=6)
+        axes.plot(*zip(*sorted(points), strict=True), marker, color=colour, label=method, linewidth=2, markersize=6)
     for row in (row for row in rows if row.kind == "reference"):
         axes.plot(row.executed, row.mean, "D", color=INK, markersize=7)
         axes.annotate(row.name, (row.executed, row.mean), (-8, 6), textcoords="offset points", ha="right", color=INK)
@@ -29,7 +32,9 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     axes.set(xlabel="multiply-accumulates, over one source", ylabel="mean top-1 over domains (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    if methods:
+    if many:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    elif methods:
         axes.legend(frameon=False)
     return figure
 

@@ -148,7 +148,9 @@ class MixtureStudent(Student):
         Raises:
             CheckpointError: Always: it cannot be merged again.
         """
-        raise CheckpointError("its layers are others for every picture, and not one network; use the sources instead.")
+        raise CheckpointError(
+            "a mixture's layers are others for every picture, and not one network; use the sources instead."
+        )
 
 
 def _mixed(student: Student, blocks: Sequence[Block]) -> fx.GraphModule:

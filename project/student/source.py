@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from project.errors import ConfigurationError
+from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, Description, build_network, read_weights, written_out
 from project.student.artefact import build_student, is_student
 from project.symmetry import Spec, trace
@@ -59,7 +59,11 @@ def load_source(path: str | Path, name: str | None = None, architecture: Archite
     if is_student(weights):
         student = build_student(weights)
         description = Description(student.architecture, student.labels, student.preprocessing)
-        return Source(name, student.dense().eval(), description, weights.sha256, weights.path)
+        try:
+            plain = student.dense().eval()
+        except CheckpointError as error:
+            raise CheckpointError(f"{weights.path} cannot be a source: {error}") from error
+        return Source(name, plain, description, weights.sha256, weights.path)
     network, weights = build_network(weights, architecture)
     description = Description(weights.architecture, weights.label_space, weights.preprocessing)
     return Source(name, written_out(network), description, weights.sha256, weights.path)

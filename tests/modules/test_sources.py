@@ -30,6 +30,15 @@ def test_silent_sources_take_what_is_left_in_order() -> None:
     assert settled([None, None], "abc", ownerless=("b",)) == [["a"], ["c"]]
 
 
+def test_a_source_of_another_domain_is_not_taken_by_its_place() -> None:
+    labels = LabelSpace({domain: NAMES for domain in "ab"}, "shared")
+    says = [SimpleNamespace(description=SimpleNamespace(label_space=None, domains=(domain,))) for domain in "cb"]
+    with pytest.raises(ConfigurationError, match=r"trained on c, but the data have a, b; state its"):
+        own_domains([SourceFile(Path("0.pth")), SourceFile(Path("1.pth"))], says, labels)  # type: ignore[arg-type]
+    stated = [SourceFile(Path("0.pth"), ["a"]), SourceFile(Path("1.pth"))]
+    assert own_domains(stated, says, labels) == [["a"], ["b"]]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("mode", ["shared", "different"])
 def test_a_domain_without_a_source(mode: str) -> None:
     with pytest.raises(ConfigurationError, match="domain 'c' has no source"):

@@ -236,7 +236,7 @@ def test_sizes_by_hand() -> None:
     ).eval()  # fmt: skip
     sources = [filled(copy.deepcopy(network), seed) for seed in (10, 20, 30)]
     it = make_problem(sources, needs=(), shape=(3, 8, 8), base=network, batches=[("art", pictures(2, 0, (3, 8, 8)))])
-    (merged,) = SMILE(rank=1).merge(it, [1.0])
+    (merged,) = SMILE(rank=1, gate_rank=1).merge(it, [1.0])
     convolution = 36 * (8 * 27 + 3 * 27 + (27 + 8))  # W₀, three directions, one expert
     norm = 2 * 3 * 8
     linear = 8 * 5 + 3 * 8 + (8 + 5)
