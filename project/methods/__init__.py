@@ -22,26 +22,7 @@ from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
 
 __all__ = [
-    "EMR",
-    "PCB",
-    "SMILE",
-    "TIES",
-    "AdaMerging",
-    "Arithmetic",
-    "Average",
-    "Concrete",
-    "Ensemble",
-    "Fisher",
-    "Learned",
-    "MaTS",
-    "Merged",
-    "Method",
-    "PLeaS",
-    "Permutation",
-    "Problem",
-    "RegMean",
-    "TaskArithmetic",
-    "Tuned",
-    "WEMoE",
+    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Arithmetic", "Average", "Concrete", "Ensemble", "Fisher", "Learned",
+    "MaTS", "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic", "Tuned", "WEMoE",
     "ZipIt",
 ]  # fmt: skip
