@@ -16,6 +16,7 @@ from project.methods.routing import train_routers
 from project.methods.space import Align, Space
 from project.moments import PICTURES
 from project.student import BlendedLayer, Block, Budget, Demand, Learnt, LearntRouter, MixtureStudent, sites
+from project.student.experts import FEW
 from project.student.memory import gradient_bytes, picture_bytes
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's
@@ -103,11 +104,13 @@ class WEMoE(Aligned):
         plain, spec = super().demand(problem, pictures, budgets, batch), problem.spec
         if not self.steps:
             return plain
-        chosen = {name for block in self._chosen(problem) for name in block}
-        weights = sum(spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps
-                      for one in spec.layers if one.name in chosen)  # fmt: skip
+        chosen, sources = {name for block in self._chosen(problem) for name in block}, len(problem.sources)
+        layers = [one for one in spec.layers if one.name in chosen]
+        weights = {one: spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps for one in layers}
+        weighed = sum(sources * spec.sizes[one.outputs] * one.positions if one.positions <= FEW else 2 * weights[one]
+                      for one in layers)  # fmt: skip
         drawn = self.batch * len(pictures)
-        step = gradient_bytes(spec, drawn, 1, 0) + 4 * weights * (2 * drawn + len(problem.sources))
+        step = gradient_bytes(spec, drawn, 1, 0) + 4 * (weighed * drawn + sources * sum(weights.values()))
         shown = picture_bytes(spec, sum(pictures.values()))
         return Demand(plain.whole + step + shown, plain.least + step)
 

@@ -1,8 +1,9 @@
 """Layers and norms that are another one for every picture: what the sources make of them, weighed by gates.
 
 Gates have the shape (pictures, sources). What depends on the picture alone is multiplied with them once a picture,
-whatever the number of positions, so that a mixed kernel costs N · |W| multiply-accumulates beside the layer's own. The
-N + 1 convolutions side by side, which do the same, would cost N times the layer's own: never less.
+whatever the number of positions: a mixed kernel costs N · |W| multiply-accumulates beside the layer's own, and N + 1
+convolutions side by side, which do the same, N · |W| at every position. But each picture's kernel is written to memory
+and read again, which is what takes time where there are few positions.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 HELD = 2**26  # weights of kernels that are put together at once for single pictures: 256 MB
+FEW = 64  # positions of an output up to which convolutions run side by side: as fast there, and ever faster below
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,17 @@ class ProjectionRouter(nn.Module):
 
 
 class BlendedLayer(nn.Module):
-    """W(x) = W₀ + Σ gᵢ(x) Wᵢ, put together for every picture; its constant likewise.
+    """W(x) = W₀ + Σ gᵢ(x) Wᵢ and its constant, put together for every picture, or applied side by side and weighed.
 
     Args:
         layer: The plain layer, which becomes W₀: a convolution, grouped or not, or a linear layer.
         sources: Number of sources N.
+        positions: Of its output on a picture; up to ``FEW``, W₀ … W_N are applied side by side.
     """
 
-    def __init__(self, layer: nn.Module, sources: int) -> None:
+    def __init__(self, layer: nn.Module, sources: int, positions: int) -> None:
         super().__init__()
-        self.layer, self.reading = layer, Reading.of(layer)
+        self.layer, self.reading, self.beside = layer, Reading.of(layer), positions <= FEW
         self.experts = nn.Parameter(_empty(layer, sources, *cast(Tensor, layer.weight).shape))
         self.constants = nn.Parameter(_empty(layer, sources, len(self.experts[0]))) if _has_bias(layer) else None
 
@@ -152,9 +155,20 @@ class BlendedLayer(nn.Module):
 
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
         """As the plain layer, with gates (pictures, sources)."""
+        if self.beside:
+            return self._weighed(values, gates)
         step = max(1, HELD // self.experts[0].numel())
         pieces = zip(torch.split(values, step), torch.split(gates, step), strict=True)
         return torch.cat([self._some(some, theirs) for some, theirs in pieces])
+
+    def _weighed(self, values: Tensor, gates: Tensor) -> Tensor:
+        """What W₀ makes, and Σ gᵢ times what Wᵢ makes."""
+        found: Tensor = self.layer(values)
+        for index, expert in enumerate(self.experts):
+            constant = None if self.constants is None else self.constants[index]
+            gate = gates[:, index].view(-1, *(1,) * (found.dim() - 1))
+            found = found + gate * self.reading(values, expert, constant, getattr(self.layer, "groups", 1))
+        return found
 
     def _some(self, values: Tensor, gates: Tensor) -> Tensor:
         """Of so many pictures that their kernels fit into memory."""
@@ -176,6 +190,8 @@ class BlendedLayer(nn.Module):
 
     def added(self, positions: int, kept: int) -> int:
         """Multiply-accumulates on one picture beside those of the plain layer."""
+        if self.beside:
+            return self.experts.numel() * positions
         return self.experts.numel() + (0 if self.constants is None else self.constants.numel())
 
 

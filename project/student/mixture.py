@@ -158,6 +158,7 @@ def _mixed(student: Student, blocks: Sequence[Block]) -> fx.GraphModule:
     graph = student_graph(student.network)
     calls = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
     sources, units = student.maps[student.spec.input.name].sources, {n.name: n.group for n in student.spec.norms}
+    positions = {layer.name: layer.positions for layer in student.spec.layers}
     for index, block in enumerate(blocks):
         first = next(iter(block.layers))
         router, name = _router(block.router, graph.get_submodule(first), sources), f"{ROUTERS}.{index}"
@@ -167,7 +168,9 @@ def _mixed(student: Student, blocks: Sequence[Block]) -> fx.GraphModule:
         changed: dict[str, nn.Module] = {}
         for layer, rank in block.layers.items():
             plain = graph.get_submodule(layer)
-            changed[layer] = LowRankLayer(plain, sources, rank) if rank else BlendedLayer(plain, sources)
+            changed[layer] = (
+                LowRankLayer(plain, sources, rank) if rank else BlendedLayer(plain, sources, positions[layer])
+            )
         for norm in block.norms:
             changed[norm] = RoutedNorm(graph.get_submodule(norm), student.maps[units[norm]].units, sources)
         for target, module in changed.items():

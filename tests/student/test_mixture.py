@@ -72,11 +72,14 @@ def counted(module: nn.Module, *inputs: Tensor) -> int:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("held", [1, 2**26])
-def test_a_blended_layer_is_another_for_every_picture(name: str, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts, "HELD", held)  # one picture at a time, or all
+@pytest.mark.parametrize(("held", "positions"), [(1, 65), (2**26, 65), (1, 64)])
+def test_a_blended_layer_is_another_for_every_picture(
+    name: str, held: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels are put together one picture at a time, or of all pictures, or applied side by side."""
+    monkeypatch.setattr(experts, "HELD", held)
     layer, shape = LAYERS[name]
-    mixed = filled(BlendedLayer(copy.deepcopy(layer), 3))
+    mixed = filled(BlendedLayer(copy.deepcopy(layer), 3, positions))
     values, gates = random(5, *shape, seed=9), random(5, 3, seed=8)
     assert isinstance(mixed, BlendedLayer)
     biases = torch.zeros(3) if mixed.constants is None else mixed.constants
@@ -85,10 +88,10 @@ def test_a_blended_layer_is_another_for_every_picture(name: str, held: int, monk
         expected = changed(mixed.layer, torch.einsum("s,s...->...", gate, mixed.experts), bias)(picture[None])[0]
         assert close(found, expected)
     plain = counted(mixed.layer, values[:1])
-    added = mixed.added(0, 3)
-    assert added == 3 * sum(one.numel() for one in layer.parameters())
-    assert counted(mixed, values[:1], gates[:1]) == plain + added
-    assert added <= 3 * (plain + biases.numel()), "convolutions side by side are never cheaper"
+    there = plain // layer.weight.numel()
+    assert counted(mixed, values[:1], gates[:1]) == plain + mixed.added(there, 3)
+    if positions == 65:
+        assert mixed.added(there, 3) == 3 * sum(one.numel() for one in layer.parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("grouped", "depthwise")])
@@ -244,12 +247,15 @@ def test_sizes_by_hand() -> None:
     held = 8 * 27 + 3 * (27 + 27 + 8) + 2 * 3 * 8 + (8 * 5 + 5) + 3 * (8 + (8 + 5) + 5)
     assert merged.student.held == held
     assert merged.student.bytes == 4 * held
-    wemoe = WEMoE(steps=0, hidden=2).merge(it, [1.0])
-    student = next(wemoe).student
-    assert student.macs == executed_macs(student, (3, 8, 8)) == 36 * 216 + (3 * 2 + 2 * 3) + 3 * 216 + 40
-    held = 216 + 3 * 216 + (3 * 2 + 2 + 2 * 3 + 3) + 2 * 8 + 45
-    assert student.held == held
-    assert student.bytes == 4 * (held + 2 * 8) + 8, "mean and variance, and the batch counter"
+    router = 3 * 2 + 2 * 3
+    for side, weighing in ((8, 3 * 36 * 216), (16, 3 * 216)):  # on 6×6, side by side; on 14×14, as one kernel
+        shape, positions = (3, side, side), (side - 2) ** 2
+        it = make_problem(sources, needs=(), shape=shape, base=network, batches=[("art", pictures(2, 0, shape))])
+        student = next(WEMoE(steps=0, hidden=2).merge(it, [1.0])).student
+        assert student.macs == executed_macs(student, shape) == positions * 216 + router + weighing + 40
+        held = 216 + 3 * 216 + (router + 2 + 3) + 2 * 8 + 45
+        assert student.held == held
+        assert student.bytes == 4 * (held + 2 * 8) + 8, "mean and variance, and the batch counter"
 
 
 def test_sizes_of_other_students() -> None:
