@@ -1,9 +1,12 @@
 """Latency of students over one source's, for every way to spend a budget; random weights, no data.
 
     python benchmarks/latency.py --out benchmarks/results/latency.json
+    python benchmarks/latency.py --like runs/demo/merge/results.json --out benchmarks/results/latency.json
 
-Every round runs every network once, in turn, so that what else the machine does falls on all alike; the figures are
-medians over rounds, as multiples of one source's in the same run.
+Without data nobody knows what a unit gains by being kept apart, so that ``gain`` spends at random here; ``--like`` adds
+students in which as much of every group is separate as in those of a merge of two sources. Source and students read
+pictures as students lay them out. Every round runs every network once, in turn, so that what else the machine does
+falls on all alike; the figures are medians over rounds, as multiples of one source's in the same run.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from torch import nn
 
 from project.alignment import Alignment, UnitMap
 from project.models import Architecture, atomic_text
-from project.student import blank_network, by_gain, nominal_macs, source_macs, stagewise, uniform
+from project.student import blank_network, by_gain, laid_out, nominal_macs, source_macs, stagewise, uniform
 from project.symmetry import Spec, trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="units of a group separated at once; default: as the methods have it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--like", type=Path, nargs="+", default=[], help="results.json of merges of two sources")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
     arguments = parser.parse_args()
@@ -45,16 +49,23 @@ def main() -> None:
     with torch.device("meta"):
         plain = Architecture(arguments.architecture, 345).build().eval()
     spec = trace(plain, (3, arguments.image_size, arguments.image_size))
+    students = {
+        f"{separate}-{budget:g}": allocated(spec, arguments.sources, budget, separate, arguments.step)
+        for separate in arguments.separate
+        for budget in arguments.budgets
+    }
+    for file in arguments.like:
+        shares = json.loads(file.read_text())["separated"]
+        students |= {
+            f"{name} of {file.parent.name}": alike(spec, mine) for name, mine in shares.items() if any(mine.values())
+        }
     networks, nominal = {"source": built(plain, spec, merged(spec, 1), device)}, {"source": 1.0}
-    for separate in arguments.separate:
-        for budget in arguments.budgets:
-            maps = allocated(spec, arguments.sources, budget, separate, arguments.step)
-            name = f"{separate}-{budget:g}"
-            networks[name] = built(plain, spec, maps, device)
-            nominal[name] = nominal_macs(spec, maps) / source_macs(spec, maps)
+    for name, maps in students.items():
+        networks[name] = built(plain, spec, maps, device)
+        nominal[name] = nominal_macs(spec, maps) / source_macs(spec, maps)
     rows = []
     for batch in arguments.batches:
-        pictures = torch.randn(batch, *spec.picture, device=device)
+        pictures = laid_out(torch.randn(batch, *spec.picture, device=device))
         seconds = measured(networks, pictures, arguments.rounds, CLOCKS[arguments.clock])
         for name, taken in seconds.items():
             ratio = taken / seconds["source"]
@@ -85,6 +96,14 @@ def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int 
     if separate == "uniform":
         return uniform(spec, alignment, fixed, budget, step=step)
     return stagewise(spec, alignment, fixed, budget, front=separate == "front", step=step)
+
+
+def alike(spec: Spec, shares: dict[str, float]) -> dict[str, UnitMap]:
+    """Unit maps of two sources in which these shares of every group's rows are separate, the first ones."""
+    maps = merged(spec, 2)
+    for group in spec.free:
+        maps[group.name] = maps[group.name].split(torch.arange(round(shares[group.name] * group.size)))
+    return maps
 
 
 def built(plain: nn.Module, spec: Spec, maps: dict[str, UnitMap], device: torch.device) -> nn.Module:

@@ -4,6 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import PICTURE, random_network
+
+from project.student import nominal_macs, separated
+from project.symmetry import trace
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -26,3 +30,15 @@ def test_a_comparison_ranks_students_and_tells_what_they_cost(monkeypatch: pytes
     assert [bar.get_width() for bar in axes.patches] == [30.0, 61.0]
     assert [line.get_xdata()[0] for line in axes.lines] == [80.0]
     sys.modules.pop("compare")
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.3, 2.0])
+def test_students_like_those_of_a_run_are_of_their_size(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    latency = __import__("latency")
+    spec = trace(random_network(0, 0), PICTURE)
+    maps = latency.allocated(spec, 2, budget, "gain", None)
+    twins = latency.alike(spec, separated(maps))
+    assert {name: units.units for name, units in twins.items()} == {name: units.units for name, units in maps.items()}
+    assert nominal_macs(spec, twins) == nominal_macs(spec, maps)
+    sys.modules.pop("latency")
