@@ -330,6 +330,49 @@ def test_validate_and_predict(tiny: Path) -> None:
     assert all(Path(row["picture"]).exists() for row in rows)
 
 
+def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
+    """The same answers as for the same pictures in their domains; what is not known is said."""
+    run("predict", "predict")
+    with (tiny / "predict" / "predictions.csv").open(newline="") as file:
+        known = {row["picture"]: row for row in csv.DictReader(file)}
+    (tmp_path / "deep").mkdir()
+    for number, picture in enumerate(sorted(known)[::5]):
+        (tmp_path / ("deep" if number % 2 else "") / f"{number}.png").symlink_to(Path(picture).resolve())
+    common = ["predict", "--config", str(TINY.parent / "predict.yaml"), "--data.init_args.root", str(tmp_path)]
+    common += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    network = "--model.init_args.networks"
+
+    def answers(run: str, *more: str) -> dict[str, dict[str, str]]:
+        main([*common, "--run", f"runs/{run}", *more])
+        with (tiny.parent / run / "predictions.csv").open(newline="") as file:
+            return {str(Path(row["picture"]).resolve()): row for row in csv.DictReader(file)}
+
+    found = answers("any", network, json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")]))
+    expected = {str(Path(path).resolve()): row for path, row in known.items()}
+    assert len(found) == len(sorted(known)[::5])
+    for path, row in found.items():
+        assert row["domain"] == ""
+        assert row["class"] == expected[path]["class"]
+        assert float(row["probability"]) == pytest.approx(float(expected[path]["probability"]), abs=2e-4)
+    run("merge", "merge_different", "--run", "runs/tiny/two_heads")
+    two = [network, json.dumps([str(tiny / "two_heads" / "students" / "pleas-1.00.ckpt")])]
+    assert {row["head"] for row in answers("joint", *two).values()} <= {"clipart", "sketch"}
+    assert {row["head"] for row in answers("named", *two, "--model.init_args.head", "sketch").values()} == {"sketch"}
+    plain = tmp_path / "plain.pth"
+    torch.save(load_source(tiny / "sketch" / "checkpoints" / "best.ckpt").network.state_dict(), plain)
+    for words, asked, more in (
+        (["plain.pth says nothing of its classes"], common, [network, json.dumps([str(plain)])]),
+        (["UnsortedDataModule, which has no labels"], ["test", *common[1:]], two),
+        (["allowed: own, joint, clipart, sketch"], common, [*two, "--model.init_args.head", "photo"]),
+        (["image_size is 0"], common, [*two, "--data.init_args.image_size", "0"]),
+        (["batch_size is 0"], common, [*two, "--data.init_args.batch_size", "0"]),
+        (["holds no pictures"], common, [*two, "--data.init_args.root", str(tiny / "merge" / "students")]),
+    ):
+        with pytest.raises(PleasError) as error:
+            main([*asked, "--run", "runs/refused", *more])
+        assert all(word in str(error.value) for word in words), error.value
+
+
 def test_different_label_spaces_get_a_head_each(tiny: Path) -> None:
     run("merge", "merge_different")
     student = project.load_student(tiny / "merge_different" / "students" / "pleas-1.00.ckpt")

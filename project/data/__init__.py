@@ -11,6 +11,7 @@ from project.data.pets import OxfordPets
 from project.data.shapes import Shapes
 from project.data.transforms import evaluation_transform
 from project.data.unlabelled import UnlabelledDataModule
+from project.data.unsorted import UnsortedDataModule
 
 __all__ = [
     "CUB",
@@ -26,5 +27,6 @@ __all__ = [
     "Shapes",
     "StanfordDogs",
     "UnlabelledDataModule",
+    "UnsortedDataModule",
     "evaluation_transform",
 ]

@@ -23,13 +23,13 @@ def data_labels(module: LightningModule) -> LabelSpace:
 
 
 def own_labels(
-    description: Description, labels: LabelSpace, origin: str, domains: Sequence[str] | None = None
+    description: Description, labels: LabelSpace | None, origin: str, domains: Sequence[str] | None = None
 ) -> LabelSpace:
     """What a network's columns mean: what its file says, else the data's classes where they can only be those.
 
     Args:
         description: What the file says.
-        labels: The data's classes.
+        labels: The data's classes; None where these are not known.
         origin: The file, for messages.
         domains: Domains it is said to have heads for, in their order.
 
@@ -42,9 +42,11 @@ def own_labels(
             raise ConfigurationError(
                 f"{origin} is said to have domains {', '.join(domains)}, but says itself: {', '.join(known.domains)}."
             )
-        if labels.mode == "different" and known.mode == "shared" and len(known.domains) == 1:
+        if labels and labels.mode == "different" and known.mode == "shared" and len(known.domains) == 1:
             return LabelSpace(known.classes, "different")  # one domain: its only head is its own
         return known
+    if labels is None:
+        raise ConfigurationError(f"{origin} says nothing of its classes; give data that do, such as DomainDataModule.")
     for domain in domains or ():
         if domain not in labels.domains:
             raise ConfigurationError(

@@ -71,8 +71,8 @@ class Contender:
         return len(self.labels.heads) > 1 and all(map(self.knows, domains))
 
 
-def load_contenders(files: Sequence[SourceFile], labels: LabelSpace) -> list[Contender]:
-    """Networks from any files; one that says nothing of its classes takes the data's.
+def load_contenders(files: Sequence[SourceFile], labels: LabelSpace | None) -> list[Contender]:
+    """Networks from any files; one that says nothing of its classes takes the data's, where these are known.
 
     Raises:
         PleasError: If a file cannot be read, or its classes are not known.
@@ -101,7 +101,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     raise ConfigurationError(f"networks holds {paths[0]} and others that differ by their suffix alone; rename them.")
 
 
-def _load(file: SourceFile, name: str, labels: LabelSpace) -> Contender:
+def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> Contender:
     weights = read_weights(file.path)
     if is_student(weights):
         student = build_student(weights)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from project.data import UnsortedDataModule
 from project.errors import ConfigurationError
 from project.models import heads
 from project.models.heads import Joint
@@ -24,13 +25,13 @@ class EvaluationModule(ScoringModule):
     ``test`` prints a table and writes ``scores.csv``; it and ``validate`` log ``<stage>/<name>/<domain>/accuracy``
     of every network, and of one with a head for every domain ``<stage>/<name>/joint/accuracy``, where its class must be
     right among those of all heads, and ``<stage>/<name>/joint/head``, where it must be one of the picture's domain.
-    ``predict`` gives the classes that the first network sees.
+    ``predict`` gives the classes that the first network sees, in a folder of any pictures too (UnsortedDataModule).
 
     Args:
         networks: Files: students, checkpoints of FineTuneModule, state dicts or safetensors; a state dict may say its
             domains.
-        head: What ``predict`` answers with: ``own``: the head of each picture's own domain; the name of a domain: its
-            head, whatever the picture; ``joint``: all classes of all heads.
+        head: What ``predict`` answers with: ``own``: the head of each picture's own domain, where that is known, else
+            ``joint``; the name of a domain: its head, whatever the picture; ``joint``: all classes of all heads.
         joint: How heads are weighed where none is named; default: by a student's gate, else by their logits.
             ``gate``: the softmax of each, weighed by a classifier of the domain that the merge has learnt from
             unlabelled pictures; ``logits``: one softmax over all their logits side by side; ``uniform``: the softmax of
@@ -47,7 +48,11 @@ class EvaluationModule(ScoringModule):
         self.head = head
 
     def setup(self, stage: str) -> None:
-        """Load the networks and take the classes from the data."""
+        """Load the networks and take the classes from the data, where these know any."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, UnsortedDataModule):
+            self._prepare_unsorted(data, stage)
+            return
         labels = data_labels(self)
         if not self.contenders:
             self.enter(load_contenders(self.files, labels))
@@ -71,12 +76,13 @@ class EvaluationModule(ScoringModule):
         """Classes that the first network sees in pictures of one domain.
 
         Returns:
-            ``domain``; ``paths`` of the pictures; ``probabilities`` (batch, columns); ``columns``, the head and the
-            class behind each.
+            ``domain``, empty where nobody knows it; ``paths`` of the pictures; ``probabilities`` (batch, columns);
+            ``columns``, the head and the class behind each.
         """
         pictures, paths = batch
-        contender, domain = self.contenders[0], data_labels(self).domains[dataloader_idx]
-        head = contender.head_of(domain) if self.head == OWN else self.head
+        contender, domain, head = self.contenders[0], self._domain(dataloader_idx), self.head
+        if head == OWN:
+            head = contender.head_of(domain) if domain else heads.JOINT
         if head == heads.JOINT:
             shares = contender.shares(pictures, self.joint)[1]
         else:
@@ -87,6 +93,11 @@ class EvaluationModule(ScoringModule):
             "probabilities": shares,
             "columns": heads.column_labels(contender.labels, head),
         }
+
+    def _domain(self, loader: int) -> str:
+        """The domain of a loader's pictures; empty where nobody knows it."""
+        data = getattr(self.trainer, "datamodule", None)
+        return "" if isinstance(data, UnsortedDataModule) else data_labels(self).domains[loader]
 
     def on_test_end(self) -> None:
         """Print the accuracies side by side, and write them to the run's folder as ``scores.csv``."""
@@ -102,6 +113,18 @@ class EvaluationModule(ScoringModule):
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         write_csv(rows, folder / "scores.csv")
         sys.stdout.write(f"\n{text_table(rows)}\n\nScores: {folder / 'scores.csv'}\n")
+
+    def _prepare_unsorted(self, data: UnsortedDataModule, stage: str) -> None:
+        """Load the networks, and let the first say how pictures are prepared."""
+        if stage != "predict":
+            raise ConfigurationError(
+                f"data is {type(data).__name__}, which has no labels; allowed: with predict alone."
+            )
+        if not self.contenders:
+            self.enter(load_contenders(self.files, None))
+        first = self.contenders[0]
+        data.suit(first.name, first.preprocessing)
+        self._check_head([])
 
     def _check_head(self, domains: Sequence[str]) -> None:
         """Refuse what the first network cannot be asked, before any picture is read."""

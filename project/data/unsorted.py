@@ -1,0 +1,90 @@
+"""Pictures of which nothing is known, to ask a network about."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from project.data.checking import OnError, PictureCheck
+from project.data.domain import Sample
+from project.data.folders import PictureFolder
+from project.data.pictures import NamedPictures
+from project.data.transforms import evaluation_transform
+from project.errors import ConfigurationError
+from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
+
+
+class UnsortedDataModule(LightningDataModule):
+    """All pictures below a folder, however it is arranged, for ``predict``: no classes, no domain, no labels.
+
+    Pictures go through what the file of the network says its pictures must, unless ``image_size`` is given.
+
+    Args:
+        root: The folder.
+        image_size: Side of the square network input in pixels; default: what the network's file says of it all.
+        mean: With ``image_size``: mean of red, green and blue, for values from 0 to 1, taken off every picture.
+        std: With ``image_size``: standard deviation of red, green and blue, by which every picture is divided.
+        crop: With ``image_size``: how pictures that are not square are fitted: ``center`` resizes the shorter side and
+            keeps the middle, ``squash`` resizes the whole.
+        batch_size: Pictures in a batch.
+        num_workers: Processes that load pictures.
+        on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
+
+    Raises:
+        ConfigurationError: Where an argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        image_size: int | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        crop: Crop = "center",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
+        self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
+        self.preprocessing = None if image_size is None else Preprocessing(image_size, mean, std, crop)
+        self._check = PictureCheck(on_error)
+        self._samples: list[Sample] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the pictures and decode each once.
+
+        Raises:
+            DataError: Where there are none, or one cannot be read.
+        """
+        (found,) = PictureFolder(self.root).read()
+        self._samples = self._check.readable(list(found.train))
+
+    def suit(self, name: str, known: Preprocessing | None) -> None:
+        """Prepare pictures as a network's file says, unless it was said how.
+
+        Args:
+            name: The network, for messages.
+            known: What its file says.
+
+        Raises:
+            ConfigurationError: Where nobody says.
+        """
+        self.preprocessing = self.preprocessing or known
+        if self.preprocessing is None:
+            raise ConfigurationError(f"the file of network {name} says nothing of its pictures; give data.image_size.")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of pictures (B, 3, image_size, image_size) and their paths (B), by the names of the files.
+
+        Raises:
+            ConfigurationError: Where nobody has said how pictures are prepared.
+        """
+        if self.preprocessing is None:
+            raise ConfigurationError("image_size is null, and no network has said how pictures are prepared.")
+        dataset = NamedPictures(self._samples, evaluation_transform(self.preprocessing))
+        return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
