@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn, optim
+from tqdm import tqdm
 
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError
@@ -24,7 +26,7 @@ from project.modules.base import load_base
 from project.modules.lineage import lineage
 from project.modules.preparation import prepare
 from project.modules.sources import SourceFile, read_sources
-from project.moments import UNITS
+from project.moments import PICTURES, Collector, Lockstep, Statistics
 from project.student import Budget, Source, Student, World, common_spec, reestimation, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -50,8 +52,8 @@ class CoefficientModule(LightningModule):
         sources: Two or more files, each with the domains it was trained on where the file does not say.
         base: What the sources were fine-tuned from: a file, torchvision's name of weights such as IMAGENET1K_V1, or
             ``mean``, the mean of the sources.
-        method: AdaMerging or Concrete; ``align`` by ``activations`` or ``both`` needs statistics, which only a
-            merge gathers.
+        method: AdaMerging or Concrete. Where it aligns by ``activations`` or ``both``, a pass over the calibration
+            pictures before the fit gathers what that needs.
         without_source: Domains of the data that no source was trained on, for shared classes.
         tolerance: Largest relative change of the logits that permuting a group of a source may make.
 
@@ -71,11 +73,6 @@ class CoefficientModule(LightningModule):
         self.files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
         if len(self.files) < 2:
             raise ConfigurationError(f"sources holds {len(self.files)} of at least 2 files that a merge needs.")
-        if UNITS in method.needs:
-            raise ConfigurationError(
-                f"align is {method.align!r}, which needs statistics that a fit does not gather; use 'weights', or a "
-                f"merge."
-            )
         self.base, self.method = base, method
         self.without_source, self.tolerance = list(without_source), tolerance
         self.automatic_optimization = False  # gradients are summed over processes as in a merge, by the same code
@@ -111,12 +108,29 @@ class CoefficientModule(LightningModule):
             base = load_base(self.base, loaded[0], spec.picture).requires_grad_(False)
         files = (self.files, loaded, spec, data, [self.method], [Budget(1.0)])
         prepared = prepare(*files, self.without_source, self.tolerance, base)
-        self.problem, self.loaded = prepared.problem, prepared.sources
+        self.problem, self.loaded = replace(prepared.problem, world=World.current()), prepared.sources
+        if needs := self.method.needs - {PICTURES}:
+            self.problem = replace(self.problem, statistics=self._gathered(data, needs))
         space = Space.of(self.problem, self.method.align)
         student = self.problem.start(space.maps)
         self.blend = self.method.blend(space, student)
         # The student is not registered, so that the trainer sees the parameters that are learned and no others.
         self.objective = Objective(student, data.calibration_domains, self.method.norms)
+
+    @torch.no_grad()
+    def _gathered(self, data: UnlabelledDataModule, needs: Collection[str]) -> Statistics:
+        """What the sources do on all calibration pictures, on the device of the fit, where the sources stay."""
+        problem, device = self._problem, self.trainer.strategy.root_device
+        sources = Lockstep(problem.sources).requires_grad_(False).to(device)
+        domains = data.calibration_domains
+        collector = Collector(problem.spec, sources, needs, domains, problem.owners, problem.columns, device=device)
+        batches = iter(data.calibration_dataloader())
+        for batch, _, _ in tqdm(batches, desc="gathering", unit="batch", leave=False, disable=None):
+            for domain, pictures in batch.items():
+                if pictures is not None:
+                    collector.gather(domain, pictures.to(device))
+        collector.statistics.reduce(problem.world.reduce)
+        return collector.statistics
 
     def configure_optimizers(self) -> optim.Optimizer:
         """The method's own optimizer."""

@@ -59,11 +59,19 @@ class Student(MultiHead):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of all heads, shape (batch, columns of the label space)."""
-        return cast(Tensor, self.network(laid_out(pictures)))
+        return cast(Tensor, self.network(self.laid_out(pictures)))
 
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of all heads, shape (batch, columns of the label space), and what the heads read."""
-        return run_with_features(self.network, self.spec.head.name, laid_out(pictures))
+        return run_with_features(self.network, self.spec.head.name, self.laid_out(pictures))
+
+    def laid_out(self, pictures: Tensor) -> Tensor:
+        """Pictures in the order of memory in which the network runs fastest, see :func:`laid_out`.
+
+        As they are while it trains: on a CPU with channels last, torch's batch norms take statistics of a batch ten
+        times less exactly.
+        """
+        return pictures if any(module.training for module in self.network.modules()) else laid_out(pictures)
 
     @property
     def held(self) -> int:

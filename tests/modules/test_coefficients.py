@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import resnet, same_state
+from helpers import close, gathered, permuted_copy, resnet, same_state
 from lightning.pytorch import Trainer
 
 from project.data import DomainDataModule, Shapes, UnlabelledDataModule
 from project.errors import ConfigurationError
 from project.methods import AdaMerging, Concrete, Learned
+from project.methods.space import Space
 from project.modules import CoefficientModule, MergeModule
+from project.moments import UNITS
 from project.student import Student, load_source, load_student
+from project.symmetry import trace
 
 DOMAINS = ["clipart", "sketch"]
 # Nothing is held out for validation here, unless a test asks for it.
@@ -100,6 +103,31 @@ def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None
     assert load_source(place.folder / "students" / f"{method.name}-1.00.ckpt").logits == 12, "it can be merged again"
 
 
+@pytest.mark.parametrize("align", ["activations", "both"])
+def test_a_fit_aligns_as_a_merge_does(place: Place, align: str, tmp_path: Path) -> None:
+    """By the activations on all calibration pictures; of shuffled units the student is that of those that were not."""
+    path = tmp_path / "shuffled.pth"
+    network, twin = (load_source(place.sources[1]).network for _ in range(2))
+    spec = trace(network, (3, 16, 16))
+    permuted_copy(network, twin, spec, 0)
+    torch.save(twin.state_dict(), path)
+    method, answers = AdaMerging(rate=0.02, align=align), []
+    asked = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for sources in (place.sources, [place.sources[0], path]):
+        module, data = place.module(method, sources=sources, base="mean"), place.data(batch_size=24)
+        place.trainer(max_epochs=4).fit(module, datamodule=data)
+        student, problem = place.student("adamerging"), module.problem
+        assert problem is not None
+        batches = [(d, batch[d]) for batch, _, _ in data.calibration_dataloader() for d in DOMAINS]
+        seen = replace(problem, statistics=gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
+        maps = Space.of(seen, align).maps
+        assert all(torch.equal(student.maps[name].members, units.members) for name, units in maps.items())
+        with torch.no_grad():
+            answers.append(student(asked))
+    if align == "activations":  # the ascent by both may end elsewhere
+        assert close(answers[1], answers[0], 1e-3)
+
+
 def test_nothing_but_coefficients_is_trained_and_scored(place: Place) -> None:
     before = [path.read_bytes() for path in (place.base, *place.sources)]
     module, trainer = place.module(AdaMerging(rate=0.02)), place.trainer()
@@ -140,8 +168,6 @@ def test_what_does_not_go_together_is_refused(place: Place) -> None:
         place.trainer().fit(place.module(AdaMerging()), datamodule=place.data(DomainDataModule))
     with pytest.raises(ConfigurationError, match="sources holds 1 of at least 2 files"):
         place.module(AdaMerging(), sources=place.sources[:1])
-    with pytest.raises(ConfigurationError, match="align is 'activations', which needs statistics"):
-        place.module(AdaMerging(align="activations"))
     with pytest.raises(ConfigurationError, match="precision is '64-true'; allowed: '32-true', 'bf16-mixed'"):
         place.trainer(precision="64-true").fit(place.module(AdaMerging()), datamodule=place.data())
     with pytest.raises(ConfigurationError, match="max_epochs is -1"):

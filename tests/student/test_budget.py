@@ -203,6 +203,9 @@ def test_on_a_cpu_students_run_with_channels_last(budget: float) -> None:
     assert all(orders)
     assert len(orders) > 40
     assert plain.is_contiguous()
+    assert student.laid_out(plain) is not plain
+    next(module for module in student.network.modules() if isinstance(module, nn.BatchNorm2d)).train()
+    assert student.laid_out(plain) is plain, "batch norms would take statistics less exactly"
 
 
 def check_block_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int) -> None:
