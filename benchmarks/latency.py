@@ -1,12 +1,12 @@
 """Latency of students over one source's, for every way to spend a budget; random weights, no data.
 
     python benchmarks/latency.py --out benchmarks/results/latency.json
-    python benchmarks/latency.py --like runs/demo/merge/results.json --out benchmarks/results/latency.json
+    python benchmarks/latency.py --like benchmarks/results/allocation_real.json --out benchmarks/results/latency.json
 
 Without data nobody knows what a unit gains by being kept apart, so that ``gain`` spends at random here; ``--like`` adds
-students in which as much of every group is separate as in those of a merge of two sources. Source and students read
-pictures as students lay them out. Every round runs every network once, in turn, so that what else the machine does
-falls on all alike; the figures are medians over rounds, as multiples of one source's in the same run.
+students in which as much of every group is separate as in those of a merge of two sources, from its results.json or
+from what ``allocation.py`` has written. Every round runs every network once, in turn, so that what else the machine
+does falls on all alike; the figures are medians over rounds, as multiples of one source's in the same run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import nn
 
 from project.alignment import Alignment, UnitMap
 from project.models import Architecture, atomic_text
-from project.student import blank_network, by_gain, laid_out, nominal_macs, source_macs, stagewise, uniform
+from project.student import blank_network, by_gain, nominal_macs, source_macs, stagewise, uniform
 from project.symmetry import Spec, trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="units of a group separated at once; default: as the methods have it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--like", type=Path, nargs="+", default=[], help="results.json of merges of two sources")
+    parser.add_argument("--like", type=Path, nargs="+", default=[], help="results of merges of two sources")
+    parser.add_argument("--channels-last", action="store_true", help="lay pictures out with their channels last")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
     arguments = parser.parse_args()
@@ -55,24 +56,24 @@ def main() -> None:
         for budget in arguments.budgets
     }
     for file in arguments.like:
-        shares = json.loads(file.read_text())["separated"]
-        students |= {
-            f"{name} of {file.parent.name}": alike(spec, mine) for name, mine in shares.items() if any(mine.values())
-        }
+        students |= {f"{name} of {file}": alike(spec, shares) for name, shares in separate_shares(file).items()}
     networks, nominal = {"source": built(plain, spec, merged(spec, 1), device)}, {"source": 1.0}
     for name, maps in students.items():
         networks[name] = built(plain, spec, maps, device)
         nominal[name] = nominal_macs(spec, maps) / source_macs(spec, maps)
     rows = []
     for batch in arguments.batches:
-        pictures = laid_out(torch.randn(batch, *spec.picture, device=device))
+        order = torch.channels_last if arguments.channels_last else torch.contiguous_format
+        pictures = torch.randn(batch, *spec.picture, device=device).contiguous(memory_format=order)
         seconds = measured(networks, pictures, arguments.rounds, CLOCKS[arguments.clock])
         for name, taken in seconds.items():
             ratio = taken / seconds["source"]
             row = {"network": name, "batch": batch, "nominal": round(nominal[name], 3), "milliseconds": 1e3 * taken}
             rows.append({**row, "latency": round(ratio, 3), "over nominal": round(ratio / nominal[name], 3)})
             print(*(f"{key} {value:.4g}" if isinstance(value, float) else value for key, value in rows[-1].items()))
-    found: dict[str, Any] = {"machine": machine(), "clock": arguments.clock, "step": arguments.step, "table": rows}
+    order = "channels last" if arguments.channels_last else "channels first"
+    found: dict[str, Any] = {"machine": machine(), "clock": arguments.clock, "step": arguments.step, "order": order}
+    found["table"] = rows
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(json.dumps(found, indent=2), arguments.out)
     print(f"wrote {arguments.out}")
@@ -98,8 +99,17 @@ def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int 
     return stagewise(spec, alignment, fixed, budget, front=separate == "front", step=step)
 
 
+def separate_shares(file: Path) -> dict[str, dict[str, float]]:
+    """Student -> group -> share of its rows that is separate, of the students of which any is."""
+    found = json.loads(file.read_text())
+    parts = [found] if "separated" in found else [part for part in found.values() if "separated" in part]
+    return {name: shares for part in parts for name, shares in part["separated"].items() if any(shares.values())}
+
+
 def alike(spec: Spec, shares: dict[str, float]) -> dict[str, UnitMap]:
     """Unit maps of two sources in which these shares of every group's rows are separate, the first ones."""
+    if not spec.groups.keys() <= shares.keys():
+        raise SystemExit(f"--like holds a merge of another architecture than --architecture {sorted(shares)[:3]} …")
     maps = merged(spec, 2)
     for group in spec.free:
         maps[group.name] = maps[group.name].split(torch.arange(round(shares[group.name] * group.size)))

@@ -347,7 +347,8 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         with (tiny.parent / run / "predictions.csv").open(newline="") as file:
             return {str(Path(row["picture"]).resolve()): row for row in csv.DictReader(file)}
 
-    found = answers("any", network, json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")]))
+    whole = [network, json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])]
+    found = answers("any", *whole)
     expected = {str(Path(path).resolve()): row for path, row in known.items()}
     assert len(found) == len(sorted(known)[::5])
     for path, row in found.items():
@@ -364,6 +365,8 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         (["plain.pth says nothing of its classes"], common, [network, json.dumps([str(plain)])]),
         (["UnsortedDataModule, which has no labels"], ["test", *common[1:]], two),
         (["allowed: own, joint, clipart, sketch"], common, [*two, "--model.init_args.head", "photo"]),
+        (["joint is 'gate', but network pleas-1.50 has none"], common, [*whole, "--model.init_args.joint", "gate"]),
+        (["crop is given, but no image_size"], common, [*two, "--data.init_args.crop", "squash"]),
         (["image_size is 0"], common, [*two, "--data.init_args.image_size", "0"]),
         (["batch_size is 0"], common, [*two, "--data.init_args.batch_size", "0"]),
         (["holds no pictures"], common, [*two, "--data.init_args.root", str(tiny / "merge" / "students")]),
@@ -371,6 +374,21 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(PleasError) as error:
             main([*asked, "--run", "runs/refused", *more])
         assert all(word in str(error.value) for word in words), error.value
+    with pytest.warns(UserWarning, match="pleas-1.50 was made for .*image_size=16.* data gives .*image_size=24"):
+        larger = answers("larger", *whole, "--data.init_args.image_size", "24")
+    assert larger.keys() == found.keys()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigurationError, match="head is 'photo'"):  # before any picture is opened
+        answers("refused", *two, "--model.init_args.head", "photo")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        answers("refused", *whole)
+    skip = [*whole, "--data.init_args.on_error", "skip"]
+    with pytest.warns(UserWarning, match="they are left out"):
+        assert answers("skipped", *skip).keys() == found.keys()
+    (tmp_path / "all").mkdir()
+    (tmp_path / "broken.png").rename(tmp_path / "all" / "broken.png")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DataError, match="no picture that can be read"):
+        answers("refused", *skip, "--data.init_args.root", str(tmp_path / "all"))
 
 
 def test_different_label_spaces_get_a_head_each(tiny: Path) -> None:
@@ -587,6 +605,28 @@ def test_two_processes_refine_one_student(tiny: Path) -> None:
 
 
 @pytest.mark.ddp
+def test_two_processes_predict_each_picture_once(tiny: Path, tmp_path: Path) -> None:
+    """One picture for both, which leaves one of them none; and three."""
+    pictures = sorted((tiny / "data").rglob("*.png"))[:3]
+    common = ["predict", "--config", str(TINY.parent / "predict.yaml"), "--trainer.accelerator", "cpu"]
+    common += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.init_args.root", str(tmp_path)]
+    common += ["--model.init_args.networks", json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])]
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.png").symlink_to(picture.resolve())
+        if number == 1:
+            continue
+        command = [sys.executable, "-m", "project", *common, "--run", f"runs/predict-{number}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        rows = []
+        for path in (tiny.parent / f"predict-{number}").glob("predictions*.csv"):
+            with path.open(newline="") as file:
+                rows += [row["picture"] for row in csv.DictReader(file)]
+        assert sorted(rows) == [str(tmp_path / f"{one}.png") for one in range(number + 1)]
+
+
+@pytest.mark.ddp
 def test_two_processes_learn_one_set_of_coefficients(tiny: Path) -> None:
     """In a fit, which takes half as many steps, and in a merge, by itself and tuned."""
     methods = json.dumps([
@@ -597,6 +637,7 @@ def test_two_processes_learn_one_set_of_coefficients(tiny: Path) -> None:
     ])  # fmt: skip
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
     fit = ["fit", "--config", str(TINY / "fit_coefficients.yaml"), "--run", "runs/tiny/coefficients-two", *two]
+    fit += ["--model.init_args.method.init_args.align", "activations"]
     merge = ["merge", "--config", str(TINY / "merge.yaml"), "--model.init_args.methods", methods]
     merge += ["--model.init_args.base", "mean", "--model.init_args.budgets", "[1.0]"]
     for arguments in (fit, [*merge, "--run", "runs/tiny/ada", *two]):
@@ -606,6 +647,11 @@ def test_two_processes_learn_one_set_of_coefficients(tiny: Path) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
     fitted = project.load_student(tiny / "coefficients-two" / "students" / "adamerging-1.00.ckpt")
     assert fitted.lineage["fitted"]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
+    alone = ["--run", "runs/tiny/coefficients-one", *fit[-2:]]
+    run("fit", "fit_coefficients", *alone)
+    one = project.load_student(tiny / "coefficients-one" / "students" / "adamerging-1.00.ckpt")
+    same = [torch.equal(units.members, fitted.maps[name].members) for name, units in one.maps.items()]
+    assert all(same), "units are matched by what both have seen"
     merged = project.load_student(tiny / "ada" / "students" / "adamerging-1.00.ckpt").lineage["learned"]
     assert max(abs(one - 0.3) for one in merged["coefficients"]["sketch"].values()) > 2e-3  # type: ignore[index]
     assert (tiny / "ada" / "students" / "adamerging-tuned-1.00.ckpt").exists()

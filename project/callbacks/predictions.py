@@ -29,6 +29,11 @@ class PredictionTable(BasePredictionWriter):
             raise ConfigurationError(f"top is {top}; it must be at least 1.")
         self.top = top
         self._rows: list[dict[str, str | float]] = []
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask for the run's folder, as all processes must; those without pictures never come to the end of the loop."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def write_on_batch_end(
         self,
@@ -52,8 +57,9 @@ class PredictionTable(BasePredictionWriter):
         """Write the table; a process that had no picture writes none."""
         if not self._rows:
             return
-        name = "predictions.csv" if trainer.global_rank == 0 else f"predictions-{trainer.global_rank}.csv"
-        path = Path(trainer.log_dir or trainer.default_root_dir) / name
+        path = self._folder / (
+            "predictions.csv" if trainer.global_rank == 0 else f"predictions-{trainer.global_rank}.csv"
+        )
         write_csv(self._rows, path)
         self._rows = []
         sys.stdout.write(f"Predictions: {path}\n")

@@ -226,7 +226,8 @@ class DomainDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a domain, over its test pictures: pictures (B, 3, image_size, image_size), paths (B)."""
-        return [self._loader(NamedPictures(self.samples(name, "test"), self._plain)) for name in self.domain_names]
+        datasets = [NamedPictures(self.samples(name, "test"), self._plain) for name in self.domain_names]
+        return [self._loader(dataset, sampler=EachOnce(dataset)) for dataset in datasets]
 
     def probe_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a domain, over its training pictures as they are: pictures and labels as in a test, each once."""

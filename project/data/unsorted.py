@@ -10,8 +10,9 @@ from project.data.checking import OnError, PictureCheck
 from project.data.domain import Sample
 from project.data.folders import PictureFolder
 from project.data.pictures import NamedPictures
+from project.data.sharding import EachOnce
 from project.data.transforms import evaluation_transform
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, DataError
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
 
 
@@ -23,10 +24,12 @@ class UnsortedDataModule(LightningDataModule):
     Args:
         root: The folder.
         image_size: Side of the square network input in pixels; default: what the network's file says of it all.
-        mean: With ``image_size``: mean of red, green and blue, for values from 0 to 1, taken off every picture.
-        std: With ``image_size``: standard deviation of red, green and blue, by which every picture is divided.
-        crop: With ``image_size``: how pictures that are not square are fitted: ``center`` resizes the shorter side and
-            keeps the middle, ``squash`` resizes the whole.
+        mean: With ``image_size``: mean of red, green and blue, for values from 0 to 1, taken off every picture;
+            default: ImageNet's.
+        std: With ``image_size``: standard deviation of red, green and blue, by which every picture is divided; default:
+            ImageNet's.
+        crop: With ``image_size``: how pictures that are not square are fitted: ``center`` (default) resizes the shorter
+            side and keeps the middle, ``squash`` resizes the whole.
         batch_size: Pictures in a batch.
         num_workers: Processes that load pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -39,33 +42,40 @@ class UnsortedDataModule(LightningDataModule):
         self,
         root: Path,
         image_size: int | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        crop: Crop = "center",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        crop: Crop | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # of fewer pictures than processes
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
-        self.preprocessing = None if image_size is None else Preprocessing(image_size, mean, std, crop)
+        self.given: Preprocessing | None = None
+        """How pictures are prepared, where that is not left to the network."""
+        if image_size is not None:
+            self.given = Preprocessing(image_size, mean or IMAGENET_MEAN, std or IMAGENET_STD, crop or "center")
+        elif others := [name for name, one in (("mean", mean), ("std", std), ("crop", crop)) if one is not None]:
+            raise ConfigurationError(f"{others[0]} is given, but no image_size; give both, or leave it to the network.")
+        self.preprocessing = self.given
         self._check = PictureCheck(on_error)
         self._samples: list[Sample] = []
 
     def setup(self, stage: str | None = None) -> None:
-        """List the pictures and decode each once.
+        """List the pictures.
 
         Raises:
-            DataError: Where there are none, or one cannot be read.
+            DataError: Where there are none.
         """
         (found,) = PictureFolder(self.root).read()
-        self._samples = self._check.readable(list(found.train))
+        self._samples = list(found.train)
 
     def suit(self, name: str, known: Preprocessing | None) -> None:
-        """Prepare pictures as a network's file says, unless it was said how.
+        """Prepare pictures as a network's file says, where that is left to it.
 
         Args:
             name: The network, for messages.
@@ -74,17 +84,21 @@ class UnsortedDataModule(LightningDataModule):
         Raises:
             ConfigurationError: Where nobody says.
         """
-        self.preprocessing = self.preprocessing or known
+        self.preprocessing = self.given or known
         if self.preprocessing is None:
             raise ConfigurationError(f"the file of network {name} says nothing of its pictures; give data.image_size.")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of pictures (B, 3, image_size, image_size) and their paths (B), by the names of the files.
+        """Batches of pictures (B, 3, image_size, image_size) and their paths (B), each once over all processes.
 
         Raises:
             ConfigurationError: Where nobody has said how pictures are prepared.
+            DataError: Where a picture cannot be read, or none.
         """
         if self.preprocessing is None:
             raise ConfigurationError("image_size is null, and no network has said how pictures are prepared.")
-        dataset = NamedPictures(self._samples, evaluation_transform(self.preprocessing))
-        return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
+        readable = self._check.readable(self._samples)
+        if not readable:
+            raise DataError(f"{self.root} holds no picture that can be read.")
+        dataset = NamedPictures(readable, evaluation_transform(self.preprocessing))
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=EachOnce(dataset), num_workers=self.num_workers)

@@ -37,10 +37,11 @@ class SMILE(Aligned):
     ‖Vᵀ x‖ with its first ``gate_rank`` vectors, mean over the positions, so that a whole picture goes one way. The
     softmax of the ``top`` largest scores are the gates. Each layer has its own, and its expert adds its own constant.
 
-    The experts of a layer that would be larger so than ΔWᵢ itself, and of grouped convolutions, which stay in full, are
-    added to W₀ for each picture. A layer whose base is the mean of the sources because it lacks one, such as a head for
-    other classes, follows the gates of the layer before. Heads of different label spaces and parameters outside layers
-    are merged as by the average, and so are layers that do not see pictures one by one.
+    The experts of a layer that would be larger so than ΔWᵢ itself, and of grouped convolutions, stay in full: they are
+    added to W₀ for each picture, or run beside it where there are few positions. A layer whose base is the mean of the
+    sources because it lacks one, such as a head for other classes, follows the gates of the layer before. Heads of
+    different label spaces and parameters outside layers are merged as by the average, and so are layers that do not see
+    pictures one by one.
 
     Args:
         rank: Singular vectors of each expert; more than a layer has are all.

@@ -16,7 +16,7 @@ from project.methods.routing import train_routers
 from project.methods.space import Align, Space
 from project.moments import PICTURES
 from project.student import BlendedLayer, Block, Budget, Demand, Learnt, LearntRouter, MixtureStudent, sites
-from project.student.experts import FEW
+from project.student.experts import beside
 from project.student.memory import gradient_bytes, picture_bytes
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's
@@ -107,8 +107,8 @@ class WEMoE(Aligned):
         chosen, sources = {name for block in self._chosen(problem) for name in block}, len(problem.sources)
         layers = [one for one in spec.layers if one.name in chosen]
         weights = {one: spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps for one in layers}
-        weighed = sum(sources * spec.sizes[one.outputs] * one.positions if one.positions <= FEW else 2 * weights[one]
-                      for one in layers)  # fmt: skip
+        made = {one: sources * spec.sizes[one.outputs] * one.positions for one in layers}
+        weighed = sum(made[one] if beside(one.positions, sources) else 2 * weights[one] for one in layers)
         drawn = self.batch * len(pictures)
         step = gradient_bytes(spec, drawn, 1, 0) + 4 * (weighed * drawn + sources * sum(weights.values()))
         shown = picture_bytes(spec, sum(pictures.values()))

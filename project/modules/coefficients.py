@@ -94,6 +94,8 @@ class CoefficientModule(LightningModule):
             raise ConfigurationError(
                 f"precision is {self.trainer.precision!r}; allowed: {', '.join(map(repr, PRECISIONS))}."
             )
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the method must know its steps.")
         if self.problem is None:
             self._prepare(data)
         self.scores = DomainScores(data.label_space)
@@ -109,19 +111,29 @@ class CoefficientModule(LightningModule):
         files = (self.files, loaded, spec, data, [self.method], [Budget(1.0)])
         prepared = prepare(*files, self.without_source, self.tolerance, base)
         self.problem, self.loaded = replace(prepared.problem, world=World.current()), prepared.sources
+        networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])
+        statistics = None
         if needs := self.method.needs - {PICTURES}:
-            self.problem = replace(self.problem, statistics=self._gathered(data, needs))
-        space = Space.of(self.problem, self.method.align)
+            networks.to(self._exact_device)
+            statistics = self._gathered(data, needs)
+        space = Space.of(replace(self.problem, statistics=statistics), self.method.align)
         student = self.problem.start(space.maps)
         self.blend = self.method.blend(space, student)
+        networks.to("cpu")  # what is fitted holds what it needs of them
         # The student is not registered, so that the trainer sees the parameters that are learned and no others.
         self.objective = Objective(student, data.calibration_domains, self.method.norms)
 
+    @property
+    def _exact_device(self) -> torch.device:
+        """That of the fit, or the CPU where that has no float64, in which moments are summed."""
+        device = self.trainer.strategy.root_device
+        return torch.device("cpu") if device.type == "mps" else device
+
     @torch.no_grad()
     def _gathered(self, data: UnlabelledDataModule, needs: Collection[str]) -> Statistics:
-        """What the sources do on all calibration pictures, on the device of the fit, where the sources stay."""
-        problem, device = self._problem, self.trainer.strategy.root_device
-        sources = Lockstep(problem.sources).requires_grad_(False).to(device)
+        """What the sources do on all calibration pictures."""
+        problem, device = self._problem, self._exact_device
+        sources = Lockstep(problem.sources).requires_grad_(False)
         domains = data.calibration_domains
         collector = Collector(problem.spec, sources, needs, domains, problem.owners, problem.columns, device=device)
         batches = iter(data.calibration_dataloader())

@@ -124,13 +124,15 @@ class EvaluationModule(ScoringModule):
             self.enter(load_contenders(self.files, None))
         first = self.contenders[0]
         data.suit(first.name, first.preprocessing)
-        self._check_head([])
+        if data.given is not None:
+            warn_of_preprocessing(first.name, first.preprocessing, data.given)
+        self._check_head()
 
-    def _check_head(self, domains: Sequence[str]) -> None:
-        """Refuse what the first network cannot be asked, before any picture is read."""
+    def _check_head(self, domains: Sequence[str] = ()) -> None:
+        """Refuse what the first network cannot be asked, of these domains or none, before any picture is read."""
         contender = self.contenders[0]
         heads.check_head(self.head, contender.labels, OWN)
-        if self.head == heads.JOINT:
+        if self.head == heads.JOINT or (self.head == OWN and not domains):
             contender.joint(self.joint)
         unknown = [domain for domain in domains if not contender.knows(domain)]
         if self.head == OWN and unknown:

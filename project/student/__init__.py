@@ -13,7 +13,7 @@ from project.student.artefact import (
 from project.student.axes import with_joins
 from project.student.blocks import Site, sites
 from project.student.budget import Budget, check_budgets
-from project.student.build import Student, blank_network, laid_out, start_student
+from project.student.build import Student, blank_network, start_student
 from project.student.distil import Distillation, DistillationLoss
 from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
@@ -49,7 +49,7 @@ __all__ = [
     "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Site", "Source", "Student", "Unit",
     "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
     "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages",
-    "is_student", "joint_matrix", "kind_entries", "laid_out", "lengths", "load_source", "load_student", "nominal_macs",
+    "is_student", "joint_matrix", "kind_entries", "lengths", "load_source", "load_student", "nominal_macs",
     "nominal_size", "obstacle", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed",
     "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student",
     "separated", "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix",

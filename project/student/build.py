@@ -59,19 +59,11 @@ class Student(MultiHead):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of all heads, shape (batch, columns of the label space)."""
-        return cast(Tensor, self.network(self.laid_out(pictures)))
+        return cast(Tensor, self.network(pictures))
 
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of all heads, shape (batch, columns of the label space), and what the heads read."""
-        return run_with_features(self.network, self.spec.head.name, self.laid_out(pictures))
-
-    def laid_out(self, pictures: Tensor) -> Tensor:
-        """Pictures in the order of memory in which the network runs fastest, see :func:`laid_out`.
-
-        As they are while it trains: on a CPU with channels last, torch's batch norms take statistics of a batch ten
-        times less exactly.
-        """
-        return pictures if any(module.training for module in self.network.modules()) else laid_out(pictures)
+        return run_with_features(self.network, self.spec.head.name, pictures)
 
     @property
     def held(self) -> int:
@@ -130,17 +122,6 @@ def exact_groups(spec: Spec, maps: Mapping[str, UnitMap]) -> frozenset[str]:
         for group in spec.parts(layer.outputs):
             exact[group] = exact[group] and known and single[group]
     return frozenset(name for name, holds in exact.items() if holds and name != spec.input.name)
-
-
-def laid_out(pictures: Tensor) -> Tensor:
-    """Pictures in the order of memory in which networks run fastest: on a CPU channels last, elsewhere as they are.
-
-    Layers write what they make of them in the same order.
-
-    Args:
-        pictures: Shape (batch, 3, height, width).
-    """
-    return pictures.contiguous(memory_format=torch.channels_last) if pictures.device.type == "cpu" else pictures
 
 
 def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -> nn.Module:

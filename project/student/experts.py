@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 HELD = 2**26  # weights of kernels that are put together at once for single pictures: 256 MB
-FEW = 64  # positions of an output up to which convolutions run side by side: as fast there, and ever faster below
+FEW = 128  # positions × sources up to which convolutions run side by side: about as fast there, and ever faster below
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,26 @@ class ProjectionRouter(nn.Module):
         return self.directions.numel() * positions
 
 
+def beside(positions: int, sources: int) -> bool:
+    """Whether N sources' layers run side by side, and not as one that is put together for every picture.
+
+    The time of the former grows with positions and sources, that of the latter hardly with either.
+    """
+    return positions * sources <= FEW
+
+
 class BlendedLayer(nn.Module):
     """W(x) = W₀ + Σ gᵢ(x) Wᵢ and its constant, put together for every picture, or applied side by side and weighed.
 
     Args:
         layer: The plain layer, which becomes W₀: a convolution, grouped or not, or a linear layer.
         sources: Number of sources N.
-        positions: Of its output on a picture; up to ``FEW``, W₀ … W_N are applied side by side.
+        positions: Of its output on a picture; where there are few, W₀ … W_N are applied side by side.
     """
 
     def __init__(self, layer: nn.Module, sources: int, positions: int) -> None:
         super().__init__()
-        self.layer, self.reading, self.beside = layer, Reading.of(layer), positions <= FEW
+        self.layer, self.reading, self.beside = layer, Reading.of(layer), beside(positions, sources)
         self.experts = nn.Parameter(_empty(layer, sources, *cast(Tensor, layer.weight).shape))
         self.constants = nn.Parameter(_empty(layer, sources, len(self.experts[0]))) if _has_bias(layer) else None
 

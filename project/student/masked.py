@@ -126,7 +126,7 @@ class MaskedStudent(Student):
         """Logits of one source's network, and what its head reads."""
         wrapped = _Run(self.network, self.spec.head.name)
         values = {f"network.{name}": tensor for name, tensor in self.task(source).items()}
-        found: tuple[Tensor, Tensor] = functional_call(wrapped, values, (self.laid_out(pictures),))
+        found: tuple[Tensor, Tensor] = functional_call(wrapped, values, (pictures,))
         return found
 
     @property

@@ -37,7 +37,7 @@ class _Counted:
         self.norm, self.seen, self.lone, self.momentum = norm, 0, False, norm.momentum
         self.before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
         norm.reset_running_stats()
-        self.handle = norm.train().register_forward_pre_hook(self._before)
+        self.handle = norm.register_forward_pre_hook(self._before)
 
     def _before(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
         values = inputs[0]
@@ -112,7 +112,6 @@ def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[N
     handles = [norm.register_forward_pre_hook(_train_where_possible) for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
-        norm.train()
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods import Merged, Problem, TaskArithmetic, WEMoE
 from project.modules.fitting import fitted
 from project.moments import PICTURES
-from project.student import Budget, MixtureStudent, Progress, World, batch_norms, reestimate
+from project.student import Budget, MixtureStudent, Progress, World, batch_norms, experts, reestimate
 from project.student.memory import picture_bytes
 from project.symmetry import trace
 
@@ -227,7 +227,7 @@ def test_arguments(arguments: dict[str, object], words: str) -> None:
         WEMoE(**arguments)  # type: ignore[arg-type]
 
 
-def test_what_it_needs() -> None:
+def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WEMoE().needs == {PICTURES}
     assert WEMoE(steps=0).needs == set()
     it = problem(0)
@@ -245,4 +245,11 @@ def test_what_it_needs() -> None:
     assert two.whole - one.whole == picture_bytes(it.spec, 1) == 4 * 3 * it.spec.picture[1] * it.spec.picture[2]
     step = one.least - plain.least
     assert 0 < step == one.whole - plain.whole - picture_bytes(it.spec, 20), "networks stay while routers are trained"
+    monkeypatch.setattr(experts, "FEW", 0)  # a kernel with its gradient for each picture; or what all sources make
+    kernels = WEMoE(steps=9).demand(it, {"art": 20}, [1.0], 4).least - plain.least
+    chosen = {name for block in WEMoE()._chosen(it) for name in block}
+    layers = [layer for layer in it.spec.layers if layer.name in chosen]
+    weights = sum(it.sources[0].get_submodule(layer.name).weight.numel() for layer in layers)  # type: ignore[union-attr, operator]
+    values = sum(it.spec.sizes[layer.outputs] * layer.positions for layer in layers)
+    assert kernels - step == 4 * WEMoE().batch * (2 * weights - len(it.sources) * values)
     assert WEMoE().demand(it, {"art": 10}, [1.0], 4).whole > WEMoE(steps=0).demand(it, {"art": 10}, [1.0], 4).whole

@@ -184,30 +184,6 @@ def test_separate_sources_run_as_one_grouped_convolution() -> None:
     assert cast(nn.Conv2d, part).groups == 3
 
 
-@pytest.mark.parametrize("budget", [1.0, 1.5, 2.0])
-def test_on_a_cpu_students_run_with_channels_last(budget: float) -> None:
-    """All the way through, blocks and joined outputs included, and with the same result."""
-    problem = make_problem([resnet("resnet20", seed) for seed in range(2)], needs=(), shape=(3, 16, 16))
-    alignment = random_alignment(problem, 0)
-    maps = stagewise(problem.spec, alignment, problem.fixed, budget)
-    student = start_student(problem.sources, problem.spec, maps, problem.labels)
-    plain, orders = pictures(4, 0, (3, 16, 16)), []
-    expected = student.network(plain)
-    for layer in student.network.modules():
-        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
-            layer.register_forward_hook(
-                lambda module, read, made: orders.append(made.is_contiguous(memory_format=torch.channels_last))
-            )
-    assert close(student(plain), expected)
-    assert close(student.outputs(plain)[0], expected)
-    assert all(orders)
-    assert len(orders) > 40
-    assert plain.is_contiguous()
-    assert student.laid_out(plain) is not plain
-    next(module for module in student.network.modules() if isinstance(module, nn.BatchNorm2d)).train()
-    assert student.laid_out(plain) is plain, "batch norms would take statistics less exactly"
-
-
 def check_block_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int) -> None:
     matrix = torch.randn(outputs.units, inputs.units * taps)
     matrix *= overlap(outputs, inputs).repeat_interleave(taps, 1)
