@@ -197,7 +197,18 @@ class CoefficientModule(LightningModule):
         checkpoint.update(student_entries(student))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from what was learned, and go on counting seconds."""
+        """Go on from what was learned, and go on counting seconds.
+
+        Raises:
+            ConfigurationError: If the sources' units are matched in another way now: masks would lie on other units.
+        """
+        maps, kept = self._objective.student.group_maps, checkpoint["unit_maps"]
+        differing = [name for name, units in maps.items() if not torch.equal(units.members, kept[name].cpu())]
+        if differing:
+            raise ConfigurationError(
+                f"ckpt_path is a fit in which units of {len(differing)} groups, {differing[0]} first, are matched in "
+                f"another way than now; give it the same sources, pictures and number of processes, or start anew."
+            )
         checkpoint["state_dict"] = checkpoint["learned"]
         self.earlier_seconds = checkpoint["lineage"]["fitted"]["seconds"]
 

@@ -161,6 +161,14 @@ def test_checkpoints_are_students_and_an_interrupted_fit_goes_on(place: Place, t
     mine, theirs, before = (torch.tensor([list(c.values()) for c in one["coefficients"].values()]) for one in learned)
     assert torch.equal(before, torch.full_like(before, 0.3))
     assert float((mine - theirs).abs().mean()) < 0.02 * float((theirs - before).abs().mean()), "but for rounding"
+    kept = torch.load(tmp_path / "1.ckpt", weights_only=True)
+    name = next(name for name, members in kept["unit_maps"].items() if len(members) > 12)
+    kept["unit_maps"][name] = kept["unit_maps"][name].flip(0)
+    torch.save(kept, tmp_path / "other.ckpt")
+    with pytest.raises(ConfigurationError, match=f"units of 1 groups, {name} first, are matched in another way"):
+        place.trainer(max_epochs=4).fit(
+            place.module(method), datamodule=data, ckpt_path=tmp_path / "other.ckpt", weights_only=True
+        )
 
 
 def test_what_does_not_go_together_is_refused(place: Place) -> None:
