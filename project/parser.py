@@ -59,6 +59,8 @@ def sentence(message: str, command: str) -> str:
             break
         elif value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
             given = given or f"got value: {value[1]}"
+        elif "codec can't decode" in line:  # jsonargparse takes a file in a list's place for one that holds the list
+            causes.append("a list is expected, such as '[FILE]'")
         elif line and not FRAME.match(line):
             told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
             causes.append(told.replace(". Got", "; got").rstrip("."))

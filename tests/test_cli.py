@@ -316,7 +316,7 @@ def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) 
 def test_another_picture_size_is_noticed(tiny: Path) -> None:
     student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])
     larger = ["--data.init_args.image_size", "24", "--model.init_args.networks", student]
-    with pytest.warns(UserWarning, match="pleas-1.50 was made for .*image_size=16.* data gives .*image_size=24"):
+    with pytest.warns(UserWarning, match=r"pleas-1\.50 was made for image_size 16, but data gives image_size 24\."):
         run("test", "test", "--run", "runs/tiny/larger", *larger)
 
 
@@ -345,7 +345,9 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
     def answers(run: str, *more: str) -> dict[str, dict[str, str]]:
         main([*common, "--run", f"runs/{run}", *more])
         with (tiny.parent / run / "predictions.csv").open(newline="") as file:
-            return {str(Path(row["picture"]).resolve()): row for row in csv.DictReader(file)}
+            rows = list(csv.DictReader(file))
+        assert [row["rank"] for row in rows] == ["1", "2", "3"] * (len(rows) // 3), "as the config has it"
+        return {str(Path(row["picture"]).resolve()): row for row in rows if row["rank"] == "1"}
 
     whole = [network, json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])]
     found = answers("any", *whole)
@@ -359,6 +361,11 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
     two = [network, json.dumps([str(tiny / "two_heads" / "students" / "pleas-1.00.ckpt")])]
     assert {row["head"] for row in answers("joint", *two).values()} <= {"clipart", "sketch"}
     assert {row["head"] for row in answers("named", *two, "--model.init_args.head", "sketch").values()} == {"sketch"}
+    with pytest.warns(UserWarning, match=r"head is 'sketch', but network pleas-1\.50 has one head for all"):
+        answers("one-head", *whole, "--model.init_args.head", "sketch")
+    student = tiny / "merge" / "students" / "pleas-1.50.ckpt"
+    with pytest.warns(UserWarning, match=r"the first of 2 networks answers alone: pleas-1\.50"):
+        assert answers("any", network, json.dumps([str(student), str(student.with_name("pleas-1.00.ckpt"))])) == found
     plain = tmp_path / "plain.pth"
     torch.save(load_source(tiny / "sketch" / "checkpoints" / "best.ckpt").network.state_dict(), plain)
     for words, asked, more in (
@@ -366,7 +373,9 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         (["UnsortedDataModule, which has no labels"], ["test", *common[1:]], two),
         (["allowed: own, joint, clipart, sketch"], common, [*two, "--model.init_args.head", "photo"]),
         (["joint is 'gate', but network pleas-1.50 has none"], common, [*whole, "--model.init_args.joint", "gate"]),
-        (["crop is given, but no image_size"], common, [*two, "--data.init_args.crop", "squash"]),
+        (["std is (0.0, 1.0, 1.0)"], common, [*two, "--data.init_args.std", "[0, 1, 1]"]),
+        (["nowhere is not there"], common, [*two, "--data.init_args.root", "nowhere"]),
+        (["plain.pth is no folder"], common, [*two, "--data.init_args.root", str(plain)]),
         (["image_size is 0"], common, [*two, "--data.init_args.image_size", "0"]),
         (["batch_size is 0"], common, [*two, "--data.init_args.batch_size", "0"]),
         (["holds no pictures"], common, [*two, "--data.init_args.root", str(tiny / "merge" / "students")]),
@@ -374,14 +383,15 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(PleasError) as error:
             main([*asked, "--run", "runs/refused", *more])
         assert all(word in str(error.value) for word in words), error.value
-    with pytest.warns(UserWarning, match="pleas-1.50 was made for .*image_size=16.* data gives .*image_size=24"):
+    with pytest.warns(UserWarning, match=r"pleas-1\.50 was made for image_size 16, but data gives image_size 24\."):
         larger = answers("larger", *whole, "--data.init_args.image_size", "24")
     assert larger.keys() == found.keys()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ConfigurationError, match="head is 'photo'"):  # before any picture is opened
         answers("refused", *two, "--model.init_args.head", "photo")
     with pytest.raises(DataError, match=r"broken\.png"):
-        answers("refused", *whole)
+        answers("any", *whole)
+    assert not (tiny.parent / "any" / "predictions.csv").exists(), "answers of an earlier run would be taken for these"
     skip = [*whole, "--data.init_args.on_error", "skip"]
     with pytest.warns(UserWarning, match="they are left out"):
         assert answers("skipped", *skip).keys() == found.keys()
@@ -622,7 +632,7 @@ def test_two_processes_predict_each_picture_once(tiny: Path, tmp_path: Path) -> 
         rows = []
         for path in (tiny.parent / f"predict-{number}").glob("predictions*.csv"):
             with path.open(newline="") as file:
-                rows += [row["picture"] for row in csv.DictReader(file)]
+                rows += [row["picture"] for row in csv.DictReader(file) if row["rank"] == "1"]
         assert sorted(rows) == [str(tmp_path / f"{one}.png") for one in range(number + 1)]
 
 

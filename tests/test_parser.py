@@ -20,12 +20,20 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
          ["model.methods", "project.methods.PLeaS has no option 'ridg', but ridge"]),
         ("merge", ["--trainer.max_epok", "3"], ["trainer.max_epok"]),
         ("merge", ["--config", "absent.yaml"], ["absent.yaml"]),
+        ("predict", ["--model.networks", "student.ckpt"], ["model.networks", "a list is expected, such as '[FILE]'"]),
         ("predict", ["--model.joint", "lgits"], ["model.joint", "lgits", "'logits', 'uniform', 'confidence'"]),
     ],
 )  # fmt: skip
 def test_misspelt_arguments(
-    config: str, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+    config: str,
+    arguments: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("student.ckpt").write_bytes(b"\x80 no text")
     with pytest.raises(SystemExit) as left:
         main(["predict" if config == "predict" else "merge", "--config", str(TINY / f"{config}.yaml"), *arguments])
     assert left.value.code == 2

@@ -32,8 +32,14 @@ class PredictionTable(BasePredictionWriter):
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask for the run's folder, as all processes must; those without pictures never come to the end of the loop."""
+        """Ask for the run's folder, as all processes must, and clear it of the answers of another run.
+
+        Processes without pictures never come to the end of the loop.
+        """
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.global_rank == 0:
+            for path in self._folder.glob("predictions*.csv"):
+                path.unlink()
 
     def write_on_batch_end(
         self,

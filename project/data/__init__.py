@@ -8,6 +8,7 @@ from project.data.domainnet import DomainNet
 from project.data.folders import ImageFolders, PictureFolder
 from project.data.nabirds import NABirds
 from project.data.pets import OxfordPets
+from project.data.pictures import open_picture
 from project.data.shapes import Shapes
 from project.data.transforms import evaluation_transform
 from project.data.unlabelled import UnlabelledDataModule
@@ -29,4 +30,5 @@ __all__ = [
     "UnlabelledDataModule",
     "UnsortedDataModule",
     "evaluation_transform",
+    "open_picture",
 ]

@@ -71,9 +71,11 @@ class PictureFolder(DomainSet):
         """List the pictures, all of them for training.
 
         Raises:
-            DataError: Where there are none.
+            DataError: Where there are none, or no folder.
         """
-        samples = _pictures(self.root, 0) if self.root.is_dir() else []
+        if not self.root.is_dir():
+            raise DataError(f"{self.root} is {'no folder' if self.root.exists() else 'not there'}.")
+        samples = _pictures(self.root, 0)
         if not samples:
             raise DataError(f"{self.root} holds no pictures ({', '.join(sorted(SUFFIXES))}), at any depth.")
         return [Domain(self.root.resolve().name, ("",), samples, [])]
@@ -84,5 +86,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _pictures(folder: Path, label: int) -> list[Sample]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [(path, label) for path in files]
+    """Pictures below a folder, none that are hidden."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return [(path, label) for path in sorted(shown)]

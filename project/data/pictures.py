@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -103,15 +103,15 @@ class NamedPictures(Pictures):
         return self.picture(index), str(self.samples[index][0])
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Open and decode a picture as RGB.
+def open_picture(path: str | Path) -> Image.Image:
+    """Open and decode a picture as RGB, the way up that its camera has noted (EXIF).
 
     Raises:
         DataError: Where the file cannot be read as a picture.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a picture: {_reason(error)}.") from error
 

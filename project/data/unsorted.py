@@ -1,5 +1,6 @@
 """Pictures of which nothing is known, to ask a network about."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,21 @@ from project.data.pictures import NamedPictures
 from project.data.sharding import EachOnce
 from project.data.transforms import evaluation_transform
 from project.errors import ConfigurationError, DataError
-from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
+from project.models.preprocessing import Crop, Preprocessing
 
 
 class UnsortedDataModule(LightningDataModule):
     """All pictures below a folder, however it is arranged, for ``predict``: no classes, no domain, no labels.
 
-    Pictures go through what the file of the network says its pictures must, unless ``image_size`` is given.
+    Pictures go through what the file of the network says its pictures must, but for what is given here.
 
     Args:
         root: The folder.
-        image_size: Side of the square network input in pixels; default: what the network's file says of it all.
-        mean: With ``image_size``: mean of red, green and blue, for values from 0 to 1, taken off every picture;
-            default: ImageNet's.
-        std: With ``image_size``: standard deviation of red, green and blue, by which every picture is divided; default:
-            ImageNet's.
-        crop: With ``image_size``: how pictures that are not square are fitted: ``center`` (default) resizes the shorter
-            side and keeps the middle, ``squash`` resizes the whole.
+        image_size: Side of the square network input in pixels.
+        mean: Mean of red, green and blue, for values from 0 to 1, taken off every picture.
+        std: Standard deviation of red, green and blue, by which every picture is divided.
+        crop: How pictures that are not square are fitted: ``center`` resizes the shorter side and keeps the middle,
+            ``squash`` resizes the whole.
         batch_size: Pictures in a batch.
         num_workers: Processes that load pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -55,13 +54,11 @@ class UnsortedDataModule(LightningDataModule):
             if value < least:
                 raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
-        self.given: Preprocessing | None = None
-        """How pictures are prepared, where that is not left to the network."""
-        if image_size is not None:
-            self.given = Preprocessing(image_size, mean or IMAGENET_MEAN, std or IMAGENET_STD, crop or "center")
-        elif others := [name for name, one in (("mean", mean), ("std", std), ("crop", crop)) if one is not None]:
-            raise ConfigurationError(f"{others[0]} is given, but no image_size; give both, or leave it to the network.")
-        self.preprocessing = self.given
+        wanted = {"image_size": image_size, "mean": mean, "std": std, "crop": crop}
+        self.given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+        """How pictures are prepared, as far as that is not left to the network."""
+        Preprocessing(**{"image_size": 1, **self.given})  # refuses what no picture can go through
+        self.preprocessing: Preprocessing | None = None
         self._check = PictureCheck(on_error)
         self._samples: list[Sample] = []
 
@@ -74,8 +71,8 @@ class UnsortedDataModule(LightningDataModule):
         (found,) = PictureFolder(self.root).read()
         self._samples = list(found.train)
 
-    def suit(self, name: str, known: Preprocessing | None) -> None:
-        """Prepare pictures as a network's file says, where that is left to it.
+    def suit(self, name: str, known: Preprocessing | None) -> Preprocessing:
+        """Prepare pictures as a network's file says, but for what was given.
 
         Args:
             name: The network, for messages.
@@ -84,9 +81,10 @@ class UnsortedDataModule(LightningDataModule):
         Raises:
             ConfigurationError: Where nobody says.
         """
-        self.preprocessing = self.given or known
-        if self.preprocessing is None:
+        if known is None and "image_size" not in self.given:
             raise ConfigurationError(f"the file of network {name} says nothing of its pictures; give data.image_size.")
+        self.preprocessing = Preprocessing(**self.given) if known is None else replace(known, **self.given)
+        return self.preprocessing
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of pictures (B, 3, image_size, image_size) and their paths (B), each once over all processes.
@@ -96,7 +94,7 @@ class UnsortedDataModule(LightningDataModule):
             DataError: Where a picture cannot be read, or none.
         """
         if self.preprocessing is None:
-            raise ConfigurationError("image_size is null, and no network has said how pictures are prepared.")
+            raise ConfigurationError("no network has said how pictures are prepared; use EvaluationModule as model.")
         readable = self._check.readable(self._samples)
         if not readable:
             raise DataError(f"{self.root} holds no picture that can be read.")

@@ -1,6 +1,7 @@
 """Which classes the columns of a network mean, and whether they and its pictures are the data's."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -46,7 +47,9 @@ def own_labels(
             return LabelSpace(known.classes, "different")  # one domain: its only head is its own
         return known
     if labels is None:
-        raise ConfigurationError(f"{origin} says nothing of its classes; give data that do, such as DomainDataModule.")
+        raise ConfigurationError(
+            f"{origin} says nothing of its classes; use a student or a checkpoint of pleas fit, or data that have them."
+        )
     for domain in domains or ():
         if domain not in labels.domains:
             raise ConfigurationError(
@@ -94,5 +97,10 @@ def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
 
 def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing) -> None:
     """Say so where the data's pictures are prepared in another way than a network's, as far as that is known."""
-    if known not in (None, given):
-        rank_zero_warn(f"{name} was made for {known}, but data gives {given}.")
+    if known is None:
+        return
+    mine, theirs = asdict(known), asdict(given)
+    differing = [one for one in mine if mine[one] != theirs[one]]
+    if differing:
+        words = (", ".join(f"{one} {values[one]}" for one in differing) for values in (mine, theirs))
+        rank_zero_warn("{} was made for {}, but data gives {}.".format(name, *words))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from project.data import UnsortedDataModule
@@ -123,15 +124,17 @@ class EvaluationModule(ScoringModule):
         if not self.contenders:
             self.enter(load_contenders(self.files, None))
         first = self.contenders[0]
-        data.suit(first.name, first.preprocessing)
-        if data.given is not None:
-            warn_of_preprocessing(first.name, first.preprocessing, data.given)
+        warn_of_preprocessing(first.name, first.preprocessing, data.suit(first.name, first.preprocessing))
         self._check_head()
 
     def _check_head(self, domains: Sequence[str] = ()) -> None:
         """Refuse what the first network cannot be asked, of these domains or none, before any picture is read."""
         contender = self.contenders[0]
+        if len(self.contenders) > 1:
+            rank_zero_warn(f"the first of {len(self.contenders)} networks answers alone: {contender.name}.")
         heads.check_head(self.head, contender.labels, OWN)
+        if self.head in contender.labels.domains and len(contender.labels.heads) == 1 < len(contender.labels.domains):
+            rank_zero_warn(f"head is {self.head!r}, but network {contender.name} has one head for all its domains.")
         if self.head == heads.JOINT or (self.head == OWN and not domains):
             contender.joint(self.joint)
         unknown = [domain for domain in domains if not contender.knows(domain)]

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from project.data import ImageFolders
+from project.data import ImageFolders, PictureFolder
 from project.errors import ConfigurationError, DataError
 
 Make = Callable[..., ImageFolders]
@@ -61,3 +62,14 @@ def test_impossible_arguments(folders: Make) -> None:
         folders(TREE, domains=["oil"]).read()
     with pytest.raises(ConfigurationError, match=r"test_fraction is 1.0"):
         ImageFolders("data", test_fraction=1.0)
+
+
+def test_hidden_files_and_folders_called_like_pictures_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", "deep/b.JPG", "._a.png", ".cache/c.png", "d.png/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name, format="PNG")
+    (found,) = PictureFolder(tmp_path).read()
+    assert [str(path.relative_to(tmp_path)) for path, _ in found.train] == ["a.png", "d.png/e.png", "deep/b.JPG"]
+    for root, words in ((tmp_path / "gone", "gone is not there"), (tmp_path / "a.png", r"a\.png is no folder")):
+        with pytest.raises(DataError, match=words):
+            PictureFolder(root).read()

@@ -98,7 +98,7 @@ def test_public_pictures_in_a_folder_of_any_structure(folders: Make, tmp_path: P
     (loose / "notes.txt").write_text("no picture")
     data = DomainDataModule(folders(COUNTS), image_size=8, calibration="public", public=PictureFolder(loose))
     assert sorted(path.name for path, _ in data.samples("public", "calibration")) == ["a.png", "b.png", "c.png"]
-    with pytest.raises(DataError, match=r"holds no pictures \(.*at any depth"):
+    with pytest.raises(DataError, match="elsewhere is not there"):
         PictureFolder(tmp_path / "elsewhere").read()
 
 

@@ -67,6 +67,14 @@ def bad(request: pytest.FixtureRequest, tmp_path: Path, draw: Draw) -> Path:
     return path
 
 
+def test_a_picture_stands_as_its_camera_held_it(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(open_picture(tmp_path / "turned.png")), np.asarray(upright))
+
+
 def test_an_unreadable_picture_is_named(bad: Path) -> None:
     pictures = Pictures([(bad, 0)], evaluation_transform(Preprocessing(8)))
     with pytest.raises(DataError, match=rf"{bad.name} cannot be read as a picture: "):
