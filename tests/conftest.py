@@ -6,6 +6,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole commands first: their files take longest, and one that is begun last keeps the other processes waiting."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """One thread: the tests' networks are small, and more threads than free cores make each other wait."""
