@@ -55,6 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench(arguments)
     found: dict[str, Any] = {"machine": machine(), "arguments": {k: str(v) for k, v in vars(arguments).items()}}
+    del found["arguments"]["out"]  # of this machine alone
     found["multiply-adds a second"] = {str(kind): bench.rate(kind) for kind in (torch.float32, torch.float64)}
     found["table"] = []
     for name in arguments.only:

@@ -330,7 +330,17 @@ def test_validate_and_predict(tiny: Path) -> None:
     assert all(Path(row["picture"]).exists() for row in rows)
 
 
-def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_heads(workplace: Path) -> Path:
+    """A run in which the sources were merged with a head each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        patch.setattr("sys.argv", ["pleas"])
+        run("merge", "merge_different")
+    return workplace / "runs" / "tiny" / "merge_different"
+
+
+def test_predict_takes_any_folder(tiny: Path, two_heads: Path, tmp_path: Path) -> None:
     """The same answers as for the same pictures in their domains; what is not known is said."""
     run("predict", "predict")
     with (tiny / "predict" / "predictions.csv").open(newline="") as file:
@@ -357,8 +367,7 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         assert row["domain"] == ""
         assert row["class"] == expected[path]["class"]
         assert float(row["probability"]) == pytest.approx(float(expected[path]["probability"]), abs=2e-4)
-    run("merge", "merge_different", "--run", "runs/tiny/two_heads")
-    two = [network, json.dumps([str(tiny / "two_heads" / "students" / "pleas-1.00.ckpt")])]
+    two = [network, json.dumps([str(two_heads / "students" / "pleas-1.00.ckpt")])]
     assert {row["head"] for row in answers("joint", *two).values()} <= {"clipart", "sketch"}
     assert {row["head"] for row in answers("named", *two, "--model.init_args.head", "sketch").values()} == {"sketch"}
     with pytest.warns(UserWarning, match=r"head is 'sketch', but network pleas-1\.50 has one head for all"):
@@ -401,9 +410,8 @@ def test_predict_takes_any_folder(tiny: Path, tmp_path: Path) -> None:
         answers("refused", *skip, "--data.init_args.root", str(tmp_path / "all"))
 
 
-def test_different_label_spaces_get_a_head_each(tiny: Path) -> None:
-    run("merge", "merge_different")
-    student = project.load_student(tiny / "merge_different" / "students" / "pleas-1.00.ckpt")
+def test_different_label_spaces_get_a_head_each(two_heads: Path) -> None:
+    student = project.load_student(two_heads / "students" / "pleas-1.00.ckpt")
     assert student(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
     assert student.labels.columns("sketch") == slice(12, 24)
 
@@ -615,25 +623,25 @@ def test_two_processes_refine_one_student(tiny: Path) -> None:
 
 
 @pytest.mark.ddp
-def test_two_processes_predict_each_picture_once(tiny: Path, tmp_path: Path) -> None:
-    """One picture for both, which leaves one of them none; and three."""
-    pictures = sorted((tiny / "data").rglob("*.png"))[:3]
-    common = ["predict", "--config", str(TINY.parent / "predict.yaml"), "--trainer.accelerator", "cpu"]
-    common += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.init_args.root", str(tmp_path)]
-    common += ["--model.init_args.networks", json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])]
-    for number, picture in enumerate(pictures):
-        (tmp_path / f"{number}.png").symlink_to(picture.resolve())
-        if number == 1:
-            continue
-        command = [sys.executable, "-m", "project", *common, "--run", f"runs/predict-{number}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        rows = []
-        for path in (tiny.parent / f"predict-{number}").glob("predictions*.csv"):
-            with path.open(newline="") as file:
-                rows += [row["picture"] for row in csv.DictReader(file) if row["rank"] == "1"]
-        assert sorted(rows) == [str(tmp_path / f"{one}.png") for one in range(number + 1)]
+def test_two_processes_predict_one_picture_once(tiny: Path, tmp_path: Path) -> None:
+    """Which leaves one of them none."""
+    picture = next((tiny / "data").rglob("*.png"))
+    (tmp_path / "one.png").symlink_to(picture.resolve())
+    student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])
+    command = [
+        sys.executable, "-m", "project", "predict", "--config", str(TINY.parent / "predict.yaml"),
+        "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2",
+        "--trainer.callbacks.init_args.top", "1", "--data.init_args.root", str(tmp_path),
+        "--model.init_args.networks", student, "--run", "runs/predict-one",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = []
+    for path in (tiny.parent / "predict-one").glob("predictions*.csv"):
+        with path.open(newline="") as file:
+            rows += [row["picture"] for row in csv.DictReader(file)]
+    assert rows == [str(tmp_path / "one.png")]
 
 
 @pytest.mark.ddp
