@@ -63,8 +63,8 @@ def main() -> None:
         nominal[name] = nominal_macs(spec, maps) / source_macs(spec, maps)
     rows = []
     for batch in arguments.batches:
-        order = torch.channels_last if arguments.channels_last else torch.contiguous_format
-        pictures = torch.randn(batch, *spec.picture, device=device).contiguous(memory_format=order)
+        layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+        pictures = torch.randn(batch, *spec.picture, device=device).contiguous(memory_format=layout)
         seconds = measured(networks, pictures, arguments.rounds, CLOCKS[arguments.clock])
         for name, taken in seconds.items():
             ratio = taken / seconds["source"]

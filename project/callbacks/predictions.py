@@ -37,7 +37,7 @@ class PredictionTable(BasePredictionWriter):
         Processes without pictures never come to the end of the loop.
         """
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if trainer.global_rank == 0:
+        if stage == "predict" and trainer.global_rank == 0:
             for path in self._folder.glob("predictions*.csv"):
                 path.unlink()
 

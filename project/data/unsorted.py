@@ -1,6 +1,5 @@
 """Pictures of which nothing is known, to ask a network about."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,16 @@ from project.data.pictures import NamedPictures
 from project.data.sharding import EachOnce
 from project.data.transforms import evaluation_transform
 from project.errors import ConfigurationError, DataError
-from project.models.preprocessing import Crop, Preprocessing
+from project.models.preprocessing import Preprocessing
 
 
 class UnsortedDataModule(LightningDataModule):
     """All pictures below a folder, however it is arranged, for ``predict``: no classes, no domain, no labels.
 
-    Pictures go through what the file of the network says its pictures must, but for what is given here.
+    Pictures go through what the file of the network says its pictures must.
 
     Args:
         root: The folder.
-        image_size: Side of the square network input in pixels.
-        mean: Mean of red, green and blue, for values from 0 to 1, taken off every picture.
-        std: Standard deviation of red, green and blue, by which every picture is divided.
-        crop: How pictures that are not square are fitted: ``center`` resizes the shorter side and keeps the middle,
-            ``squash`` resizes the whole.
         batch_size: Pictures in a batch.
         num_workers: Processes that load pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -40,10 +34,6 @@ class UnsortedDataModule(LightningDataModule):
     def __init__(
         self,
         root: Path,
-        image_size: int | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        crop: Crop | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         on_error: OnError = "raise",
@@ -54,10 +44,6 @@ class UnsortedDataModule(LightningDataModule):
             if value < least:
                 raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
-        wanted = {"image_size": image_size, "mean": mean, "std": std, "crop": crop}
-        self.given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-        """How pictures are prepared, as far as that is not left to the network."""
-        Preprocessing(**{"image_size": 1, **self.given})  # refuses what no picture can go through
         self.preprocessing: Preprocessing | None = None
         self._check = PictureCheck(on_error)
         self._samples: list[Sample] = []
@@ -71,20 +57,19 @@ class UnsortedDataModule(LightningDataModule):
         (found,) = PictureFolder(self.root).read()
         self._samples = list(found.train)
 
-    def suit(self, name: str, known: Preprocessing | None) -> Preprocessing:
-        """Prepare pictures as a network's file says, but for what was given.
+    def suit(self, name: str, known: Preprocessing | None) -> None:
+        """Prepare pictures as a network's file says.
 
         Args:
             name: The network, for messages.
             known: What its file says.
 
         Raises:
-            ConfigurationError: Where nobody says.
+            ConfigurationError: If it says nothing.
         """
-        if known is None and "image_size" not in self.given:
-            raise ConfigurationError(f"the file of network {name} says nothing of its pictures; give data.image_size.")
-        self.preprocessing = Preprocessing(**self.given) if known is None else replace(known, **self.given)
-        return self.preprocessing
+        if known is None:
+            raise ConfigurationError(f"the file of network {name} does not say how pictures are prepared for it.")
+        self.preprocessing = known
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of pictures (B, 3, image_size, image_size) and their paths (B), each once over all processes.

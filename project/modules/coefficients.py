@@ -1,6 +1,5 @@
 """Learning coefficients of task vectors, or a mask of them, in training epochs on unlabelled pictures."""
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
@@ -23,10 +22,11 @@ from project.methods.entropy import Objective, entropies
 from project.methods.space import Space
 from project.models import DomainScores
 from project.modules.base import load_base
+from project.modules.gathering import Gathering
 from project.modules.lineage import lineage
 from project.modules.preparation import prepare
 from project.modules.sources import SourceFile, read_sources
-from project.moments import PICTURES, Collector, Lockstep, Statistics
+from project.moments import PICTURES, Lockstep, Statistics
 from project.student import Budget, Source, Student, World, common_spec, reestimation, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -134,22 +134,19 @@ class CoefficientModule(LightningModule):
         """What the sources do on all calibration pictures."""
         problem, device = self._problem, self._exact_device
         sources = Lockstep(problem.sources).requires_grad_(False)
-        domains = data.calibration_domains
-        collector = Collector(problem.spec, sources, needs, domains, problem.owners, problem.columns, device=device)
+        gathering = Gathering(problem.spec, sources, needs, data.calibration_domains, problem.owners, problem.columns)
+        gathering.begin(lambda moments: [list(moments)], device)
         batches = iter(data.calibration_dataloader())
-        for batch, _, _ in tqdm(batches, desc="gathering", unit="batch", leave=False, disable=None):
-            for domain, pictures in batch.items():
-                if pictures is not None:
-                    collector.gather(domain, pictures.to(device))
-        collector.statistics.reduce(problem.world.reduce)
-        return collector.statistics
+        for batch, number, _ in tqdm(batches, desc="gathering", unit="batch", leave=False, disable=None):
+            seen = {domain: (pictures.to(device), None) for domain, pictures in batch.items() if pictures is not None}
+            gathering.gather(number, seen)
+        gathering.end(problem.world.reduce, problem.world.rank == 0)
+        assert gathering.statistics is not None
+        return gathering.statistics
 
     def configure_optimizers(self) -> optim.Optimizer:
         """The method's own optimizer."""
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the method must know its steps.")
-        self.total = int(total)
+        self.total = int(self.trainer.estimated_stepping_batches)
         return self.method.optimizer(self._blend)
 
     def on_fit_start(self) -> None:

@@ -62,7 +62,7 @@ class EvaluationModule(ScoringModule):
             given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
             warn_of_preprocessing(contender.name, contender.preprocessing, given)
         if stage == "predict":
-            self._check_head(labels.domains)
+            self._check_asked(labels.domains)
         else:
             for contender in self.contenders:
                 if contender.chooses(labels.domains):
@@ -124,10 +124,10 @@ class EvaluationModule(ScoringModule):
         if not self.contenders:
             self.enter(load_contenders(self.files, None))
         first = self.contenders[0]
-        warn_of_preprocessing(first.name, first.preprocessing, data.suit(first.name, first.preprocessing))
-        self._check_head()
+        data.suit(first.name, first.preprocessing)
+        self._check_asked()
 
-    def _check_head(self, domains: Sequence[str] = ()) -> None:
+    def _check_asked(self, domains: Sequence[str] = ()) -> None:
         """Refuse what the first network cannot be asked, of these domains or none, before any picture is read."""
         contender = self.contenders[0]
         if len(self.contenders) > 1:

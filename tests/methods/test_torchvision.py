@@ -18,7 +18,7 @@ SHAPE = (3, 64, 64)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnext50_32x4d": lambda: torchvision.models.resnext50_32x4d(num_classes=10),
     "convnext_tiny": lambda: torchvision.models.convnext_tiny(num_classes=10),
-    # Of all its twelve layers, moments of the units take more than 24 GB, where a merge would gather them in passes.
+    # With all its twelve layers this took more than 24 GB, since nothing plans the memory here as a merge does.
     "vit_b_16, two layers": lambda: torchvision.models.VisionTransformer(64, 16, 2, 12, 768, 3072, num_classes=10),
     "regnet_y_400mf": lambda: torchvision.models.regnet_y_400mf(num_classes=10),
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=10),
