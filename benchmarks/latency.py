@@ -7,10 +7,16 @@ Without data nobody knows what a unit gains by being kept apart, so that ``gain`
 students in which as much of every group is separate as in those of a merge of two sources, from its results.json or
 from what ``allocation.py`` has written. Every round runs every network once, in turn, so that what else the machine
 does falls on all alike; the figures are medians over rounds, as multiples of one source's in the same run.
+
+On Linux, glibc hands the memory of every large map back to the system as soon as a layer is done with it, and the next
+layer waits while the system zeroes as much again. PyTorch's performance tuning guide therefore has CPUs serve with
+jemalloc or tcmalloc, which keep freed memory, as this benchmark has glibc do; ``--allocator system`` leaves it be.
 """
 
 import argparse
+import ctypes
 import json
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +48,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--like", type=Path, nargs="+", default=[], help="results of merges of two sources")
     parser.add_argument("--channels-last", action="store_true", help="lay pictures out with their channels last")
+    parser.add_argument(
+        "--allocator", choices=["keeping", "system"], default="keeping", help="of freed memory on a CPU"
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
     arguments = parser.parse_args()
+    if arguments.allocator == "keeping":
+        keep_freed_memory()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
@@ -73,10 +84,20 @@ def main() -> None:
             print(*(f"{key} {value:.4g}" if isinstance(value, float) else value for key, value in rows[-1].items()))
     order = "channels last" if arguments.channels_last else "channels first"
     found: dict[str, Any] = {"machine": machine(), "clock": arguments.clock, "step": arguments.step, "order": order}
-    found["table"] = rows
+    found |= {"allocator": arguments.allocator, "table": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(json.dumps(found, indent=2), arguments.out)
     print(f"wrote {arguments.out}")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep freed memory for what is asked for next, as jemalloc and tcmalloc do."""
+    if platform.libc_ver()[0] != "glibc":
+        raise SystemExit("--allocator keeping needs glibc; use --allocator system.")
+    trim_threshold, mmap_max, most = -1, -4, 2**31 - 1  # of mallopt(3)
+    malloc = ctypes.CDLL(None)
+    if not (malloc.mallopt(mmap_max, 0) and malloc.mallopt(trim_threshold, most)):
+        raise SystemExit("glibc refused to keep freed memory; use --allocator system.")
 
 
 def merged(spec: Spec, sources: int) -> dict[str, UnitMap]:
