@@ -4,8 +4,8 @@
 
 Every student has one source's size, and none sees a label. Distillation starts where the closed form starts (units
 permuted and averaged, batch norm re-estimated) and runs for as many seconds as the closed form took in this run, and
-for multiples of that; the last row goes on from the closed form instead. A row that is written stays if the rest is
-interrupted. FOLDER is as in merge_quality.py.
+for multiples of that. It also goes on from the closed form, in the same way and as ``pleas fit`` refines: in small
+steps, the batch norms at rest. A row that is written stays if the rest is interrupted; FOLDER: see merge_quality.py.
 """
 
 import argparse
@@ -67,13 +67,17 @@ def rows(pair: Sequence[str], scratch: Path, times: Sequence[float], seed: int) 
     seconds -= aligned  # both have aligned the units
     yield row("start: permuted average", start, start.model.merged[0].student, 0.0, 0)
     yield row("closed form", fit, fit.model.merged[0].student, seconds, 0)
-    for factor in times:
-        student = copy.deepcopy(start.model.merged[0].student)
-        steps = distil(student, start, factor * seconds, seed, fresh=True)
-        yield row(f"distillation from the start, {factor:g}×", start, student, factor * seconds, steps)
+    for name, done, before in (
+        ("distillation from the start", start, 0.0),
+        ("closed form, then distillation", fit, seconds),
+    ):
+        for factor in times:
+            student = copy.deepcopy(done.model.merged[0].student)
+            steps = distil(student, done, factor * seconds, seed, fresh=True)
+            yield row(f"{name}, {factor:g}×", done, student, before + factor * seconds, steps)
     student = copy.deepcopy(fit.model.merged[0].student)
     steps = distil(student, fit, seconds, seed, fresh=False)
-    yield row("closed form, then distillation, 1× + 1×", fit, student, 2 * seconds, steps)
+    yield row("closed form, then refined, 1×", fit, student, 2 * seconds, steps)
 
 
 def merged(pair: Sequence[str], run: Path, method: str) -> tuple[Any, float]:

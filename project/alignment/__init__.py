@@ -6,10 +6,10 @@ from project.alignment.measure import similarity_bytes
 from project.alignment.partition import Splitting, nested_partitions
 from project.alignment.similarity import Similarity, activation_similarity
 from project.alignment.unit_map import UnitMap, overlap
-from project.alignment.zipping import Zipping, zip_sources, zippable
+from project.alignment.zipping import Zipping, zip_sources
 
 __all__ = [
     "Alignment", "Similarity", "Splitting", "UnitMap", "Zipping", "activation_similarity", "align_by_activations",
     "align_by_both", "align_by_weights", "assign", "match_units", "nested_partitions", "overlap", "similarity_bytes",
-    "total_similarity", "unaligned", "zip_sources", "zippable",
+    "total_similarity", "unaligned", "zip_sources",
 ]  # fmt: skip

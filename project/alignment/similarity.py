@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from project.alignment.zip import Zip
+from project.alignment.zip import Zip, set_power
 from project.errors import MergeError
 from project.moments import Statistics
 from project.symmetry import Axis, Group, Spec, move_units
@@ -142,11 +142,13 @@ def _weights(
         for source, state in enumerate(states):
             tensor = state[axis.tensor].cpu()
             home = torch.zeros(1, dtype=torch.long)
-            if group.blocks > 1:
+            if group.name in zips:
+                home = zips[group.name].homes[:, source]
+            elif group.blocks > 1:
                 home = block_rows(members[group.name], group.blocks)[:, source].argsort()  # where each block has gone
             for other, tied in others:
                 if other.name in zips:
-                    tensor = zips[other.name].fold(tensor, tied, source, reads=spec.reads(tied))
+                    tensor = zips[other.name].fold(tensor, tied, source, set_power(spec, other, tied), moved=False)
                     continue
                 order = members[other.name][:, source]
                 if tied.within:  # blocks of this group's units stay where they are

@@ -42,18 +42,45 @@ def match_blocks(
     Returns:
         group -> integer, shape (size, sources): rows of one block are neighbours, blocks of tied groups in one order.
     """
-    blocks = groups[0].blocks
     starts = starts or {}
-    if blocks == 1:
+    if groups[0].blocks == 1:
         return {g.name: match_units(similarities[g.name], sources, starts.get(g.name)) for g in groups}
-    if any(group.fixed for group in spec.tied(groups[0])):  # blocks that have a meaning outside stay where they are
-        rows = torch.arange(blocks)[:, None].expand(blocks, sources)
-    else:
-        alike = sum(_block_similarity(similarities[group.name], group, sources) for group in groups)
-        assert isinstance(alike, Tensor)
-        first = starts.get(groups[0].name)
-        rows = match_units(alike, sources, None if first is None else block_rows(first, blocks))
+    first = starts.get(groups[0].name)
+    start = None if first is None else block_rows(first, groups[0].blocks)
+    rows = match_whole(spec, groups, similarities, sources, start)
     return {g.name: _within(similarities[g.name], g, rows, starts.get(g.name)) for g in groups}
+
+
+def match_whole(
+    spec: Spec,
+    groups: Sequence[Group],
+    similarities: Mapping[str, Tensor],
+    sources: int,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Put whole blocks into rows, by the similarities of their units matched in the best way.
+
+    Args:
+        spec: Groups of the sources.
+        groups: Tied groups, or one alone.
+        similarities: group -> float64, shape (N · size, N · size): units of all sources, source after source.
+        sources: Number of sources N.
+        start: Rows to begin from where nothing does better: integer, shape (blocks, sources).
+
+    Returns:
+        Integer, shape (blocks, sources); blocks that have a meaning outside the network stay where they are.
+    """
+    blocks = groups[0].blocks
+    if blocks == 1 or any(group.fixed for group in spec.tied(groups[0])):
+        return torch.arange(blocks)[:, None].expand(blocks, sources)
+    alike = [_block_similarity(similarities[group.name], group, sources) for group in groups]
+    return match_units(torch.stack(alike).sum(0), sources, start)
+
+
+def shared_tensors(groups: Sequence[Group]) -> set[str]:
+    """Tensors that hold units of several of the groups, which tell which blocks belong together only afterwards."""
+    tensors = [{axis.tensor for axis in group.axes} for group in groups]
+    return {name for part, other in combinations(tensors, 2) for name in part & other}
 
 
 def rematched(
@@ -78,9 +105,7 @@ def rematched(
         similarities = {group.name: measure.similarity(group, members) for group in groups}
         found = match_blocks(spec, groups, similarities, sources, members)
         return found, sum(total_similarity(similarities[name], rows) for name, rows in found.items())
-    tensors = [{axis.tensor for axis in group.axes} for group in groups]
-    shared = {name for part, other in combinations(tensors, 2) for name in part & other}
-    similarities = {group.name: measure.similarity(group, members, shared) for group in groups}
+    similarities = {group.name: measure.similarity(group, members, shared_tensors(groups)) for group in groups}
     starts: tuple[Mapping[str, Tensor], ...] = ({}, match_blocks(spec, groups, similarities, sources, members))
     kept, moved = (_refined(groups, {**members, **start}, measure) for start in starts)
     totals = [measure.total(groups, one) for one in (kept, moved)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from project.symmetry import Axis
+from project.symmetry import Axis, Group, Spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,9 +17,11 @@ class Zip:
 
     Args:
         sets: Integer, shape (size, sources): the set that each unit of each source is in.
+        blocks: Equal runs of units that stay together: all units of a source's block are in sets of one block.
     """
 
     sets: Tensor
+    blocks: int = 1
 
     @property
     def labels(self) -> Tensor:
@@ -32,31 +34,62 @@ class Zip:
         return self.labels.bincount(minlength=len(self.sets))
 
     @property
+    def homes(self) -> Tensor:
+        """The block of sets in which each block of each source is: shape (blocks, sources)."""
+        size = len(self.sets) // self.blocks
+        return self.sets[::size] // size
+
+    @property
     def members(self) -> Tensor | None:
         """Rows of matched units, shape (size, sources); None where a set holds several units of one source."""
         order = self.sets.argsort(0)
         whole = torch.equal(self.sets.gather(0, order), torch.arange(len(order))[:, None].expand_as(order))
         return order if whole else None
 
-    def fold(self, tensor: Tensor, axis: Axis, source: int, *, reads: bool) -> Tensor:
+    def fold(self, tensor: Tensor, axis: Axis, source: int, power: float, *, moved: bool = True) -> Tensor:
         """A source's tensor in the student's units: the student's is the mean of those of all sources.
 
         Args:
             tensor: The tensor.
             axis: One of the group's axes.
             source: Number of the source.
-            reads: Whether a layer sums over the axis (Uᵢ) or the tensor belongs to the units on it (N Mᵢ).
+            power: See :func:`set_power`.
+            moved: On an axis that holds one block only, whether the blocks on axis 0 already stand as the student's.
         """
         size, sources = self.sets.shape
         mine = self.sets[:, source].to(tensor.device)
+        if axis.within:
+            inside = (mine % (size // self.blocks)).view(self.blocks, -1)
+            inside = inside[self.homes[:, source].argsort()] if moved else inside
+            inside = inside.repeat_interleave(len(tensor) // self.blocks, 0)
+            inside = inside.view(inside.shape + (1,) * (tensor.dim() - 2)).expand_as(tensor)
+            return torch.zeros_like(tensor).scatter_add(1, inside, tensor)
         entries = torch.arange(size * axis.taps) if axis.entries is None else torch.tensor(axis.entries)
         entries = entries.to(tensor.device)
         part = tensor.index_select(axis.dim, entries)
-        if not reads:
-            shares = (sources / self.counts.to(tensor))[mine].repeat_interleave(axis.taps)
+        if power:
+            shares = (sources / self.counts.to(tensor)).pow(power)[mine].repeat_interleave(axis.taps)
             part = part * shares.view(-1, *[1] * (tensor.dim() - axis.dim - 1))
         places = entries.view(size, axis.taps)[mine].flatten()
         return tensor.index_fill(axis.dim, entries, 0.0).index_add(axis.dim, places, part)
+
+
+def set_power(spec: Spec, group: Group, axis: Axis) -> float:
+    """How the size of a set of n units, of N sources, counts on an axis: every unit by (N / n) to this power.
+
+    Args:
+        spec: Groups of the sources.
+        group: The group.
+        axis: One of its axes.
+
+    Returns:
+        0 where a layer sums over the units, which reads the set for each of them (Uᵢ); 1 where the tensor belongs to
+        the units, for the mean of the set (N Mᵢ). Units that nothing reads meet in products with each other, as queries
+        and keys do: ½, so that the product of two means counts for n / N units of each source.
+    """
+    if spec.reads(axis):
+        return 0.0
+    return 1.0 if any(spec.reads(one) for one in group.axes) else 0.5
 
 
 def zip_units(similarity: Tensor, sources: int, within: float = 1.0, repeat: float = 0.5) -> Zip:

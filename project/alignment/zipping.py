@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from project.alignment.ascent import ascend
 from project.alignment.measure import Dual, counted
-from project.alignment.structured import bundles, rematched
-from project.alignment.unit_map import UnitMap
-from project.alignment.zip import Zip, cohesion, zip_units
+from project.alignment.structured import bundles, match_whole, shared_tensors
+from project.alignment.zip import Zip, cohesion, set_power, zip_units
 from project.moments import Statistics
-from project.symmetry import Group, Spec, permute_tensors
+from project.symmetry import Group, Spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,13 +19,11 @@ class Zipping:
     """How the units of all sources are put together.
 
     Args:
-        zips: Groups that were zipped.
-        members: Matched units of the groups that can only be matched one to one: integer, shape (size, sources) each.
+        zips: The sets of every group.
         scores: group -> mean similarity over the pairs of units that are put together.
     """
 
     zips: Mapping[str, Zip]
-    members: Mapping[str, Tensor]
     scores: Mapping[str, float]
 
     def brought(self, spec: Spec, state: Mapping[str, Tensor], source: int) -> dict[str, Tensor]:
@@ -36,16 +34,14 @@ class Zipping:
             state: Some of the source's tensors; left unchanged.
             source: Its number.
         """
-        found = permute_tensors(state, spec, {name: rows[:, source] for name, rows in self.members.items()})
-        for name, zipped in self.zips.items():
-            for axis in (axis for axis in spec.groups[name].axes if axis.tensor in state):
-                found[axis.tensor] = zipped.fold(found[axis.tensor], axis, source, reads=spec.reads(axis))
+        found = dict(state)
+        for within in (False, True):  # rows first: blocks of a grouped convolution's weight move with them
+            for name, zipped in self.zips.items():
+                group = spec.groups[name]
+                for axis in (axis for axis in group.axes if axis.within == within and axis.tensor in found):
+                    power = set_power(spec, group, axis)
+                    found[axis.tensor] = zipped.fold(found[axis.tensor], axis, source, power)
         return found
-
-
-def zippable(group: Group) -> bool:
-    """Whether units of a group can be merged within a source; else its blocks, or its mean, would be other ones."""
-    return group.blocks == 1 and group.tied is None and not group.whole
 
 
 def zip_sources(
@@ -64,8 +60,8 @@ def zip_sources(
 
     S_w compares weights as the neighbours stand: a source's weights are summed over the inputs that stand in one set,
     and averaged over such outputs, as in the student (MuDSC's code has it the other way round). Groups are visited as
-    in coordinate ascent, but a greedy zip need not be better than the one before it. Groups that are not
-    :func:`zippable` are matched one to one.
+    in coordinate ascent, but a greedy zip need not be better than the one before it. Blocks that stay together, such as
+    the heads of attention, are matched one to one, as wholes, and units are zipped within matched blocks.
 
     Args:
         spec: Groups of the sources.
@@ -79,26 +75,52 @@ def zip_sources(
         seed: Seed of the order in which groups are visited.
     """
     measure, sources = Dual.of(spec, counted(spec, states, heads=heads), alpha, statistics), len(states)
-    zipped = {group.name for group in spec.free if zippable(group)}
 
-    def split(found: Mapping[str, Tensor]) -> tuple[dict[str, Zip], dict[str, Tensor]]:
-        zips = {name: Zip(sets) for name, sets in found.items() if name in zipped}
-        return zips, {name: rows for name, rows in found.items() if name not in zipped}
+    def similarity(group: Group, found: Mapping[str, Tensor], skip: set[str] | None = None) -> Tensor:
+        return replace(measure, zips=zips(found)).similarity(group, {}, skip or ())
+
+    def zips(found: Mapping[str, Tensor]) -> dict[str, Zip]:
+        return {name: Zip(sets, spec.groups[name].blocks) for name, sets in found.items()}
+
+    def zipped(groups: Sequence[Group], rows: Tensor, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        """Units zipped anew within blocks, group after group, and what they have in common."""
+        found, alike = dict(found), []
+        for group in groups:
+            alike = [similarity(group, found)]
+            found[group.name] = _within(alike[0], rows, within, repeat)
+        if len(groups) > 1:  # zipping one has changed how alike the units of the others are
+            alike = [similarity(group, found) for group in groups]
+        worth = sum(g.size * cohesion(one, Zip(found[g.name])) for g, one in zip(groups, alike, strict=True))
+        return {group.name: found[group.name] for group in groups}, worth * sources * (sources - 1) / 2
 
     def visit(groups: Sequence[Group], found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-        zips, members = split(found)
-        now, group = replace(measure, zips=zips), groups[0]
-        if group.name not in zipped:
-            return rematched(groups, members, now)
-        similarity = now.similarity(group, members)
-        zip_ = zip_units(similarity, sources, within, repeat)
-        pairs = sources * (sources - 1) / 2
-        return {group.name: zip_.sets}, group.size * pairs * cohesion(similarity, zip_)
+        """Blocks as they stand, or as they match without the tensors that the groups share, whichever is worth more."""
+        stand = Zip(found[groups[0].name], groups[0].blocks).homes.argsort(0)
+        kept = zipped(groups, stand, found)
+        if groups[0].blocks == 1:
+            return kept
+        alike = {group.name: similarity(group, found, shared_tensors(groups)) for group in groups}
+        rows = match_whole(spec, groups, alike, sources, stand)
+        if torch.equal(rows, stand):
+            return kept
+        start = {name: _within(one, rows, within, repeat) for name, one in alike.items()}
+        moved = zipped(groups, rows, {**found, **start})
+        return moved if moved[1] > kept[1] + 1e-9 * abs(kept[1]) else kept
 
-    start = {group.name: UnitMap.identity(group.size, sources).members for group in spec.free}
-    zips, members = split(ascend(bundles(spec), visit, start, seed=seed, sweeps=sweeps))
-    now, scores = replace(measure, zips=zips), {}
-    for group in spec.free:
-        sets = zips[group.name] if group.name in zips else Zip(members[group.name].argsort(0))
-        scores[group.name] = cohesion(now.similarity(group, members), sets)
-    return Zipping(zips, members, scores)
+    start = {group.name: torch.arange(group.size)[:, None].expand(-1, sources).clone() for group in spec.free}
+    best = ascend(bundles(spec), visit, start, seed=seed, sweeps=sweeps)
+    scores = {group.name: cohesion(similarity(group, best), Zip(best[group.name])) for group in spec.free}
+    return Zipping(zips(best), scores)
+
+
+def _within(similarity: Tensor, rows: Tensor, within: float, repeat: float) -> Tensor:
+    """Sets of all units, shape (size, sources), zipped within the blocks that stand in one row."""
+    blocks, sources = rows.shape
+    size = len(similarity) // (sources * blocks)
+    sets, units = torch.empty(blocks * size, sources, dtype=torch.long), torch.arange(size)[:, None]
+    for block, row in enumerate(rows):
+        mine = row * size + units
+        joint = (mine + torch.arange(sources) * blocks * size).mT.flatten()
+        found = zip_units(similarity[joint][:, joint], sources, within, repeat)
+        sets.scatter_(0, mine, found.sets + block * size)
+    return sets

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources, zippable
+from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources
 from project.errors import ConfigurationError, MergeError
 from project.methods.arithmetic import write
 from project.methods.base import Merged, Method, Problem
@@ -26,9 +26,10 @@ class ZipIt(Method):
     The heads of shared classes are averaged; those of different classes stay the sources' own, each on the units that
     its source's were put into. All layers are zipped, none left apart for each source (the paper's partial zip).
 
-    Units in blocks (attention heads; grouped and depthwise convolutions; GroupNorm) and units normalised as a whole
-    (LayerNorm) are matched one to one, as Permutation matches them, since a merge within a source would change what is
-    computed from the others. MuDSC's code zips within matched blocks, too.
+    Blocks that stay together (heads of attention, groups of a grouped convolution or of a GroupNorm) are matched one to
+    one, and units are zipped within matched blocks, as MuDSC has it. Queries and keys of a set are its mean times
+    √(n_j / N), with N sources, so that their product counts for every unit of the set. GroupNorm and LayerNorm take
+    their statistics over sets, each counted once: only where every set has one unit of each source are they the same.
 
     Args:
         space: What makes units alike: the correlation of their ``activations`` (ZipIt), of their ``weights``, or
@@ -67,11 +68,6 @@ class ZipIt(Method):
         """Refuse activations of units that no value of the architecture holds alone."""
         self.matched.check(problem, "space")
 
-    def plan(self, problem: Problem) -> str | None:
-        """Which groups are only matched."""
-        kept = [group.name for group in problem.spec.free if not zippable(group)]
-        return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
-
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
@@ -99,14 +95,14 @@ class ZipIt(Method):
             heads=problem.labels.mode == "shared",
             seed=self.seed,
         )
-        problem.world.agree({name: zipped.sets for name, zipped in found.zips.items()}, found.members)
+        problem.world.agree({name: zipped.sets for name, zipped in found.zips.items()})
         return found
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
         found = self.zip(problem)
-        rows = {name: zipped.members for name, zipped in found.zips.items()} | dict(found.members)
+        rows = {name: zipped.members for name, zipped in found.zips.items()}
         sizes = problem.spec.sizes
         maps = {
             name: UnitMap.identity(sizes[name], len(problem.sources)) if members is None else UnitMap(members)

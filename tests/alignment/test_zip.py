@@ -152,13 +152,33 @@ def test_folding_is_a_product_with_the_matrices(axis: Axis) -> None:
     counts = torch.tensor([2.0, 4.0, 1.0, 1.0])  # of set 0: units 0, 1 of source 0; of 1: unit 3, and 0, 2, 3; ...
     for source in range(2):
         unmerge = torch.nn.functional.one_hot(zipped.sets[:, source], 4).float()
-        for reads, matrix in ((True, unmerge.mT), (False, 2 * unmerge.mT / counts[:, None])):
+        for power in (0.0, 0.5, 1.0):
+            matrix = unmerge.mT * (2 / counts[:, None]) ** power
             wide = torch.kron(matrix.contiguous(), torch.eye(axis.taps))
             moved = tensor.movedim(axis.dim, 0)
             expected = moved.clone()
             expected[entries] = torch.tensordot(wide, moved[entries], 1)
-            found = zipped.fold(tensor, axis, source, reads=reads)
+            found = zipped.fold(tensor, axis, source, power)
             assert torch.allclose(found, expected.movedim(0, axis.dim))
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_folding_within_blocks_is_folding_the_matrix_written_out(moved: bool) -> None:
+    """A grouped convolution of 3 blocks, 2 inputs each; the sets' blocks in another order than the sources'."""
+    zipped = Zip(torch.tensor([[4, 2], [4, 2], [1, 5], [0, 4], [2, 1], [3, 1]]), 3)
+    assert zipped.homes.tolist() == [[2, 1], [0, 2], [1, 0]]
+    tensor = torch.randn(12, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    for source in range(2):
+        homes = zipped.homes[:, source]
+        found = zipped.fold(tensor, Axis("w", 1, within=True), source, 0.0, moved=moved)
+        rows = homes.argsort() if moved else torch.arange(3)  # which of the source's blocks of inputs stands at a place
+        for place, block in enumerate(rows.tolist()):
+            dense = torch.zeros(4, 6, 3, 3)
+            for unit in (2 * block, 2 * block + 1):
+                dense[:, zipped.sets[unit, source]] += tensor[4 * place : 4 * place + 4, unit - 2 * block]
+            columns = slice(2 * int(homes[block]), 2 * int(homes[block]) + 2)
+            assert torch.equal(found[4 * place : 4 * place + 4], dense[:, columns])
+            assert float(dense.abs().sum()) == pytest.approx(float(dense[:, columns].abs().sum()))
 
 
 def test_rows_are_told_from_sets() -> None:

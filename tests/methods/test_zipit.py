@@ -24,14 +24,14 @@ from helpers import (
 from kinds import SIDE, kind
 from torch import nn
 
-from project.alignment import UnitMap, zippable
+from project.alignment import UnitMap, Zipping
+from project.alignment.zip import Zip
 from project.errors import ConfigurationError, MergeError
 from project.methods import MaTS, Problem, ZipIt
 from project.models import Architecture, Preprocessing
 from project.modules.fitting import fitted
 from project.moments import UNITS
 from project.student import Budget, Distillation, Progress, load_source, load_student, save_student
-from project.symmetry import check_blocks
 
 SHAPE = (3, SIDE, SIDE)
 SPACES = ("activations", "weights", "both")
@@ -206,21 +206,98 @@ def test_the_order_of_the_sources_does_not_matter() -> None:
     "name", ["attention", "transformer", "grouped", "group norm", "convnext", "dense", "concatenated"]
 )
 def test_structured_networks(name: str) -> None:
-    """Copies come back; of others, blocks stay whole and what may be zipped is."""
+    """Copies come back; of others, blocks stay whole, those of tied groups together, and units are zipped within."""
     it, batch = twins(kind(name, 0), 2, SHAPE), pictures(4, 7, SHAPE)
     with torch.no_grad():
         assert close(only(ZipIt("both"), it).student(batch), it.sources[0](batch), 1e-4)
     it = make_problem([kind(name, seed) for seed in range(2)], shape=SHAPE, needs=(UNITS,))
     found = ZipIt("both").zip(it)
-    kept = {group.name for group in it.spec.free if not zippable(group)}
-    assert set(found.members) == kept
-    assert set(found.zips) == {group.name for group in it.spec.free} - kept
-    for index in range(2):
-        check_blocks(it.spec, {group: rows[:, index] for group, rows in found.members.items()})
-    told = ZipIt().plan(it)
-    assert told is None if not kept else told is not None and all(group in told for group in kept)
+    assert set(found.zips) == {group.name for group in it.spec.free}
+    for group in it.spec.free:
+        zipped = found.zips[group.name]
+        size = group.size // group.blocks
+        assert zipped.counts.view(group.blocks, size).sum(1).tolist() == [2 * size] * group.blocks
+        for other in it.spec.tied(group):
+            assert torch.equal(found.zips[other.name].homes, zipped.homes)
+        for index in range(2):
+            homes = (zipped.sets[:, index] // size).view(group.blocks, size)
+            assert bool((homes == homes[:, :1]).all())
+            assert homes[:, 0].sort().values.tolist() == list(range(group.blocks))
+    assert any(zipped.members is None for zipped in found.zips.values()), "this is to be about merges within"
     with torch.no_grad():
         assert torch.isfinite(only(ZipIt("both"), it).student(batch)).all()
+
+
+def written_out(weight: torch.Tensor, blocks: int) -> torch.Tensor:
+    """A grouped convolution's weight with its zeros, flat: (outputs, inputs · taps)."""
+    return torch.block_diag(*weight.double().flatten(1).chunk(blocks))
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", ["grouped", "multiplied"])
+def test_grouped_convolutions_are_products_with_the_matrices(name: str, space: str) -> None:
+    """Σ Mᵢ Wᵢ Uᵢ of the matrices with their zeros: nothing of it is outside the student's own blocks."""
+    sources = [kind(name, seed) for seed in range(3)]
+    it = make_problem(sources, shape=SHAPE, needs=(UNITS,))
+    method = ZipIt(space)  # type: ignore[arg-type]
+    zips, student = method.zip(it).zips, only(method, it).student.network
+    for layer in (layer for layer in it.spec.layers if layer.blocks > 1):
+        total = torch.zeros(())
+        for index, source in enumerate(sources):
+            read, written = zips[layer.inputs], zips[layer.outputs]
+            unmerge = torch.nn.functional.one_hot(read.sets[:, index], len(read.sets)).double()
+            merge = torch.nn.functional.one_hot(written.sets[:, index], len(written.sets)).double().mT
+            merge = merge / written.counts[:, None]
+            weight = written_out(source.get_submodule(layer.name).weight, layer.blocks)
+            total = total + merge @ weight @ torch.kron(unmerge, torch.eye(layer.taps, dtype=torch.float64))
+        assert close(written_out(student.get_submodule(layer.name).weight, layer.blocks), total, 1e-5)
+        assert any(zips[group].members is None for group in (layer.inputs, layer.outputs))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_units_that_are_there_twice_make_room_within_their_block(space: str) -> None:
+    def source(seed: int, classes: int) -> nn.Module:
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(8, classes),
+        )  # fmt: skip
+        randomised(network, seed)
+        with torch.no_grad():
+            for layer in (network[0], network[2]):
+                layer.weight[1::2], layer.bias[1::2] = layer.weight[::2], layer.bias[::2]
+            for layer in (network[2], network[6]):
+                layer.weight[:, 1::2] = layer.weight[:, ::2]
+        return network
+
+    sources = [source(seed, classes) for seed, classes in ((0, 4), (1, 3))]
+    it, batch = make_problem(sources, "different", needs=(UNITS,)), pictures(5, 9)
+    method = ZipIt(space)  # type: ignore[arg-type]
+    for zipped in method.zip(it).zips.values():
+        assert zipped.sets[::2].tolist() == zipped.sets[1::2].tolist()
+    with torch.no_grad():
+        expected = torch.cat([source(batch) for source in sources], 1)
+        assert close(only(method, it).student(batch), expected, 1e-5)
+        assert not close(only(ZipIt(space, within=0.0), it).student(batch), expected, 1e-1)  # type: ignore[arg-type]
+
+
+def test_queries_and_keys_count_for_every_unit_of_their_set() -> None:
+    """Heads of four units, each there twice; sets of 4, 2, 1 and 1 units in one head, of 2, 1, 1 and 4 in the other."""
+    network = kind("attention", 0)
+    attention = network.attention
+    with torch.no_grad():
+        for layer in (attention.query, attention.key, attention.value):
+            layer.weight[1::2], layer.bias[1::2] = layer.weight[::2].clone(), layer.bias[::2].clone()
+    it, batch = make_problem([network, copy.deepcopy(network)], shape=SHAPE, batches=[]), pictures(4, 7, SHAPE)
+    sets = torch.tensor([[0, 0], [0, 0], [1, 1], [2, 3], [4, 4], [5, 6], [7, 7], [7, 7]])
+    zips = {
+        group.name: Zip(sets, 2) if group.blocks > 1 else Zip(torch.arange(group.size)[:, None].expand(-1, 2))
+        for group in it.spec.free
+    }
+    assert len([1 for zipped in zips.values() if zipped.members is None]) == 2, "queries with keys, and values"
+    brought = [Zipping(zips, {}).brought(it.spec, network.state_dict(), source) for source in range(2)]
+    state = {name: (brought[0][name] + brought[1][name]) / 2 for name in brought[0]}
+    with torch.no_grad():
+        assert close(torch.func.functional_call(network, state, (batch,)), network(batch), 1e-5)
 
 
 def test_zipped_students_are_files(tmp_path: Path) -> None:
