@@ -1,5 +1,6 @@
 """The command: LightningCLI with a ``merge`` subcommand and one folder for everything a run writes."""
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -120,6 +121,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     """
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
     given = sys.argv[1:] if args is None else args
     alone = {"check": run_check, "add-statistics": run_add_statistics}
     if isinstance(given, list) and given and given[0] in alone:
@@ -157,6 +159,11 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         if plain is None:
             raise
         raise plain from None
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    """Whether a message is about this run; Lightning also tells of packages of its makers, with every trainer."""
+    return not str(record.msg).startswith("💡 Tip")
 
 
 def _origin(error: BaseException | None) -> PleasError | None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -45,6 +46,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("fit", "fit_sketch")
         run("merge", "merge")
     return folder
+
+
+def test_lightning_speaks_of_the_run_alone(tiny: Path) -> None:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addHandler(handler)
+    Trainer(logger=False, enable_checkpointing=True, default_root_dir=tiny)
+    log.removeHandler(handler)
+    assert any("GPU available" in one for one in told)
+    assert not any("Tip" in one for one in told)
 
 
 @pytest.fixture
