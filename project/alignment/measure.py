@@ -117,14 +117,15 @@ def counted(spec: Spec, states: Sequence[Mapping[str, Tensor]], *, heads: bool) 
     return [{name: tensor for name, tensor in state.items() if name not in ignored} for state in states]
 
 
-def similarity_bytes(spec: Spec, sources: int, *, kept: bool) -> int:
-    """About how many bytes of similarities are held at once: those of the groups matched together, twice.
+def similarity_bytes(spec: Spec, sources: int, *, kept: bool, copies: int = 2) -> int:
+    """About how many bytes of similarities are held at once, most of them of the groups matched together.
 
     Args:
         spec: Groups of the sources.
         sources: Number of sources.
         kept: Whether S_act of all groups is held beside, see :meth:`Dual.of`.
+        copies: How often those of the groups matched together are held.
     """
     needed = {group.name: 8 * (sources * group.size) ** 2 for group in spec.free}
     together = (sum(needed.get(one.name, 0) for one in spec.tied(group)) for group in spec.free)
-    return 2 * max(together, default=0) + (sum(needed.values()) if kept else 0)
+    return copies * max(together, default=0) + (sum(needed.values()) if kept else 0)

@@ -1,12 +1,13 @@
 """Zipping all groups of the sources, by activations, by weights, or by both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from project.alignment.ascent import ascend
+from project.alignment.assignment import match_units
 from project.alignment.measure import Dual, counted
 from project.alignment.structured import bundles, match_whole, shared_tensors
 from project.alignment.zip import Zip, cohesion, set_power, zip_units
@@ -82,12 +83,18 @@ def zip_sources(
     def zips(found: Mapping[str, Tensor]) -> dict[str, Zip]:
         return {name: Zip(sets, spec.groups[name].blocks) for name, sets in found.items()}
 
+    def put(group: Group, alike: Tensor, rows: Tensor) -> Tensor:
+        """Sets of all units, shape (size, sources), within the blocks that stand in one row."""
+        if spec.normalised(group):
+            return _within(alike, rows, lambda one: match_units(one, sources).argsort(0))
+        return _within(alike, rows, lambda one: zip_units(one, sources, within, repeat).sets)
+
     def zipped(groups: Sequence[Group], rows: Tensor, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
         """Units zipped anew within blocks, group after group, and what they have in common."""
         found, alike = dict(found), []
         for group in groups:
             alike = [similarity(group, found)]
-            found[group.name] = _within(alike[0], rows, within, repeat)
+            found[group.name] = put(group, alike[0], rows)
         if len(groups) > 1:  # zipping one has changed how alike the units of the others are
             alike = [similarity(group, found) for group in groups]
         worth = sum(g.size * cohesion(one, Zip(found[g.name])) for g, one in zip(groups, alike, strict=True))
@@ -103,24 +110,32 @@ def zip_sources(
         rows = match_whole(spec, groups, alike, sources, stand)
         if torch.equal(rows, stand):
             return kept
-        start = {name: _within(one, rows, within, repeat) for name, one in alike.items()}
+        start = {group.name: put(group, alike[group.name], rows) for group in groups}
         moved = zipped(groups, rows, {**found, **start})
         return moved if moved[1] > kept[1] + 1e-9 * abs(kept[1]) else kept
 
     start = {group.name: torch.arange(group.size)[:, None].expand(-1, sources).clone() for group in spec.free}
+    sweeps = sweeps if alpha else 1  # activations are as alike whatever stands where
     best = ascend(bundles(spec), visit, start, seed=seed, sweeps=sweeps)
     scores = {group.name: cohesion(similarity(group, best), Zip(best[group.name])) for group in spec.free}
     return Zipping(zips(best), scores)
 
 
-def _within(similarity: Tensor, rows: Tensor, within: float, repeat: float) -> Tensor:
-    """Sets of all units, shape (size, sources), zipped within the blocks that stand in one row."""
+def _within(similarity: Tensor, rows: Tensor, put: Callable[[Tensor], Tensor]) -> Tensor:
+    """Units put into sets, block by block.
+
+    Args:
+        similarity: Shape (N · size, N · size): units of all sources, source after source.
+        rows: Which blocks stand in one row: integer, shape (blocks, sources).
+        put: The sets of the units of a row, given their similarities.
+    """
     blocks, sources = rows.shape
+    if blocks == 1:
+        return put(similarity)
     size = len(similarity) // (sources * blocks)
     sets, units = torch.empty(blocks * size, sources, dtype=torch.long), torch.arange(size)[:, None]
     for block, row in enumerate(rows):
         mine = row * size + units
         joint = (mine + torch.arange(sources) * blocks * size).mT.flatten()
-        found = zip_units(similarity[joint][:, joint], sources, within, repeat)
-        sets.scatter_(0, mine, found.sets + block * size)
+        sets.scatter_(0, mine, put(similarity[joint][:, joint]) + block * size)
     return sets

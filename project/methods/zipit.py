@@ -26,10 +26,11 @@ class ZipIt(Method):
     The heads of shared classes are averaged; those of different classes stay the sources' own, each on the units that
     its source's were put into. All layers are zipped, none left apart for each source (the paper's partial zip).
 
-    Blocks that stay together (heads of attention, groups of a grouped convolution or of a GroupNorm) are matched one to
-    one, and units are zipped within matched blocks, as MuDSC has it. Queries and keys of a set are its mean times
-    √(n_j / N), with N sources, so that their product counts for every unit of the set. GroupNorm and LayerNorm take
-    their statistics over sets, each counted once: only where every set has one unit of each source are they the same.
+    Blocks that stay together (heads of attention, groups of a grouped convolution) are matched whole, and units are
+    zipped within matched blocks, as MuDSC has it. Queries and keys of a set are its mean times √(n_j / N), with N
+    sources, so that their product counts for every unit of the set. Units over which GroupNorm or LayerNorm takes its
+    statistics are matched one to one, as Permutation matches them: sets of several sizes would change the statistics,
+    and nothing can re-estimate them. MuDSC's code zips GroupNorm's, too.
 
     Args:
         space: What makes units alike: the correlation of their ``activations`` (ZipIt), of their ``weights``, or
@@ -68,11 +69,16 @@ class ZipIt(Method):
         """Refuse activations of units that no value of the architecture holds alone."""
         self.matched.check(problem, "space")
 
+    def plan(self, problem: Problem) -> str | None:
+        """Which groups are only matched."""
+        kept = [group.name for group in problem.spec.free if problem.spec.normalised(group)]
+        return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
+
     def demand(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
         """Of the units' similarities, or of the student's parameters and one source's in float64."""
-        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1)
+        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=3)
         needed = max(alike, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
         return Demand(needed, needed)
 

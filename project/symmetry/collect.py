@@ -66,7 +66,7 @@ class Records:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     axes: list[FoundAxis] = field(default_factory=list)
     layers: list[FoundLayer] = field(default_factory=list)
-    norms: list[tuple[str, Tensor, int]] = field(default_factory=list)
+    norms: list[tuple[str, Tensor, tuple[int, bool]]] = field(default_factory=list)
     products: list[tuple[Tensor, int]] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
     whole: list[Tensor] = field(default_factory=list)
@@ -141,7 +141,7 @@ def collect(found: Records) -> Spec:
                 one.sides,
             )
         )
-    norms = tuple(Norm(name, joins.name(read, name)[0], entries) for name, read, entries in found.norms)
+    norms = tuple(Norm(name, joins.name(read, name)[0], *kind) for name, read, kind in found.norms)
 
     def entries(one: FoundAxis) -> int:
         return found.parameters[one.tensor].numel() // len(one.labels)

@@ -74,7 +74,7 @@ def batch_norm(found: Records, node: fx.Node, name: str, module: Any, value: Val
 def group_norm(found: Records, node: fx.Node, name: str, module: Any, value: Value) -> None:
     """GroupNorm: statistics over blocks of units; over all of them with one group, of each unit with as many."""
     read = found.reads(node, value, 1, name)
-    _norm(found, name, module, read, ("weight", "bias"))
+    _norm(found, name, module, read, ("weight", "bias"), joint=module.num_groups < len(read))
     if module.num_groups == 1:
         found.whole.append(read)
     elif module.num_groups < len(read):
@@ -91,17 +91,24 @@ def layer_norm(found: Records, node: fx.Node, name: str, module: Any, value: Val
         )
     dim = 1 if isinstance(module, LayerNorm2d) else len(found.shape(node)) - 1
     read = found.reads(node, value, dim, name)
-    _norm(found, name, module, read, ("weight", "bias"))
+    _norm(found, name, module, read, ("weight", "bias"), joint=True)
     found.whole.append(read)
     found.values[node] = value
 
 
 def _norm(
-    found: Records, name: str, module: Any, read: Tensor, tensors: tuple[str, ...], entries: int | None = None
+    found: Records,
+    name: str,
+    module: Any,
+    read: Tensor,
+    tensors: tuple[str, ...],
+    entries: int | None = None,
+    *,
+    joint: bool = False,
 ) -> None:
     there = [tensor for tensor in tensors if getattr(module, tensor) is not None]
     found.axes += [FoundAxis(f"{name}.{tensor}", 0, read) for tensor in there]
-    found.norms.append((name, read, len(there) if entries is None else entries))
+    found.norms.append((name, read, (len(there) if entries is None else entries, joint)))
 
 
 def attention(found: Records, node: fx.Node, name: str, module: Any, value: Value) -> None:

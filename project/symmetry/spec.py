@@ -118,11 +118,13 @@ class Norm:
         name: Name of the module.
         group: Group, or join of groups, that it normalises.
         entries: Parameters that a student's has for a unit.
+        joint: Whether it takes its statistics over several units at once, as LayerNorm does.
     """
 
     name: str
     group: str
     entries: int = 2
+    joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,10 @@ class Spec:
     def parts(self, axis: str) -> tuple[str, ...]:
         """The groups on an axis: the group of that name, or those of the join."""
         return tuple(name for name, _ in self.joins[axis].parts) if axis in self.joins else (axis,)
+
+    def normalised(self, group: Group) -> bool:
+        """Whether a norm takes statistics over several of the group's units at once."""
+        return any(norm.joint and group.name in self.parts(norm.group) for norm in self.norms)
 
     def reads(self, axis: Axis) -> bool:
         """Whether a layer sums over the axis, as over its inputs; else what is on it belongs to the units."""
