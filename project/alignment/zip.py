@@ -102,9 +102,9 @@ def zip_units(similarity: Tensor, sources: int, within: float = 1.0, repeat: flo
     its source: without a budget, each set holds one unit of every source, whatever their number.
 
     With two sources every merge counts for ``repeat`` and no set can be one too many; where ``within`` is 1 and
-    ``repeat`` above 0, the sets are those of ZipIt's code. Below 1 they differ: the code takes a set for one of its
-    first unit's source alone, and holds a source to its budget only once it has merged within it, so that a budget of
-    0 allows one merge. Where its factor is 0, the code forbids what is only the last choice here.
+    ``repeat`` above 0, the sets are nearly always those of ZipIt's code, which takes a set for one of its first unit's
+    source alone. Below 1 they differ more: the code holds a source to its budget only once it has merged within it, so
+    that a budget of 0 allows one merge. Where its factor is 0, the code forbids what is only the last choice here.
 
     (N − 1) n merges, each a few passes over N n numbers, and over the rows of those that have lost their best partner:
     mostly some (N n)² numbers in all, which is also what is held in float64.

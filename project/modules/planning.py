@@ -10,7 +10,7 @@ from project.data import DomainDataModule
 from project.methods import Method, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
-from project.student import Budget, Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
+from project.student import Budget, Demand, MemoryPlan, free_bytes, plan_memory, read_bytes, stored_bytes
 from project.student.memory import gather_bytes, gradient_bytes, size
 
 
@@ -62,6 +62,7 @@ class Planner:
         told = f"{size(free)} are free on {device}"
         if torch.device(device).type != "cpu":
             told += f", {size(free_bytes())} on the host"
+            free -= _networks(problem, methods, budgets)  # which Lightning brings there afterwards
         room = free if memory is None else min(free, read_bytes(memory))
         batch = gather_bytes(problem.spec, len(problem.sources), largest)
         if needs_gradients(frozenset().union(*(method.needs for method in methods))):
@@ -77,3 +78,10 @@ class Planner:
     def within(self, room: int) -> "Planner":
         """The same with other room."""
         return replace(self, room=room)
+
+
+def _networks(problem: Problem, methods: Sequence[Method], budgets: Sequence[Budget]) -> int:
+    """Bytes of the sources, and of a student of every method and budget."""
+    one = stored_bytes(problem.sources[0].state_dict())
+    students = len(methods) * sum(problem.times(budget) for budget in budgets)
+    return ceil(one * (len(problem.sources) + students))

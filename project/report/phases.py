@@ -27,18 +27,24 @@ class PhaseClock:
     def phase(self, name: str) -> Iterator[None]:
         """Measure a block."""
         _forget_peak()
+        _synchronise()
         start = time.perf_counter()
         try:
             yield
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            _synchronise()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.peak[name] = max(self.peak.get(name, 0.0), _peak())
 
     def rows(self) -> list[dict[str, float | str]]:
         """One row a phase, in the order in which they came."""
         return [{"phase": n, "seconds": round(s, 2), "peak_mib": round(self.peak[n])} for n, s in self.seconds.items()]
+
+
+def _synchronise() -> None:
+    """Wait for what a GPU was given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _forget_peak() -> None:
