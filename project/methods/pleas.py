@@ -120,6 +120,12 @@ class PLeaS(Permutation):
         for domain, weight in (weights or {}).items():
             if not 0 <= weight < inf:
                 raise ConfigurationError(f"weights gives {domain!r} {weight}; allowed: 0 or more.")
+        if fit == "joint":
+            alone = {"norm": norm != "after", "compensate": not compensate, "rounds": rounds != 2}
+            for name in (name for name, changed in alone.items() if changed):
+                raise ConfigurationError(f"{name} is given and fit is 'joint'; allowed: with fit 'sequential' alone.")
+            if logits != "divergence":
+                raise ConfigurationError(f"logits is {logits!r} and fit 'joint', which fits logits by squares always.")
         self.sequential = fit == "sequential"
         self.targets = targets
         self.weights = dict(weights or {})

@@ -51,6 +51,10 @@ def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> N
         ({"targets": "other"}, "targets is 'other'"),
         ({"restyle_steps": -1}, "restyle_steps is -1; allowed: 0 or more"),
         ({"heads": "none"}, "heads is 'none'"),
+        ({"fit": "joint", "rounds": 0}, "rounds is given and fit is 'joint'; allowed: with fit 'sequential' alone"),
+        ({"fit": "joint", "norm": "before"}, "norm is given and fit is 'joint'"),
+        ({"fit": "joint", "compensate": False}, "compensate is given and fit is 'joint'"),
+        ({"fit": "joint", "logits": "squares"}, "logits is 'squares' and fit 'joint', which fits logits by squares"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], words: str) -> None:
@@ -170,3 +174,11 @@ def test_weights_of_no_use_are_refused(weights: dict[str, float], said: str) -> 
 def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
     with pytest.raises(ConfigurationError, match="weights gives 'art'"):
         PLeaS(weights={"art": weight})
+
+
+def test_the_plan_names_every_stage() -> None:
+    problem = make_problem([random_network(2, weights) for weights in range(2)], batches=[])
+    told = PLeaS().plan(problem) or ""
+    assert told.startswith(f"pleas fits {len(problem.spec.layers)} layers in ")
+    assert all(layer.name in told for layer in problem.spec.layers)
+    assert PLeaS(fit="joint").plan(problem) is None

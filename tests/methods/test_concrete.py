@@ -195,6 +195,15 @@ def test_sources_that_agree_count_alike_and_their_entropy_falls() -> None:
     assert curve[59] < curve[30], "in the second half, on all pictures and without chance"
 
 
+@pytest.mark.parametrize("options", [{}, {"coefficients": "learned", "batch": 99}])
+def test_sources_that_are_their_base_come_back(options: dict[str, object]) -> None:
+    base = random_network(1, 50)
+    it = make_problem([copy.deepcopy(base) for _ in range(2)], needs=(), batches=FEW[:2], base=base)
+    found = only(Concrete(steps=5, rate=0.1, **options), it).student.network  # type: ignore[arg-type]
+    for name, one in base.named_parameters():
+        assert torch.allclose(found.get_parameter(name), one, atol=1e-7), name
+
+
 def test_what_was_learned_is_told() -> None:
     it = problem()
     for coefficients in ("fixed", "learned"):

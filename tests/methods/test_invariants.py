@@ -231,3 +231,23 @@ def test_a_norm_that_never_runs_is_not_shared_with_the_student() -> None:
     student = only(Permutation("weights"), make_problem(sources), 1.0).student
     reestimate(student, [pictures(4, 0)])
     assert bool((sources[0].spare.running_var == 7.0).all())
+
+
+SETTINGS = [
+    {"targets": targets, "norm": norm, "compensate": compensate, "rounds": rounds, "logits": logits}
+    for targets, norm in (("own", "after"), ("own", "before"), ("mean", "after"), ("mean", "before"))
+    for compensate, rounds, logits in ((True, 2, "squares"), (False, 0, "divergence"), (True, 1, "divergence"))
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: "-".join(map(str, one.values())))
+def test_every_way_to_fit_sequentially_runs(settings: dict[str, object]) -> None:
+    """Copies come back whatever the settings; sources that differ make a student whose residuals fall."""
+    method, batch = PLeaS(**settings), pictures(6, 7)  # type: ignore[arg-type]
+    copies = make_problem(permuted_family(random_network(2, 2), 2))
+    assert close(run(only(method, copies, 1.0).student, batch), run(copies.sources[0], batch), 1e-4)
+    merged = only(method, make_problem([random_network(2, weights) for weights in range(2)]), 1.3)
+    assert torch.isfinite(run(merged.student, batch)).all()
+    assert sum(fit["residual_after"] for fit in merged.layers.values()) < sum(
+        fit["residual_before"] for fit in merged.layers.values()
+    )

@@ -26,6 +26,7 @@ from project.methods import (
     RegMean,
     TaskArithmetic,
 )
+from project.methods.conjugate import ConjugateGradients
 from project.methods.mats import Estimate
 from project.methods.space import Space
 from project.methods.subspace import Elementwise, Gram, Kronecker, System
@@ -113,6 +114,45 @@ def test_operators_are_the_dense_matrices() -> None:
     shift = 0.5 * np.mean([np.diag(matrix).mean() for matrix in plain])
     for index, matrix in enumerate(plain):
         assert np.allclose(dense(damped, index), matrix + shift * np.eye(12))
+
+
+def solved(system: System, start: Tensor) -> Tensor:
+    solver = ConjugateGradients(system.apply, system.right, start.clone(), tolerance=1e-12)
+    while solver.step():
+        pass
+    return solver.solution
+
+
+def test_by_hand() -> None:
+    """One output, two inputs: (3 + 1) w = 3 and (1 + 3) w = 3; with outputs that weigh 2 and 1, 7 w = 6 and 5 w = 3."""
+    sources = [torch.tensor([one], dtype=torch.float64) for one in ([1.0, 0.0], [0.0, 1.0])]
+    inputs = [torch.diag(torch.tensor(one, dtype=torch.float64)) for one in ([3.0, 1.0], [1.0, 3.0])]
+    outputs = [torch.tensor([[one]], dtype=torch.float64) for one in (2.0, 1.0)]
+    cases: list[tuple[System, list[float]]] = [
+        (Gram("w", sources, inputs), [0.75, 0.75]),
+        (Kronecker("w", sources, inputs, outputs), [6 / 7, 3 / 5]),
+        (
+            Elementwise("w", sources, [torch.tensor([[1.0, 3.0]]).double(), torch.tensor([[3.0, 1.0]]).double()]),
+            [1 / 4] * 2,
+        ),
+    ]
+    for system, expected in cases:
+        assert solved(system, torch.zeros(1, 2, dtype=torch.float64)).flatten().tolist() == pytest.approx(expected)
+
+
+def test_task_vectors_that_do_not_meet_add_up() -> None:
+    """Where each source's curvature lies on its own task vector alone."""
+    base, vectors = torch.randn(3, 4).double(), torch.zeros(2, 3, 4, dtype=torch.float64)
+    vectors[0, :, :2], vectors[1, :, 2:] = 1.0, -2.0
+    sources = [base + one for one in vectors]
+    inputs = [torch.diag((one[0] != 0).double()) for one in vectors]
+    systems: list[System] = [
+        Elementwise("w", sources, [(one != 0).double() for one in vectors]),
+        Gram("w", sources, inputs),
+        Kronecker("w", sources, inputs, [semidefinite(3, seed) for seed in range(2)]),
+    ]
+    for system in systems:
+        assert torch.allclose(solved(system, base), base + vectors.sum(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("precondition", [False, True])

@@ -111,6 +111,7 @@ def test_task_vectors_that_do_not_meet_add_up(count: int) -> None:
         found = joined(only(method, it), base)
         missed = ~torch.isclose(found, together, atol=1e-6)
         assert int(missed.sum()) <= (count if isinstance(method, PCB) else 0), "PCB: each one's least entry has lost"
+    assert torch.allclose(joined(only(Average(), it), base), flat(base) + sum(vectors) / count, atol=1e-6)
     halves = TIES(keep=0.4).vector(torch.stack(vectors), [len(vectors[0])])
     assert torch.equal(halves != 0, sum(trimmed(one[None], 0.4)[0] for one in vectors) != 0)
 

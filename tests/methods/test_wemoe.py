@@ -77,6 +77,26 @@ def test_with_the_gate_of_one_source_the_layers_are_its_own() -> None:
         assert close(run(student, pictures(4, 7)), run(network, pictures(4, 7)), 1e-4)
 
 
+def test_by_hand() -> None:
+    """Kernels (2, 1) and (1, 3) from the base's (1, 1), gates 0.5 and 2: 1.5 · 3 + 5 · 10."""
+
+    def network(*kernel: float) -> nn.Module:
+        plain = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        state = {
+            "0.weight": torch.tensor([*kernel, 0.0]).view(1, 3, 1, 1),
+            "3.weight": torch.tensor([[2.0], [-1.0]]),
+            "3.bias": torch.zeros(2),
+        }
+        plain.load_state_dict(state)
+        return plain.eval()
+
+    it = make_problem([network(2, 1), network(1, 3)], needs=(), base=network(1, 1))
+    _, student = only(WEMoE(blocks=1.0, steps=0), it)
+    gated(student, [0.5, 2.0])
+    batch = torch.tensor([3.0, 10.0, 7.0]).view(1, 3, 1, 1).expand(1, 3, 5, 5)
+    assert run(student, batch)[0].tolist() == pytest.approx([2 * 54.5, -54.5])
+
+
 @pytest.mark.parametrize("mode", ["shared", "different"])
 def test_equal_sources_come_back_however_they_are_routed(mode: str) -> None:
     source, batch = random_network(2, 2), pictures(4, 7)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import PICTURE, make_problem, random_map, random_network
+from kinds import Sum
 from torch import nn
 
 from project.alignment import Alignment, UnitMap
@@ -131,11 +132,14 @@ def test_rows_are_separated_in_steps(step: int) -> None:
 
 
 def small_network(seed: int, weights: int) -> nn.Module:
-    """Three or four groups of few units, some of them a residual stream."""
+    """Three or four groups of few units, in every third network one of them a residual stream."""
     random = np.random.default_rng(seed)
     a, b, c = (int(width) for width in random.integers(2, 5, 3))
     torch.manual_seed(weights)
     layers = [nn.Conv2d(3, a, 3, padding=1), nn.ReLU(), nn.Conv2d(a, b, int(random.choice([1, 3]))), nn.ReLU()]
+    if seed % 3 == 0:
+        layers[2:] = [Sum(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, a, 1)), nn.ReLU()]
+        b = a
     layers += [nn.Conv2d(b, c, int(random.choice([1, 3])), stride=int(random.integers(1, 3))), nn.AdaptiveAvgPool2d(1)]
     layers += (
         [nn.Flatten(), nn.Linear(c, 4)] if random.random() < 0.5 else [nn.Flatten(), nn.Linear(c, 3), nn.Linear(3, 4)]
