@@ -40,11 +40,6 @@ from project.symmetry import trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MATCHING, STEPS, BATCH = 100, 400, 16  # the released code's
-FITS: dict[str, dict[str, Any]] = {
-    "joint": {"fit": "joint"},
-    "sequential": {"fit": "sequential"},
-    "sequential, excess 0.005": {"fit": "sequential", "excess": 0.005},
-}
 
 
 def main() -> None:
@@ -89,6 +84,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.clock = arguments, CLOCKS[arguments.clock]
+        self._gathering: dict[str, float] = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         shape = (3, arguments.image_size, arguments.image_size)
@@ -118,16 +114,6 @@ class Bench:
             if turn:
                 found.append(self.now() - start)
         return median(found)
-
-    def split(self, work: Callable[[], object]) -> tuple[float, float]:
-        """Median time of some work, and of the solves in it."""
-        found = []
-        for _ in range(self.arguments.rounds):
-            with stopwatch(self) as watch:
-                start = self.now()
-                work()
-                found.append((self.now() - start, sum(watch)))
-        return median(one for one, _ in found), median(one for _, one in found)
 
     def now(self) -> float:
         """The clock, once the device has done what it was given."""
@@ -170,6 +156,28 @@ class Bench:
         for moment in collector.statistics.moments():
             assert moment.totals  # with what was waiting
         return collector.statistics
+
+    def gathering(self, need: str) -> float:
+        """Median time of a pass that gathers one kind of statistics."""
+        if need not in self._gathering:
+            self._gathering[need] = self.seconds(partial(self.gather, [need]))
+        return self._gathering[need]
+
+    def merge(self, **settings: Any) -> tuple[Callable[[Sequence[float]], object], float]:
+        """A merge by PLeaS to some budgets, behind a pass over the pictures, and the time of that pass.
+
+        Where a pass gathers two kinds of statistics, the sources run once for both.
+        """
+        method = PLeaS(**settings)
+        needs = sorted(method.needs & {LAYERS, UNITS})
+        problem = Problem(**{**vars(self.problem), "statistics": self.gather(needs)})
+        passed = sum(self.gathering(need) for need in needs) - (len(needs) - 1) * self.forward_seconds
+        return lambda budgets: list(method.merge(problem, budgets)), passed
+
+    @cached_property
+    def forward_seconds(self) -> float:
+        """Median time of the sources' own forwards."""
+        return self.seconds(self.forwards)
 
     @torch.no_grad()
     def forwards(self) -> None:
@@ -221,55 +229,53 @@ class Counted(TorchDispatchMode):
 
 def moments(bench: Bench) -> Iterator[dict[str, Any]]:
     """Gathering every layer's joint moment beyond the sources' own forwards on the same pictures, over those."""
-    forwards, least = bench.seconds(bench.forwards), bench.bound(bench.forwards)
-    for needs in ([UNITS], [LAYERS]):
-        gather = partial(bench.gather, needs)
-        taken, whole = bench.seconds(gather) - forwards, bench.bound(gather)
-        row = {"part": f"moments of {needs[0]}", "seconds": taken, "over": "the sources' forwards"}
-        yield {**row, "ratio": taken / forwards, **{name: whole[name] - least[name] for name in whole}}
+    forwards, least = bench.forward_seconds, bench.bound(bench.forwards)
+    for need in (UNITS, LAYERS):
+        taken, whole = bench.gathering(need), bench.bound(partial(bench.gather, [need]))
+        row = {"part": f"moments of {need}", "seconds": taken - forwards, "over": "the sources' forwards"}
+        yield {**row, "ratio": taken / forwards - 1, **{name: whole[name] - least[name] for name in whole}}
 
 
 def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
     """Both fits at several budgets: the first with all it needs, a further one, and the solves among it.
 
-    Budgets of all sources side by side cost next to nothing, since nothing is merged: they count for "all of it" alone.
+    All budgets together are timed once. Those of all sources side by side cost next to nothing, since nothing is
+    merged: they count for "all of it" alone.
     """
     asked = bench.arguments.budgets
     between = sum(1 for budget in asked[1:] if budget < len(bench.sources))
     taken: dict[str, tuple[float, float]] = {}
-    for name, settings in FITS.items():
-        method = PLeaS(**settings)
-        needs = sorted(method.needs & {LAYERS, UNITS})
-        gathered = bench.seconds(partial(bench.gather, needs))
-        problem = Problem(**{**vars(bench.problem), "statistics": bench.gather(needs)})
-        merges = [
-            partial(lambda budgets, m, p: list(m.merge(p, budgets)), one, method, problem) for one in (asked[:1], asked)
-        ]
-        first, (every, solves) = gathered + bench.seconds(merges[0]), bench.split(merges[1])
-        every += gathered
+    for name in ("joint", "sequential"):
+        merge, gathered = bench.merge(fit=name)
+        one = bench.seconds(partial(merge, asked[:1]))
+        first = one + gathered
+        with stopwatch(bench) as watch:
+            start = bench.now()
+            merge(asked)
+            every = bench.now() - start + gathered
         taken[name] = first, every
-        counted = {"gathering": bench.bound(partial(bench.gather, needs))}
-        counted |= {part: bench.bound(merge) for part, merge in zip(("first", "all"), merges, strict=True)}
-        bound = {key: counted["gathering"][key] + counted["first"][key] for key in counted["first"]}
-        row = {"part": f"{name}: first budget", "seconds": first, "over": "gathering", "ratio": first / gathered}
-        yield row | bound
+        single, pair = (bench.bound(partial(merge, asked[:count])) for count in (1, 2))
+        row = {"part": f"{name}: first budget, gathered", "seconds": one, "over": "gathering", "ratio": one / gathered}
+        yield row | single
         if between:
             further = (every - first) / between
-            bound = {key: (counted["all"][key] - counted["first"][key]) / between for key in counted["all"]}
             row = {
                 "part": f"{name}: a further budget",
                 "seconds": further,
                 "over": "the first",
                 "ratio": further / first,
             }
-            yield row | bound
+            yield row | {key: pair[key] - single[key] for key in pair}
+        solves = sum(watch)
         yield {"part": f"{name}: solves", "seconds": solves, "over": "all of it", "ratio": solves / every}
-    for name in ("sequential", "sequential, excess 0.005"):
-        ratio = taken[name][0] / taken["joint"][0]
-        yield {"part": name, "seconds": taken[name][0], "over": "joint, one budget", "ratio": ratio}
+    merge, gathered = bench.merge(fit="sequential", excess=0.005)
+    spared = gathered + bench.seconds(partial(merge, asked[:1]))
+    for name, seconds in (("sequential", taken["sequential"][0]), ("sequential, excess 0.005", spared)):
+        ratio = seconds / taken["joint"][0]
+        yield {"part": name, "seconds": seconds, "over": "joint, one budget", "ratio": ratio}
     plain = plain_way(bench)
-    for name in ("joint", "sequential"):
-        for count, ours in ((1, taken[name][0]), (len(asked), taken[name][1])):
+    for name, (first, every) in taken.items():
+        for count, ours in ((1, first), (len(asked), every)):
             whole = plain["matching"] + plain["steps"] * count
             part = f"plain way, {count} budget{'s' * (count > 1)}"
             yield {"part": part, "seconds": whole, "over": f"ours, {name}", "ratio": whole / ours}
