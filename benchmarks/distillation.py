@@ -5,7 +5,8 @@
 Every student has one source's size, and none sees a label. Distillation starts where the closed form starts (units
 permuted and averaged, batch norm re-estimated) and runs for as many seconds as the closed form took in this run, and
 for multiples of that. It also goes on from the closed form, in the same way and as ``pleas fit`` refines: in small
-steps, the batch norms at rest. A row that is written stays if the rest is interrupted; FOLDER: see merge_quality.py.
+steps, the batch norms at rest. The released code of PLeaS, 400 Adam steps of each layer alone, is here too. A row that
+is written stays if the rest is interrupted; FOLDER: see merge_quality.py.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from merge_cost import BATCH as BATCH_OF_ALL
+from merge_cost import STEPS, adam_steps
 from merge_quality import CONFIGS, machine, real_arguments, unpacked
 from torch import Tensor
 
@@ -28,6 +31,7 @@ from project.models import atomic_text
 from project.modules.refine import warmup_cosine
 from project.report.results import text_table
 from project.student import Distillation, Student, batch_norms, reestimate
+from project.symmetry import permute_state
 
 BATCH = 32  # pictures of each domain
 FRESH, REFINED = 1e-3, 3e-5  # learning rates from the permuted average and from the closed form
@@ -67,6 +71,10 @@ def rows(pair: Sequence[str], scratch: Path, times: Sequence[float], seed: int) 
     seconds -= aligned  # both have aligned the units
     yield row("start: permuted average", start, start.model.merged[0].student, 0.0, 0)
     yield row("closed form", fit, fit.model.merged[0].student, seconds, 0)
+    student = copy.deepcopy(start.model.merged[0].student)
+    begin = time.perf_counter()
+    layer_by_layer(student, start, seed)
+    yield row("each layer alone, 400 Adam steps", start, student, time.perf_counter() - begin, STEPS)
     for name, done, before in (
         ("distillation from the start", start, 0.0),
         ("closed form, then distillation", fit, seconds),
@@ -120,6 +128,22 @@ def distil(student: Student, done: Any, seconds: float, seed: int, *, fresh: boo
         mixed = torch.cat(list(pictures.values()))
         reestimate(student.network, mixed[torch.randperm(len(mixed))].split(128))
     return steps
+
+
+def layer_by_layer(student: Student, done: Any, seed: int) -> None:
+    """Train every layer alone on the mean of the sources' inputs and outputs, as the released code of PLeaS does."""
+    device = next(student.parameters()).device
+    sources, draw = [], torch.Generator().manual_seed(seed)
+    for index, source in enumerate(done.model.problem.sources):
+        aligned = copy.deepcopy(source).to(device)
+        orders = {group.name: student.maps[group.name].members[:, index] for group in student.spec.free}
+        aligned.load_state_dict(permute_state(aligned.state_dict(), student.spec, orders))
+        sources.append(aligned)
+    pictures = torch.cat(list(calibration(done.datamodule, device).values()))
+    batches = (pictures[torch.randint(len(pictures), (BATCH_OF_ALL,), generator=draw)] for _ in range(STEPS))
+    for _ in adam_steps(sources, student, batches):
+        pass
+    reestimate(student.network, pictures[torch.randperm(len(pictures), generator=draw)].split(128))
 
 
 def calibration(data: DomainDataModule, device: torch.device) -> dict[str, Tensor]:

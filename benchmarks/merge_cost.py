@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -214,7 +214,9 @@ class Counted(TorchDispatchMode):
             return out
         read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         self.bytes += sum(one.nbytes for one in (*read, *written))
-        packet = func.overloadpacket
+        packet = getattr(
+            torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), func.overloadpacket
+        )  # in place or not
         if packet in flop_registry:
             count = flop_registry[packet](*args, **(kwargs or {}), out_val=out) / 2
         elif packet is torch.ops.aten.linalg_cholesky_ex:
@@ -317,7 +319,7 @@ def plain_way(bench: Bench) -> dict[str, float]:
     for batch in some(timed):
         collector.gather("all", batch)
     seconds["matching"] = (bench.now() - start) / timed * MATCHING
-    steps = adam_steps(bench, start_at(bench), some(timed + 1))
+    steps = adam_steps(bench.sources, start_at(bench), some(timed + 1))
     next(steps)
     start = bench.now()
     for _ in steps:
@@ -333,22 +335,28 @@ def start_at(bench: Bench) -> Student:
     return start_student(bench.sources, spec, maps, bench.problem.labels)
 
 
-def adam_steps(bench: Bench, student: Student, batches: Iterator[Tensor]) -> Iterator[float]:
-    """Every layer on the mean of the sources' inputs, towards the mean of their outputs; yields each step's loss."""
-    layers = [student.network.get_submodule(layer.name) for layer in bench.problem.spec.layers]
+def adam_steps(sources: Sequence[nn.Module], student: Student, batches: Iterable[Tensor]) -> Iterator[float]:
+    """Every layer on the mean of the sources' inputs, towards the mean of their outputs; yields each step's loss.
+
+    Args:
+        sources: Their units in the student's order.
+        student: Of one source's size; changed in place.
+        batches: Pictures, one batch a step.
+    """
+    layers = [student.network.get_submodule(layer.name) for layer in student.spec.layers]
     seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
     hooks = [
         source.get_submodule(layer.name).register_forward_hook(
             lambda _, inputs, output, index=index: seen[index].append((inputs[0], output))
         )
-        for source in bench.sources
-        for index, layer in enumerate(bench.problem.spec.layers)
+        for source in sources
+        for index, layer in enumerate(student.spec.layers)
     ]
     optimizer = torch.optim.Adam([p for layer in layers for p in layer.parameters()], lr=5e-4)
     try:
         for batch in batches:
             with torch.no_grad():
-                for source in bench.sources:
+                for source in sources:
                     source(batch)
             optimizer.zero_grad()
             loss = batch.new_zeros(())

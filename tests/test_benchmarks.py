@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import PICTURE, random_network
 
 from project.student import nominal_macs, separated
@@ -42,3 +43,18 @@ def test_students_like_those_of_a_run_are_of_their_size(budget: float, monkeypat
     assert {name: units.units for name, units in twins.items()} == {name: units.units for name, units in maps.items()}
     assert nominal_macs(spec, twins) == nominal_macs(spec, maps)
     sys.modules.pop("latency")
+
+
+def test_operations_are_counted_by_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    cost = __import__("merge_cost")
+    left, right, total = torch.randn(5, 7), torch.randn(7, 3), torch.zeros(5, 3)
+    gram, rows = torch.eye(6, dtype=torch.float64), torch.ones(6, 2, dtype=torch.float64)
+    with cost.Counted() as counted:
+        total.addmm_(left, right)
+        torch.cholesky_solve(rows, torch.linalg.cholesky(gram))
+        assert counted.products == {torch.float32: 5 * 7 * 3, torch.float64: 6**3 / 6 + 6 * 6 * 2}
+        before = counted.bytes
+        (left.view(35) + 1.0).mean()
+        assert counted.bytes - before == 4 * (35 + 35 + 35 + 1), "views move nothing"
+    sys.modules.pop("merge_cost")

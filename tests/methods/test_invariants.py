@@ -234,9 +234,10 @@ def test_a_norm_that_never_runs_is_not_shared_with_the_student() -> None:
 
 
 SETTINGS = [
-    {"targets": targets, "norm": norm, "compensate": compensate, "rounds": rounds, "logits": logits}
-    for targets, norm in (("own", "after"), ("own", "before"), ("mean", "after"), ("mean", "before"))
-    for compensate, rounds, logits in ((True, 2, "squares"), (False, 0, "divergence"), (True, 1, "divergence"))
+    {"targets": "own", "norm": "after", "compensate": False, "rounds": 0, "logits": "squares"},
+    {"targets": "own", "norm": "before", "compensate": True, "rounds": 1, "logits": "divergence"},
+    {"targets": "mean", "norm": "after", "compensate": True, "rounds": 2, "logits": "squares"},
+    {"targets": "mean", "norm": "before", "compensate": False, "rounds": 0, "logits": "divergence"},
 ]
 
 
