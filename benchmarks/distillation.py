@@ -72,9 +72,7 @@ def rows(pair: Sequence[str], scratch: Path, times: Sequence[float], seed: int) 
     yield row("start: permuted average", start, start.model.merged[0].student, 0.0, 0)
     yield row("closed form", fit, fit.model.merged[0].student, seconds, 0)
     student = copy.deepcopy(start.model.merged[0].student)
-    begin = time.perf_counter()
-    layer_by_layer(student, start, seed)
-    yield row("each layer alone, 400 Adam steps", start, student, time.perf_counter() - begin, STEPS)
+    yield row("each layer alone, 400 Adam steps", start, student, layer_by_layer(student, start, seed), STEPS)
     for name, done, before in (
         ("distillation from the start", start, 0.0),
         ("closed form, then distillation", fit, seconds),
@@ -130,8 +128,8 @@ def distil(student: Student, done: Any, seconds: float, seed: int, *, fresh: boo
     return steps
 
 
-def layer_by_layer(student: Student, done: Any, seed: int) -> None:
-    """Train every layer alone on the mean of the sources' inputs and outputs, as the released code of PLeaS does."""
+def layer_by_layer(student: Student, done: Any, seed: int) -> float:
+    """Train every layer alone on the mean of the sources' inputs and outputs, as PLeaS' released code does; seconds."""
     device = next(student.parameters()).device
     sources, draw = [], torch.Generator().manual_seed(seed)
     for index, source in enumerate(done.model.problem.sources):
@@ -141,9 +139,12 @@ def layer_by_layer(student: Student, done: Any, seed: int) -> None:
         sources.append(aligned)
     pictures = torch.cat(list(calibration(done.datamodule, device).values()))
     batches = (pictures[torch.randint(len(pictures), (BATCH_OF_ALL,), generator=draw)] for _ in range(STEPS))
+    begin = time.perf_counter()
     for _ in adam_steps(sources, student, batches):
         pass
+    spent = time.perf_counter() - begin
     reestimate(student.network, pictures[torch.randperm(len(pictures), generator=draw)].split(128))
+    return spent
 
 
 def calibration(data: DomainDataModule, device: torch.device) -> dict[str, Tensor]:

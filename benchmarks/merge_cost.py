@@ -3,11 +3,11 @@
     python benchmarks/merge_cost.py --out benchmarks/results/merge_cost.json
     python benchmarks/merge_cost.py --only moments --architecture resnet50 --image-size 224 --pictures 6400
 
-Every row has its ratio, what the ratio is of, and what bounds it: the multiply-adds and the bytes of every operation of
-a run of its own, over the rates of one large product and of one large copy on this machine. The larger of the two is
-the time in which this machine could do the same operations at best. Beside them stands the way of the released code
-(arXiv 2407.02447): unit matching on 100 batches of 16, then 400 Adam steps through all layers for every budget. Its
-steps cost the same each, so some are timed and the rest is counted.
+Every row has its ratio and what the ratio is of; gathering and budgets also what bounds them: the multiply-adds and the
+bytes of every operation, counted in a run of its own, over the rates of one large product and of one large copy on this
+machine. The larger of the two is the time that this machine needs for the same operations at those rates. Beside them
+stands the way of the released code (arXiv 2407.02447): unit matching on 100 batches of 16, then 400 Adam steps through
+all layers for every budget. Its steps cost the same each, so some are timed and the rest is counted.
 """
 
 import argparse
@@ -137,13 +137,16 @@ class Bench:
         target = torch.empty_like(values)
         return 2 * values.nbytes / self.seconds(lambda: target.copy_(values))
 
-    def bound(self, work: Callable[[], object]) -> dict[str, float]:
-        """What some work does, and the seconds that this machine would need for it at its rates."""
+    def bound(self, work: Callable[[], object], beyond: "Counted | None" = None) -> tuple[dict[str, float], "Counted"]:
+        """What some work does beyond other work, with the seconds at this machine's rates; and what was counted."""
         with Counted() as counted:
             work()
-        products = sum(count / self.rates[kind] for kind, count in counted.products.items())
-        counts = {f"G multiply-adds {kind}": 1e-9 * counted.products[kind] for kind in self.rates}
-        return {**counts, "GB": 1e-9 * counted.bytes, "bound": max(products, counted.bytes / self.copy_rate)}
+        less, moved = (beyond.products, beyond.bytes) if beyond else ({}, 0)
+        products = {kind: counted.products[kind] - less.get(kind, 0.0) for kind in self.rates}
+        seconds = sum(count / self.rates[kind] for kind, count in products.items())
+        traffic = counted.bytes - moved
+        counts = {f"G multiply-adds {kind}": 1e-9 * count for kind, count in products.items()}
+        return {**counts, "GB": 1e-9 * traffic, "bound": max(seconds, traffic / self.copy_rate)}, counted
 
     def gather(self, needs: Sequence[str]) -> Statistics:
         """One pass over the pictures."""
@@ -210,13 +213,13 @@ class Counted(TorchDispatchMode):
         """Run an operation and count it."""
         out = func(*args, **(kwargs or {}))
         written = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
-        if func.is_view or not written:
+        name = func.overloadpacket.__name__
+        if func.is_view or not written or name.startswith("empty"):
             return out
         read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        self.bytes += sum(one.nbytes for one in (*read, *written))
-        packet = getattr(
-            torch.ops.aten, func.overloadpacket.__name__.rstrip("_"), func.overloadpacket
-        )  # in place or not
+        overwritten = name in ("copy_", "zero_", "fill_")
+        self.bytes += sum(map(held, written)) + sum(map(held, read[overwritten:]))
+        packet = getattr(torch.ops.aten, name.rstrip("_"), func.overloadpacket)  # in place or not
         if packet in flop_registry:
             count = flop_registry[packet](*args, **(kwargs or {}), out_val=out) / 2
         elif packet is torch.ops.aten.linalg_cholesky_ex:
@@ -229,13 +232,18 @@ class Counted(TorchDispatchMode):
         return out
 
 
+def held(tensor: Tensor) -> int:
+    """Bytes in memory, an expanded tensor's once."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
 def moments(bench: Bench) -> Iterator[dict[str, Any]]:
     """Gathering every layer's joint moment beyond the sources' own forwards on the same pictures, over those."""
-    forwards, least = bench.forward_seconds, bench.bound(bench.forwards)
+    forwards, (_, least) = bench.forward_seconds, bench.bound(bench.forwards)
     for need in (UNITS, LAYERS):
-        taken, whole = bench.gathering(need), bench.bound(partial(bench.gather, [need]))
+        taken, (bound, _) = bench.gathering(need), bench.bound(partial(bench.gather, [need]), least)
         row = {"part": f"moments of {need}", "seconds": taken - forwards, "over": "the sources' forwards"}
-        yield {**row, "ratio": taken / forwards - 1, **{name: whole[name] - least[name] for name in whole}}
+        yield {**row, "ratio": taken / forwards - 1, **bound}
 
 
 def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -256,9 +264,9 @@ def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
             merge(asked)
             every = bench.now() - start + gathered
         taken[name] = first, every
-        single, pair = (bench.bound(partial(merge, asked[:count])) for count in (1, 2))
+        bound, single = bench.bound(partial(merge, asked[:1]))
         row = {"part": f"{name}: first budget, gathered", "seconds": one, "over": "gathering", "ratio": one / gathered}
-        yield row | single
+        yield row | bound
         if between:
             further = (every - first) / between
             row = {
@@ -267,7 +275,7 @@ def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
                 "over": "the first",
                 "ratio": further / first,
             }
-            yield row | {key: pair[key] - single[key] for key in pair}
+            yield row | bench.bound(partial(merge, asked[:2]), single)[0]
         solves = sum(watch)
         yield {"part": f"{name}: solves", "seconds": solves, "over": "all of it", "ratio": solves / every}
     merge, gathered = bench.merge(fit="sequential", excess=0.005)

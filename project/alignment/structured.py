@@ -5,7 +5,7 @@ that they are matched together. Two blocks are as alike as their units are when 
 the tied groups; blocks are matched by that, and units only within blocks that stand in one row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -48,7 +48,7 @@ def match_blocks(
     first = starts.get(groups[0].name)
     start = None if first is None else block_rows(first, groups[0].blocks)
     rows = match_whole(spec, groups, similarities, sources, start)
-    return {g.name: _within(similarities[g.name], g, rows, starts.get(g.name)) for g in groups}
+    return {g.name: match_within(similarities[g.name], g, rows, starts.get(g.name)) for g in groups}
 
 
 def match_whole(
@@ -119,7 +119,7 @@ def _refined(groups: Sequence[Group], members: Mapping[str, Tensor], measure: Me
     members = dict(members)
     for group in groups:
         rows = block_rows(members[group.name], group.blocks)
-        members[group.name] = _within(measure.similarity(group, members), group, rows, members[group.name])
+        members[group.name] = match_within(measure.similarity(group, members), group, rows, members[group.name])
     return members
 
 
@@ -168,17 +168,40 @@ def _block_similarity(similarity: Tensor, group: Group, sources: int) -> Tensor:
     return result
 
 
-def _within(similarity: Tensor, group: Group, rows: Tensor, start: Tensor | None) -> Tensor:
-    """Match the units within blocks that stand in one row."""
+def match_within(similarity: Tensor, group: Group, rows: Tensor, start: Tensor | None) -> Tensor:
+    """Match the units within blocks that stand in one row.
+
+    Args:
+        similarity: Shape (N · size, N · size): units of all sources, source after source.
+        group: The group.
+        rows: Which blocks stand in one row: integer, shape (blocks, sources).
+        start: Rows to begin from, where they keep those blocks together: integer, shape (size, sources).
+    """
     size, sources = group.size // group.blocks, rows.shape[1]
-    found, similarity = [], similarity.cpu()
-    offsets = torch.arange(sources) * group.size
-    for row in rows:
-        units = ((row * size + offsets)[:, None] + torch.arange(size)).flatten()
+    found = []
+    for row, alike in zip(rows, alike_within(similarity, rows), strict=True):
         kept = None
         if start is not None:
             there = (start.view(group.blocks, size, sources)[:, 0] // size == row).all(1).nonzero()[:, 0]
             kept = start.view(group.blocks, size, sources)[there[0]] % size if len(there) else None
-        matched = match_units(similarity[units][:, units], sources, kept)
-        found.append(matched + row * size)
+        found.append(match_units(alike, sources, kept) + row * size)
     return torch.cat(found)
+
+
+def alike_within(similarity: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    """For each row of blocks, how alike its units are: shape (N · size of a block,)², source after source.
+
+    Args:
+        similarity: Shape (N · size, N · size): units of all sources, source after source.
+        rows: Which blocks stand in one row: integer, shape (blocks, sources).
+    """
+    blocks, sources = rows.shape
+    similarity = similarity.cpu()
+    if blocks == 1:
+        yield similarity
+        return
+    size = len(similarity) // (sources * blocks)
+    offsets = torch.arange(sources) * blocks * size
+    for row in rows:
+        units = ((row * size + offsets)[:, None] + torch.arange(size)).flatten()
+        yield similarity[units][:, units]

@@ -1,15 +1,14 @@
 """Zipping all groups of the sources, by activations, by weights, or by both."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from project.alignment.ascent import ascend
-from project.alignment.assignment import match_units
 from project.alignment.measure import Dual, counted
-from project.alignment.structured import bundles, match_whole, shared_tensors
+from project.alignment.structured import alike_within, bundles, match_whole, match_within, shared_tensors
 from project.alignment.zip import Zip, cohesion, set_power, zip_units
 from project.moments import Statistics
 from project.symmetry import Group, Spec
@@ -83,18 +82,22 @@ def zip_sources(
     def zips(found: Mapping[str, Tensor]) -> dict[str, Zip]:
         return {name: Zip(sets, spec.groups[name].blocks) for name, sets in found.items()}
 
-    def put(group: Group, alike: Tensor, rows: Tensor) -> Tensor:
+    def put(group: Group, alike: Tensor, rows: Tensor, found: Mapping[str, Tensor]) -> Tensor:
         """Sets of all units, shape (size, sources), within the blocks that stand in one row."""
         if spec.normalised(group):
-            return _within(alike, rows, lambda one: match_units(one, sources).argsort(0))
-        return _within(alike, rows, lambda one: zip_units(one, sources, within, repeat).sets)
+            return match_within(alike, group, rows, Zip(found[group.name]).members).argsort(0)
+        sets, size = torch.empty(group.size, sources, dtype=torch.long), group.size // group.blocks
+        for block, (row, one) in enumerate(zip(rows, alike_within(alike, rows), strict=True)):
+            units = row * size + torch.arange(size)[:, None]
+            sets.scatter_(0, units, zip_units(one, sources, within, repeat).sets + block * size)
+        return sets
 
     def zipped(groups: Sequence[Group], rows: Tensor, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
         """Units zipped anew within blocks, group after group, and what they have in common."""
         found, alike = dict(found), []
         for group in groups:
             alike = [similarity(group, found)]
-            found[group.name] = put(group, alike[0], rows)
+            found[group.name] = put(group, alike[0], rows, found)
         if len(groups) > 1:  # zipping one has changed how alike the units of the others are
             alike = [similarity(group, found) for group in groups]
         worth = sum(g.size * cohesion(one, Zip(found[g.name])) for g, one in zip(groups, alike, strict=True))
@@ -110,7 +113,7 @@ def zip_sources(
         rows = match_whole(spec, groups, alike, sources, stand)
         if torch.equal(rows, stand):
             return kept
-        start = {group.name: put(group, alike[group.name], rows) for group in groups}
+        start = {group.name: put(group, alike[group.name], rows, found) for group in groups}
         moved = zipped(groups, rows, {**found, **start})
         return moved if moved[1] > kept[1] + 1e-9 * abs(kept[1]) else kept
 
@@ -119,23 +122,3 @@ def zip_sources(
     best = ascend(bundles(spec), visit, start, seed=seed, sweeps=sweeps)
     scores = {group.name: cohesion(similarity(group, best), Zip(best[group.name])) for group in spec.free}
     return Zipping(zips(best), scores)
-
-
-def _within(similarity: Tensor, rows: Tensor, put: Callable[[Tensor], Tensor]) -> Tensor:
-    """Units put into sets, block by block.
-
-    Args:
-        similarity: Shape (N · size, N · size): units of all sources, source after source.
-        rows: Which blocks stand in one row: integer, shape (blocks, sources).
-        put: The sets of the units of a row, given their similarities.
-    """
-    blocks, sources = rows.shape
-    if blocks == 1:
-        return put(similarity)
-    size = len(similarity) // (sources * blocks)
-    sets, units = torch.empty(blocks * size, sources, dtype=torch.long), torch.arange(size)[:, None]
-    for block, row in enumerate(rows):
-        mine = row * size + units
-        joint = (mine + torch.arange(sources) * blocks * size).mT.flatten()
-        sets.scatter_(0, mine, put(similarity[joint][:, joint]) + block * size)
-    return sets

@@ -121,11 +121,15 @@ class PLeaS(Permutation):
             if not 0 <= weight < inf:
                 raise ConfigurationError(f"weights gives {domain!r} {weight}; allowed: 0 or more.")
         if fit == "joint":
-            alone = {"norm": norm != "after", "compensate": not compensate, "rounds": rounds != 2}
-            for name in (name for name, changed in alone.items() if changed):
-                raise ConfigurationError(f"{name} is given and fit is 'joint'; allowed: with fit 'sequential' alone.")
-            if logits != "divergence":
-                raise ConfigurationError(f"logits is {logits!r} and fit 'joint', which fits logits by squares always.")
+            for name, given, default in (
+                ("norm", norm, "after"),
+                ("compensate", compensate, True),
+                ("rounds", rounds, 2),
+                ("logits", logits, "divergence"),
+                ("restyle_steps", restyle_steps, 40),
+            ):
+                if given != default:
+                    raise ConfigurationError(f"{name} is {given!r}; allowed: with fit 'sequential' alone.")
         self.sequential = fit == "sequential"
         self.targets = targets
         self.weights = dict(weights or {})

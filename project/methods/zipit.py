@@ -78,7 +78,8 @@ class ZipIt(Method):
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
     ) -> Demand:
         """Of the units' similarities, or of the student's parameters and one source's in float64."""
-        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=3)
+        copies = 5 if self._share else 3  # of a weight correlation while it is made; else of what is searched
+        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=copies)
         needed = max(alike, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
         return Demand(needed, needed)
 

@@ -62,7 +62,9 @@ class Planner:
         told = f"{size(free)} are free on {device}"
         if torch.device(device).type != "cpu":
             told += f", {size(free_bytes())} on the host"
-            free -= _networks(problem, methods, budgets)  # which Lightning brings there afterwards
+            networks = _networks(problem, methods, budgets)  # which Lightning brings there afterwards
+            told += f", {size(networks)} are for sources and students"
+            free = max(0, free - networks)
         room = free if memory is None else min(free, read_bytes(memory))
         batch = gather_bytes(problem.spec, len(problem.sources), largest)
         if needs_gradients(frozenset().union(*(method.needs for method in methods))):

@@ -51,10 +51,11 @@ def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> N
         ({"targets": "other"}, "targets is 'other'"),
         ({"restyle_steps": -1}, "restyle_steps is -1; allowed: 0 or more"),
         ({"heads": "none"}, "heads is 'none'"),
-        ({"fit": "joint", "rounds": 0}, "rounds is given and fit is 'joint'; allowed: with fit 'sequential' alone"),
-        ({"fit": "joint", "norm": "before"}, "norm is given and fit is 'joint'"),
-        ({"fit": "joint", "compensate": False}, "compensate is given and fit is 'joint'"),
-        ({"fit": "joint", "logits": "squares"}, "logits is 'squares' and fit 'joint', which fits logits by squares"),
+        ({"fit": "joint", "rounds": 0}, "rounds is 0; allowed: with fit 'sequential' alone"),
+        ({"fit": "joint", "norm": "before"}, "norm is 'before'; allowed: with fit 'sequential' alone"),
+        ({"fit": "joint", "compensate": False}, "compensate is False; allowed: with fit 'sequential' alone"),
+        ({"fit": "joint", "logits": "squares"}, "logits is 'squares'; allowed: with fit 'sequential' alone"),
+        ({"fit": "joint", "restyle_steps": 0}, "restyle_steps is 0; allowed: with fit 'sequential' alone"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], words: str) -> None:
