@@ -654,6 +654,7 @@ def test_two_processes_predict_one_picture_once(tiny: Path, tmp_path: Path) -> N
     assert rows == [str(tmp_path / "one.png")]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_learn_one_set_of_coefficients(tiny: Path) -> None:
     """In a fit, which takes half as many steps, and in a merge, by itself and tuned."""

@@ -165,7 +165,9 @@ def test_a_weight_is_so_many_copies_of_a_domain(fit: str, targets: str) -> None:
     batches = [(domain, pictures(60, 100 + i, PICTURE)) for i, domain in enumerate(("art", "birds"))]
     once, twice = make_problem(sources, batches=batches), make_problem(sources, batches=[*batches, batches[1]])
     alone = make_problem(sources, batches=batches[:1])
-    options = {"fit": fit, "targets": targets, "ridge": 0.0, "matching": "weights", "rounds": 1, "logits": "squares"}
+    options = {"fit": fit, "targets": targets, "ridge": 0.0, "matching": "weights"}
+    if fit == "sequential":
+        options |= {"rounds": 1, "logits": "squares"}
     probe = pictures(5, 99, PICTURE)
 
     def logits(weights: dict[str, float], problem: Problem) -> Tensor:
