@@ -33,12 +33,8 @@ def main() -> None:
             data = unpacked(arguments.real, Path(scratch))
             given = real_arguments(arguments.real, data, arguments.seed)
             more = given[given.index("--data.init_args.root") :]  # its config is another one
-        config = {"config": arguments.config.read_text().splitlines()}
-        found = {
-            "machine": machine(),
-            **config,
-            **merged(Path(scratch) / "run", "--config", str(arguments.config), *more),
-        }
+        found = {"machine": machine(), "config": arguments.config.read_text().splitlines()}
+        found |= merged(Path(scratch) / "run", "--config", str(arguments.config), *more)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_text(json.dumps(found, indent=2), arguments.out.with_suffix(".json"))
     atomic_text(table(found["table"], list(found["calibration"])), arguments.out.with_suffix(".md"))

@@ -53,7 +53,7 @@ class Zip:
             tensor: The tensor.
             axis: One of the group's axes.
             source: Number of the source.
-            power: See :func:`set_power`.
+            power: See :func:`set_power`; 0 on an axis that holds one block only, over which layers sum.
             moved: On an axis that holds one block only, whether the blocks on axis 0 already stand as the student's.
         """
         size, sources = self.sets.shape

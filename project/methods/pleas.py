@@ -104,8 +104,8 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:
             raise ConfigurationError(f"rounds is {rounds}; allowed: 0 or more.")
-        if excess is not None and not (fit == "sequential" and excess > 0):
-            raise ConfigurationError(f"excess is {excess} and fit {fit!r}; allowed: above 0, with fit 'sequential'.")
+        if excess is not None and not excess > 0:
+            raise ConfigurationError(f"excess is {excess}; allowed: above 0.")
         if restyle_steps < 0:
             raise ConfigurationError(f"restyle_steps is {restyle_steps}; allowed: 0 or more.")
         for name, value, allowed in (
@@ -127,6 +127,7 @@ class PLeaS(Permutation):
                 ("rounds", rounds, 2),
                 ("logits", logits, "divergence"),
                 ("restyle_steps", restyle_steps, 40),
+                ("excess", excess, None),
             ):
                 if given != default:
                     raise ConfigurationError(f"{name} is {given!r}; allowed: with fit 'sequential' alone.")

@@ -142,7 +142,7 @@ def test_by_hand() -> None:
 
 def test_task_vectors_that_do_not_meet_add_up() -> None:
     """Where each source's curvature lies on its own task vector alone."""
-    base, vectors = torch.randn(3, 4).double(), torch.zeros(2, 3, 4, dtype=torch.float64)
+    base, vectors = torch.linspace(-1, 1, 12).double().view(3, 4), torch.zeros(2, 3, 4, dtype=torch.float64)
     vectors[0, :, :2], vectors[1, :, 2:] = 1.0, -2.0
     sources = [base + one for one in vectors]
     inputs = [torch.diag((one[0] != 0).double()) for one in vectors]
