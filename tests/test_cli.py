@@ -619,6 +619,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
             assert torch.allclose(a, b, atol=1e-2 * float(a.abs().max())), path.stem
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_refine_one_student(tiny: Path) -> None:
     command = [
@@ -632,6 +633,7 @@ def test_two_processes_refine_one_student(tiny: Path) -> None:
     assert refined.lineage["refined"][0]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_predict_one_picture_once(tiny: Path, tmp_path: Path) -> None:
     """Which leaves one of them none."""

@@ -165,6 +165,7 @@ def same_as_uninterrupted(folder: Path, run: str) -> bool:
     return bool(curves == others) and table(folder, run) == table(folder, "gradients")
 
 
+@pytest.mark.slow
 def test_a_killed_merge_by_gradients_goes_on(
     workplace: Path, gradients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_student_that_starts_from_another_is_made_again_with_it(
         assert torch.equal(one, ties.network.get_parameter(name))
 
 
+@pytest.mark.slow
 def test_gradients_in_a_file_and_in_several_passes(
     workplace: Path, gradients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

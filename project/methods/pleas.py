@@ -207,9 +207,12 @@ class PLeaS(Permutation):
             solving = solve_bytes(apart, len(pictures))
             return Demand(solving, solving)
         shapes = self._shapes(problem, budgets)
-        unknowns = max(self._unknowns(layer, problem, shapes) for layer in layers)
         strangers = self._strangers(problem, pictures)
-        solving = solve_bytes(unknowns, len(pictures) + len(strangers) * (len(problem.sources) - 1))
+        domains = len(pictures) + len(strangers) * (len(problem.sources) - 1)
+        solving = max(
+            solve_bytes(self._unknowns(layer, problem, shapes), domains, _blocks(layer, problem, shapes))
+            for layer in layers
+        )
         total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
         values = max(widest(problem.spec, {name: units.units for name, units in maps.items()}) for maps in shapes)
         return Demand(walk_bytes(values, total) + solving, walk_bytes(values, min(total, batch)) + solving)
@@ -223,16 +226,16 @@ class PLeaS(Permutation):
         if self._kept(layer, problem):
             return 0
         fitted = [maps for maps in shapes if layer.outputs not in exact_groups(problem.spec, maps)]
-        units = max((maps[layer.inputs].units for maps in fitted), default=0)
+        units = max((maps[layer.inputs].units for maps in fitted), default=0) // _blocks(layer, problem, fitted)
         return units * layer.taps + (layer.bias or self.sequential) if units else 0  # the norm behind it adds one
 
     def plan(self, problem: Problem) -> str | None:
         """The stages of the sequential fit: layers that do not feed each other stand together."""
-        kept = unfitted(problem.spec)
+        kept = unfitted(problem.spec, joint=not self.sequential)
         stay = f"{self.name} leaves at the sources' mean: {', '.join(kept)}" if kept else None
         if not self.sequential:
             return stay
-        names = {layer.node: layer.name for layer in problem.spec.layers if layer.blocks == 1}
+        names = {layer.node: layer.name for layer in problem.spec.layers}
         found = stages(graph_of(problem.sources[0]), names)
         steps = " → ".join(" + ".join(names[node] for node in stage) for stage in found)
         told = f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
@@ -327,11 +330,11 @@ class PLeaS(Permutation):
         return [replace(merged, layers=fit) for merged, fit in zip(starts, fits, strict=True)]
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
-        """Whether a layer stays at its start point: depthwise convolutions, and heads that shall be the sources'."""
-        if layer.blocks > 1:
-            return True
+        """Whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'."""
+        if self.sequential:
+            return False
         head = layer.outputs == problem.spec.output.name
-        return head and not self.sequential and problem.labels.mode == "different" and self.heads == "original"
+        return layer.blocks > 1 or (head and problem.labels.mode == "different" and self.heads == "original")
 
     def _views(self, layer: Layer, matrices: list[Tensor], problem: Problem) -> list[View]:
         """What the domains ask of a layer: all the same, or each its own source's outputs."""
@@ -344,6 +347,12 @@ class PLeaS(Permutation):
             view(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
             for domain, moment in problem.statistics.layers[layer.name].items()
         ]
+
+
+def _blocks(layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMap]]) -> int:
+    """Most blocks that a layer of a student may have: of a depthwise convolution as many as units."""
+    units = max((maps[layer.inputs].units for maps in shapes), default=0)
+    return max(1, units * layer.blocks // problem.spec.sizes[layer.inputs]) if layer.blocks > 1 else 1
 
 
 def _measured(fit: LayerFit) -> dict[str, float]:

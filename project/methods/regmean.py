@@ -60,6 +60,6 @@ class RegMean(Arithmetic):
                 "residual_before": system.loss(system.mean),
                 "residual_after": system.loss(found),
                 "condition": factor.condition,
-                "fallbacks": float(factor.fallback),
+                "fallbacks": float(factor.fallbacks),
             }
         return Combined(parameters, layers)

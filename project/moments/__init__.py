@@ -1,5 +1,6 @@
 """Second moments of what the sources read and write, gathered in one pass."""
 
+from project.moments.blocks import BlockMoment
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
@@ -10,9 +11,9 @@ from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collecto
 from project.moments.store import StoredStatistics, add_statistics, read_statistics, save_statistics
 
 __all__ = [
-    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "LayerMoment", "Lockstep",
-    "Moment", "PictureSum", "Reduce", "Run", "SecondMoment", "SquareMoment", "Stamp", "Statistics",
-    "StoredStatistics", "Sums", "add_statistics", "cross_moment", "entry_name", "exact_products", "fisher_need",
-    "flat", "joint_columns", "layer_moment", "needs_gradients", "network_hash", "own_domains", "read_statistics",
-    "save_statistics", "tensor_sums", "unit_columns",
+    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "BlockMoment", "Classes", "Collector",
+    "LayerMoment", "Lockstep", "Moment", "PictureSum", "Reduce", "Run", "SecondMoment", "SquareMoment", "Stamp",
+    "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment", "entry_name", "exact_products",
+    "fisher_need", "flat", "joint_columns", "layer_moment", "needs_gradients", "network_hash", "own_domains",
+    "read_statistics", "save_statistics", "tensor_sums", "unit_columns",
 ]  # fmt: skip

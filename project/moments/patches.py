@@ -21,7 +21,7 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
     Args:
         values: What the layer reads in every source, on the same pictures: (batch, channels, height, width), or
             (batch, …, features), where every position is a sample.
-        layers: The layer of every source: ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
+        layers: The layer of every source: ``nn.Conv2d`` (zero padding) or ``nn.Linear``.
         constant: Whether to append a 1, for layers that add a constant.
 
     Yields:
@@ -61,18 +61,18 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
     Args:
         targets: Shape of the layer's output: (batch, outputs, height, width), or (samples, outputs).
         values: What the layer reads; see :func:`flat`.
-        layer: An ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
+        layer: An ``nn.Conv2d`` (zero padding) or ``nn.Linear``; each output of a grouped convolution reads its block.
         constant: Whether to append a 1 to z.
 
     Returns:
-        Float32, shape (outputs, inputs · taps (+ 1)).
+        Float32, shape (outputs, inputs · taps (+ 1)), of a grouped convolution the inputs of a block.
     """
     targets, values = targets.float(), values.float()
     with exact_products(values.device):
         if isinstance(layer, nn.Conv2d):
             padded = _padded(values, geometry(layer, values.shape[2:]))
-            shape = torch.Size((targets.shape[1], values.shape[1], *layer.kernel_size))
-            cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation)  # type: ignore[no-untyped-call]
+            shape = torch.Size((targets.shape[1], values.shape[1] // layer.groups, *layer.kernel_size))
+            cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation, layer.groups)  # type: ignore[no-untyped-call]
             cross = cross.flatten(1)
             sums = targets.sum((0, 2, 3))
         else:

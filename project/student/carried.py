@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import Run, cross_moment, exact_products, flat, layer_moment
+from project.moments import BlockMoment, LayerMoment, Run, cross_moment, exact_products, flat, layer_moment
 from project.student.head import HeadView
 from project.student.layers import resized, weight_of
 from project.student.sharing import World
@@ -146,8 +146,13 @@ class Carried:
         return waiting((_target(batch, node, module, outputs, scales, plan) for batch in self.batches), self.scratch)
 
     def equations(self, place: Place, start: Tensor) -> list[Equations]:
-        """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees."""
+        """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees.
+
+        Of a grouped convolution one for every block, shape (blocks, unknowns, unknowns).
+        """
         inputs, layer = place.inputs, place.layer
+        if layer.blocks > 1:
+            return self._block_equations(place, start.device)
         units = [followed_inputs(place.outputs, inputs, owner) for owner in self.owners]
         columns = [_columns(seen, inputs.units, layer) for seen in units]
         wide = weight_of(place.reader).shape[1] // inputs.units  # entries of a unit on the axis, after flattening
@@ -161,6 +166,19 @@ class Carried:
                 grouped = torch.unflatten(values, 1, (-1, wide))
                 values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
             moments[batch.domain].read([values])
+        return self._summed(moments, columns)
+
+    def _block_equations(self, place: Place, device: torch.device) -> list[Equations]:
+        assert isinstance(place.reader, nn.Conv2d)
+        moments = [BlockMoment(place.reader, constant=place.layer.bias, device=device) for _ in self.owners]
+        for batch in self.batches:
+            moments[batch.domain].read([batch.student.first_argument(place.node)])
+        return self._summed(moments, [None] * len(moments))
+
+    def _summed(
+        self, moments: Sequence[LayerMoment | BlockMoment], columns: Sequence[Tensor | None]
+    ) -> list[Equations]:
+        """The moments of all domains over all processes."""
         for moment in moments:
             moment.reduce(self.world.reduce)
         return [
@@ -172,9 +190,9 @@ class Carried:
         self, place: Place, wanted: Iterable[Tensor], equations: Sequence[Equations]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """E[t xᵀ] and E[t²] of every domain, over all processes."""
-        outputs, inputs, layer = place.outputs, place.inputs, place.layer
-        like = equations[0].gram
-        crosses = [like.new_zeros(outputs.units, inputs.units * layer.taps + layer.bias) for _ in equations]
+        outputs, layer = place.outputs, place.layer
+        like, unknowns = equations[0].gram, weight_of(place.reader)[0].numel() + layer.bias
+        crosses = [like.new_zeros(outputs.units, unknowns) for _ in equations]
         powers = [like.new_zeros(outputs.units) for _ in equations]
         for batch, target in zip(self.batches, wanted, strict=True):
             values = flat(batch.student.first_argument(place.node), place.reader)
@@ -246,8 +264,9 @@ def followed_inputs(outputs: UnitMap, inputs: UnitMap, owner: int | None) -> Ten
 def resized_reader(layer: nn.Module, inputs: UnitMap) -> nn.Module:
     """A layer without values that reads the student's inputs as a source's layer reads its own."""
     wide = layer.in_features // inputs.sizes[0] if isinstance(layer, nn.Linear) else 1
+    blocks = inputs.units * layer.groups // inputs.sizes[0] if isinstance(layer, nn.Conv2d) and layer.groups > 1 else 1
     with torch.device("meta"):
-        return resized(layer, inputs.units * wide, 1)
+        return resized(layer, inputs.units * wide, blocks, blocks)
 
 
 def own_heads(labels: LabelSpace, domain: str, owners: Mapping[str, int]) -> list[slice]:
@@ -299,8 +318,8 @@ def _apply(reader: nn.Module, values: Tensor, matrix: Tensor, *, constant: bool)
     with exact_products(values.device):
         if not isinstance(reader, nn.Conv2d):
             return F.linear(values, weight, bias)
-        weight = weight.reshape(len(matrix), values.shape[1], *reader.kernel_size)
-        return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation)
+        weight = weight.reshape(len(matrix), values.shape[1] // reader.groups, *reader.kernel_size)
+        return F.conv2d(values, weight, bias, reader.stride, reader.padding, reader.dilation, reader.groups)
 
 
 def _twin(run: Run, node: fx.Node) -> fx.Node:

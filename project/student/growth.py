@@ -19,9 +19,14 @@ def obstacle(spec: Spec) -> str | None:
     return next((reason for group in spec.free if (reason := _reason(group)) is not None), None)
 
 
-def unfitted(spec: Spec) -> list[str]:
-    """What least squares leaves at the mean of the sources, in words."""
-    grouped = sum(layer.blocks > 1 for layer in spec.layers)
+def unfitted(spec: Spec, *, joint: bool = False) -> list[str]:
+    """What least squares leaves at the mean of the sources, in words.
+
+    Args:
+        spec: Groups of the sources.
+        joint: Whether layers are fitted jointly; the sequential fit solves for grouped convolutions, too.
+    """
+    grouped = joint * sum(layer.blocks > 1 for layer in spec.layers)
     tracked = {axis.tensor for group in spec.groups.values() for axis in group.axes}
     norms = sum(f"{norm.name}.running_mean" not in tracked for norm in spec.norms)
     tables = len(spec.parameters) + len(spec.loose)

@@ -158,14 +158,15 @@ def walk_bytes(values: int, pictures: int) -> int:
     return 4 * HELD * values * pictures
 
 
-def solve_bytes(unknowns: int, domains: int) -> int:
+def solve_bytes(unknowns: int, domains: int, blocks: int = 1) -> int:
     """About how many bytes solving a layer takes.
 
     Args:
         unknowns: Of its widest row.
         domains: Number of calibration domains, each of which has equations of its own.
+        blocks: Of a grouped convolution, each of which is a system of its own.
     """
-    return 8 * (SOLVING + domains) * unknowns**2
+    return 8 * (SOLVING + domains) * blocks * unknowns**2
 
 
 def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:

@@ -32,6 +32,7 @@ from project.student.build import Student
 from project.student.carried import Carried, Place, own_heads, resized_reader
 from project.student.enough import enough
 from project.student.fit import joint_matrix, start_matrix
+from project.student.grouped import BlockSolver
 from project.student.head import fit_head
 from project.student.layers import load_matrix
 from project.student.plan import in_stages
@@ -144,8 +145,6 @@ class SequentialFit:
             self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
         self.exact |= dict.fromkeys(self.spec.parts(layer.outputs), False)
-        if layer.blocks > 1:
-            return None  # a grouped convolution stays at its start; the norm behind it is fitted to its sources
         plan = self._plan(node)
         modules = [source.get_submodule(layer.name) for source in self.sources]
         scales = [
@@ -176,18 +175,20 @@ class SequentialFit:
     def _solved(self, place: Place, start: Tensor) -> LayerFit:
         """The fit of one layer."""
         carried = self.carried
-        if self.excess is not None:
+        plain = place.layer.blocks == 1
+        if self.excess is not None and plain:
             carried = enough(carried, place, start, self.ridge, self.excess)
         wanted = carried.targets(place.node, place.outputs, place.scales, place.plan)
         equations = carried.equations(place, start)
-        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
+        solve = LayerSolver if plain else BlockSolver
+        solver = solve(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
         fit = solver.solve(*carried.crosses(place, wanted, equations))
         fit = replace(fit, pictures=len(carried.batches) / max(1, len(self.carried.batches)))
         for _ in range(self.rounds if place.plan.rectified else 0):
             cut = carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
             better = solver.solve(*carried.crosses(place, cut, equations))
             fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
-        logits = place.layer.outputs == self.spec.output.name and place.layer.positions == 1
+        logits = plain and place.layer.outputs == self.spec.output.name and place.layer.positions == 1
         return self._heads(carried, place, start, wanted, equations, fit) if self.divergence and logits else fit
 
     def _heads(

@@ -70,6 +70,19 @@ def damping(ridge: float, unknowns: int, samples: int) -> float:
     return ridge * (0.02 + unknowns / samples)
 
 
+def refuse_few(layer: Layer, unknowns: int, samples: int, ridge: float) -> None:
+    """Refuse to solve for more than the samples determine without a ridge.
+
+    Raises:
+        MergeError: With ridge 0 and fewer samples than unknowns.
+    """
+    if ridge == 0 and samples < unknowns:
+        raise MergeError(
+            f"layer {layer.name!r} has {unknowns} unknowns a row but only {samples} samples and ridge is 0; use more "
+            f"calibration pictures or a ridge above 0."
+        )
+
+
 @dataclass(frozen=True)
 class _Block:
     """A run of rows with the same sources: its columns, the parts it follows with their shares, and its samples."""
@@ -124,11 +137,7 @@ class LayerSolver:
         self.start, self.world = start, world
         blocks = _followed(layer, outputs, inputs, equations)
         for block in blocks:
-            if ridge == 0 and block.samples < len(block.columns):
-                raise MergeError(
-                    f"layer {layer.name!r} has {len(block.columns)} unknowns a row but only {block.samples} samples "
-                    f"and ridge is 0; use more calibration pictures or a ridge above 0."
-                )
+            refuse_few(layer, len(block.columns), block.samples, ridge)
         self.pieces = divide([(block.rows, len(block.columns)) for block in blocks], world.size)
         self.mine: list[_Solved] = []
         for index, block in enumerate(blocks):
@@ -163,8 +172,8 @@ class LayerSolver:
             wanted = sum(share * float(powers[i][rows].sum()) for i, share in one.parts)
             energy = wanted - float(((2 * cross - one.forward) * one.start).sum())
             # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
-            fall = float((delta * gap).sum()) + one.factor.shift * float(delta.square().sum())
-            found = (wanted, energy, energy - fall, one.factor.condition, float(one.factor.fallback))
+            fall = float((delta * gap).sum()) + float(one.factor.shift) * float(delta.square().sum())
+            found = (wanted, energy, energy - fall, one.factor.condition, float(one.factor.fallbacks))
             numbers[one.number] = numbers.new_tensor(found)
         for piece in self.pieces:
             self.world.broadcast(matrix[piece.rows], piece.owner)
@@ -235,30 +244,40 @@ def _followed(layer: Layer, outputs: UnitMap, inputs: UnitMap, equations: Sequen
 
 
 class Factor:
-    """A factorised gram + shift·I: by Cholesky, or by eigenvalues where that fails."""
+    """A factorised gram + shift · I, or a batch of them: by Cholesky, or by eigenvalues where that fails.
 
-    def __init__(self, gram: Tensor, shift: float) -> None:
+    Args:
+        gram: Float64, shape (…, unknowns, unknowns).
+        shift: A number, or one for each matrix, shape (…).
+    """
+
+    def __init__(self, gram: Tensor, shift: Tensor | float) -> None:
+        self.shift = torch.as_tensor(shift).to(gram)
         matrix = gram.clone()
-        matrix.diagonal().add_(shift)
-        self.shift = shift
+        matrix.diagonal(dim1=-2, dim2=-1).add_(self.shift[..., None])
         self._cholesky, failed = torch.linalg.cholesky_ex(matrix)
-        self.fallback = bool(failed)
-        if not self.fallback:
-            pivots = self._cholesky.diagonal()
-            self.condition = float((pivots.max() / pivots.min()) ** 2)
-            return
-        values, vectors = torch.linalg.eigh(matrix)
-        self._vectors: Tensor = vectors
-        floor = values[-1] * torch.finfo(torch.float32).eps  # the moments are sums of float32 products
-        self._inverse = torch.where(values > floor, values.reciprocal(), 0.0)  # least norm in what the data determine
-        kept = values[values > floor]
-        self.condition = float(kept[-1] / kept[0]) if len(kept) else 1.0  # none where all inputs are dead
+        self._failed = failed != 0
+        self.fallbacks = int(self._failed.sum())
+        """How many matrices were not positive definite."""
+        pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
+        condition = (pivots.amax(-1) / pivots.amin(-1)).square()
+        if self.fallbacks:
+            values, self._vectors = torch.linalg.eigh(matrix[self._failed])
+            largest = values[..., -1:]
+            kept = values > largest * torch.finfo(torch.float32).eps  # the moments are sums of float32 products
+            self._inverse = torch.where(kept, values.reciprocal(), 0.0)  # least norm in what the data determine
+            least = torch.where(kept, values, largest).amin(-1)
+            condition[self._failed] = torch.where(kept.any(-1), largest[..., 0] / least, 1.0)  # none: all inputs dead
+        self.condition = float(condition.max()) if condition.numel() else 1.0
+        """The largest of the matrices' estimated conditions."""
 
     def solve(self, right: Tensor) -> Tensor:
-        """X with X (gram + shift·I) = right."""
-        if not self.fallback:
-            return torch.cholesky_solve(right.mT, self._cholesky).mT
-        return ((right @ self._vectors) * self._inverse) @ self._vectors.mT
+        """X with X (gram + shift · I) = right, shape (…, rows, unknowns)."""
+        found = torch.cholesky_solve(right.mT, self._cholesky).mT
+        if self.fallbacks:
+            vectors = self._vectors
+            found[self._failed] = ((right[self._failed] @ vectors) * self._inverse[..., None, :]) @ vectors.mT
+        return found
 
 
 def seen_weights(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> Tensor:

@@ -33,6 +33,7 @@ def resnet152() -> tuple[Problem, Mapping[str, int]]:
     return problem, {name: moment.bytes for name, moment in collector.statistics.named().items()}
 
 
+@pytest.mark.slow
 def test_two_resnet152_at_224_pixels_within_16_gigabytes() -> None:
     problem, moments = resnet152()
     assert sum(moments.values()) > 16 * GB, "the statistics alone are more"
