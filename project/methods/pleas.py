@@ -37,7 +37,7 @@ from project.student.build import exact_groups
 from project.student.memory import Demand, solve_bytes, walk_bytes, widest
 from project.symmetry import Layer, graph_of
 
-MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures")
+MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures", "positions")
 """What is told of each layer's fit."""
 
 
@@ -70,8 +70,9 @@ class PLeaS(Permutation):
             gradient descent on their pixels by which each source gets a version of them that suits its batch norms,
             and owns it. 0: pictures as they are, for which merged units aim at the mean of all sources.
         excess: For the sequential fit: by how much a layer's residual may exceed that of a fit to all pictures, as a
-            share of it (0.005 is half a percent). Layers with samples to spare then look at some of the batches only,
-            as many as two halves of a few say are needed, see :mod:`project.student.enough`. Default: at all.
+            share of it (0.005 is half a percent). Layers with samples to spare then look at some of the batches, and at
+            some positions of their pictures, only: as many as two halves of a few say are needed, see
+            :mod:`project.student.enough`. Default: at all.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which matching by weights, or both, visits the groups.
@@ -357,7 +358,8 @@ def _blocks(layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMa
 
 def _measured(fit: LayerFit) -> dict[str, float]:
     """What is known of a layer's fit, for tables and plots."""
-    return dict(zip(MEASURED, (fit.before, fit.after, fit.condition, float(fit.fallbacks), fit.pictures), strict=True))
+    found = (fit.before, fit.after, fit.condition, float(fit.fallbacks), fit.pictures, fit.positions)
+    return dict(zip(MEASURED, found, strict=True))
 
 
 def _effort(layer: Layer, merged: Merged) -> float:

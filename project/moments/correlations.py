@@ -107,21 +107,26 @@ def _runs(places: list[int]) -> list[range]:
     return runs
 
 
-def pays(layer: nn.Module, channels: int, sides: tuple[int, int]) -> bool:
-    """Whether correlations take fewer products than unfolding.
+def products(layer: nn.Conv2d, channels: int, sides: tuple[int, int]) -> tuple[float, float]:
+    """Multiply-adds for the moment of a convolution's inputs on one picture: by correlations, and by unfolding.
 
     Args:
         layer: The convolution.
         channels: Of all sources.
         sides: Height and width of the maps it reads.
     """
-    if not isinstance(layer, nn.Conv2d):
-        return False
     shape = geometry(layer, sides)
     taps, width = shape.kernel[0] * shape.kernel[1], max(channels, NARROW)
-    mine = sum(part.places / (1 + part.still) for part in parts(shape)) * width**2
-    theirs = shape.positions[0] * shape.positions[1] * max(channels * taps, NARROW) ** 2 / 2
-    return mine < WORTHWHILE * theirs
+    unfolded = shape.positions[0] * shape.positions[1] * max(channels * taps, NARROW) ** 2 / 2
+    return sum(part.places / (1 + part.still) for part in parts(shape)) * width**2, unfolded
+
+
+def pays(layer: nn.Module, channels: int, sides: tuple[int, int]) -> bool:
+    """Whether correlations take so much fewer products than unfolding that they are worth it; see :func:`products`."""
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    correlated, unfolded = products(layer, channels, sides)
+    return correlated < WORTHWHILE * unfolded
 
 
 class CorrelationMoment(SecondMoment):

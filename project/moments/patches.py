@@ -70,9 +70,9 @@ def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant:
     targets, values = targets.float(), values.float()
     with exact_products(values.device):
         if isinstance(layer, nn.Conv2d):
-            padded = _padded(values, geometry(layer, values.shape[2:]))
+            maps = padded(values, geometry(layer, values.shape[2:]))
             shape = torch.Size((targets.shape[1], values.shape[1] // layer.groups, *layer.kernel_size))
-            cross: Tensor = conv2d_weight(padded, shape, targets, layer.stride, 0, layer.dilation, layer.groups)  # type: ignore[no-untyped-call]
+            cross: Tensor = conv2d_weight(maps, shape, targets, layer.stride, 0, layer.dilation, layer.groups)  # type: ignore[no-untyped-call]
             cross = cross.flatten(1)
             sums = targets.sum((0, 2, 3))
         else:
@@ -170,18 +170,19 @@ def geometry(layer: nn.Conv2d, sides: Sequence[int]) -> Geometry:
     return Geometry(kernel, stride, dilation, before, after, (height, width))
 
 
-def _padded(values: Tensor, shape: Geometry) -> Tensor:
+def padded(values: Tensor, shape: Geometry) -> Tensor:
+    """Maps with the zeros around them that a convolution reads."""
     (top, left), (bottom, right) = shape.before, shape.after
     return F.pad(values, (left, right, top, bottom))
 
 
 def _write(part: Tensor, value: Tensor, shape: Geometry) -> None:
     """Write one source's patches, a tap at a time, each one strided copy."""
-    padded = _padded(value, shape).transpose(0, 1)
-    target = part.view(padded.shape[0], *shape.kernel, value.shape[0], *shape.positions)
+    maps = padded(value, shape).transpose(0, 1)
+    target = part.view(maps.shape[0], *shape.kernel, value.shape[0], *shape.positions)
     for i, j in product(*map(range, shape.kernel)):
         rows, columns = (
             slice(tap * d, tap * d + (count - 1) * s + 1, s)
             for tap, d, count, s in zip((i, j), shape.dilation, shape.positions, shape.stride, strict=True)
         )
-        target[:, i, j].copy_(padded[:, :, rows, columns])
+        target[:, i, j].copy_(maps[:, :, rows, columns])

@@ -4,7 +4,7 @@ All batches stand at the same value of the graph: each source has computed it, t
 behind it reads any more is released, so that memory holds little more than two layers' values of all pictures.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,18 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
-from project.moments import BlockMoment, LayerMoment, Run, cross_moment, exact_products, flat, layer_moment
+from project.moments import (
+    BlockMoment,
+    LayerMoment,
+    Run,
+    cross_moment,
+    draw_positions,
+    exact_products,
+    flat,
+    layer_moment,
+    patches_at,
+    values_at,
+)
 from project.student.head import HeadView
 from project.student.layers import resized, weight_of
 from project.student.sharing import World
@@ -56,6 +67,7 @@ class Batch:
     """One batch of one domain on its way through the student and the sources that it needs.
 
     Args:
+        number: Of the batch among all of this process.
         domain: Number of its domain.
         owner: Source whose domain it is; None where merged units follow the mean of all.
         pictures: How many.
@@ -63,6 +75,7 @@ class Batch:
         sources: Source -> its pass through it.
     """
 
+    number: int
     domain: int
     owner: int | None
     pictures: int
@@ -95,12 +108,13 @@ class Carried:
     ) -> None:
         self.owners, self.weights, self.world, self.modules = owners, weights, world, sources[0]
         self.scratch = scratch
-        self.batches = []
+        self.spread: int | None = None  # of positions drawn one by one, one in so many; None for whole maps
+        self.batches: list[Batch] = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
             for batch in batches:
                 runs = {source: Run(sources[source], batch) for source in needed}
-                self.batches.append(Batch(index, owner, len(batch), Run(student, batch), runs))
+                self.batches.append(Batch(len(self.batches), index, owner, len(batch), Run(student, batch), runs))
                 if scratch is not None:
                     for run in (self.batches[-1].student, *runs.values()):
                         run.env = OnDisk(scratch)
@@ -126,6 +140,12 @@ class Carried:
             seen[batch.domain] += 1
         return part
 
+    def spread_out(self, step: int) -> "Carried":
+        """One position in so many of each picture, at least one, drawn one by one; the passes are shared."""
+        part = copy(self)
+        part.spread = step
+        return part
+
     def reach(self, node: fx.Node) -> None:
         """Let the sources compute a value."""
         for batch in self.batches:
@@ -140,10 +160,45 @@ class Carried:
             for source in batch.sources.values():
                 source.release(_twin(source, node))
 
-    def targets(self, node: fx.Node, outputs: UnitMap, scales: Scales, plan: Surroundings) -> Sequence[Tensor]:
-        """What each batch asks of a value: the blend of its sources', less what the student has already."""
+    def targets(self, place: Place) -> Sequence[Tensor]:
+        """What each batch asks of a layer: the blend of its sources' outputs, less what the student has already."""
+        found = (
+            _target(batch, place.node, self._seen(batch, place), place.outputs, place.scales, place.plan)
+            for batch in self.batches
+        )
+        return waiting(found, self.scratch)
+
+    def norm_targets(self, node: fx.Node, units: UnitMap) -> Sequence[Tensor]:
+        """What each batch asks of a norm: the blend of its sources' outputs."""
         module = self.modules.get_submodule(str(node.target))
-        return waiting((_target(batch, node, module, outputs, scales, plan) for batch in self.batches), self.scratch)
+        found = (
+            _target(batch, node, lambda value: flat(value, module), units, (), Surroundings()) for batch in self.batches
+        )
+        return waiting(found, self.scratch)
+
+    def _places(self, batch: Batch, place: Place) -> Tensor | None:
+        """The positions that are looked at; None for whole maps."""
+        if self.spread is None:
+            return None
+        return draw_positions(batch.student.first_argument(place.node), place.reader, self.spread, batch.number)
+
+    def _inputs(self, batch: Batch, place: Place) -> Tensor:
+        """What the layer reads, as :meth:`_reader` has it."""
+        values, places = batch.student.first_argument(place.node), self._places(batch, place)
+        return flat(values, place.reader) if places is None else patches_at(values, place.reader, places)
+
+    def _seen(self, batch: Batch, place: Place) -> Callable[[Tensor], Tensor]:
+        """What is looked at of a value that has the layer's positions."""
+        places = self._places(batch, place)
+        if places is None:
+            return lambda value: flat(value, place.reader)
+        return lambda value: values_at(value, place.reader, places)
+
+    def _reader(self, place: Place) -> nn.Module:
+        """What reads that: of positions drawn one by one, each is a sample of a linear layer."""
+        if self.spread is None or isinstance(place.reader, nn.Linear):
+            return place.reader
+        return nn.Linear(weight_of(place.reader)[0].numel(), 1, device="meta")
 
     def equations(self, place: Place, start: Tensor) -> list[Equations]:
         """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees.
@@ -155,13 +210,14 @@ class Carried:
             return self._block_equations(place, start.device)
         units = [followed_inputs(place.outputs, inputs, owner) for owner in self.owners]
         columns = [_columns(seen, inputs.units, layer) for seen in units]
-        wide = weight_of(place.reader).shape[1] // inputs.units  # entries of a unit on the axis, after flattening
+        reader = self._reader(place)
+        wide = weight_of(reader).shape[1] // inputs.units  # entries of a unit on the axis, after flattening
         moments = [
-            layer_moment(place.reader, int(seen.sum()) * wide, layer.sides, constant=layer.bias, device=start.device)
+            layer_moment(reader, int(seen.sum()) * wide, layer.sides, constant=layer.bias, device=start.device)
             for seen in units
         ]
         for batch in self.batches:
-            values = flat(batch.student.first_argument(place.node), place.reader)
+            values = self._inputs(batch, place)
             if len(columns[batch.domain]) < start.shape[1]:
                 grouped = torch.unflatten(values, 1, (-1, wide))
                 values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
@@ -190,13 +246,13 @@ class Carried:
         self, place: Place, wanted: Iterable[Tensor], equations: Sequence[Equations]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """E[t xᵀ] and E[t²] of every domain, over all processes."""
-        outputs, layer = place.outputs, place.layer
-        like, unknowns = equations[0].gram, weight_of(place.reader)[0].numel() + layer.bias
+        outputs, layer, reader = place.outputs, place.layer, self._reader(place)
+        like, unknowns = equations[0].gram, weight_of(reader)[0].numel() + layer.bias
         crosses = [like.new_zeros(outputs.units, unknowns) for _ in equations]
         powers = [like.new_zeros(outputs.units) for _ in equations]
         for batch, target in zip(self.batches, wanted, strict=True):
-            values = flat(batch.student.first_argument(place.node), place.reader)
-            crosses[batch.domain] += cross_moment(target, values, place.reader, constant=layer.bias)
+            values = self._inputs(batch, place)
+            crosses[batch.domain] += cross_moment(target, values, reader, constant=layer.bias)
             powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
         for cross, power, one in zip(crosses, powers, equations, strict=True):
             self.world.reduce(cross)
@@ -207,10 +263,11 @@ class Carried:
 
     def rectified(self, place: Place, matrix: Tensor, wanted: Iterable[Tensor]) -> Iterator[Tensor]:
         """The targets, and the prediction instead where both would be cut off by the rectifier."""
+        reader = self._reader(place)
         for batch, target in zip(self.batches, wanted, strict=True):
-            values = flat(batch.student.first_argument(place.node), place.reader)
-            predicted = _apply(place.reader, values, matrix, constant=place.layer.bias)
-            other = 0.0 if place.plan.other is None else flat(_known(batch, place.plan.other), place.reader)
+            values, seen = self._inputs(batch, place), self._seen(batch, place)
+            predicted = _apply(reader, values, matrix, constant=place.layer.bias)
+            other = 0.0 if place.plan.other is None else seen(_known(batch, place.plan.other))
             yield torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
     def views(self, place: Place, wanted: Iterable[Tensor], rows: slice, domains: Sequence[bool]) -> list[HeadView]:
@@ -284,25 +341,30 @@ def _known(batch: Batch, name: str) -> Tensor:
 
 
 def _target(
-    batch: Batch, node: fx.Node, module: nn.Module, outputs: UnitMap, scales: Scales, plan: Surroundings
+    batch: Batch,
+    node: fx.Node,
+    seen: Callable[[Tensor], Tensor],
+    outputs: UnitMap,
+    scales: Scales,
+    plan: Surroundings,
 ) -> Tensor:
     blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
     result: Tensor | None = None
     for source, run in batch.sources.items():
-        values = flat(run.env[_twin(run, node)], module).float()
+        values = seen(run.env[_twin(run, node)]).float()
         shape = (1, -1) + (1,) * (values.dim() - 2)
         if plan.norm is not None:
             scale, shift = (tensor.to(values).view(shape) for tensor in scales[source])
             values = values * scale + shift
         if plan.other is not None:
-            values = values + flat(run.env[run.nodes[plan.other]], module)
+            values = values + seen(run.env[run.nodes[plan.other]])
         rows = outputs.present[:, source].nonzero()[:, 0]
         if result is None:
             result = values.new_zeros(values.shape[0], outputs.units, *values.shape[2:])
         share = blend[rows, source].to(values).view(shape)
         result[:, rows.to(values.device)] += values[:, outputs.members[rows, source].to(values.device)] * share
     assert result is not None
-    return result if plan.other is None else result - flat(_known(batch, plan.other), module)
+    return result if plan.other is None else result - seen(_known(batch, plan.other))
 
 
 def _columns(units: Tensor, count: int, layer: Layer) -> Tensor:

@@ -1,47 +1,81 @@
-"""How many of the calibration pictures a layer needs, judged by what two halves of a few say of each other.
+"""How many of the calibration pictures, and of their positions, a layer needs: told by two halves of a few.
 
 A fit to S samples of a layer with p unknowns misses the best weights by an excess of about p / S of the residual,
 however p and S are to be counted where samples depend on each other. Two fits, each to half of some pictures, tell:
 their residual on their own half is too low by 2 p / S, on the other half too high by as much. With both means r and r′,
 
-    excess of a fit to both halves ≈ (r′ − r) / (2 (r′ + r)),
+    excess of a fit to both halves ≈ (r′ − r) / (2 (r′ + r)).
 
-and it falls in proportion to the pictures. Only moments are compared; nothing is held out in the end.
+It falls in proportion to the pictures. Positions of one picture depend on each other: of its excess, some is owed to
+the number of pictures alone and the rest to the number of positions (the design effect of cluster sampling),
+
+    excess of a fit to one picture in s, one position in q of each ≈ s (a + q b),
+
+and the same halves, once at all and once at a few of their positions, tell a from b. Of all (s, q) that keep to what
+is allowed, the one with the fewest multiply-adds is taken. Only moments are compared; nothing is held out in the end.
 """
 
-import torch
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor, nn
+
+from project.moments import products
 from project.student.carried import Carried, Place
 from project.student.solver import LayerSolver, misfit
 
-FIRST = 8  # one batch in so many is looked at first
-SPARE = 4  # samples for each unknown that a half must have, if it is to be worth a look
+FIRST = 8  # one batch, and then one position, in so many is looked at first
+SPARE = 4  # samples for each unknown that a fit must have, if its excess is to be told, or to follow the rule
+SWEEPS = 3  # about how often a layer's values are multiplied with its targets or its weights
 
 
-def enough(carried: Carried, place: Place, start: torch.Tensor, ridge: float, excess: float) -> Carried:
-    """The batches that a layer is fitted to.
+def enough(carried: Carried, place: Place, start: Tensor, ridge: float, excess: float) -> Carried:
+    """The batches, and the positions of their pictures, that a layer is fitted to.
 
     Args:
         carried: All batches.
         place: The layer.
         start: Its start point.
         ridge: Pull towards the start point.
-        excess: Largest relative excess of the residual over that of a fit to all pictures.
+        excess: Largest relative excess of the residual over that of a fit to all samples.
 
     Returns:
-        Every n-th batch of each domain, n as large as the excess allows; all where there are too few to tell.
+        Every n-th batch of each domain and one position in m, as few as the excess allows; all where there are too few
+        to tell.
     """
     batches, pictures = carried.counts
-    step = min(FIRST, min(batches) // 2)
-    if step < 2 or min(pictures) * place.layer.positions < 2 * step * SPARE * start.shape[1]:
+    step, positions = min(FIRST, min(batches) // 2), place.layer.positions
+    spare = min(pictures) * positions / (SPARE * start.shape[1])  # thinned by more, samples are too few
+    if step < 2 or spare < 2 * step:
         return carried
     halves = [carried.every(2 * step, offset) for offset in (0, step)]
+    whole = _excess(halves, place, start, ridge) / step
+    few = min(FIRST, positions, int(spare / (2 * step)))
+    within = 0.0
+    if few > 1:
+        sparse = _excess([half.spread_out(few) for half in halves], place, start, ridge) / step
+        within = max(0.0, sparse - whole) / (few - 1)
+    between = max(0.0, whole - within)
+    best, least = (1, 1), _cost(place, start, 1)
+    for m in range(1, few + 1):
+        found = between + m * within
+        n = int(min(step, spare / m, excess / found if found else step))
+        if n and _cost(place, start, m) / n < least:
+            best, least = (n, m), _cost(place, start, m) / n
+    chosen = torch.tensor(best)
+    carried.world.broadcast(chosen, 0)  # unlike devices may differ in the last bit
+    n, m = chosen.tolist()
+    return carried.every(n) if m == 1 else carried.every(n).spread_out(m)
+
+
+def _excess(halves: Sequence[Carried], place: Place, start: Tensor, ridge: float) -> float:
+    """Relative excess of a fit to both halves of some samples over the best."""
     fits, problems = [], []
     for half in halves:
-        wanted = half.targets(place.node, place.outputs, place.scales, place.plan)
+        wanted = half.targets(place)
         equations = half.equations(place, start)
         crosses = half.crosses(place, wanted, equations)
-        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, ridge, carried.world)
+        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, ridge, half.world)
         fits.append(solver.solve(*crosses).matrix)
         problems.append((equations, *crosses))
     axes = (place.layer, place.outputs, place.inputs)
@@ -49,5 +83,13 @@ def enough(carried: Carried, place: Place, start: torch.Tensor, ridge: float, ex
         sum(misfit(*axes, matrix, *problem) for matrix, problem in zip(matrices, problems, strict=True))
         for matrices in (fits, fits[::-1])
     )
-    found = max(0.0, (other - own) / max(2 * (other + own), 1e-300))
-    return carried.every(max(1, min(step, int(step * excess / found) if found else step)))
+    return max(0.0, (other - own) / max(2 * (other + own), 1e-300))
+
+
+def _cost(place: Place, start: Tensor, step: int) -> float:
+    """Multiply-adds on one picture of which one position in so many is looked at."""
+    sweeps = SWEEPS * place.layer.positions * start.numel()
+    unfolded = place.layer.positions * start.shape[1] ** 2 / 2
+    if step > 1 or not isinstance(place.reader, nn.Conv2d):
+        return (unfolded + sweeps) / step
+    return min(products(place.reader, place.inputs.units, place.layer.sides)) + sweeps

@@ -59,8 +59,8 @@ class SequentialFit:
         divergence: Whether the layer that writes the logits is fitted to the sources' classes, see
             :mod:`~project.student.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
-        excess: Largest relative excess of a layer's residual over that of a fit to all pictures, see
-            :mod:`~project.student.enough`; None for all pictures in every layer.
+        excess: Largest relative excess of a layer's residual over that of a fit to all pictures and positions, see
+            :mod:`~project.student.enough`; None for all of them in every layer.
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with what solves it; may give back what an earlier walk found instead,
@@ -178,12 +178,13 @@ class SequentialFit:
         plain = place.layer.blocks == 1
         if self.excess is not None and plain:
             carried = enough(carried, place, start, self.ridge, self.excess)
-        wanted = carried.targets(place.node, place.outputs, place.scales, place.plan)
+        wanted = carried.targets(place)
         equations = carried.equations(place, start)
         solve = LayerSolver if plain else BlockSolver
         solver = solve(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
         fit = solver.solve(*carried.crosses(place, wanted, equations))
-        fit = replace(fit, pictures=len(carried.batches) / max(1, len(self.carried.batches)))
+        looked_at = len(carried.batches) / max(1, len(self.carried.batches))
+        fit = replace(fit, pictures=looked_at, positions=1 / (carried.spread or 1))
         for _ in range(self.rounds if place.plan.rectified else 0):
             cut = carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
             better = solver.solve(*carried.crosses(place, cut, equations))
@@ -237,7 +238,7 @@ class SequentialFit:
             return
         units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
         constant = self.constants.get(str(node.target))
-        wanted = None if constant is not None else self.carried.targets(node, units, (), Surroundings())
+        wanted = None if constant is not None else self.carried.norm_targets(node, units)
         sums = self.carried.unit_sums(node, units, wanted, norm.weight.device)
         if constant is not None:
             _, mean, _, variance, _ = central_moments(sums.sum(0))

@@ -52,6 +52,7 @@ class LayerFit:
             the extreme entries of its Cholesky factor's diagonal, or the ratio of eigenvalues after a fallback.
         fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
         pictures: Share of the calibration pictures that it was fitted to.
+        positions: Share of the layer's positions on each of them.
     """
 
     matrix: Tensor
@@ -60,6 +61,7 @@ class LayerFit:
     condition: float
     fallbacks: int
     pictures: float = 1.0
+    positions: float = 1.0
 
 
 def damping(ridge: float, unknowns: int, samples: int) -> float:

@@ -1,9 +1,11 @@
-"""Fits to some of the pictures against fits to all of them."""
+"""Fits to some of the pictures, and of their positions, against fits to all of them."""
+
+from typing import Any
 
 import pytest
 import torch
-from helpers import DOMAINS, make_problem, pictures, resnet
-from torch import Tensor
+from helpers import DOMAINS, close, make_problem, pictures, randomised, resnet
+from torch import Tensor, nn
 
 from project.errors import ConfigurationError
 from project.methods import PLeaS, Problem
@@ -29,7 +31,7 @@ def compared(problem: Problem, excess: float, monkeypatch: pytest.MonkeyPatch) -
         part = enough(carried, place, start, ridge, allowed)
         asked, matrices = [], []
         for one in (carried, part):
-            wanted = one.targets(place.node, place.outputs, place.scales, place.plan)
+            wanted = one.targets(place)
             equations = one.equations(place, start)
             crosses = one.crosses(place, wanted, equations)
             asked.append((equations, *crosses))
@@ -71,3 +73,56 @@ def test_all_pictures_where_there_are_too_few_to_tell(problem: Problem, monkeypa
 def test_impossible_excess(excess: float, fit: str) -> None:
     with pytest.raises(ConfigurationError, match=f"excess is {excess}"):
         PLeaS(excess=excess, fit=fit)  # type: ignore[arg-type]
+
+
+class Small(nn.Module):
+    """Two convolutions on large maps, a residual sum, and a head."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.inner, self.other = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+        randomised(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        return self.head((x + self.other(self.inner(x))).relu().mean((2, 3)))
+
+
+def smooth(count: int, seed: int) -> Tensor:
+    """Pictures whose neighbouring positions are nearly alike."""
+    return nn.functional.interpolate(pictures(count, seed, (3, 3, 3)), size=(24, 24), mode="bicubic")
+
+
+@pytest.fixture(scope="module")
+def large() -> Problem:
+    batches = [(domain, smooth(8, 200 + 31 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
+    sources = [Small(seed) for seed in (0, 1)]
+    return make_problem(sources, batches=batches, needs=("units",), shape=(3, 24, 24))
+
+
+def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared(large, 0.02, monkeypatch)
+    (merged,) = PLeaS(excess=0.02, rounds=0).merge(large, [1.0])
+    for layer in ("stem", "inner"):
+        assert merged.layers[layer]["positions"] <= 1 / 4
+        assert found[layer][1] < 1.06
+    assert merged.layers["head"]["positions"] == merged.layers["head"]["pictures"] == 1.0
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.4])
+def test_positions_one_by_one_are_all_of_them(large: Problem, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn one by one, in any order, all positions ask for the same as whole maps do."""
+
+    def listed(*arguments: Any) -> Carried:
+        return Carried(*arguments).spread_out(1)
+
+    (whole,) = PLeaS("weights").merge(large, [budget])
+    monkeypatch.setattr(sequential, "Carried", listed)
+    (one_by_one,) = PLeaS("weights").merge(large, [budget])
+    batch = smooth(4, 1)
+    with torch.no_grad():
+        assert close(one_by_one.student(batch), whole.student(batch), 1e-4)
+    for name, fit in whole.layers.items():
+        assert one_by_one.layers[name]["residual_after"] == pytest.approx(fit["residual_after"], rel=1e-4)
