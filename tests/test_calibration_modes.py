@@ -68,6 +68,7 @@ def test_without_pictures_what_needs_them_is_refused(workplace: Path, method: st
     assert not (workplace / "refused" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_public_pictures_serve_every_method(workplace: Path) -> None:
     methods = [*BY_WEIGHTS[:1], {"class_path": "project.methods.Permutation"}, {"class_path": "project.methods.PLeaS"}]
     public = {"class_path": "project.data.Shapes", "init_args": {"root": str(workplace / "data"), **DRAWN}}

@@ -275,7 +275,7 @@ def test_three_sources(tiny: Path) -> None:
     assert 2.1 < rows["pleas-2.20"]["executed"] <= 2.2
 
 
-@pytest.mark.parametrize(("mode", "count"), [("shared", 4), ("different", 3)])
+@pytest.mark.parametrize(("mode", "count"), [("shared", 4), pytest.param("different", 3, marks=pytest.mark.slow)])
 def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None:
     """From the command, by both fits and both targets; partly shared rows are executed without their zeros."""
     domains = ["clipart", "painting", "photo", "sketch"][:count]
@@ -592,19 +592,15 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
         {"class_path": "project.methods.PLeaS"},
         {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}},
     ])  # fmt: skip
-    shared = [
-        "--config",
-        str(TINY / "merge.yaml"),
-        "--model.init_args.methods",
-        methods,
-        "--data.init_args.calibration",
-        "50",
-    ]
+    shared = ["--model.init_args.methods", methods, "--data.init_args.calibration", "50"]
+    run("merge", "merge", *shared, "--run", "runs/tiny/one")
+    command = [
+        sys.executable, "-m", "project", "merge", "--config", str(TINY / "merge.yaml"), *shared, "--run", "runs/tiny/two",
+        "--trainer.strategy", "ddp", "--trainer.devices", "2",
+    ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, extra in (("one", []), ("two", ["--trainer.strategy", "ddp", "--trainer.devices", "2"])):
-        command = [sys.executable, "-m", "project", "merge", *shared, "--run", f"runs/tiny/{name}", *extra]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     probe = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for path in sorted((tiny / "one" / "students").glob("*.ckpt")):
         one, two = (project.load_student(tiny / name / "students" / path.name) for name in ("one", "two"))

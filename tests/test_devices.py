@@ -32,12 +32,13 @@ from project.methods import (
 )
 from project.moments import PICTURES, Collector, Lockstep, Moment
 from project.student import Distillation
+from project.student.head import HeadView, fit_head
 
 METHODS: dict[str, Callable[[], Method]] = {
     "average": Average,
     "permutation": Permutation,
     "permutation by weights": lambda: Permutation("weights"),
-    "pleas": PLeaS,
+    "pleas": lambda: PLeaS(logits="squares"),
     "pleas, gain": lambda: PLeaS(separate="gain", logits="squares"),
     "pleas, a share of the pictures": lambda: PLeaS(excess=0.05, logits="squares"),
     "pleas joint, back": lambda: PLeaS(fit="joint", separate="back"),
@@ -145,6 +146,18 @@ def test_methods_stay_on_the_device_of_their_sources(name: str, mode: str) -> No
                 found = one.student(batch.to(device))
             assert isinstance(found, Away)
             assert close(found.cpu(), wanted, 1e-3)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_fit_of_a_head_stays_on_its_device(constant: bool) -> None:
+    start = pictures(1, 0, (1, 4, 7))[0, 0].double()
+    features, logits = pictures(1, 1, (1, 30, 7))[0, 0], pictures(1, 2, (1, 30, 4))[0, 0]
+    found = fit_head(start, [HeadView(features, logits)], damping=0.1, constant=constant, steps=20)
+    with elsewhere() as device:
+        views = [HeadView(features.to(device), logits.to(device))]
+        there = fit_head(start.to(device), views, damping=0.1, constant=constant, steps=20)
+        assert away([there])
+        assert close(there.cpu(), found)
 
 
 def test_distillation_stays_on_the_device_of_the_student() -> None:

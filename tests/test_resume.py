@@ -315,6 +315,7 @@ def test_statistics_in_a_file_are_not_gathered_again(
         main(arguments(workplace, "refused", *given, methods=average))
 
 
+@pytest.mark.slow
 def test_little_memory_changes_no_student(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

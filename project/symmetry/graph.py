@@ -25,29 +25,31 @@ class LeafTracer(fx.Tracer):
 
     Args:
         leaves: Types to keep whole, beside torch.nn's.
+        lines: Whether every value holds the lines of code that made it, which takes as long as tracing does.
     """
 
-    def __init__(self, *leaves: type[nn.Module]) -> None:
+    def __init__(self, *leaves: type[nn.Module], lines: bool = False) -> None:
         super().__init__()
         self.leaves = (*LEAVES, *leaves)
-        self.record_stack_traces = True
+        self.record_stack_traces = lines
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one value of the graph."""
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def graph_of(network: nn.Module, *leaves: type[nn.Module]) -> fx.GraphModule:
+def graph_of(network: nn.Module, *leaves: type[nn.Module], lines: bool = False) -> fx.GraphModule:
     """Trace a network into a graph of its leaf modules, which it shares.
 
     Args:
         network: The network.
         leaves: Types of modules to keep whole, beside torch.nn's and torchvision's layers.
+        lines: Whether :func:`code_of` is to know the values.
 
     Raises:
         TraceError: Where ``torch.fx`` cannot trace the network; the message holds its reason and the line of code.
     """
-    tracer = LeafTracer(*leaves)
+    tracer = LeafTracer(*leaves, lines=lines)
     try:
         graph = tracer.trace(network)
     except Exception as error:
@@ -75,7 +77,7 @@ def shaped_graph(network: nn.Module, picture: tuple[int, int, int], batch: int) 
     # Shapes alone: no arithmetic and no copies of weights, whatever the picture's size.
     without = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()}
     without |= {id(b): b.to("meta") for b in network.buffers()}  # type: ignore[misc]
-    graph = graph_of(copy.deepcopy(network, without))
+    graph = graph_of(copy.deepcopy(network, without), lines=True)
     example = torch.zeros(batch, *picture, dtype=next(graph.parameters()).dtype, device="meta")
     notes = _Notes(graph)
     try:

@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "pleas": lambda: PLeaS(),
     "pleas mean, by weights, front": lambda: PLeaS("weights", separate="front", targets="mean"),
 }
-SEEDS = [(0, 2), (1, 3), (2, 4)]
+SEEDS = [(0, 2), pytest.param(1, 3, marks=pytest.mark.slow), (2, 4)]
 
 
 def only(method: Method, problem: Problem, budget: float) -> Merged:

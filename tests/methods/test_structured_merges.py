@@ -30,7 +30,7 @@ def family(name: str, count: int) -> list[nn.Module]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_permuted_copies_merge_to_themselves(name: str, method: str, count: int) -> None:
     if name == "shuffled" and "activations" in method:
         pytest.skip("refused, see test_matching_by_activations_is_refused_beforehand")

@@ -73,7 +73,7 @@ def allocations(problem: Problem, budget: Budget, seed: int) -> list[tuple[dict[
 
 
 @pytest.mark.parametrize("unit", UNITS_OF_SIZE)
-@pytest.mark.parametrize(("seed", "count"), [(0, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize(("seed", "count"), [(0, 2), (1, 3), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_every_allocation_keeps_to_every_budget(seed: int, count: int, unit: str) -> None:
     """Whatever the rows stand for; and the network that is built costs what the unit maps say."""
     problem = bare(seed, count)
@@ -147,7 +147,7 @@ def small_network(seed: int, weights: int) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(s, marks=pytest.mark.slow) for s in range(6, 12))])
 def test_gain_is_close_to_the_best_of_all_widths(seed: int) -> None:
     """Within 2 % of exhaustive search, over many budgets, units of size and gains."""
     random = np.random.default_rng(seed)

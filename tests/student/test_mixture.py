@@ -3,6 +3,7 @@
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -304,6 +305,19 @@ def test_from_its_file_alone(name: str, mode: str, tmp_path: Path) -> None:
             load_student(path)
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the file of a mixture of three ResNets holds."""
+    shape, path = (3, 16, 16), tmp_path_factory.mktemp("mixture") / "mixture.ckpt"
+    it = make_problem(
+        [resnet("resnet20", i + 1) for i in range(3)], needs=(), base=resnet("resnet20", 0), shape=shape, batches=[],
+        architecture=Architecture("resnet20", 5), preprocessing=Preprocessing(16),
+    )  # fmt: skip
+    (merged,) = SMILE(rank=1).merge(it, [1.0])
+    save_student(merged.student, path)
+    return torch.load(path, weights_only=True)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -321,15 +335,10 @@ def test_from_its_file_alone(name: str, mode: str, tmp_path: Path) -> None:
         ({"norms": ["conv1"]}, "not its architecture's"),
     ],
 )
-def test_spoilt_files_are_told_in_a_sentence(spoil: dict[str, object], words: str, tmp_path: Path) -> None:
-    shape, path = (3, 16, 16), tmp_path / "mixture.ckpt"
-    it = make_problem(
-        [resnet("resnet20", i + 1) for i in range(3)], needs=(), base=resnet("resnet20", 0), shape=shape, batches=[],
-        architecture=Architecture("resnet20", 5), preprocessing=Preprocessing(16),
-    )  # fmt: skip
-    (merged,) = SMILE(rank=1).merge(it, [1.0])
-    save_student(merged.student, path)
-    content = torch.load(path, weights_only=True)
+def test_spoilt_files_are_told_in_a_sentence(
+    spoil: dict[str, object], words: str, content: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "mixture.ckpt"
     torch.save({**content, "mixture": [{**content["mixture"][0], **spoil}, *content["mixture"][1:]]}, path)
     with pytest.raises(CheckpointError, match=words) as caught:
         load_student(path)
