@@ -253,6 +253,7 @@ def test_budgets_in_any_unit_spent_by_gain(tiny: Path) -> None:
     assert (tiny / "units" / "students" / "pleas-1.40x_params.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_three_sources(tiny: Path) -> None:
     run("fit", "fit_clipart", "--run", "runs/tiny/third", "--seed_everything", "7")
     names = {"clipart": "clipart", "sketch": "sketch", "third": "again"}
@@ -595,8 +596,8 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
     shared = ["--model.init_args.methods", methods, "--data.init_args.calibration", "50"]
     run("merge", "merge", *shared, "--run", "runs/tiny/one")
     command = [
-        sys.executable, "-m", "project", "merge", "--config", str(TINY / "merge.yaml"), *shared, "--run", "runs/tiny/two",
-        "--trainer.strategy", "ddp", "--trainer.devices", "2",
+        sys.executable, "-m", "project", "merge", "--config", str(TINY / "merge.yaml"), *shared, "--run",
+        "runs/tiny/two", "--trainer.strategy", "ddp", "--trainer.devices", "2",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)

@@ -34,7 +34,7 @@ from project.student import (
     with_joins,
 )
 from project.student.build import exact_groups
-from project.student.memory import Demand, solve_bytes, walk_bytes, widest
+from project.student.memory import Demand, patch_bytes, solve_bytes, walk_bytes, widest
 from project.symmetry import Layer, graph_of
 
 MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures", "positions")
@@ -215,7 +215,10 @@ class PLeaS(Permutation):
             for layer in layers
         )
         total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
-        values = max(widest(problem.spec, {name: units.units for name, units in maps.items()}) for maps in shapes)
+        units = [{name: one.units for name, one in maps.items()} for maps in shapes]
+        values = max(widest(problem.spec, one) for one in units)
+        if solving:
+            solving += max(patch_bytes(problem.spec, one, min(total, batch)) for one in units)
         return Demand(walk_bytes(values, total) + solving, walk_bytes(values, min(total, batch)) + solving)
 
     def _shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from project.errors import ConfigurationError
+from project.moments.patches import CHUNK_BYTES
 from project.symmetry import Spec
 
 HELD = 5  # values held at once around the widest layer: what student and source read and write, and the target
@@ -105,14 +106,15 @@ def plan_memory(moments: Mapping[str, int], batch: int, demand: Demand, room: in
 
 
 def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:
-    """About how many bytes all sources hold around their widest layer, on one batch.
+    """About how many bytes all sources hold around their widest layer, and its inputs written out, on one batch.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
         sources: Number of sources N.
         pictures: Pictures in the batch.
     """
-    return walk_bytes(sources * widest(spec, spec.sizes), pictures)
+    units = {name: sources * size for name, size in spec.sizes.items()}
+    return walk_bytes(widest(spec, units), pictures) + patch_bytes(spec, units, pictures)
 
 
 def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> int:
@@ -156,6 +158,18 @@ def walk_bytes(values: int, pictures: int) -> int:
         pictures: How many pictures stand there.
     """
     return 4 * HELD * values * pictures
+
+
+def patch_bytes(spec: Spec, units: Mapping[str, int], pictures: int) -> int:
+    """About how many bytes a layer's inputs take at most, a patch for every position, in chunks of limited size.
+
+    Args:
+        spec: Groups of the sources, traced at the pictures' size.
+        units: How many units stand on every axis.
+        pictures: Pictures in the batch.
+    """
+    each = max(4 * layer.positions * layer.taps * units[layer.inputs] for layer in spec.layers)
+    return min(max(CHUNK_BYTES, each), each * pictures)
 
 
 def solve_bytes(unknowns: int, domains: int, blocks: int = 1) -> int:

@@ -53,9 +53,9 @@ def graph_of(network: nn.Module, *leaves: type[nn.Module], lines: bool = False) 
     try:
         graph = tracer.trace(network)
     except Exception as error:
-        lines = traceback.format_exception(error)
+        trace = "".join(traceback.format_exception(error))
         raise TraceError(
-            f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_last_frame(''.join(lines))}."
+            f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_last_frame(trace)}."
         ) from error
     return fx.GraphModule(network, graph)
 

@@ -10,8 +10,9 @@ from helpers import make_problem, pictures, random_network
 from project.errors import ConfigurationError, MergeError
 from project.methods import Permutation, PLeaS
 from project.methods.matching import Matching
+from project.moments.patches import CHUNK_BYTES
 from project.student import check_budgets
-from project.student.memory import Demand, solve_bytes, walk_bytes, widest
+from project.student.memory import Demand, patch_bytes, solve_bytes, walk_bytes, widest
 
 
 def quiet() -> warnings.catch_warnings:
@@ -123,6 +124,8 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     spec, many = problem.spec, {"art": 10**6, "birds": 10**6}
     demand = PLeaS().demand(problem, many, [1.0], 16)
     solving = solve_bytes(max(layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers), 2)
+    solving += patch_bytes(spec, spec.sizes, 16)
+    assert patch_bytes(spec, spec.sizes, 10**6) <= CHUNK_BYTES
     assert demand.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
     assert demand.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
     apart = solve_bytes(max(2 * layer.taps * spec.sizes[layer.inputs] for layer in spec.layers) + 1, 2)
@@ -136,9 +139,12 @@ def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
     pictures = dict.fromkeys(shared.owners, 10)
     head = shared.spec.head
     solving = solve_bytes(3 * head.taps * shared.spec.sizes[head.inputs] + 1, 3)
-    walk = walk_bytes(3 * widest(shared.spec, shared.spec.sizes), 30)
+    three = {name: 3 * size for name, size in shared.spec.sizes.items()}
+    three |= {shared.spec.input.name: 3, shared.spec.output.name: shared.spec.output.size}
+    solving += patch_bytes(shared.spec, three, 30)
+    walk = walk_bytes(widest(shared.spec, three), 30)
     assert PLeaS().demand(shared, pictures, [3.0], 30) == Demand(walk + solving, walk + solving)
-    walk = walk_bytes(widest(shared.spec, {name: 3 * size for name, size in shared.spec.sizes.items()}), 30)
+    walk = walk_bytes(widest(shared.spec, three), 30)
     assert PLeaS().demand(different, pictures, [3.0], 30) == Demand(walk, walk)
 
 

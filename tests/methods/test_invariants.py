@@ -167,7 +167,7 @@ def test_resnet20_at_both_ends(mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("budget", [1.0, 1.4, 2.0])
+@pytest.mark.parametrize("budget", [1.4, *(pytest.param(one, marks=pytest.mark.slow) for one in (1.0, 2.0))])
 def test_same_seed_same_student_and_sources_untouched(name: str, budget: float) -> None:
     students = []
     for _ in range(2):

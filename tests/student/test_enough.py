@@ -43,7 +43,7 @@ def compared(problem: Problem, excess: float, monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "enough", watched)
-        (merged,) = PLeaS(excess=excess, rounds=0).merge(problem, [1.0])
+        (merged,) = PLeaS(excess=excess, rounds=0, logits="squares").merge(problem, [1.0])
     for name, (share, _) in found.items():
         assert merged.layers[name]["pictures"] == pytest.approx(share)
     return found
@@ -104,7 +104,7 @@ def large() -> Problem:
 
 def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     found = compared(large, 0.02, monkeypatch)
-    (merged,) = PLeaS(excess=0.02, rounds=0).merge(large, [1.0])
+    (merged,) = PLeaS(excess=0.02, rounds=0, logits="squares").merge(large, [1.0])
     for layer in ("stem", "inner"):
         assert merged.layers[layer]["positions"] <= 1 / 4
         assert found[layer][1] < 1.06
@@ -118,9 +118,9 @@ def test_positions_one_by_one_are_all_of_them(large: Problem, budget: float, mon
     def listed(*arguments: Any) -> Carried:
         return Carried(*arguments).spread_out(1)
 
-    (whole,) = PLeaS("weights").merge(large, [budget])
+    (whole,) = PLeaS("weights", logits="squares").merge(large, [budget])
     monkeypatch.setattr(sequential, "Carried", listed)
-    (one_by_one,) = PLeaS("weights").merge(large, [budget])
+    (one_by_one,) = PLeaS("weights", logits="squares").merge(large, [budget])
     batch = smooth(4, 1)
     with torch.no_grad():
         assert close(one_by_one.student(batch), whole.student(batch), 1e-4)
