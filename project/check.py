@@ -87,9 +87,11 @@ def _merging(spec: Spec) -> list[str]:
     """At which budgets such networks can be merged, and what a fit leaves at the sources' mean."""
     reason = obstacle(spec)
     lines = ["merge, at any budget: yes" if reason is None else f"merge: yes; above budget 1 only in part, as {reason}"]
-    kept = unfitted(spec)
+    kept, jointly = unfitted(spec), unfitted(spec, joint=True)
     if kept:
         lines.append(f"least squares: all layers; at the sources' mean stay {', '.join(kept)}")
+    if jointly != kept:
+        lines.append(f"least squares with fit 'joint': at the sources' mean stay {', '.join(jointly)}")
     return lines
 
 

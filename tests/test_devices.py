@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -40,7 +41,6 @@ METHODS: dict[str, Callable[[], Method]] = {
     "permutation by weights": lambda: Permutation("weights"),
     "pleas": lambda: PLeaS(logits="squares"),
     "pleas, gain": lambda: PLeaS(separate="gain", logits="squares"),
-    "pleas, a share of the pictures": lambda: PLeaS(excess=0.05, logits="squares"),
     "pleas joint, back": lambda: PLeaS(fit="joint", separate="back"),
     "task arithmetic": TaskArithmetic,
     "ties, aligned": lambda: TIES(align="activations"),
@@ -146,6 +146,46 @@ def test_methods_stay_on_the_device_of_their_sources(name: str, mode: str) -> No
                 found = one.student(batch.to(device))
             assert isinstance(found, Away)
             assert close(found.cpu(), wanted, 1e-3)
+
+
+class Blocks(nn.Module):
+    """A convolution on large maps, a depthwise one, and a head."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.deep, self.inner, self.fc = nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        randomised(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.inner(self.deep(self.norm(self.stem(x)).relu())).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("logits", ["squares", "divergence"])
+def test_grouped_layers_and_drawn_positions_stay_on_their_device(
+    logits: Literal["squares", "divergence"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    method = PLeaS("weights", excess=0.3, rounds=1, logits=logits)
+    batches = [(domain, pictures(8, 10 * i + j)) for i, domain in enumerate(DOMAINS[:2]) for j in range(4)]
+    problem = make_problem([Blocks(seed) for seed in (0, 1)], batches=batches, needs=())
+    (here,) = method.merge(problem, [1.0])
+    assert here.layers["stem"]["positions"] < 1 / 2
+    assert here.layers["deep"]["residual_after"] < here.layers["deep"]["residual_before"]
+    batch = pictures(4, 9)
+    with torch.no_grad():
+        expected = here.student(batch)
+    with elsewhere() as device:
+        assert problem.pictures is not None
+        moved = replace(
+            problem,
+            sources=tuple(source.to(device) for source in problem.sources),
+            pictures={domain: [one.to(device) for one in some] for domain, some in problem.pictures.items()},
+        )
+        (there,) = method.merge(moved, [1.0])
+        assert away(there.student.state_dict().values())
+        with torch.no_grad():
+            assert close(there.student(batch.to(device)).cpu(), expected, 1e-3)
 
 
 @pytest.mark.parametrize("constant", [True, False])

@@ -110,7 +110,7 @@ def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch
     """Killed twice: while it gathers, and while it fits its second student."""
     folder, command = workplace / "killed", arguments(workplace, "killed", "--model.keep_every", "0")
     killed(command, folder, "progress/*/0/gathering.pt")
-    killed(command, folder, "progress/*/0/pleas-*/pleas-1.50/0003.pt")
+    killed(command, folder, "progress/*/0/pleas-*/pleas-1.50/0003-*.pt")
     assert not (folder / "results.json").exists()
     gathered, solved = (
         counted(monkeypatch, owner, name) for owner, name in ((Collector, "gather"), (SequentialFit, "_solved"))
@@ -234,9 +234,9 @@ def test_a_killed_merge_of_two_processes_goes_on(workplace: Path) -> None:
     extra = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.budgets", "[1.0]")
     folder, methods = workplace / "two killed", METHODS[1:]
     killed(
-        arguments(workplace, "two killed", *extra, methods=methods), folder, "progress/*/1/pleas-*/pleas-1.00/0008.pt"
+        arguments(workplace, "two killed", *extra, methods=methods), folder, "progress/*/1/pleas-*/pleas-1.00/0008-*.pt"
     )
-    (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0005.pt")
+    (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0005-*.pt")
     robbed.unlink()
     for run in ("two", "two killed"):
         done = subprocess.run(

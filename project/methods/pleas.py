@@ -34,7 +34,8 @@ from project.student import (
     with_joins,
 )
 from project.student.build import exact_groups
-from project.student.memory import Demand, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.enough import DENSEST
+from project.student.memory import Demand, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.symmetry import Layer, graph_of
 
 MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures", "positions")
@@ -72,7 +73,7 @@ class PLeaS(Permutation):
         excess: For the sequential fit: by how much a layer's residual may exceed that of a fit to all pictures, as a
             share of it (0.005 is half a percent). Layers with samples to spare then look at some of the batches, and at
             some positions of their pictures, only: as many as two halves of a few say are needed, see
-            :mod:`project.student.enough`. Default: at all.
+            :mod:`project.student.enough`. It takes four batches of each domain or more. Default: all of them.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which matching by weights, or both, visits the groups.
@@ -219,7 +220,11 @@ class PLeaS(Permutation):
         values = max(widest(problem.spec, one) for one in units)
         if solving:
             solving += max(patch_bytes(problem.spec, one, min(total, batch)) for one in units)
-        return Demand(walk_bytes(values, total) + solving, walk_bytes(values, min(total, batch)) + solving)
+        found = []
+        for count in (total, min(total, batch)):  # in memory, or all that waits on disk
+            drawn = [0 if self.excess is None else drawn_bytes(problem.spec, one, count, DENSEST) for one in units]
+            found.append(walk_bytes(values, count) + max(drawn) + solving)
+        return Demand(*found)
 
     def _shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
         """Unit maps of all axes of the students, none narrower than it is going to be."""

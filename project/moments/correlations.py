@@ -107,7 +107,7 @@ def _runs(places: list[int]) -> list[range]:
     return runs
 
 
-def products(layer: nn.Conv2d, channels: int, sides: tuple[int, int]) -> tuple[float, float]:
+def gram_costs(layer: nn.Conv2d, channels: int, sides: tuple[int, int]) -> tuple[float, float]:
     """Multiply-adds for the moment of a convolution's inputs on one picture: by correlations, and by unfolding.
 
     Args:
@@ -122,10 +122,10 @@ def products(layer: nn.Conv2d, channels: int, sides: tuple[int, int]) -> tuple[f
 
 
 def pays(layer: nn.Module, channels: int, sides: tuple[int, int]) -> bool:
-    """Whether correlations take so much fewer products than unfolding that they are worth it; see :func:`products`."""
+    """Whether correlations take so much fewer products than unfolding that they pay; see :func:`gram_costs`."""
     if not isinstance(layer, nn.Conv2d):
         return False
-    correlated, unfolded = products(layer, channels, sides)
+    correlated, unfolded = gram_costs(layer, channels, sides)
     return correlated < WORTHWHILE * unfolded
 
 

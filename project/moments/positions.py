@@ -4,7 +4,10 @@ Neighbouring positions of a picture say much the same. Where a picture has thous
 little accuracy; a patch that is read alone is a sample of a linear layer.
 """
 
+import math
+from dataclasses import dataclass
 from itertools import product
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -12,66 +15,75 @@ from torch import Tensor, nn
 from project.moments.patches import geometry, padded
 
 
-def draw_positions(values: Tensor, layer: nn.Module, step: int, seed: int) -> Tensor:
-    """Positions of a layer's output, drawn for every picture by itself, none of them twice.
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Positions of a layer's output, for every picture of a batch its own.
 
     Args:
-        values: What the layer reads: (batch, channels, height, width), or (batch, …, features).
-        layer: ``nn.Conv2d`` or ``nn.Linear``.
-        step: One position in so many is drawn, at least one.
-        seed: The same seed draws the same positions.
-
-    Returns:
-        Their numbers, row by row, shape (batch, drawn), on the values' device.
-    """
-    count = positions_of(values, layer)
-    order = torch.rand(len(values), count, generator=torch.Generator().manual_seed(seed)).argsort(1)
-    return order[:, : max(1, count // step)].to(values.device)
-
-
-def positions_of(values: Tensor, layer: nn.Module) -> int:
-    """How many positions a layer puts out for each picture of what it reads."""
-    if isinstance(layer, nn.Conv2d):
-        tall, wide = geometry(layer, values.shape[2:]).positions
-        return tall * wide
-    return values[0, ..., 0].numel()
-
-
-def values_at(values: Tensor, layer: nn.Module, places: Tensor) -> Tensor:
-    """What a layer puts out at some positions.
-
-    Args:
-        values: Its output, such as (batch, units, height, width) or (batch, …, units).
-        layer: The layer.
-        places: From :func:`draw_positions`.
-
-    Returns:
-        Shape (batch · drawn, units).
-    """
-    rows = values.flatten(2).mT if isinstance(layer, nn.Conv2d) else values.view(len(values), -1, values.shape[-1])
-    return rows.gather(1, places[:, :, None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
-
-
-def patches_at(values: Tensor, layer: nn.Module, places: Tensor) -> Tensor:
-    """What a layer multiplies at some positions of its output.
-
-    Args:
-        values: What it reads, see :func:`draw_positions`.
         layer: ``nn.Conv2d`` (one group, zero padding) or ``nn.Linear``.
-        places: From :func:`draw_positions`.
-
-    Returns:
-        Shape (batch · drawn, inputs · taps), entries in the order of ``weight.flatten(1)``.
+        sides: Sizes of the axes of the positions, such as height and width.
+        places: Numbers of the positions, counted along the last axis first, shape (batch, drawn).
     """
-    if not isinstance(layer, nn.Conv2d):
-        return values_at(values, layer, places)
-    shape = geometry(layer, values.shape[2:])
-    maps = padded(values, shape)
-    rows, width = maps.permute(0, 2, 3, 1).flatten(0, 2), maps.shape[3]  # a row for every place of every map
-    top, left = places // shape.positions[1] * shape.stride[0], places % shape.positions[1] * shape.stride[1]
-    corner = torch.arange(len(values), device=places.device)[:, None] * maps.shape[2] * width + top * width + left
-    found = rows.new_empty(corner.numel(), values.shape[1], shape.kernel[0] * shape.kernel[1])
-    for tap, (i, j) in enumerate(product(*map(range, shape.kernel))):
-        there = corner + i * shape.dilation[0] * width + j * shape.dilation[1]
-        found[:, :, tap] = rows[there.flatten()]
-    return found.flatten(1)
+
+    layer: nn.Module
+    sides: tuple[int, ...]
+    places: Tensor
+
+    @classmethod
+    def draw(cls, values: Tensor, layer: nn.Module, step: int, seed: int) -> Self:
+        """One position in so many, at least one: from every run of so many neighbours one, whichever.
+
+        Args:
+            values: What the layer reads: (batch, channels, height, width), or (batch, …, features).
+            layer: The layer.
+            step: How many.
+            seed: The same seed draws the same positions.
+        """
+        sides = (*values.shape[1:-1],)
+        if isinstance(layer, nn.Conv2d):
+            sides = geometry(layer, values.shape[2:]).positions
+        count = math.prod(sides)
+        edges = torch.arange(drawn_count(count, step) + 1) * count // drawn_count(count, step)
+        random = torch.rand(len(values), len(edges) - 1, generator=torch.Generator().manual_seed(seed))
+        return cls(layer, sides, (edges[:-1] + (random * edges.diff()).long()).to(values.device))
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """What the layer puts out there, or a value that is added to it.
+
+        Args:
+            values: Of the layer's shape, or to be broadcast along its positions: (batch, units, height, width) or
+                (batch, …, units).
+
+        Returns:
+            Shape (batch · drawn, units).
+        """
+        if isinstance(self.layer, nn.Conv2d):
+            rows = values.expand(-1, -1, *self.sides).flatten(2).mT
+        else:
+            rows = values.expand(-1, *self.sides, -1).flatten(1, -2) if self.sides else values[:, None]
+        return rows.gather(1, self.places[:, :, None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
+
+    def inputs(self, values: Tensor) -> Tensor:
+        """What the layer multiplies there.
+
+        Args:
+            values: What it reads.
+
+        Returns:
+            Shape (batch · drawn, inputs · taps), entries in the order of ``weight.flatten(1)``.
+        """
+        if not isinstance(self.layer, nn.Conv2d):
+            return self.outputs(values)
+        shape = geometry(self.layer, values.shape[2:])
+        maps = padded(values, shape)
+        tall, wide = maps.shape[2:]
+        top, left = self.places // self.sides[1] * shape.stride[0], self.places % self.sides[1] * shape.stride[1]
+        corners = torch.arange(len(values), device=maps.device)[:, None] * tall * wide + top * wide + left
+        taps = [i * shape.dilation[0] * wide + j * shape.dilation[1] for i, j in product(*map(range, shape.kernel))]
+        rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # one for every place of every map
+        return rows[corners.flatten()[:, None] + torch.tensor(taps, device=maps.device)].transpose(1, 2).flatten(1)
+
+
+def drawn_count(count: int, step: int) -> int:
+    """How many of some positions are drawn."""
+    return max(1, count // step)

@@ -6,8 +6,6 @@ behind it reads any more is released, so that memory holds little more than two 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,66 +19,18 @@ from project.moments import (
     LayerMoment,
     Run,
     cross_moment,
-    draw_positions,
     exact_products,
     flat,
     layer_moment,
-    patches_at,
-    values_at,
 )
 from project.student.head import HeadView
 from project.student.layers import resized, weight_of
+from project.student.place import Batch, Drawn, Place, Scales, Whole
 from project.student.sharing import World
 from project.student.solver import Equations, seen_weights
 from project.student.spill import OnDisk, waiting
 from project.student.surroundings import Surroundings
 from project.symmetry import Layer
-
-Scales = Sequence[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Place:
-    """A layer that is about to be fitted, and where it stands.
-
-    Args:
-        node: Its call in the student's graph.
-        layer: The layer, with a constant where the norm behind it adds one.
-        outputs: Unit map of what it writes.
-        inputs: Unit map of what it reads.
-        reader: A layer without values that reads the student's inputs as a source's layer reads its own.
-        scales: For every source, scale and shift of the norm behind the layer.
-        plan: What stands around it.
-    """
-
-    node: fx.Node
-    layer: Layer
-    outputs: UnitMap
-    inputs: UnitMap
-    reader: nn.Module
-    scales: Scales
-    plan: Surroundings
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One batch of one domain on its way through the student and the sources that it needs.
-
-    Args:
-        number: Of the batch among all of this process.
-        domain: Number of its domain.
-        owner: Source whose domain it is; None where merged units follow the mean of all.
-        pictures: How many.
-        student: Its pass through the student.
-        sources: Source -> its pass through it.
-    """
-
-    number: int
-    domain: int
-    owner: int | None
-    pictures: int
-    student: Run
-    sources: Mapping[int, Run]
 
 
 class Carried:
@@ -108,7 +58,7 @@ class Carried:
     ) -> None:
         self.owners, self.weights, self.world, self.modules = owners, weights, world, sources[0]
         self.scratch = scratch
-        self.spread: int | None = None  # of positions drawn one by one, one in so many; None for whole maps
+        self.look = Whole()
         self.batches: list[Batch] = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -119,7 +69,6 @@ class Carried:
                     for run in (self.batches[-1].student, *runs.values()):
                         run.env = OnDisk(scratch)
 
-    @cached_property
     def counts(self) -> tuple[list[int], list[int]]:
         """For each domain, its batches in one process, on average, and its pictures in all; all processes must ask."""
         counts = torch.zeros(len(self.owners), 2)
@@ -140,10 +89,10 @@ class Carried:
             seen[batch.domain] += 1
         return part
 
-    def spread_out(self, step: int) -> "Carried":
-        """One position in so many of each picture, at least one, drawn one by one; the passes are shared."""
+    def drawn(self, place: Place, step: int) -> "Carried":
+        """One position in so many of each picture, at least one, for one layer; the passes are shared."""
         part = copy(self)
-        part.spread = step
+        part.look = Drawn(place, self.batches, step, self.scratch)
         return part
 
     def reach(self, node: fx.Node) -> None:
@@ -176,29 +125,8 @@ class Carried:
         )
         return waiting(found, self.scratch)
 
-    def _places(self, batch: Batch, place: Place) -> Tensor | None:
-        """The positions that are looked at; None for whole maps."""
-        if self.spread is None:
-            return None
-        return draw_positions(batch.student.first_argument(place.node), place.reader, self.spread, batch.number)
-
-    def _inputs(self, batch: Batch, place: Place) -> Tensor:
-        """What the layer reads, as :meth:`_reader` has it."""
-        values, places = batch.student.first_argument(place.node), self._places(batch, place)
-        return flat(values, place.reader) if places is None else patches_at(values, place.reader, places)
-
     def _seen(self, batch: Batch, place: Place) -> Callable[[Tensor], Tensor]:
-        """What is looked at of a value that has the layer's positions."""
-        places = self._places(batch, place)
-        if places is None:
-            return lambda value: flat(value, place.reader)
-        return lambda value: values_at(value, place.reader, places)
-
-    def _reader(self, place: Place) -> nn.Module:
-        """What reads that: of positions drawn one by one, each is a sample of a linear layer."""
-        if self.spread is None or isinstance(place.reader, nn.Linear):
-            return place.reader
-        return nn.Linear(weight_of(place.reader)[0].numel(), 1, device="meta")
+        return lambda values: self.look.outputs(batch, place, values)
 
     def equations(self, place: Place, start: Tensor) -> list[Equations]:
         """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees.
@@ -210,14 +138,14 @@ class Carried:
             return self._block_equations(place, start.device)
         units = [followed_inputs(place.outputs, inputs, owner) for owner in self.owners]
         columns = [_columns(seen, inputs.units, layer) for seen in units]
-        reader = self._reader(place)
+        reader = self.look.reader(place)
         wide = weight_of(reader).shape[1] // inputs.units  # entries of a unit on the axis, after flattening
         moments = [
             layer_moment(reader, int(seen.sum()) * wide, layer.sides, constant=layer.bias, device=start.device)
             for seen in units
         ]
         for batch in self.batches:
-            values = self._inputs(batch, place)
+            values = self.look.inputs(batch, place)
             if len(columns[batch.domain]) < start.shape[1]:
                 grouped = torch.unflatten(values, 1, (-1, wide))
                 values = grouped[:, units[batch.domain].to(values.device)].flatten(1, 2)
@@ -246,12 +174,12 @@ class Carried:
         self, place: Place, wanted: Iterable[Tensor], equations: Sequence[Equations]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """E[t xᵀ] and E[t²] of every domain, over all processes."""
-        outputs, layer, reader = place.outputs, place.layer, self._reader(place)
+        outputs, layer, reader = place.outputs, place.layer, self.look.reader(place)
         like, unknowns = equations[0].gram, weight_of(reader)[0].numel() + layer.bias
         crosses = [like.new_zeros(outputs.units, unknowns) for _ in equations]
         powers = [like.new_zeros(outputs.units) for _ in equations]
         for batch, target in zip(self.batches, wanted, strict=True):
-            values = self._inputs(batch, place)
+            values = self.look.inputs(batch, place)
             crosses[batch.domain] += cross_moment(target, values, reader, constant=layer.bias)
             powers[batch.domain] += target.square().transpose(0, 1).flatten(1).sum(1)
         for cross, power, one in zip(crosses, powers, equations, strict=True):
@@ -263,11 +191,11 @@ class Carried:
 
     def rectified(self, place: Place, matrix: Tensor, wanted: Iterable[Tensor]) -> Iterator[Tensor]:
         """The targets, and the prediction instead where both would be cut off by the rectifier."""
-        reader = self._reader(place)
+        reader = self.look.reader(place)
         for batch, target in zip(self.batches, wanted, strict=True):
-            values, seen = self._inputs(batch, place), self._seen(batch, place)
+            values = self.look.inputs(batch, place)
             predicted = _apply(reader, values, matrix, constant=place.layer.bias)
-            other = 0.0 if place.plan.other is None else seen(_known(batch, place.plan.other))
+            other = 0.0 if place.plan.other is None else self._seen(batch, place)(_known(batch, place.plan.other))
             yield torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
     def views(self, place: Place, wanted: Iterable[Tensor], rows: slice, domains: Sequence[bool]) -> list[HeadView]:

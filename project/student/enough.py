@@ -12,7 +12,7 @@ the number of pictures alone and the rest to the number of positions (the design
     excess of a fit to one picture in s, one position in q of each ≈ s (a + q b),
 
 and the same halves, once at all and once at a few of their positions, tell a from b. Of all (s, q) that keep to what
-is allowed, the one with the fewest multiply-adds is taken. Only moments are compared; nothing is held out in the end.
+is allowed, the one that costs least is taken. Only moments are compared; nothing is held out in the end.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from project.moments import products
-from project.student.carried import Carried, Place
+from project.moments import drawn_count, gram_costs
+from project.student.carried import Carried
+from project.student.place import Place
 from project.student.solver import LayerSolver, misfit
 
 FIRST = 8  # one batch, and then one position, in so many is looked at first
-SPARE = 4  # samples for each unknown that a fit must have, if its excess is to be told, or to follow the rule
-SWEEPS = 3  # about how often a layer's values are multiplied with its targets or its weights
+SPARE = 4  # samples that each unknown must have, or halves tell nothing and the rule does not hold
+SWEEPS = 3  # about how often a layer's inputs are multiplied with its targets or its weights
+GATHER = 300  # multiply-adds that take as long as bringing one entry of a patch to its place
+SPARSEST, DENSEST = 8, 4  # one position in so many is drawn, if any are left out: gathering more costs what it saves
 
 
 def enough(carried: Carried, place: Place, start: Tensor, ridge: float, excess: float) -> Carried:
@@ -40,32 +43,33 @@ def enough(carried: Carried, place: Place, start: Tensor, ridge: float, excess: 
         excess: Largest relative excess of the residual over that of a fit to all samples.
 
     Returns:
-        Every n-th batch of each domain and one position in m, as few as the excess allows; all where there are too few
-        to tell.
+        Every n-th batch of each domain and one position in m, as few as the excess allows; all with fewer than four
+        batches in a domain, or too few samples to tell.
     """
-    batches, pictures = carried.counts
+    batches, pictures = carried.counts()
     step, positions = min(FIRST, min(batches) // 2), place.layer.positions
     spare = min(pictures) * positions / (SPARE * start.shape[1])  # thinned by more, samples are too few
     if step < 2 or spare < 2 * step:
         return carried
     halves = [carried.every(2 * step, offset) for offset in (0, step)]
-    whole = _excess(halves, place, start, ridge) / step
-    few = min(FIRST, positions, int(spare / (2 * step)))
-    within = 0.0
-    if few > 1:
-        sparse = _excess([half.spread_out(few) for half in halves], place, start, ridge) / step
-        within = max(0.0, sparse - whole) / (few - 1)
+    thinnings = {m: positions / drawn_count(positions, m) for m in range(DENSEST, SPARSEST + 1)}
+    thinnings = {m: q for m, q in thinnings.items() if 1 < q <= spare / (2 * step)}
+    whole, within = _excess(halves, place, start, ridge) / step, 0.0
+    if thinnings:
+        sparse = max(thinnings)
+        found = _excess([half.drawn(place, sparse) for half in halves], place, start, ridge) / step
+        within = max(0.0, found - whole) / (thinnings[sparse] - 1)
     between = max(0.0, whole - within)
-    best, least = (1, 1), _cost(place, start, 1)
-    for m in range(1, few + 1):
-        found = between + m * within
-        n = int(min(step, spare / m, excess / found if found else step))
-        if n and _cost(place, start, m) / n < least:
-            best, least = (n, m), _cost(place, start, m) / n
+    best, least = (1, 1), _cost(place, start, 1.0)
+    for m, q in ({1: 1.0} | thinnings).items():
+        found = between + q * within
+        n = int(min(step, spare / q, excess / found if found else step))
+        if n and _cost(place, start, q) / n < least:
+            best, least = (n, m), _cost(place, start, q) / n
     chosen = torch.tensor(best)
     carried.world.broadcast(chosen, 0)  # unlike devices may differ in the last bit
     n, m = chosen.tolist()
-    return carried.every(n) if m == 1 else carried.every(n).spread_out(m)
+    return carried.every(n) if m == 1 else carried.every(n).drawn(place, m)
 
 
 def _excess(halves: Sequence[Carried], place: Place, start: Tensor, ridge: float) -> float:
@@ -86,10 +90,12 @@ def _excess(halves: Sequence[Carried], place: Place, start: Tensor, ridge: float
     return max(0.0, (other - own) / max(2 * (other + own), 1e-300))
 
 
-def _cost(place: Place, start: Tensor, step: int) -> float:
-    """Multiply-adds on one picture of which one position in so many is looked at."""
-    sweeps = SWEEPS * place.layer.positions * start.numel()
-    unfolded = place.layer.positions * start.shape[1] ** 2 / 2
-    if step > 1 or not isinstance(place.reader, nn.Conv2d):
-        return (unfolded + sweeps) / step
-    return min(products(place.reader, place.inputs.units, place.layer.sides)) + sweeps
+def _cost(place: Place, start: Tensor, thinned: float) -> float:
+    """What looking at one picture costs, in multiply-adds, where one position in so many is looked at."""
+    positions, unknowns = place.layer.positions / thinned, start.shape[1]
+    sweeps = SWEEPS * positions * start.numel()
+    if thinned > 1:
+        return positions * unknowns * (unknowns / 2 + GATHER) + sweeps
+    if isinstance(place.reader, nn.Conv2d):
+        return min(gram_costs(place.reader, place.inputs.units, place.layer.sides)) + sweeps
+    return positions * unknowns**2 / 2 + sweeps

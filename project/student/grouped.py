@@ -14,14 +14,14 @@ from torch import Tensor
 
 from project.alignment import UnitMap
 from project.student.sharing import ALONE, World
-from project.student.solver import Equations, Factor, LayerFit, damping, refuse_few
+from project.student.solver import Equations, Factor, LayerFit, damping, fitted_energies, refuse_few
 from project.symmetry import Layer
 
 
 class BlockSolver:
     """Minimises E‖W x − t‖² + λ‖W − W⁰‖² in every block, factorising once for any number of targets.
 
-    All processes solve all blocks, which takes next to nothing, and agree on what the first has found.
+    All processes hold the same equations; each solves for its share of the blocks and is told the rest.
 
     Args:
         layer: The layer, in B blocks.
@@ -30,7 +30,7 @@ class BlockSolver:
         inputs: Unit map of the input axis, laid out alike.
         equations: Parts of the calibration data; grams of shape (B, unknowns, unknowns).
         ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
-        world: The processes.
+        world: The processes that share the work.
 
     Raises:
         MergeError: With ridge 0 and fewer samples than unknowns in a row.
@@ -48,20 +48,23 @@ class BlockSolver:
     ) -> None:
         blocks, unknowns, _ = equations[0].gram.shape
         self.start, self.world = torch.unflatten(start, 0, (blocks, -1)), world
+        samples, weights = (
+            start.new_tensor([getattr(one, name) for one in equations]) for name in ("samples", "weight")
+        )
         sources = torch.unflatten(outputs.present, 0, (blocks, -1))[:, 0]
-        follows = [torch.ones(blocks) if one.owner is None else sources[:, one.owner] for one in equations]
-        seen = torch.stack([there * one.samples for there, one in zip(follows, equations, strict=True)]).to(start)
-        shares = seen * torch.tensor([one.weight for one in equations]).to(start)[:, None]
-        counted = (seen * (shares > 0)).sum(0)
-        self.blocks = counted.nonzero()[:, 0]  # the others stay at their start
-        if len(self.blocks):
-            refuse_few(layer, unknowns, int(counted[self.blocks].min()), ridge)
-        self.shares = (shares / shares.sum(0).clamp_min(1e-300))[:, self.blocks]
+        follows = [torch.ones_like(sources[:, 0]) if one.owner is None else sources[:, one.owner] for one in equations]
+        seen = torch.stack(follows).to(start) * (samples * (weights > 0))[:, None]
+        followed = seen.sum(0).nonzero()[:, 0]  # the others stay at their start
+        if len(followed):
+            refuse_few(layer, unknowns, int(seen.sum(0)[followed].min()), ridge)
+        self.mine = followed[world.rank :: world.size]
+        shares = (seen * weights[:, None])[:, self.mine]
+        self.shares = shares / shares.sum(0)
         gram = self._blend([one.gram for one in equations])
         level = gram.diagonal(dim1=1, dim2=2)[:, : unknowns - layer.bias].mean(1)
-        pull = [damping(ridge, unknowns, count) for count in counted[self.blocks].tolist()]
+        pull = [damping(ridge, unknowns, int(count)) for count in seen.sum(0)[self.mine].tolist()]
         self.factor = Factor(gram, level * level.new_tensor(pull))
-        self.own = self.start[self.blocks]
+        self.own = self.start[self.mine]
         self.forward = self.own @ gram
 
     def solve(self, crosses: Sequence[Tensor], powers: Sequence[Tensor]) -> LayerFit:
@@ -76,20 +79,27 @@ class BlockSolver:
         )
         gap = cross - self.forward
         delta = self.factor.solve(gap)
-        matrix = self.start.clone()
-        matrix[self.blocks] = self.own + delta
-        wanted = power.sum().clamp_min(1e-300)
-        energy = power.sum() - ((2 * cross - self.forward) * self.own).sum()
-        # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
-        fall = (delta * gap).sum() + (self.factor.shift[:, None, None] * delta.square()).sum()
-        residuals = torch.stack([energy, energy - fall]).clamp_min(0) / wanted
-        self.world.agree({"matrix": matrix, "residuals": residuals})
-        before, after = residuals.tolist()
-        return LayerFit(matrix.flatten(0, 1), before, after, self.factor.condition, self.factor.fallbacks)
+        change = torch.zeros_like(self.start)
+        change[self.mine] = delta
+        energy, fall = fitted_energies(power.sum(), cross, self.forward, self.own, delta, gap, self.factor.shift)
+        numbers = self.start.new_zeros(self.world.size, 5)  # of each process; it alone knows them
+        found = (power.sum(), energy, energy - fall, self.factor.condition, self.factor.fallbacks)
+        numbers[self.world.rank] = numbers.new_tensor([float(one) for one in found])
+        self.world.reduce(change)
+        self.world.reduce(numbers)
+        wanted, before, after, _, fallbacks = numbers.sum(0).tolist()
+        wanted = max(wanted, 1e-300)
+        return LayerFit(
+            (self.start + change).flatten(0, 1),
+            max(before, 0.0) / wanted,
+            max(after, 0.0) / wanted,
+            float(numbers[:, 3].max()),
+            int(fallbacks),
+        )
 
     def _blend(self, parts: Sequence[Tensor]) -> Tensor:
-        """The parts of the data as far as each followed block weighs them; shape (followed blocks, …)."""
-        found = torch.zeros_like(parts[0][self.blocks])
+        """The parts of the data as far as each of this process's blocks weighs them; shape (its blocks, …)."""
+        found = torch.zeros_like(parts[0][self.mine])
         for part, share in zip(parts, self.shares, strict=True):
-            found += part[self.blocks] * share.view(-1, *(1,) * (part.dim() - 1))
+            found += part[self.mine] * share.view(-1, *(1,) * (part.dim() - 1))
         return found

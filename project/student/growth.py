@@ -26,7 +26,7 @@ def unfitted(spec: Spec, *, joint: bool = False) -> list[str]:
         spec: Groups of the sources.
         joint: Whether layers are fitted jointly; the sequential fit solves for grouped convolutions, too.
     """
-    grouped = joint * sum(layer.blocks > 1 for layer in spec.layers)
+    grouped = sum(layer.blocks > 1 for layer in spec.layers) if joint else 0
     tracked = {axis.tensor for group in spec.groups.values() for axis in group.axes}
     norms = sum(f"{norm.name}.running_mean" not in tracked for norm in spec.norms)
     tables = len(spec.parameters) + len(spec.loose)

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from project.moments import Reduce
 
+ENOUGH = 1e-6  # of the first gradient: the objective is then within some 1e-8 of its least
+
 
 @dataclass(frozen=True)
 class HeadView:
@@ -73,18 +75,9 @@ def fit_head(
         found: Tensor = torch.linalg.solve_triangular(root, solution.detach(), upper=False, left=False)
         return found
 
-    solver = torch.optim.LBFGS(
-        [solution],
-        max_iter=steps,
-        tolerance_grad=1e-8,
-        tolerance_change=0.0,
-        history_size=30,
-        line_search_fn="strong_wolfe",
-    )  # the change tolerance would stop it where the loss is flat to 1e-9, the weights to its root
-
     def objective() -> Tensor:
         """The objective of all processes; leaves its gradient in ``solution``."""
-        solver.zero_grad()
+        solution.grad = None
         with torch.enable_grad():
             loss = 0.0 * solution.sum()  # a process without pictures has a gradient too
             for view, base, x, p in zip(views, known, features, targets, strict=True):
@@ -100,12 +93,22 @@ def fit_head(
         solution.grad.add_(torch.linalg.solve_triangular(root, pulled.mT, upper=False).mT, alpha=2)
         return both[-1] + (pulled * moved).sum()
 
+    objective()
+    assert solution.grad is not None
+    solver = torch.optim.LBFGS(
+        [solution],
+        max_iter=steps,
+        tolerance_grad=max(1e-8, ENOUGH * float(solution.grad.abs().max())),
+        tolerance_change=0.0,
+        history_size=30,
+        line_search_fn="strong_wolfe",
+    )  # the change tolerance would stop it where the loss is flat to 1e-9, the weights to its root
     solver.step(objective)  # type: ignore[no-untyped-call]
     return start + change()
 
 
 def _root(start: Tensor, views: Sequence[HeadView], share: float, shift: float, reduce: Reduce) -> Tensor:
-    """The Cholesky factor of E[x xᵀ] + shift · I over all processes; of a trace of it where the shift is none."""
+    """The Cholesky factor of E[x xᵀ] + shift · I over all processes, the shift a millionth of its diagonal at least."""
     gram = start.new_zeros(start.shape[1], start.shape[1])
     for view in views:
         x = view.features.to(start)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from project.errors import ConfigurationError
+from project.moments import drawn_count
 from project.moments.patches import CHUNK_BYTES
 from project.symmetry import Spec
 
@@ -170,6 +171,20 @@ def patch_bytes(spec: Spec, units: Mapping[str, int], pictures: int) -> int:
     """
     each = max(4 * layer.positions * layer.taps * units[layer.inputs] for layer in spec.layers)
     return min(max(CHUNK_BYTES, each), each * pictures)
+
+
+def drawn_bytes(spec: Spec, units: Mapping[str, int], pictures: int, step: int) -> int:
+    """About how many bytes a layer's inputs take at most at positions that are drawn from pictures and wait.
+
+    Args:
+        spec: Groups of the sources, traced at the pictures' size.
+        units: How many units stand on every axis.
+        pictures: How many.
+        step: One position in so many is drawn.
+    """
+    layers = [layer for layer in spec.layers if layer.positions > 1]
+    each = (drawn_count(layer.positions, step) * layer.taps * units[layer.inputs] for layer in layers)
+    return 4 * pictures * max(each, default=0)
 
 
 def solve_bytes(unknowns: int, domains: int, blocks: int = 1) -> int:

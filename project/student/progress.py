@@ -103,13 +103,14 @@ class KeptFits:
     def __init__(self, progress: Progress) -> None:
         self.progress, self.number, self.recalling = progress, 0, True
 
-    def __call__(self, solve: Callable[[], LayerFit]) -> LayerFit:
+    def __call__(self, layer: str, solve: Callable[[], LayerFit]) -> LayerFit:
         """The next layer's fit.
 
         Args:
+            layer: Its name.
             solve: Makes it, where it was not kept.
         """
-        name, self.number = f"{self.number:04}", self.number + 1
+        name, self.number = f"{self.number:04}-{layer}", self.number + 1
         kept = self.progress.recall(name) if self.recalling else None
         if kept is not None:
             return LayerFit(**{**kept, "matrix": kept["matrix"].to(self.progress.device)})

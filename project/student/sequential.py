@@ -29,12 +29,13 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
 from project.student.build import Student
-from project.student.carried import Carried, Place, own_heads, resized_reader
+from project.student.carried import Carried, own_heads, resized_reader
 from project.student.enough import enough
 from project.student.fit import joint_matrix, start_matrix
 from project.student.grouped import BlockSolver
 from project.student.head import fit_head
 from project.student.layers import load_matrix
+from project.student.place import Place
 from project.student.plan import in_stages
 from project.student.sharing import ALONE, World
 from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
@@ -63,8 +64,8 @@ class SequentialFit:
             :mod:`~project.student.enough`; None for all of them in every layer.
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
-        kept: Called for every layer in order with what solves it; may give back what an earlier walk found instead,
-            see :class:`~project.student.progress.KeptFits`.
+        kept: Called for every layer in order with its name and what solves it; may give back what an earlier walk
+            found instead, see :class:`~project.student.progress.KeptFits`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class SequentialFit:
         excess: float | None = None,
         world: World = ALONE,
         scratch: Path | None = None,
-        kept: Callable[[Callable[[], LayerFit]], LayerFit] = lambda solve: solve(),
+        kept: Callable[[str, Callable[[], LayerFit]], LayerFit] = lambda layer, solve: solve(),
     ) -> None:
         self.kept = kept
         self.student, self.sources, self.ridge, self.rounds = student, sources, ridge, rounds
@@ -157,7 +158,7 @@ class SequentialFit:
         start = start_matrix(fitted, matrices, outputs, inputs).contiguous()
         reader = resized_reader(modules[0], inputs)
         place = Place(node=node, layer=fitted, outputs=outputs, inputs=inputs, reader=reader, scales=scales, plan=plan)
-        fit = self.kept(lambda: self._solved(place, start))
+        fit = self.kept(layer.name, lambda: self._solved(place, start))
         self._write(layer, plan, fit)
         return fit
 
@@ -184,7 +185,7 @@ class SequentialFit:
         solver = solve(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
         fit = solver.solve(*carried.crosses(place, wanted, equations))
         looked_at = len(carried.batches) / max(1, len(self.carried.batches))
-        fit = replace(fit, pictures=looked_at, positions=1 / (carried.spread or 1))
+        fit = replace(fit, pictures=looked_at, positions=carried.look.share)
         for _ in range(self.rounds if place.plan.rectified else 0):
             cut = carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
             better = solver.solve(*carried.crosses(place, cut, equations))

@@ -172,11 +172,9 @@ class LayerSolver:
             delta = one.factor.solve(gap)
             matrix[rows][:, one.columns] = one.start + delta  # rows is a slice, so that this writes through
             wanted = sum(share * float(powers[i][rows].sum()) for i, share in one.parts)
-            energy = wanted - float(((2 * cross - one.forward) * one.start).sum())
-            # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
-            fall = float((delta * gap).sum()) + float(one.factor.shift) * float(delta.square().sum())
-            found = (wanted, energy, energy - fall, one.factor.condition, float(one.factor.fallbacks))
-            numbers[one.number] = numbers.new_tensor(found)
+            energy, fall = fitted_energies(wanted, cross, one.forward, one.start, delta, gap, one.factor.shift)
+            found = (wanted, energy, energy - fall, one.factor.condition, one.factor.fallbacks)
+            numbers[one.number] = numbers.new_tensor([float(number) for number in found])
         for piece in self.pieces:
             self.world.broadcast(matrix[piece.rows], piece.owner)
         self.world.reduce(numbers)
@@ -186,6 +184,25 @@ class LayerSolver:
         condition = max((one[3] for one in known), default=1.0)
         fallbacks = {piece.block for piece, one in zip(self.pieces, known, strict=True) if one[4]}
         return LayerFit(matrix, max(before, 0.0) / power, max(after, 0.0) / power, condition, len(fallbacks))
+
+
+def fitted_energies(
+    wanted: float | Tensor, cross: Tensor, forward: Tensor, start: Tensor, delta: Tensor, gap: Tensor, shift: Tensor
+) -> tuple[float, float]:
+    """E‖W⁰ x − t‖², and by how much the fit lowers it.
+
+    Args:
+        wanted: E‖t‖².
+        cross: C = E[t xᵀ], shape (…, rows, unknowns).
+        forward: W⁰ A with A = E[x xᵀ].
+        start: W⁰.
+        delta: Δ = R (A + λ I)⁻¹, what the fit adds.
+        gap: R = C − W⁰ A.
+        shift: λ, shape (…).
+    """
+    energy = float(wanted) - float(((2 * cross - forward) * start).sum())
+    # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
+    return energy, float((delta * gap).sum()) + float((shift[..., None, None] * delta.square()).sum())
 
 
 def _gram(equations: Sequence[Equations], block: _Block) -> Tensor:

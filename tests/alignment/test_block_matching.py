@@ -39,7 +39,7 @@ def rows(members: Tensor) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("by", ["weights", "correlation", "distance"])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_permutations_are_found(name: str, count: int, by: str) -> None:
     sources, spec, truths = family(name, count)

@@ -12,7 +12,7 @@ from project.methods import Permutation, PLeaS
 from project.methods.matching import Matching
 from project.moments.patches import CHUNK_BYTES
 from project.student import check_budgets
-from project.student.memory import Demand, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.memory import Demand, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 
 
 def quiet() -> warnings.catch_warnings:
@@ -128,6 +128,9 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     assert patch_bytes(spec, spec.sizes, 10**6) <= CHUNK_BYTES
     assert demand.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
     assert demand.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
+    drawn = PLeaS(excess=0.01).demand(problem, many, [1.0], 16)
+    assert drawn.least - demand.least == drawn_bytes(spec, spec.sizes, 16, 4) > 0
+    assert drawn.whole - demand.whole == drawn_bytes(spec, spec.sizes, 2 * 10**6, 4)
     apart = solve_bytes(max(2 * layer.taps * spec.sizes[layer.inputs] for layer in spec.layers) + 1, 2)
     assert PLeaS(fit="joint").demand(problem, many, [1.0], 16) == Demand(apart, apart)
     assert Permutation().demand(problem, many, [2.0], 16) == Matching("activations").demand(problem)

@@ -34,6 +34,7 @@ from project.moments import UNITS
 from project.student import Budget, Distillation, Progress, load_source, load_student, save_student
 
 SHAPE = (3, SIDE, SIDE)
+SLOW = pytest.mark.slow
 SPACES = ("activations", "weights", "both")
 
 
@@ -57,7 +58,7 @@ def strangers(structure: int, count: int, mode: str = "shared") -> Problem:
 
 @pytest.mark.parametrize("within", [0.0, 1.0])
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize(("structure", "count"), [(1, 2), (2, 3), (4, 2)])
+@pytest.mark.parametrize(("structure", "count"), [(1, 2), (2, 3), pytest.param(4, 2, marks=SLOW)])
 def test_permuted_copies_merge_to_themselves(structure: int, count: int, space: str, within: float) -> None:
     it, batch = family(structure, count), pictures(4, 7)
     merged = only(ZipIt(space, within), it)  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ def test_identical_sources_come_back(within: float) -> None:
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize(("structure", "count"), [(1, 2), (3, 3), (2, 4)])
+@pytest.mark.parametrize(("structure", "count"), [(1, 2), pytest.param(3, 3, marks=SLOW), (2, 4)])
 def test_nothing_within_is_a_permuted_average(structure: int, count: int, space: str) -> None:
     it, method = strangers(structure, count), ZipIt(space, 0.0)  # type: ignore[arg-type]
     found = method.zip(it)
@@ -95,7 +96,9 @@ def test_nothing_within_is_a_permuted_average(structure: int, count: int, space:
 
 @pytest.mark.parametrize("mode", ["shared", "different"])
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize(("structure", "count"), [(0, 2), (1, 3), (4, 2), (7, 2)])
+@pytest.mark.parametrize(
+    ("structure", "count"), [(0, 2), (1, 3), pytest.param(4, 2, marks=SLOW), pytest.param(7, 2, marks=SLOW)]
+)
 def test_weights_are_products_with_the_matrices(structure: int, count: int, space: str, mode: str) -> None:
     """Σ Mᵢ Wᵢ Uᵢ, written out; every unit of every source in one set."""
     it, method = strangers(structure, count, mode), ZipIt(space, repeat=0.9)  # type: ignore[arg-type]

@@ -1,17 +1,22 @@
 """Fits to some of the pictures, and of their positions, against fits to all of them."""
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, pictures, randomised, resnet
+from helpers import DOMAINS, close, make_problem, pictures, randomised, resnet, same_state
+from meeting import dealt, together
 from torch import Tensor, nn
 
+from project.alignment import UnitMap
 from project.errors import ConfigurationError
-from project.methods import PLeaS, Problem
-from project.student import sequential
-from project.student.carried import Carried, Place
+from project.methods import Merged, PLeaS, Problem
+from project.student import LayerFit, SequentialFit, Student, World, carried, sequential
+from project.student.carried import Carried
 from project.student.enough import enough
+from project.student.place import Batch, Drawn, Place, Whole
 from project.student.solver import LayerSolver, misfit
 
 BATCHES = 16
@@ -103,6 +108,7 @@ def large() -> Problem:
 
 
 def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("project.student.enough.GATHER", 0)  # it pays for wider layers only
     found = compared(large, 0.02, monkeypatch)
     (merged,) = PLeaS(excess=0.02, rounds=0, logits="squares").merge(large, [1.0])
     for layer in ("stem", "inner"):
@@ -115,14 +121,105 @@ def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest
 def test_positions_one_by_one_are_all_of_them(large: Problem, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn one by one, in any order, all positions ask for the same as whole maps do."""
 
-    def listed(*arguments: Any) -> Carried:
-        return Carried(*arguments).spread_out(1)
+    class Listed(Whole):
+        """All positions, drawn."""
+
+        def __init__(self) -> None:
+            self.drawn: dict[tuple[str, int], Drawn] = {}
+
+        def at(self, batch: Batch, place: Place) -> Drawn:
+            key = place.layer.name, batch.number
+            if key not in self.drawn:
+                self.drawn[key] = Drawn(place, [batch], 1, None)
+            return self.drawn[key]
+
+        def reader(self, place: Place) -> nn.Module:
+            return Drawn(place, [], 1, None).reader(place)
+
+        def inputs(self, batch: Batch, place: Place) -> Tensor:
+            return self.at(batch, place).inputs(batch, place)
+
+        def outputs(self, batch: Batch, place: Place, values: Tensor) -> Tensor:
+            return self.at(batch, place).outputs(batch, place, values)
 
     (whole,) = PLeaS("weights", logits="squares").merge(large, [budget])
-    monkeypatch.setattr(sequential, "Carried", listed)
+    monkeypatch.setattr(carried, "Whole", Listed)
     (one_by_one,) = PLeaS("weights", logits="squares").merge(large, [budget])
     batch = smooth(4, 1)
     with torch.no_grad():
         assert close(one_by_one.student(batch), whole.student(batch), 1e-4)
     for name, fit in whole.layers.items():
         assert one_by_one.layers[name]["residual_after"] == pytest.approx(fit["residual_after"], rel=1e-4)
+
+
+class Added(nn.Module):
+    """A convolution on maps to which something with fewer positions, computed before, is added."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.stem, self.context, self.mix = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 1), nn.Conv2d(5, 5, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(5), nn.Linear(5, 3)
+        randomised(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        context = self.context(x.mean((2, 3), keepdim=True))
+        return self.head((context + self.norm(self.mix(x))).relu().mean((2, 3)))
+
+
+def some(problem: Problem) -> Merged:
+    """Fitted to some of the pictures and of their positions."""
+    (merged,) = PLeaS("weights", excess=0.2, rounds=1, logits="squares").merge(problem, [1.0])
+    return merged
+
+
+def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    batches = [(domain, smooth(8, 7 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
+    problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units",), shape=(3, 24, 24))
+    assert some(problem).layers["mix"]["positions"] < 1 / 2
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_look_at_their_own_pictures_and_make_one_student(
+    large: Problem, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    tracing = Lock()  # torch.fx changes all modules while it traces
+
+    def walked(world: World) -> tuple[Student, dict[str, LayerFit]]:
+        it = dealt(large, world)
+        assert it.pictures is not None
+        with tracing:
+            maps = {group.name: UnitMap.identity(group.size, 2) for group in it.spec.free}
+            student = it.start({**it.fixed, **maps})
+            walk = SequentialFit(
+                student,
+                it.sources,
+                it.owners,
+                it.pictures,
+                ridge=0.1,
+                rounds=1,
+                divergence=False,
+                excess=0.2,
+                world=world,
+            )
+        world.reduce(torch.zeros(1))  # all have traced theirs
+        return student, walk.run()
+
+    found = together(size, walked)
+    for student, fits in found:
+        assert same_state(student.state_dict(), found[0][0].state_dict())
+        assert [one.positions for one in fits.values()] == [one.positions for one in found[0][1].values()]
+    assert found[0][1]["inner"].positions < 1 / 2
+    (alone, _), batch = walked(World()), smooth(16, 1)
+    with torch.no_grad():  # other positions are drawn: another estimate of the same fit
+        expected = alone(batch)
+        assert float((found[0][0](batch) - expected).std() / expected.std()) < 0.1
+
+
+def test_drawn_positions_wait_on_disk(large: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    held, waiting = some(large), some(replace(large, scratch=tmp_path))
+    assert held.layers["inner"]["positions"] < 1 / 2
+    assert same_state(held.student.state_dict(), waiting.student.state_dict())
