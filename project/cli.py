@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -75,6 +76,10 @@ class MergeCLI(LightningCLI):
             check_processes(trainer)
         except ValueError as error:  # Lightning's own, of options that do not go together
             raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+        if self.config[self.subcommand].overwrite:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):  # or best.ckpt stays the earlier run's, beside best-v1.ckpt
+                    callback._enable_version_counter = False
         return trainer
 
     @staticmethod

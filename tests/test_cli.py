@@ -580,6 +580,19 @@ def test_two_runs_into_one_folder(tiny: Path) -> None:
     assert (tiny / "merge" / "results.json").read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+def test_a_fit_that_overwrites_leaves_its_own_checkpoint_alone(tiny: Path) -> None:
+    folder, first = tiny / "twice" / "checkpoints", None
+    for rate in ("0.001", "0.002"):
+        run("fit", "fit_clipart", "--run", "runs/tiny/twice", "--model.init_args.optimizer.init_args.lr", rate,
+            "--trainer.max_epochs", "1", "--overwrite", "true")  # fmt: skip
+        weights = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+        first = first or weights
+    assert [path.name for path in folder.iterdir()] == ["best.ckpt"]
+    assert first is not None
+    assert not same_state(weights, first)
+
+
 def test_a_folder_that_cannot_be_written_to(tiny: Path) -> None:
     Path("runs/tiny/file").write_text("in the way")
     with pytest.raises(ConfigurationError, match="cannot be written to"):
