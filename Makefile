@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := configs/env/constraints.txt
 DEMO := runs/demo
-SOURCES := $(DEMO)/sources/clipart/checkpoints/best.ckpt $(DEMO)/sources/sketch/checkpoints/best.ckpt
+SOURCES := $(DEMO)/sources/clipart/finished $(DEMO)/sources/sketch/finished
 
 .PHONY: demo test test-slow test-gpu lint constraints clean-demo
 
@@ -32,8 +32,10 @@ demo: $(VENV)/.installed
 	else $(MAKE) --no-print-directory $(DEMO)/merge/results.json; fi
 	@echo "Look closer: $(BIN)/tensorboard --logdir runs"
 
-$(DEMO)/sources/%/checkpoints/best.ckpt: | $(VENV)/.installed
+# A fit that was interrupted has a best.ckpt, too; it is no finished source.
+$(DEMO)/sources/%/finished: | $(VENV)/.installed
 	$(BIN)/pleas fit --config configs/demo/fit_$*.yaml --overwrite true
+	@touch $@
 
 $(DEMO)/merge/results.json: $(SOURCES) | $(VENV)/.installed
 	$(BIN)/pleas merge --config configs/demo/merge.yaml --overwrite true
