@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from project.methods import Merged
 from project.modules import GateModule, MergeModule, ProbeModule, ScoringModule
 from project.modules.contenders import Contender
 from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
-from project.student import executed_macs, save_student, separated, stored_bytes
+from project.student import Student, batch_norms, executed_macs, save_student, separated, stored_bytes
 from project.student.progress import FOLDER as PROGRESS
 
 
@@ -59,6 +62,10 @@ class MergeTrainer(Trainer):
         if not isinstance(datamodule, DomainDataModule):
             raise ConfigurationError(f"data is {type(datamodule).__name__}; merge needs a DomainDataModule.")
         check_strategy(self)
+        with ended_by(signal.SIGTERM):
+            return self._merge(model, datamodule, probe)
+
+    def _merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool) -> Results:
         callback = self._merge_callback()
         folder = writable(Path(self.log_dir or self.default_root_dir))
         model.read(datamodule.preprocessing)
@@ -259,7 +266,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     problem = model.problem
     assert problem is not None
     student = merged.student
-    norms = merged.norms if merged.settled else "re-estimated" if before else "sources' mean"
+    norms = merged.norms if merged.settled else "re-estimated" if before else _kept_norms(student)
     left = [fit["residual_after"] for fit in merged.layers.values() if "residual_after" in fit]
     return Row(
         merged.name,
@@ -275,6 +282,29 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
         norms=norms,
         seconds=merged.seconds,
     )
+
+
+def _kept_norms(student: Student) -> str:
+    """Where the statistics of batch norms come from that were neither fitted nor re-estimated."""
+    merged = batch_norms(student.network, student.exact_norms) or not batch_norms(student.network)
+    return "sources' mean" if merged else "sources' own"
+
+
+@contextmanager
+def ended_by(number: signal.Signals) -> Iterator[None]:
+    """While open, a signal ends the process: Lightning takes note of SIGTERM, and looks at its note in a fit alone."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is not signal.SIG_DFL:
+        yield  # handlers are the main thread's matter, and the user's own come first
+        return
+    signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _held(networks: Sequence[torch.nn.Module]) -> tuple[int, int]:

@@ -87,8 +87,8 @@ def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[int]:
     return calls
 
 
-def killed(command: list[str], folder: Path, sign: str) -> None:
-    """Run a command in a process of its own, and kill it as soon as a file shows below a folder."""
+def killed(command: list[str], folder: Path, sign: str, by: signal.Signals = signal.SIGKILL) -> None:
+    """Run a command in a process of its own, and end it by a signal as soon as a file shows below a folder."""
     process = subprocess.Popen(
         [sys.executable, "-m", "project", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -101,16 +101,16 @@ def killed(command: list[str], folder: Path, sign: str) -> None:
             assert process.stderr is not None
             raise AssertionError(f"no {sign} in {folder}: {process.stderr.read()[-2000:]}")
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    os.killpg(process.pid, by)  # with the processes that it has started
+    process.communicate(timeout=60)
+    assert process.returncode == (128 + by if by == signal.SIGTERM else -by)
 
 
 def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed twice: while it gathers, and while it fits its second student."""
+    """Ended twice: killed while it gathers, told to end while it fits its second student."""
     folder, command = workplace / "killed", arguments(workplace, "killed", "--model.keep_every", "0")
     killed(command, folder, "progress/*/0/gathering.pt")
-    killed(command, folder, "progress/*/0/pleas-*/pleas-1.50/0003-*.pt")
+    killed(command, folder, "progress/*/0/pleas-*/pleas-1.50/0003-*.pt", signal.SIGTERM)
     assert not (folder / "results.json").exists()
     gathered, solved = (
         counted(monkeypatch, owner, name) for owner, name in ((Collector, "gather"), (SequentialFit, "_solved"))

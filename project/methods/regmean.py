@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from project.errors import ConfigurationError
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
@@ -10,6 +12,7 @@ from project.methods.subspace import Gram, gram_layers
 from project.moments import INPUTS
 from project.student import Budget, Demand, Factor, Student
 from project.student.memory import solve_bytes
+from project.symmetry import Layer
 
 
 class RegMean(Arithmetic):
@@ -50,16 +53,19 @@ class RegMean(Arithmetic):
         """Each layer in closed form."""
         parameters, layers = dict(space.mean), {}
         for layer in gram_layers(space):
-            system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
-            total = system.total()
-            factor = Factor(total, self.ridge * float(total.diagonal().mean()))
-            gap = system.pull(system.mean)
-            found = system.mean + factor.solve(gap)
+            found, layers[layer.name] = self._solved(space, layer)
             parameters[f"{layer.name}.weight"] = found.view_as(space.mean[f"{layer.name}.weight"])
-            layers[layer.name] = {
-                "residual_before": system.loss(system.mean),
-                "residual_after": system.loss(found),
-                "condition": factor.condition,
-                "fallbacks": float(factor.fallbacks),
-            }
         return Combined(parameters, layers)
+
+    def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
+        """One layer, shape (outputs, inputs · taps), and what is known of it."""
+        system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
+        total = system.total()
+        factor = Factor(total, self.ridge * float(total.diagonal().mean()))
+        found = system.mean + factor.solve(system.pull(system.mean))
+        return found, {
+            "residual_before": system.loss(system.mean),
+            "residual_after": system.loss(found),
+            "condition": factor.condition,
+            "fallbacks": float(factor.fallbacks),
+        }

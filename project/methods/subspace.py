@@ -140,7 +140,11 @@ class Gram(System):
 
     def total(self) -> Tensor:
         """Σ Aᵢ, before damping."""
-        return torch.stack(list(self.inputs)).sum(0)
+        first, *others = self.inputs
+        total = first.clone()
+        for one in others:
+            total += one
+        return total
 
     def _apply(self, source: int, values: Tensor) -> Tensor:
         return values @ self.inputs[source]

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from project.errors import ConfigurationError
 from project.models import LabelSpace, Preprocessing
 from project.modules.classes import check_classes, own_labels, warn_of_preprocessing
+from project.moments import network_hash
 from project.student import Source, load_source
 
 
@@ -36,7 +37,7 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     """Load the files.
 
     Raises:
-        ConfigurationError: If two of them hold the same, under one name or two.
+        ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
     loaded = [load_source(file.path, file.name, file.architecture) for file in files]
     for one, other in combinations(loaded, 2):
@@ -45,6 +46,10 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
                 f"sources holds {one.path} and {other.path}, which are the same file; each source is merged once, "
                 f"and one of several domains names them all in its domains."
             )
+    hashes = [network_hash(one.network) for one in loaded]
+    for (one, mine), (other, theirs) in combinations(zip(loaded, hashes, strict=True), 2):
+        if mine == theirs:
+            raise ConfigurationError(f"sources holds {one.path} and {other.path}, which hold the same network.")
     return loaded
 
 
