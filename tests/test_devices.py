@@ -93,6 +93,16 @@ def gathered(problem: Problem, method: Method) -> Problem:
     return replace(problem, statistics=collector.statistics)
 
 
+def taken(problem: Problem, device: torch.device) -> Problem:
+    """With its sources and pictures on a device."""
+    assert problem.pictures is not None
+    return replace(
+        problem,
+        sources=tuple(source.to(device) for source in problem.sources),
+        pictures={domain: [one.to(device) for one in batches] for domain, batches in problem.pictures.items()},
+    )
+
+
 def away(tensors: Iterable[Tensor]) -> bool:
     found = list(tensors)
     return bool(found) and all(isinstance(one, Away) for one in found)
@@ -127,13 +137,7 @@ def test_methods_stay_on_the_device_of_their_sources(name: str, mode: str) -> No
     with torch.no_grad():
         expected = [one.student(batch) for one in here]
     with elsewhere() as device:
-        assert problem.pictures is not None
-        moved = replace(
-            problem,
-            sources=tuple(source.to(device) for source in problem.sources),
-            pictures={domain: [one.to(device) for one in batches] for domain, batches in problem.pictures.items()},
-        )
-        moved = gathered(moved, method)
+        moved = gathered(taken(problem, device), method)
         assert moved.statistics is not None
         for moment in moved.statistics.moments():
             assert away(moment.totals)
@@ -176,13 +180,7 @@ def test_grouped_layers_and_drawn_positions_stay_on_their_device(
     with torch.no_grad():
         expected = here.student(batch)
     with elsewhere() as device:
-        assert problem.pictures is not None
-        moved = replace(
-            problem,
-            sources=tuple(source.to(device) for source in problem.sources),
-            pictures={domain: [one.to(device) for one in some] for domain, some in problem.pictures.items()},
-        )
-        (there,) = method.merge(moved, [1.0])
+        (there,) = method.merge(taken(problem, device), [1.0])
         assert away(there.student.state_dict().values())
         with torch.no_grad():
             assert close(there.student(batch.to(device)).cpu(), expected, 1e-3)

@@ -205,7 +205,7 @@ def test_the_order_of_the_sources_does_not_matter() -> None:
     assert close(found[1], found[0], 1e-4)
 
 
-@pytest.mark.parametrize(("count", "space"), [(3, "weights"), (2, "both")])
+@pytest.mark.parametrize(("count", "space"), [pytest.param(3, "weights", marks=SLOW), (2, "both")])
 @pytest.mark.parametrize(
     "name", ["attention", "transformer", "grouped", "group norm", "convnext", "dense", "concatenated"]
 )
