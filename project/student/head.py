@@ -21,7 +21,7 @@ from torch import Tensor
 
 from project.moments import Reduce
 
-ENOUGH = 1e-6  # of the first gradient: the objective is then within some 1e-8 of its least
+ENOUGH = 1e-7  # of the first gradient; at 1e-6, a head of a very certain network stopped 0.2 % above its least
 
 
 @dataclass(frozen=True)
