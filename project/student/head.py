@@ -9,7 +9,7 @@ and has one minimum for λ > 0. Least squares curves by 2 E[x xᵀ] in every row
 class of probability p; so the mean of p (1 − p) goes into λ, which then pulls twice as hard as it does there.
 
 L-BFGS looks for the minimum in coordinates in which E[x xᵀ] + λ I, with that λ of least squares, is the identity: there
-the objective curves about as much in every direction, and a few dozen steps do what takes hundreds in W's own.
+the objective curves about as much in every direction, and some dozens of steps do what takes hundreds in W's own.
 """
 
 from collections.abc import Sequence
