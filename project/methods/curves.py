@@ -2,8 +2,6 @@
 
 from math import sqrt
 
-from torch import Tensor
-
 from project.methods.conjugate import ConjugateGradients
 from project.methods.subspace import System
 
@@ -22,25 +20,19 @@ class Curves:
         self.losses: dict[str, list[float]] = {}
         self.divergence: dict[int, float] = {}
         self._scales: dict[str, tuple[float, float]] = {}
-        self._offsets: dict[str, tuple[float, Tensor]] = {}
 
     def note(self, system: System, solver: ConjugateGradients, step: int) -> None:
         """Measure a system that has just taken a step, or is about to take its first."""
         if step == 0:
-            # With y = x − m, r = b' − C y and b' = Σ Cᵢ (θᵢ − m), the energy is that of m less ⟨y, b'⟩ + ⟨y, r⟩.
-            self._offsets[system.name] = (system.energy(system.mean), system.pull(system.mean))
             self._scales[system.name] = (solver.scale, system.scale)
             self.distances[system.name], self.losses[system.name] = [], []
         elif solver.steps < step:
             return
-        energy, pull = self._offsets[system.name]
-        gap = solver.solution - system.mean
         self.distances[system.name].append(solver.distance)
-        self.losses[system.name].append(max(0.0, energy - float((gap * (pull + solver.residual)).sum())))
+        self.losses[system.name].append(system.energy(solver.solution, solver.residual))
 
     def summary(self, system: System, solver: ConjugateGradients) -> dict[str, float]:
-        """What is known of a solved system, whose operators are no longer needed afterwards."""
-        self._offsets.pop(system.name)
+        """What is known of a solved system."""
         right, scale = (max(one, 1e-300) for one in self._scales[system.name])
         losses = self.losses[system.name]
         return {

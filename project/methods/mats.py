@@ -201,12 +201,12 @@ class MaTS(Arithmetic):
                 yield Elementwise(layers.get(name, name), sources, weights, self.damping)
 
     def _solver(self, system: System, start: Mapping[str, Tensor]) -> ConjugateGradients:
-        begin = start[_tensor(system, start)].reshape(system.sources[0].shape)
+        begin = start[_tensor(system, start)].reshape(system.mean.shape)
         return ConjugateGradients(
             system.apply,
             system.right,
             begin,
-            residual=system.pull(begin),
+            residual=system.residual(begin),
             tolerance=self.tolerance,
             diagonal=system.diagonal if self.precondition else None,
         )

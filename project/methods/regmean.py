@@ -60,9 +60,8 @@ class RegMean(Arithmetic):
     def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
         """One layer, shape (outputs, inputs · taps), and what is known of it."""
         system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
-        total = system.total()
-        factor = Factor(total, self.ridge * float(total.diagonal().mean()))
-        found = system.mean + factor.solve(system.pull(system.mean))
+        factor = Factor(system.total, self.ridge * float(system.total.diagonal().mean()))
+        found = system.mean + factor.solve(system.centred)
         return found, {
             "residual_before": system.loss(system.mean),
             "residual_after": system.loss(found),

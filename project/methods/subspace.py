@@ -1,7 +1,7 @@
 """Linear systems Σ Cᵢ θ = Σ Cᵢ θᵢ of MaTS, one for each tensor, as operators that are never written out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -13,88 +13,96 @@ from project.symmetry import Layer
 
 
 class System(ABC):
-    """The system of one tensor; its solution minimises Σ ‖θ − θᵢ‖² in the norms of the Cᵢ.
+    """The system of one tensor; its solution minimises E(θ) = Σ ‖θ − θᵢ‖² in the norms of the Cᵢ.
+
+    Around the mean m of the sources, with C = Σ Cᵢ and p = Σ Cᵢ (θᵢ − m),
+
+        E(m + y) = E(m) − 2 ⟨y, p⟩ + ⟨y, C y⟩ = E(m) − ⟨y, p + r⟩, where r = p − C y is the residual,
+
+    so that each Cᵢ is needed once, and C alone from then on.
 
     Args:
         name: Of the tensor.
         sources: θᵢ, float64, all of one shape: a layer's weights as a matrix (outputs, inputs · taps).
         damping: Added to the diagonal of every Cᵢ, relative to the mean of their diagonals.
+
+    Attributes:
+        mean: m.
+        centred: p.
+        settled: Whether all sources agree, which solves it whatever the Cᵢ.
     """
 
     def __init__(self, name: str, sources: Sequence[Tensor], damping: float) -> None:
-        self.name, self.sources, self._damping = name, sources, damping
+        self.name, self._damping = name, damping
+        self.mean = torch.stack(list(sources)).mean(0)
+        self.settled = all(torch.equal(one, sources[0]) for one in sources[1:])
+        self.centred = torch.zeros_like(self.mean)
+        self._spread = self._distance = 0.0
+        for index, source in enumerate(sources):
+            gap = source - self.mean
+            image = self._taken(index, gap)
+            self.centred += image
+            self._spread += float((gap * image).sum())
+            self._distance += float(gap.square().sum())
+        self._count = len(sources)
 
     @abstractmethod
-    def _apply(self, source: int, values: Tensor) -> Tensor:
-        """Cᵢ X, before damping."""
+    def _taken(self, source: int, gap: Tensor) -> Tensor:
+        """Cᵢ (θᵢ − m), before damping; called for one source after the other, each once."""
 
     @abstractmethod
-    def _diagonal(self, source: int) -> Tensor:
-        """The diagonal of Cᵢ, before damping; may have to be expanded to the tensor's shape."""
+    def _apply(self, values: Tensor) -> Tensor:
+        """C X, before damping."""
+
+    @abstractmethod
+    def _diagonal(self) -> Tensor:
+        """The diagonal of C, before damping; may have to be expanded to the tensor's shape."""
 
     @cached_property
     def shift(self) -> float:
-        """What damping adds to the diagonal of each Cᵢ."""
-        if not self._damping:
-            return 0.0
-        diagonals = [float(self._diagonal(index).mean()) for index in range(len(self.sources))]
-        return self._damping * sum(diagonals) / len(diagonals)
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """The mean of the sources."""
-        return torch.stack(list(self.sources)).mean(0)
-
-    @property
-    def settled(self) -> bool:
-        """Whether all sources agree, which solves it whatever the Cᵢ."""
-        return all(torch.equal(one, self.sources[0]) for one in self.sources[1:])
-
-    def apply_one(self, source: int, values: Tensor) -> Tensor:
-        """Cᵢ X."""
-        found = self._apply(source, values)
-        return found + self.shift * values if self.shift else found
-
-    def apply(self, values: Tensor) -> Tensor:
-        """Σ Cᵢ X."""
-        total = self.apply_one(0, values)
-        for index in range(1, len(self.sources)):
-            total = total + self.apply_one(index, values)
-        return total
-
-    def pull(self, values: Tensor) -> Tensor:
-        """Σ Cᵢ (θᵢ − X): the residual, exactly 0 where all sources are X."""
-        total = torch.zeros_like(values)
-        for index, one in enumerate(self.sources):
-            total += self.apply_one(index, one - values)
-        return total
+        """What damping adds to the diagonal of C."""
+        return self._damping * float(self._diagonal().mean()) if self._damping else 0.0
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """The diagonal of Σ Cᵢ."""
-        total = torch.zeros_like(self.sources[0])
-        for index in range(len(self.sources)):
-            total += self._diagonal(index) + self.shift
-        return total
+        """The diagonal of C."""
+        return (self._diagonal() + self.shift).expand_as(self.mean)
+
+    def apply(self, values: Tensor) -> Tensor:
+        """C X."""
+        found = self._apply(values)
+        return found + self.shift * values if self.shift else found
 
     @cached_property
     def right(self) -> Tensor:
         """Σ Cᵢ θᵢ."""
-        return self.pull(torch.zeros_like(self.sources[0]))
+        return self.centred + self.apply(self.mean)
+
+    def residual(self, values: Tensor) -> Tensor:
+        """Σ Cᵢ (θᵢ − X): exactly p where X is the mean."""
+        gap = self.mean - values
+        return self.centred + self.apply(gap) if gap.any() else self.centred.clone()
 
     @cached_property
     def scale(self) -> float:
-        """Σ ⟨θᵢ, Cᵢ θᵢ⟩: the loss of a network of zeros."""
-        return sum(float((one * self.apply_one(i, one)).sum()) for i, one in enumerate(self.sources))
+        """Σ ⟨θᵢ, Cᵢ θᵢ⟩: the energy of a network of zeros."""
+        return self.energy(torch.zeros_like(self.mean), self.right)
 
-    def energy(self, values: Tensor) -> float:
-        """Σ ⟨X − θᵢ, Cᵢ (X − θᵢ)⟩."""
-        gaps = (values - one for one in self.sources)
-        return sum(float((gap * self.apply_one(i, gap)).sum()) for i, gap in enumerate(gaps))
+    def energy(self, values: Tensor, residual: Tensor | None = None) -> float:
+        """E(X).
 
-    def loss(self, values: Tensor) -> float:
+        Args:
+            values: X.
+            residual: Σ Cᵢ (θᵢ − X), where the caller has it.
+        """
+        least = self._spread + self.shift / self._count * self._distance
+        if residual is None:
+            residual = self.residual(values)
+        return max(0.0, least - float(((values - self.mean) * (self.centred + residual)).sum()))
+
+    def loss(self, values: Tensor, residual: Tensor | None = None) -> float:
         """The energy over that of zeros."""
-        return self.energy(values) / max(self.scale, 1e-300)
+        return self.energy(values, residual) / max(self.scale, 1e-300)
 
 
 class Elementwise(System):
@@ -108,49 +116,54 @@ class Elementwise(System):
     """
 
     def __init__(self, name: str, sources: Sequence[Tensor], weights: Sequence[Tensor], damping: float = 0.0) -> None:
+        self._weights = weights
+        self.total = torch.stack(list(weights)).sum(0)
         super().__init__(name, sources, damping)
-        self.weights = weights
 
-    def _apply(self, source: int, values: Tensor) -> Tensor:
-        return self.weights[source] * values
+    def _taken(self, source: int, gap: Tensor) -> Tensor:
+        return self._weights[source] * gap
 
-    def _diagonal(self, source: int) -> Tensor:
-        return self.weights[source]
+    def _apply(self, values: Tensor) -> Tensor:
+        return self.total * values
+
+    def _diagonal(self) -> Tensor:
+        return self.total
 
 
 class Gram(System):
-    """Cᵢ X = X Aᵢ: all outputs alike, inputs by their second moment.
+    """Cᵢ X = X Aᵢ: all outputs alike, inputs by their second moment. Two of the Aᵢ are in memory at a time.
 
     Args:
         name: Of the tensor.
         sources: θᵢ, shape (outputs, inputs).
         inputs: Aᵢ, shape (inputs, inputs).
         damping: See :class:`System`.
+
+    Attributes:
+        total: Σ Aᵢ, before damping.
     """
 
-    def __init__(self, name: str, sources: Sequence[Tensor], inputs: Sequence[Tensor], damping: float = 0.0) -> None:
+    def __init__(self, name: str, sources: Sequence[Tensor], inputs: Iterable[Tensor], damping: float = 0.0) -> None:
+        self._inputs = iter(inputs)
+        self.total: Tensor
         super().__init__(name, sources, damping)
-        self.inputs = inputs
 
     @classmethod
     def of(cls, space: Space, layer: Layer, *, off_diagonal: float, damping: float = 0.0) -> "Gram":
         """The system of a layer."""
-        inputs = [shrunk(space.gram(layer, index), off_diagonal) for index in range(len(space.sources))]
+        inputs = (shrunk(space.gram(layer, index), off_diagonal) for index in range(len(space.sources)))
         return cls(layer.name, matrices(space, layer), inputs, damping)
 
-    def total(self) -> Tensor:
-        """Σ Aᵢ, before damping."""
-        first, *others = self.inputs
-        total = first.clone()
-        for one in others:
-            total += one
-        return total
+    def _taken(self, source: int, gap: Tensor) -> Tensor:
+        moment = next(self._inputs)
+        self.total = self.total + moment if source else moment
+        return gap @ moment
 
-    def _apply(self, source: int, values: Tensor) -> Tensor:
-        return values @ self.inputs[source]
+    def _apply(self, values: Tensor) -> Tensor:
+        return values @ self.total
 
-    def _diagonal(self, source: int) -> Tensor:
-        return self.inputs[source].diagonal()[None, :]
+    def _diagonal(self) -> Tensor:
+        return self.total.diagonal()[None, :]
 
 
 class Kronecker(System):
@@ -172,8 +185,8 @@ class Kronecker(System):
         outputs: Sequence[Tensor],
         damping: float = 0.0,
     ) -> None:
+        self._sides = list(zip(outputs, inputs, strict=True))
         super().__init__(name, sources, damping)
-        self.inputs, self.outputs = inputs, outputs
 
     @classmethod
     def of(
@@ -185,11 +198,19 @@ class Kronecker(System):
         outputs = [shrunk(space.factor(layer, index, classes), off_diagonal) for index in count]
         return cls(layer.name, matrices(space, layer), inputs, outputs, damping)
 
-    def _apply(self, source: int, values: Tensor) -> Tensor:
-        return self.outputs[source] @ values @ self.inputs[source]
+    def _taken(self, source: int, gap: Tensor) -> Tensor:
+        outputs, inputs = self._sides[source]
+        return outputs @ gap @ inputs
 
-    def _diagonal(self, source: int) -> Tensor:
-        return self.outputs[source].diagonal()[:, None] * self.inputs[source].diagonal()[None, :]
+    def _apply(self, values: Tensor) -> Tensor:
+        total = torch.zeros_like(values)
+        for outputs, inputs in self._sides:
+            total += outputs @ values @ inputs
+        return total
+
+    def _diagonal(self) -> Tensor:
+        sides = [one.diagonal()[:, None] * two.diagonal()[None, :] for one, two in self._sides]
+        return torch.stack(sides).sum(0)
 
 
 def shrunk(moment: Tensor, off_diagonal: float) -> Tensor:
