@@ -14,7 +14,7 @@ from project.methods.checks import check_classes, check_labels
 from project.methods.conjugate import ConjugateGradients
 from project.methods.curves import Curves
 from project.methods.space import Align, Space
-from project.methods.subspace import Elementwise, Gram, Kronecker, System, gram_layers
+from project.methods.subspace import Elementwise, Gram, Kronecker, System, merged_layers
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.methods.watch import divergence, renormalised
@@ -40,8 +40,8 @@ class MaTS(Arithmetic):
     - ``kfac``: Cᵢ W = Gᵢ W Aᵢ, Gᵢ = E[g gᵀ] of the gradients g of log p with respect to what the layer puts out, each
       position of a convolution a sample.
 
-    Biases, norms, and grouped and depthwise convolutions have no Aᵢ: under ``gram`` and ``kfac`` they become the mean
-    of the sources.
+    Each block of a grouped or depthwise convolution has its Aᵢ and Gᵢ. Biases and norms have none: under ``gram`` and
+    ``kfac`` they become the mean of the sources.
 
     Args:
         estimate: Which Cᵢ.
@@ -134,8 +134,10 @@ class MaTS(Arithmetic):
         systems, spec = 0, problem.spec
         if self.estimate in ("gram", "kfac"):
             sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
-            held = [8 * (inputs**2 + outputs**2) for inputs, outputs in sides]
-            systems = len(problem.sources) * (sum(held) if self.watch else max(held)) + 2 * max(held)
+            blocks = [layer.blocks for layer in spec.layers]
+            held = [8 * (x**2 + y**2) // count for (x, y), count in zip(sides, blocks, strict=True)]
+            copies = len(problem.sources) if self.estimate == "kfac" else 1
+            systems = copies * (sum(held) if self.watch else max(held)) + 2 * max(held)
         shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
         return Demand(plain.whole + systems + shown, plain.least + systems)
 
@@ -185,10 +187,10 @@ class MaTS(Arithmetic):
 
     def _systems(self, space: Space) -> Iterator[System]:
         if self.estimate == "gram":
-            for layer in gram_layers(space):
+            for layer in merged_layers(space):
                 yield Gram.of(space, layer, off_diagonal=self.off_diagonal, damping=self.damping)
         elif self.estimate == "kfac":
-            for layer in gram_layers(space):
+            for layer in merged_layers(space):
                 yield Kronecker.of(space, layer, self.classes, off_diagonal=self.off_diagonal, damping=self.damping)
         else:
             known = None

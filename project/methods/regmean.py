@@ -8,7 +8,7 @@ from project.errors import ConfigurationError
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
 from project.methods.space import Align, Space
-from project.methods.subspace import Gram, gram_layers
+from project.methods.subspace import Gram, merged_layers
 from project.moments import INPUTS
 from project.student import Budget, Demand, Factor, Student
 from project.student.memory import solve_bytes
@@ -18,8 +18,8 @@ from project.symmetry import Layer
 class RegMean(Arithmetic):
     """W = (Σ Wᵢ Aᵢ) (Σ Aᵢ)⁻¹ for every layer, where Aᵢ = E[z zᵀ] is over what source i reads there.
 
-    It minimises Σ E‖W z − Wᵢ z‖² over each source's own inputs z, patches where the layer is a convolution. Biases,
-    norms, and grouped and depthwise convolutions become the mean of the sources.
+    It minimises Σ E‖W z − Wᵢ z‖² over each source's own inputs z, patches where the layer is a convolution. Blocks of a
+    grouped or depthwise one are systems of their own. Biases and norms become the mean of the sources.
 
     Args:
         off_diagonal: Factor of what is off the diagonal of each Aᵢ; the paper has 0.7 to 0.9, without it layers of few
@@ -45,22 +45,24 @@ class RegMean(Arithmetic):
     ) -> Demand:
         """Of the parameters, and of the largest layer's solution."""
         plain = super().demand(problem, pictures, budgets, batch)
-        unknowns = max(layer.taps * problem.spec.sizes[layer.inputs] for layer in problem.spec.layers)
-        solving = solve_bytes(unknowns, len(problem.sources))
+        sizes = problem.spec.sizes
+        sides = [(layer.taps * sizes[layer.inputs] // layer.blocks, layer.blocks) for layer in problem.spec.layers]
+        solving = max(solve_bytes(unknowns, 1, blocks) for unknowns, blocks in sides)
         return Demand(plain.whole + solving, plain.least + solving)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """Each layer in closed form."""
         parameters, layers = dict(space.mean), {}
-        for layer in gram_layers(space):
+        for layer in merged_layers(space):
             found, layers[layer.name] = self._solved(space, layer)
             parameters[f"{layer.name}.weight"] = found.view_as(space.mean[f"{layer.name}.weight"])
         return Combined(parameters, layers)
 
     def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
-        """One layer, shape (outputs, inputs · taps), and what is known of it."""
+        """One layer, shape (outputs, inputs · taps), or that for each of its blocks, and what is known of it."""
         system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
-        factor = Factor(system.total, self.ridge * float(system.total.diagonal().mean()))
+        level = system.total.diagonal(dim1=-2, dim2=-1).mean(-1)
+        factor = Factor(system.total, self.ridge * level)
         found = system.mean + factor.solve(system.centred)
         return found, {
             "residual_before": system.loss(system.mean),

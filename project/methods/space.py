@@ -118,19 +118,24 @@ class Space:
         }
 
     def gram(self, layer: Layer, source: int) -> Tensor:
-        """E[z zᵀ] of what a source reads in a layer: float64, shape (inputs · taps, inputs · taps)."""
+        """E[z zᵀ] of what a source reads in a layer: float64, shape (inputs · taps, inputs · taps).
+
+        Of a grouped convolution block by block, shape (blocks, inputs of a block · taps twice).
+        """
         assert self.problem.statistics is not None
         units = self._axes[layer.inputs].members[:, source]
-        entries = (units[:, None] * layer.taps + torch.arange(layer.taps)).flatten()
-        return _reordered(self.problem.statistics.input(layer.name, source), entries)
+        return _reordered(self.problem.statistics.input(layer.name, source), units, layer.blocks, layer.taps)
 
     def factor(self, layer: Layer, source: int, classes: Classes) -> Tensor:
-        """E[g gᵀ] of the gradients g of log p with respect to a layer's output: float64, shape (outputs, outputs)."""
+        """E[g gᵀ] of the gradients g of log p with respect to a layer's output: float64, shape (outputs, outputs).
+
+        Of a grouped convolution block by block, shape (blocks, outputs of a block twice).
+        """
         assert self.problem.statistics is not None
         factor = self.problem.statistics.factor(layer.name, source, classes)
         apart = layer.outputs == self.problem.spec.output.name
         rows = torch.arange(len(factor)) if apart else self._axes[layer.outputs].members[:, source]
-        return _reordered(factor, rows)
+        return _reordered(factor, rows, layer.blocks)
 
     def squares(self, source: int, classes: Classes) -> dict[str, Tensor]:
         """For each parameter, the mean square of the gradient of a source's log p, float64."""
@@ -176,6 +181,11 @@ def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
     return None if align == "none" else Matching(align)
 
 
-def _reordered(moment: Tensor, order: Tensor) -> Tensor:
-    order = order.to(moment.device)
-    return moment[order][:, order]
+def _reordered(moment: Tensor, units: Tensor, blocks: int, taps: int = 1) -> Tensor:
+    """A moment with its units, of several taps each, in another order; whole blocks move, and units within them."""
+    width = len(units) // blocks
+    homes, inside = units[::width] // width, (units % width).view(blocks, width)
+    entries = (inside[..., None] * taps + torch.arange(taps)).flatten(1).to(moment.device)
+    if blocks == 1:
+        return moment[entries[0]][:, entries[0]]
+    return moment[homes.to(moment.device)[:, None, None], entries[:, :, None], entries[:, None, :]]

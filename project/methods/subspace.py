@@ -23,7 +23,8 @@ class System(ABC):
 
     Args:
         name: Of the tensor.
-        sources: θᵢ, float64, all of one shape: a layer's weights as a matrix (outputs, inputs · taps).
+        sources: θᵢ, float64, all of one shape: a layer's weights as a matrix (outputs, inputs · taps), those of a
+            grouped convolution as one for each block.
         damping: Added to the diagonal of every Cᵢ, relative to the mean of their diagonals.
 
     Attributes:
@@ -135,8 +136,8 @@ class Gram(System):
 
     Args:
         name: Of the tensor.
-        sources: θᵢ, shape (outputs, inputs).
-        inputs: Aᵢ, shape (inputs, inputs).
+        sources: θᵢ, shape (…, outputs, inputs).
+        inputs: Aᵢ, shape (…, inputs, inputs).
         damping: See :class:`System`.
 
     Attributes:
@@ -163,7 +164,7 @@ class Gram(System):
         return values @ self.total
 
     def _diagonal(self) -> Tensor:
-        return self.total.diagonal()[None, :]
+        return _diagonal(self.total)[..., None, :]
 
 
 class Kronecker(System):
@@ -171,9 +172,9 @@ class Kronecker(System):
 
     Args:
         name: Of the tensor.
-        sources: θᵢ, shape (outputs, inputs).
-        inputs: Aᵢ, shape (inputs, inputs).
-        outputs: Gᵢ, shape (outputs, outputs).
+        sources: θᵢ, shape (…, outputs, inputs).
+        inputs: Aᵢ, shape (…, inputs, inputs).
+        outputs: Gᵢ, shape (…, outputs, outputs).
         damping: See :class:`System`.
     """
 
@@ -209,7 +210,7 @@ class Kronecker(System):
         return total
 
     def _diagonal(self) -> Tensor:
-        sides = [one.diagonal()[:, None] * two.diagonal()[None, :] for one, two in self._sides]
+        sides = [_diagonal(one)[..., :, None] * _diagonal(two)[..., None, :] for one, two in self._sides]
         return torch.stack(sides).sum(0)
 
 
@@ -217,17 +218,23 @@ def shrunk(moment: Tensor, off_diagonal: float) -> Tensor:
     """λ C + (1 − λ) diag C, in place."""
     if off_diagonal == 1:
         return moment
-    diagonal = moment.diagonal().clone()
+    diagonal = _diagonal(moment).clone()
     moment *= off_diagonal
-    moment.diagonal().copy_(diagonal)
+    _diagonal(moment).copy_(diagonal)
     return moment
 
 
 def matrices(space: Space, layer: Layer) -> list[Tensor]:
-    """A layer's weights in every source, shape (outputs, inputs · taps)."""
-    return [one[f"{layer.name}.weight"].flatten(1) for one in space.sources]
+    """A layer's weights in every source, shape (outputs, inputs · taps); of a grouped one, such a matrix a block."""
+    weights = (one[f"{layer.name}.weight"].flatten(1) for one in space.sources)
+    return [one if layer.blocks == 1 else torch.unflatten(one, 0, (layer.blocks, -1)) for one in weights]
 
 
-def gram_layers(space: Space) -> list[Layer]:
-    """The layers to merge whose inputs have moments: not grouped ones, and no heads of different label spaces."""
-    return [layer for layer in space.problem.spec.layers if layer.blocks == 1 and f"{layer.name}.weight" in space.names]
+def merged_layers(space: Space) -> list[Layer]:
+    """All layers but heads of different label spaces, which stay the sources' own."""
+    return [layer for layer in space.problem.spec.layers if f"{layer.name}.weight" in space.names]
+
+
+def _diagonal(moment: Tensor) -> Tensor:
+    """Of a matrix, or of each of a batch."""
+    return moment.diagonal(dim1=-2, dim2=-1)

@@ -1,4 +1,4 @@
-"""The second moments of what the blocks of a grouped convolution read, each block's by itself."""
+"""Second moments within blocks of units, each block's by itself: of a grouped convolution, nothing else is needed."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,51 @@ from project.moments.patches import exact_products, joint_columns
 
 
 class BlockMoment(Sums):
-    """The sum over samples of x xᵀ for the patches x of every block of a grouped convolution.
+    """The sum over samples of x xᵀ for every block x of a vector: B · w² numbers where the vector has (B · w)².
 
-    A block's outputs read that block alone, so that nothing else is needed to fit it: with w entries a patch, B · w²
-    numbers where a dense layer has (B · w)². A depthwise convolution has one channel a block.
+    Args:
+        blocks: B, how many blocks.
+        width: w, entries of a block.
+        constant: Whether each block ends with a 1 of its own.
+        device: Where the total lives.
+    """
+
+    def __init__(self, blocks: int, width: int, *, constant: bool = False, device: torch.device | str = "cpu") -> None:
+        self.blocks, self.width, self.constant = blocks, width, constant
+        super().__init__([(blocks, width + constant, width + constant)], device)
+
+    def update(self, columns: Tensor, samples: int | None = None) -> None:
+        """Add samples.
+
+        Args:
+            columns: Float32, shape (blocks · width, samples), without the ones.
+            samples: How many they count for, where several columns make one; default: one each.
+        """
+        (total,) = self._totals
+        parts = columns.view(self.blocks, self.width, -1)
+        with exact_products(columns.device):
+            total[:, : self.width, : self.width] += parts @ parts.mT
+        if self.constant:
+            sums = parts.sum(2)
+            total[:, -1, :-1] += sums
+            total[:, :-1, -1] += sums
+            total[:, -1, -1] += columns.shape[1]
+        self.count += columns.shape[1] if samples is None else samples
+
+    def sum(self) -> Tensor:
+        """The sum for every block, float64, shape (blocks, width, width)."""
+        return self.totals[0].clone()
+
+    def mean(self) -> Tensor:
+        """E[x xᵀ] of every block, float64, shape (blocks, width, width)."""
+        return self.sum().div_(max(1, self.count))
+
+    def _flush(self) -> None:
+        """Nothing waits."""
+
+
+class GroupedMoment(BlockMoment):
+    """The moment of the patches that every block of a grouped convolution reads; a depthwise one has a channel a block.
 
     Args:
         layer: The convolution.
@@ -25,8 +66,8 @@ class BlockMoment(Sums):
 
     def __init__(self, layer: nn.Conv2d, *, constant: bool, device: torch.device | str = "cpu") -> None:
         width = layer.in_channels // layer.groups * cast(int, math.prod(layer.kernel_size))
-        self.layer, self.width, self.constant = layer, width, constant
-        super().__init__([(layer.groups, width + constant, width + constant)], device)
+        super().__init__(layer.groups, width, constant=constant, device=device)
+        self.layer = layer
 
     def read(self, values: Sequence[Tensor]) -> None:
         """Add pictures.
@@ -34,21 +75,5 @@ class BlockMoment(Sums):
         Args:
             values: What the convolution reads, in one network: (batch, channels, height, width).
         """
-        (total,) = self._totals
         for columns in joint_columns(values, [self.layer], constant=False):
-            patches = columns.view(self.layer.groups, self.width, -1)
-            with exact_products(columns.device):
-                total[:, : self.width, : self.width] += patches @ patches.mT
-            if self.constant:
-                sums = patches.sum(2)
-                total[:, -1, :-1] += sums
-                total[:, :-1, -1] += sums
-                total[:, -1, -1] += columns.shape[1]
-            self.count += columns.shape[1]
-
-    def mean(self) -> Tensor:
-        """E[x xᵀ] of every block, float64, shape (blocks, width, width)."""
-        return self.totals[0] / max(1, self.count)
-
-    def _flush(self) -> None:
-        """Nothing waits."""
+            self.update(columns)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from project.errors import MergeError
+from project.moments.blocks import BlockMoment
 from project.moments.moment import Moment, Sums
 
 Classes = Literal["labels", "sampled", "exact"]
@@ -95,7 +96,7 @@ class FisherCollector:
         sources: Sequence[nn.Module],
         columns: Mapping[str, slice],
         squares: Mapping[str, Mapping[tuple[int, str], SquareMoment]],
-        factors: Mapping[str, Mapping[tuple[int, str], Moment]],
+        factors: Mapping[str, Mapping[tuple[int, str], Moment | BlockMoment]],
     ) -> None:
         self.classes, self.sources, self.columns = classes, sources, columns
         self.squares, self.factors = squares, factors
@@ -193,7 +194,7 @@ def chunk(network: nn.Module) -> int:
 
 
 def _add_factors(
-    moments: Mapping[str, Moment], network: nn.Module, pictures: Tensor, weights: Tensor, columns: slice
+    moments: Mapping[str, Moment | BlockMoment], network: nn.Module, pictures: Tensor, weights: Tensor, columns: slice
 ) -> None:
     """The gradients of every wanted layer's output, each position a sample."""
     probes: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from project.moments.blocks import GroupedMoment
 from project.moments.correlations import CorrelationMoment, pays
 from project.moments.moment import Moment
 from project.moments.patches import joint_columns
@@ -37,6 +38,7 @@ class UnfoldedMoment(Moment):
 
 
 LayerMoment = CorrelationMoment | UnfoldedMoment
+InputMoment = LayerMoment | GroupedMoment
 
 
 def layer_moment(
@@ -54,3 +56,20 @@ def layer_moment(
     if isinstance(layer, nn.Conv2d) and pays(layer, inputs, sides):
         return CorrelationMoment(layer, inputs, sides, constant=constant, device=device)
     return UnfoldedMoment(layer, inputs, constant=constant, device=device)
+
+
+def input_moment(
+    layer: nn.Module, inputs: int, sides: tuple[int, int], *, constant: bool, device: torch.device | str = "cpu"
+) -> InputMoment:
+    """An empty moment of what a layer multiplies in one network; of a grouped convolution, block by block.
+
+    Args:
+        layer: ``nn.Conv2d`` (zero padding) or ``nn.Linear``.
+        inputs: Its channels or features.
+        sides: Height and width of the maps that a convolution reads.
+        constant: Whether to append a 1.
+        device: Where the totals live.
+    """
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return GroupedMoment(layer, constant=constant, device=device)
+    return layer_moment(layer, inputs, sides, constant=constant, device=device)

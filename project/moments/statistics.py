@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.errors import MergeError
+from project.moments.blocks import BlockMoment
 from project.moments.fisher import (
     DIAGONAL,
     FACTORS,
@@ -16,7 +17,7 @@ from project.moments.fisher import (
     fisher_kinds,
     fisher_need,
 )
-from project.moments.layer import LayerMoment, layer_moment
+from project.moments.layer import InputMoment, LayerMoment, input_moment, layer_moment
 from project.moments.lockstep import Lockstep
 from project.moments.moment import Moment, Reduce, Sums
 from project.moments.patches import unit_columns
@@ -32,7 +33,8 @@ class Statistics:
 
     Attributes:
         layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources (DESIGN §4).
-        inputs: layer -> (source, domain) -> moment of z^s alone, on the domains that the source is looked at.
+        inputs: layer -> (source, domain) -> moment of z^s alone, on the domains that the source is looked at; of a
+            grouped convolution, and below in ``factors``, block by block.
         units: value of the graph -> domain -> moment of (a¹; …; a^N; 1): its units in all sources.
         squares: kind of classes -> parameter -> (source, domain) -> moment of its gradients there, entry by entry.
         factors: kind of classes -> layer -> (source, domain) -> moment of the gradients of the layer's output there.
@@ -41,10 +43,12 @@ class Statistics:
 
     def __init__(self) -> None:
         self.layers: dict[str, dict[str, LayerMoment]] = {}
-        self.inputs: dict[str, dict[tuple[int, str], LayerMoment]] = {}
+        self.inputs: dict[str, dict[tuple[int, str], InputMoment]] = {}
         self.units: dict[str, dict[str, Moment]] = {}
         self.squares: dict[Classes, dict[str, dict[tuple[int, str], SquareMoment]]] = {c: {} for c in get_args(Classes)}
-        self.factors: dict[Classes, dict[str, dict[tuple[int, str], Moment]]] = {c: {} for c in get_args(Classes)}
+        self.factors: dict[Classes, dict[str, dict[tuple[int, str], Moment | BlockMoment]]] = {
+            c: {} for c in get_args(Classes)
+        }
         self.pictures: dict[str, int] = {}
 
     def layer(self, name: str) -> LayerMoment:
@@ -56,7 +60,11 @@ class Statistics:
         return _sum(self.units.get(node, {}).values(), node)
 
     def input(self, name: str, source: int) -> Tensor:
-        """E[z zᵀ] of what a source reads in a layer, over all its domains: float64, shape (inputs · taps,) twice."""
+        """E[z zᵀ] of what a source reads in a layer, over all its domains.
+
+        Returns:
+            Float64, shape (inputs · taps, inputs · taps); of a grouped convolution (blocks, those of a block twice).
+        """
         return _of_source(self.inputs.get(name, {}), source, name)
 
     def square(self, name: str, source: int, classes: Classes) -> Tensor:
@@ -64,7 +72,11 @@ class Statistics:
         return _of_source(self.squares[classes].get(name, {}), source, name)
 
     def factor(self, name: str, source: int, classes: Classes) -> Tensor:
-        """E[g gᵀ] of the gradients of a layer's output, over all a source's domains: float64, (outputs, outputs)."""
+        """E[g gᵀ] of the gradients of a layer's output, over all a source's domains.
+
+        Returns:
+            Float64, shape (outputs, outputs); of a grouped convolution (blocks, those of a block twice).
+        """
         return _of_source(self.factors[classes].get(name, {}), source, name)
 
     @property
@@ -186,9 +198,9 @@ class Collector:
         self.statistics = Statistics()
         self.sources = sources
         self.domain = ""
-        matrices = [layer for layer in spec.layers if layer.blocks == 1]
-        self.layers = {layer.node: layer for layer in matrices} if LAYERS in needs else {}
-        self.readers = {layer.node: layer for layer in matrices} if INPUTS in needs else {}
+        # Which blocks of the sources go together nobody knows yet, so that grouped layers have no joint moments.
+        self.layers = {layer.node: layer for layer in spec.layers if layer.blocks == 1} if LAYERS in needs else {}
+        self.readers = {layer.node: layer for layer in spec.layers} if INPUTS in needs else {}
         wanted = (node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes)
         self.dims = spec.dims
         self.units = set(wanted) if UNITS in needs else set()
@@ -210,11 +222,11 @@ class Collector:
         for layer in self.readers.values():
             module, sizes = self._inputs(layer)
             self.statistics.inputs[layer.name] = {
-                (s, domain): layer_moment(module, sizes[s], layer.sides, constant=False, device=device)
+                (s, domain): input_moment(module, sizes[s], layer.sides, constant=False, device=device)
                 for s, domain in self._chosen(INPUTS, layer.name, own)
             }
         self.fisher = [
-            self._gradients(classes, wanted, matrices, own, columns or {}, device)
+            self._gradients(classes, wanted, spec.layers, own, columns or {}, device)
             for classes, wanted in fisher_kinds(needs).items()
         ]
         for node, size in self._unit_sizes(spec).items():
@@ -261,7 +273,7 @@ class Collector:
         self,
         classes: Classes,
         wanted: Collection[str],
-        matrices: Sequence[Layer],
+        layers: Sequence[Layer],
         own: Sequence[tuple[int, str]],
         columns: Mapping[str, slice],
         device: torch.device | str,
@@ -272,10 +284,15 @@ class Collector:
         for name in dict(networks[0].named_parameters()) if DIAGONAL in wanted else ():
             chosen = self._chosen(fisher_need(DIAGONAL, classes), name, own)
             squares[name] = {key: SquareMoment(networks[key[0]].get_parameter(name).shape, device) for key in chosen}
-        for layer in matrices if FACTORS in wanted else ():
+        for layer in layers if FACTORS in wanted else ():
             outputs = [len(weight) for weight in self._weights(layer)]
             chosen = self._chosen(fisher_need(FACTORS, classes), layer.name, own)
-            factors[layer.name] = {key: Moment(outputs[key[0]], device) for key in chosen}
+            factors[layer.name] = {
+                key: Moment(outputs[key[0]], device)
+                if layer.blocks == 1
+                else BlockMoment(layer.blocks, outputs[key[0]] // layer.blocks, device=device)
+                for key in chosen
+            }
         return FisherCollector(classes, networks, columns, squares, factors)
 
     def _chosen(self, kind: str, name: str, keys: Iterable[K]) -> list[K]:

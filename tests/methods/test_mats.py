@@ -114,6 +114,27 @@ def test_operators_are_the_dense_matrices() -> None:
         assert system.scale == pytest.approx(energy(np.zeros(12), thetas, expected))
 
 
+def test_blocks_are_systems_side_by_side() -> None:
+    random = np.random.default_rng(0)
+    sources = [torch.from_numpy(random.normal(size=(2, 3, 4))) for _ in range(3)]
+    inputs = [torch.stack([semidefinite(4, seed), semidefinite(4, seed + 3)]) for seed in range(3)]
+    outputs = [torch.stack([semidefinite(3, seed), semidefinite(3, seed + 3)]) for seed in range(6, 9)]
+    values = torch.from_numpy(random.normal(size=(2, 3, 4)))
+    grams = Gram("w", sources, inputs), [Gram("w", [s[b] for s in sources], [a[b] for a in inputs]) for b in (0, 1)]
+    kronecker = (
+        Kronecker("w", sources, inputs, outputs),
+        [Kronecker("w", [s[b] for s in sources], [a[b] for a in inputs], [g[b] for g in outputs]) for b in (0, 1)],
+    )
+    for whole, parts in (grams, kronecker):
+        for found, expected in (
+            (whole.apply(values), [one.apply(values[b]) for b, one in enumerate(parts)]),
+            (whole.residual(values), [one.residual(values[b]) for b, one in enumerate(parts)]),
+            (whole.diagonal, [one.diagonal for one in parts]),
+        ):
+            assert torch.allclose(found, torch.stack(list(expected)))
+        assert whole.energy(values) == pytest.approx(sum(one.energy(values[b]) for b, one in enumerate(parts)))
+
+
 def energy(values: np.ndarray, sources: list[np.ndarray], matrices: list[np.ndarray]) -> float:
     """Σ ‖θ − θᵢ‖² in the norms of the Cᵢ, written out."""
     gaps = [values - one for one in sources]

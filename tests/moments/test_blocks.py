@@ -7,7 +7,8 @@ import torch
 from helpers import unfolded
 from torch import Tensor, nn
 
-from project.moments import BlockMoment, cross_moment
+from project.moments import cross_moment
+from project.moments.blocks import GroupedMoment
 
 Sides = int | tuple[int, int]
 WIDTHS = ((4, 4), (4, 8), (6, 3), (6, 2))
@@ -38,7 +39,7 @@ def test_every_grouped_convolution(constant: bool) -> None:
     for kernel, stride, padding, dilation, widths in SHAPES:
         layer = grouped(kernel, stride, padding, dilation, widths)
         batches = [whole(2, layer.in_channels, 9, 8, seed=0), whole(3, layer.in_channels, 9, 8, seed=1)]
-        moment = BlockMoment(layer, constant=constant)
+        moment = GroupedMoment(layer, constant=constant)
         expected, samples = 0.0, 0
         for batch in batches:
             moment.read([batch])
@@ -64,7 +65,7 @@ def test_products_with_targets(constant: bool) -> None:
 def test_pieces_add_up_and_shards_do() -> None:
     layer = nn.Conv2d(6, 6, 3, padding=1, groups=3)
     first, second = (whole(2, 6, 5, 7, seed=seed) for seed in (4, 5))
-    one, other, both = (BlockMoment(layer, constant=True) for _ in range(3))
+    one, other, both = (GroupedMoment(layer, constant=True) for _ in range(3))
     one.read([first])
     other.read([second])
     both.read([torch.cat([first, second])])
