@@ -45,7 +45,8 @@ class SMILE(Aligned):
 
     Args:
         rank: Singular vectors of each expert; more than a layer has are all.
-        gate_rank: Singular vectors of ΔWᵢ that a score is made of, whatever ``rank``. The paper has 1.
+        gate_rank: Singular vectors of ΔWᵢ that a score is made of, whatever ``rank``; half as many as a layer has inputs
+            at most, for along all directions every input is equally long. The paper has 1.
         top: How many sources a picture is sent to, in every layer.
         norms: ``routed``: the sources' own norms, statistics too, weighed by the gates of the layer that ran last, so
             that nothing need be re-estimated; ``merged``: the mean of the sources, re-estimated on calibration
@@ -139,8 +140,8 @@ class SMILE(Aligned):
             if site.name in routed:
                 ranks = {site.name: _rank(layers[site.name], spec.sizes, self.rank)}
                 if f"{site.name}.weight" in space.base:
-                    full = _full_rank(layers[site.name], spec.sizes)
-                    found.append(Block(Projected(min(self.gate_rank, full), self.top), ranks))
+                    rank = _gate_rank(layers[site.name], spec.sizes, self.gate_rank)
+                    found.append(Block(Projected(rank, self.top), ranks))
                 elif found:
                     found[-1] = Block(found[-1].router, {**found[-1].layers, **ranks}, found[-1].norms)
             elif site.name in norms and site.apart and found:
@@ -192,6 +193,12 @@ class Decomposed:
             if self.values[block, row] > 0:
                 found[place, block * size : (block + 1) * size] = self.right[block, row].reshape(self.change[0].shape)
         return found
+
+
+def _gate_rank(layer: Layer, sizes: Mapping[str, int], rank: int) -> int:
+    """How many directions of each source tell it from the others."""
+    half = layer.taps * sizes[layer.inputs] // layer.blocks // 2
+    return max(1, min(rank, _full_rank(layer, sizes), half))
 
 
 def _full_rank(layer: Layer, sizes: Mapping[str, int]) -> int:

@@ -163,7 +163,7 @@ class BlendedLayer(nn.Module):
 
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
         """As the plain layer, with gates (pictures, sources)."""
-        if self.beside:
+        if self.beside or torch.compiler.is_exporting():  # an exported graph takes any number of pictures at once
             return self._weighed(values, gates)
         step = max(1, HELD // self.experts[0].numel())
         pieces = zip(torch.split(values, step), torch.split(gates, step), strict=True)
@@ -206,7 +206,7 @@ class BlendedLayer(nn.Module):
 class LowRankLayer(nn.Module):
     """W₀ x + Σ gᵢ(x) Uᵢ Vᵢᵀ x: a kernel to a few units, and from them, at each position, to all.
 
-    Of every source, the pictures alone pass that have a gate for it.
+    Of every source, the pictures alone pass that have a gate for it; all do in an exported graph, which knows none.
 
     Args:
         layer: The plain layer, which becomes W₀: a convolution in one group, or a linear layer.
@@ -234,15 +234,20 @@ class LowRankLayer(nn.Module):
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
         """As the plain layer, with gates (pictures, sources)."""
         found: Tensor = self.layer(values)
-        for index, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
-            chosen = gates[:, index].nonzero()[:, 0]
-            if not len(chosen):
+        for index in range(len(self.down)):
+            if torch.compiler.is_exporting():
+                found = found + self._expert(index, values, gates[:, index]).to(found.dtype)
                 continue
-            bias = None if self.constants is None else self.constants[index]
-            mine = self.reading.pointwise(self.reading(values[chosen], down), up, bias)
-            weighed = gates[chosen, index].view(-1, *(1,) * (mine.dim() - 1)) * mine
-            found = found.index_add(0, chosen, weighed.to(found.dtype))
+            chosen = gates[:, index].nonzero()[:, 0]
+            if len(chosen):
+                weighed = self._expert(index, values[chosen], gates[chosen, index])
+                found = found.index_add(0, chosen, weighed.to(found.dtype))
         return found
+
+    def _expert(self, index: int, values: Tensor, gates: Tensor) -> Tensor:
+        bias = None if self.constants is None else self.constants[index]
+        mine = self.reading.pointwise(self.reading(values, self.down[index]), self.up[index], bias)
+        return gates.view(-1, *(1,) * (mine.dim() - 1)) * mine
 
     def added(self, positions: int, kept: int) -> int:
         """Multiply-accumulates on one picture beside those of the plain layer."""
@@ -284,8 +289,8 @@ class RoutedNorm(nn.Module):
 
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
         """As the plain norm, with gates (pictures, sources)."""
-        between = (1,) * (values.dim() - 2)
-        shape = (len(values), *between, -1) if self.last else (len(values), -1, *between)
+        between, units = (1,) * (values.dim() - 2), self.scales.shape[1]
+        shape = (-1, *between, units) if self.last else (-1, units, *between)
         found: Tensor = self.core(values)
         return found * (gates @ self.scales).view(shape) + (gates @ self.shifts).view(shape)
 

@@ -176,5 +176,5 @@ def packed(bits: Tensor) -> Tensor:
 
 def unpacked(octets: Tensor, count: int) -> Tensor:
     """The first bits of :func:`packed`, boolean, shape (..., count)."""
-    bits = (octets[..., None] >> torch.arange(8, dtype=torch.uint8, device=octets.device)) & 1
-    return bits.flatten(-2)[..., :count].bool()
+    bits = octets[..., None] & octets.new_tensor([1 << bit for bit in range(8)])
+    return (bits != 0).flatten(-2)[..., :count]
