@@ -45,8 +45,8 @@ class SMILE(Aligned):
 
     Args:
         rank: Singular vectors of each expert; more than a layer has are all.
-        gate_rank: Singular vectors of ΔWᵢ that a score is made of, whatever ``rank``; half as many as a layer has inputs
-            at most, for along all directions every input is equally long. The paper has 1.
+        gate_rank: Singular vectors of ΔWᵢ that a score is made of, whatever ``rank``; at most half as many as a layer
+            has inputs, for along all directions every input is equally long. The paper has 1.
         top: How many sources a picture is sent to, in every layer.
         norms: ``routed``: the sources' own norms, statistics too, weighed by the gates of the layer that ran last, so
             that nothing need be re-estimated; ``merged``: the mean of the sources, re-estimated on calibration
