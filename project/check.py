@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError, TraceError
+from project.errors import ConfigurationError, TraceError, nearest
 from project.models import written_out
 from project.parser import CommandParser
 from project.report import group_table
@@ -116,8 +116,8 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
             sys.path.pop(0)
     if not callable(maker):
         raise ConfigurationError(
-            f"model is {model!r}; allowed: a file of weights, a dotted path to a class or function, or one of "
-            f"torchvision's names: {', '.join(names)}."
+            f"model is {model!r}; there is none of that name{nearest(model, names)}; allowed: a file of weights, a "
+            f"dotted path to a class or function, or one of torchvision's names: {', '.join(names)}."
         )
     try:
         network = maker(**arguments)

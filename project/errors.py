@@ -1,5 +1,15 @@
 """What can go wrong by the user's hand, each told in one sentence: the argument, its value, what is allowed."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What somebody may have meant, to go on with behind a refusal: ``, but those of nearly this name``, or nothing."""
+    names = {name.lower(): name for name in known}
+    found = [names[name] for name in get_close_matches(word.lower(), names)]
+    return f", but {', '.join(found)}" if found else ""
+
 
 class PleasError(Exception):
     """Base of every error that a user can mend; the command prints its message without a traceback."""

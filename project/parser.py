@@ -1,20 +1,23 @@
 """The command's parser: what is wrong with the arguments in one sentence, not a page of usage."""
 
 import argparse
+import importlib
 import inspect
 import os
 import pkgutil
 import re
 import sys
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, nearest
 
 FRAME = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
 TYPE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|<class '(.+?)'>)")
+PATH = re.compile(r"Expected a (?:path|dot import path)\b")
+MISSING = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 SHOWN = 3
 
 
@@ -46,6 +49,7 @@ def sentence(message: str, command: str) -> str:
         command: What to ask for help.
     """
     keys: list[str] = []
+    literals: list[str] = []
     owner, given, causes = "", "", []
     for line in message.splitlines():
         line = line.strip().removeprefix("- ")
@@ -61,9 +65,15 @@ def sentence(message: str, command: str) -> str:
             given = given or f"got value: {value[1]}"
         elif "codec can't decode" in line:  # jsonargparse takes a file in a list's place for one that holds the list
             causes.append("a list is expected, such as '[FILE]'")
+        elif missing := MISSING.search(line):
+            causes.append(f"{missing[0]}{nearest(missing[2], _names(missing[1]))}")
+        elif (kind := TYPE.match(line)) and kind[1]:
+            literals.append(kind[1])
         elif line and not FRAME.match(line):
             told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
             causes.append(told.replace(". Got", "; got").rstrip("."))
+    if literals:  # whatever else was tried, one of these words was meant
+        causes = [f"expected {', '.join(dict.fromkeys(literals))}", *(one for one in causes if not PATH.match(one))]
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
     topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
     return f"{where}{'; '.join(filter(None, [*dict.fromkeys(causes[:SHOWN]), given]))}; see '{command} {topic}'."
@@ -73,6 +83,27 @@ def _unknown(option: str, owner: str) -> str:
     """An option that a class does not have, and those of nearly its name."""
     if not owner:
         return f"there is no option {option!r}"
-    known = list(inspect.signature(pkgutil.resolve_name(owner)).parameters)
-    near = get_close_matches(option, known)
-    return f"{owner} has no option {option!r}" + (f", but {', '.join(near)}" if near else "")
+    return (
+        f"{owner} has no option {option!r}{nearest(option, inspect.signature(pkgutil.resolve_name(owner)).parameters)}"
+    )
+
+
+def _names(module: str) -> list[str]:
+    """What a module offers."""
+    found = importlib.import_module(module)
+    return [name for name in getattr(found, "__all__", vars(found)) if not name.startswith("_")]
+
+
+def check_order(arguments: Sequence[str]) -> None:
+    """Refuse options before the file that they are to change, which would have the last word.
+
+    Raises:
+        ConfigurationError: With the option.
+    """
+    keys = [one.partition("=")[0] for one in arguments]
+    files = [place for place, key in enumerate(keys) if key in ("--config", "-c")]
+    early = [key for key in keys[: files[0] if files else 0] if re.match(r"--(model|data|trainer)\b", key)]
+    if early:
+        raise ConfigurationError(
+            f"{early[0]} stands before --config, whose file would overrule it; put --config first."
+        )

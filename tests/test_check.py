@@ -71,9 +71,13 @@ def test_what_stops_it_is_told_in_one_sentence(
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        (["--model", "resnet19"], ConfigurationError, "model is 'resnet19'; allowed: a file of weights"),
+        (["--model", "resnet19"], ConfigurationError, "model is 'resnet19'; there is none of that name, but resnet1"),
         (["--model", "nowhere.Net"], ConfigurationError, "'nowhere' cannot be imported"),
-        (["--model", "test_check.Nothing"], ConfigurationError, "model is 'test_check.Nothing'; allowed"),
+        (
+            ["--model", "test_check.Nothing"],
+            ConfigurationError,
+            "model is 'test_check.Nothing'; there is none of that name; allowed",
+        ),
         (["--model", "pathlib.Path"], ConfigurationError, "no nn.Module"),
         (["--model", "test_check.Odd", "--model-args", '{"depth": 3}'], ConfigurationError, "cannot be built with"),
         (["--model", "resnet18", "--model-args", "{"], ConfigurationError, "is not JSON"),

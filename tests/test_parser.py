@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from project.cli import main
+from project.errors import ConfigurationError
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -21,6 +22,11 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
         ("merge", ["--trainer.max_epok", "3"], ["trainer.max_epok"]),
         ("merge", ["--config", "absent.yaml"], ["absent.yaml"]),
         ("predict", ["--model.networks", "student.ckpt"], ["model.networks", "a list is expected, such as '[FILE]'"]),
+        ("merge", ["--model.methods", '[{"class_path": "project.methods.Plaes"}]'],
+         ["module 'project.methods' has no attribute 'Plaes', but PLeaS"]),
+        ("merge", ["--model.methods",
+                   '[{"class_path": "project.methods.Average", "init_args": {"align": "activation"}}]'],
+         ["model.methods.align: expected 'none', 'activations', 'weights', 'both'; got value: activation; see"]),
         ("predict", ["--model.joint", "lgits"], ["model.joint", "lgits", "'logits', 'uniform', 'confidence'"]),
     ],
 )  # fmt: skip
@@ -52,3 +58,9 @@ def test_misspelt_options_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().err
     assert "no option 'bugdets', but budgets" in told
     assert "pleas merge --model.help project.modules.MergeModule" in told
+
+
+def test_options_before_the_file_that_they_change(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"--model\.budgets stands before --config") as refused:
+        main(["merge", "--model.budgets=[1.0]", "--config", str(TINY / "merge.yaml")])
+    assert "put --config first" in str(refused.value)

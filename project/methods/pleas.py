@@ -180,8 +180,9 @@ class PLeaS(Permutation):
         if fewest >= scarcity[layer]:
             return
         shortage = (
-            f"layer {layer.name!r} may have {unknowns[layer]} unknowns a row, and {fewest} "
-            f"calibration pictures{' of a domain' if apart else ''} give only {fewest * layer.positions} samples"
+            f"layer {layer.name!r} may have {unknowns[layer]} unknowns a row, and "
+            f"{f'the {fewest} calibration pictures of one domain' if apart else f'{fewest} calibration pictures'} "
+            f"give only {fewest * layer.positions} samples"
         )
         if self.ridge == 0:
             raise ConfigurationError(f"ridge is 0, but {shortage}; use more pictures or a ridge above 0.")

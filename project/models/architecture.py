@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, nearest
 from project.models.cifar import CifarResNet
 
 Stem = Literal["imagenet", "small"]
@@ -54,10 +54,11 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        if self.name not in (*architectures(), *others()):
+        if self.name not in (known := (*architectures(), *others())):
             raise ConfigurationError(
-                f"architecture is {self.name!r}; allowed: {', '.join(architectures())}, or another classification "
-                f"network of torchvision: {', '.join(others())}."
+                f"architecture is {self.name!r}; there is none of that name{nearest(self.name, known)}; allowed: "
+                f"{', '.join(architectures())}, or another classification network of torchvision: "
+                f"{', '.join(others())}."
             )
         if self.num_classes < 1:
             raise ConfigurationError(f"num_classes is {self.num_classes}; it must be at least 1.")

@@ -41,20 +41,26 @@ def check_joint(joint: str) -> None:
         raise ConfigurationError(f"joint is {joint!r}; allowed: {', '.join(map(repr, get_args(Joint)))}.")
 
 
-def check_head(head: str, labels: LabelSpace, *others: str) -> None:
-    """Refuse a head that a network does not have.
+def known_head(head: str, labels: LabelSpace, *others: str) -> str:
+    """A head that a network has.
 
     Args:
-        head: A domain, or ``joint``.
+        head: A domain, ``joint``, or the name that answers give to the one head of all domains.
         labels: What the network's columns mean.
         others: Words that are allowed too.
+
+    Returns:
+        The head, ``joint`` for the one of all domains.
 
     Raises:
         ConfigurationError: With what is allowed.
     """
     allowed = (*others, JOINT, *labels.domains)
-    if head not in allowed:
-        raise ConfigurationError(f"head is {head!r}; allowed: {', '.join(allowed)}.")
+    if head in allowed:
+        return head
+    if head in labels.heads:
+        return JOINT
+    raise ConfigurationError(f"head is {head!r}; allowed: {', '.join(allowed)}.")
 
 
 def column_labels(labels: LabelSpace, head: str = JOINT) -> list[tuple[str, str]]:
@@ -130,7 +136,7 @@ def probabilities(
     Raises:
         ConfigurationError: If there is no such head, or no such way.
     """
-    check_head(head, labels)
+    head = known_head(head, labels)
     if head != JOINT:
         return logits[:, labels.columns(head)].softmax(1)
     parts = zip(labels.heads.values(), head_weights(logits, labels, joint, gated).unbind(1), strict=True)

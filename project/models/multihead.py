@@ -92,9 +92,14 @@ class MultiHead(nn.Module, ABC):
             Shape (batch, classes of the head), or (batch, columns of the label space); rows sum to 1.
 
         Raises:
-            ConfigurationError: If there is no such head, or no such way; the pictures are not looked at then.
+            ConfigurationError: If there is no such head, or no such way, or there are no pictures in a batch.
         """
-        heads.check_head(head, self.labels)
+        head = heads.known_head(head, self.labels)
+        if pictures.dim() != 4:
+            raise ConfigurationError(
+                f"pictures is of shape {tuple(pictures.shape)}; allowed: (batch, channels, height, width), one picture "
+                f"as picture[None]."
+            )
         if joint is not None:
             heads.check_joint(joint)
         return (
@@ -113,5 +118,6 @@ class MultiHead(nn.Module, ABC):
         """
         if top < 1:
             raise ConfigurationError(f"top is {top}; allowed: 1 or more.")
+        head = heads.known_head(head, self.labels)
         shares = self.probabilities(pictures, head, joint)
         return heads.most_likely(shares, heads.column_labels(self.labels, head), top)

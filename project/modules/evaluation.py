@@ -132,7 +132,7 @@ class EvaluationModule(ScoringModule):
         contender = self.contenders[0]
         if len(self.contenders) > 1:
             rank_zero_warn(f"the first of {len(self.contenders)} networks answers alone: {contender.name}.")
-        heads.check_head(self.head, contender.labels, OWN)
+        self.head = heads.known_head(self.head, contender.labels, OWN)
         if self.head in contender.labels.domains and len(contender.labels.heads) == 1 < len(contender.labels.domains):
             rank_zero_warn(f"head is {self.head!r}, but network {contender.name} has one head for all its domains.")
         if self.head == heads.JOINT or (self.head == OWN and not domains):

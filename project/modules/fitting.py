@@ -48,6 +48,9 @@ def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> It
         if (tuned := merged.learned.get("tuned")) is not None:
             settings = ", ".join(f"{name} {value}" for name, value in tuned["setting"].items())
             told += f", {settings} being best by {tuned['criterion']}"
+        shares = [one["pictures"] * one["positions"] for one in merged.layers.values() if "positions" in one]
+        if any(share < 1 for share in shares):
+            told += f", its layers to {sum(shares) / len(shares):.0%} of their samples on average"
         rank_zero_info(told)
         yield merged
         began = perf_counter()

@@ -122,6 +122,11 @@ def test_students_answer_by_head(mode: str) -> None:
     assert [len(row) for row in found] == [2] * 4
     assert all(row[0].probability >= row[1].probability for row in found)
     assert {one.name for row in found for one in row} <= set(problem.labels.classes["birds"])
+    if mode == "shared":
+        assert {one.head for row in found for one in row} == {"art+birds+cars"}
+        assert student.predict(batch, "art+birds+cars", top=2) == student.predict(batch, top=2)
+    with pytest.raises(ConfigurationError, match=r"pictures is of shape \(3, .*one picture as picture\[None\]"):
+        student.predict(batch[0])
     with pytest.raises(ConfigurationError, match="allowed: joint, art, birds, cars"):
         student.predict(None, "trees")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="joint is 'gate', but the network has none"):

@@ -71,7 +71,9 @@ class Shapes(DomainSet):
         """Draw what nobody has drawn meanwhile."""
         missing = [domain for domain in self.domains if not self._is_drawn(domain)]
         total = len(missing) * len(OBJECTS) * (self.train_per_class + self.test_per_class)
-        with tqdm(total=total, desc="Drawing Shapes", unit="picture", disable=None if total else True) as progress:
+        with tqdm(
+            total=total, desc=f"Drawing Shapes into {self.root}", unit="picture", disable=None if total else True
+        ) as progress:
             for domain in missing:
                 for _ in self._draw(domain):
                     progress.update()
