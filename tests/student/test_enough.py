@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.methods import Merged, PLeaS, Problem
-from project.student import LayerFit, SequentialFit, Student, World, carried, sequential
+from project.modules import fitting
+from project.student import Budget, LayerFit, SequentialFit, Student, World, carried, sequential
 from project.student.carried import Carried
 from project.student.enough import enough
 from project.student.place import Batch, Drawn, Place, Whole
@@ -66,6 +67,16 @@ def test_the_excess_is_kept_with_fewer_pictures(problem: Problem, monkeypatch: p
         spent[excess] = float(shares.mean())
     assert spent[0.2] < spent[0.005]
     assert float(shares.min()) <= 1 / 4, "layers with samples to spare look at few of them"
+
+
+def test_what_is_left_out_is_told(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(fitting, "rank_zero_info", told.append)
+    methods = [PLeaS(excess=excess, rounds=0, logits="squares", label=f"x{excess}") for excess in (None, 0.2)]
+    (_, whole), (_, part) = fitting.fitted(methods, problem, [Budget(1.0)])
+    shares = [one["pictures"] * one["positions"] for one in part.layers.values()]
+    assert told[0].endswith(f"in {whole.seconds:.1f} s")
+    assert told[1].endswith(f", its layers to {sum(shares) / len(shares):.0%} of their samples on average")
 
 
 def test_all_pictures_where_there_are_too_few_to_tell(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
