@@ -10,16 +10,18 @@ class of probability p; so the mean of p (1 − p) goes into λ, which then pull
 
 L-BFGS looks for the minimum in coordinates in which E[x xᵀ] + λ I, with that λ of least squares, is the identity: there
 the objective curves about as much in every direction, and some dozens of steps do what takes hundreds in W's own.
+The first of several processes searches; the others follow it from point to point, each with its share of the pictures,
+so that machines which differ in the last bit cannot part ways.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from project.moments import Reduce
+from project.student.sharing import ALONE, World
 
 ENOUGH = 1e-7  # of the first gradient; at 1e-6, a head of a very certain network stopped 0.2 % above its least
 
@@ -46,7 +48,7 @@ def fit_head(
     damping: float,
     constant: bool,
     steps: int = 500,
-    reduce: Reduce = lambda tensor: tensor,
+    world: World = ALONE,
 ) -> Tensor:
     """Minimise the divergence of the student's classes from the sources', by L-BFGS.
 
@@ -56,17 +58,17 @@ def fit_head(
         damping: λ over the mean second moment of x, where least squares would be solved.
         constant: Whether the last column belongs to a constant, which is not damped.
         steps: Most steps of L-BFGS.
-        reduce: Sums a tensor over all processes in place.
+        world: The processes that share the pictures.
 
     Returns:
-        W, of the same shape.
+        W, of the same shape, and the same in all processes.
     """
-    share, curvature, level = _scales(start, views, constant, reduce)
+    share, curvature, level = _scales(start, views, constant, world)
     pull = torch.full_like(start, damping * level * curvature)
     if constant:
         pull[:, -1] = 0.0
     targets = [view.logits.to(start).softmax(1) for view in views]
-    root = _root(start, views, share, damping * level, reduce)
+    root = _root(start, views, share, damping * level, world)
     known = [view.features.to(start) @ start.mT for view in views]
     features = [torch.linalg.solve_triangular(root, view.features.to(start).mT, upper=False).mT for view in views]
     solution = torch.zeros_like(start, requires_grad=True)  # W = W⁰ + solution · root⁻¹
@@ -86,13 +88,37 @@ def fit_head(
             loss.backward()  # type: ignore[no-untyped-call]
         assert solution.grad is not None
         both = torch.cat([solution.grad.flatten(), loss.detach()[None]])
-        reduce(both)
+        world.reduce(both)
         moved = change()
         pulled = pull * moved
         solution.grad.copy_(both[:-1].view_as(solution))
         solution.grad.add_(torch.linalg.solve_triangular(root, pulled.mT, upper=False).mT, alpha=2)
         return both[-1] + (pulled * moved).sum()
 
+    def asked(more: bool) -> bool:
+        """Move to where the first process is; whether it asks for the objective there."""
+        told = torch.cat([solution.detach().flatten(), solution.new_tensor([float(more)])])
+        world.broadcast(told, 0)
+        solution.data.copy_(told[:-1].view_as(solution))
+        return bool(told[-1])
+
+    def led() -> Tensor:
+        asked(True)
+        return objective()
+
+    if world.rank == 0:
+        _search(solution, led, steps)
+        asked(False)
+    else:
+        while asked(True):
+            objective()
+    found = start + change()
+    world.broadcast(found, 0)
+    return found
+
+
+def _search(solution: Tensor, objective: Callable[[], Tensor], steps: int) -> None:
+    """L-BFGS from where the solution stands, in place."""
     objective()
     assert solution.grad is not None
     solver = torch.optim.LBFGS(
@@ -104,22 +130,21 @@ def fit_head(
         line_search_fn="strong_wolfe",
     )  # the change tolerance would stop it where the loss is flat to 1e-9, the weights to its root
     solver.step(objective)  # type: ignore[no-untyped-call]
-    return start + change()
 
 
-def _root(start: Tensor, views: Sequence[HeadView], share: float, shift: float, reduce: Reduce) -> Tensor:
+def _root(start: Tensor, views: Sequence[HeadView], share: float, shift: float, world: World) -> Tensor:
     """The Cholesky factor of E[x xᵀ] + shift · I over all processes, the shift a millionth of its diagonal at least."""
     gram = start.new_zeros(start.shape[1], start.shape[1])
     for view in views:
         x = view.features.to(start)
         gram.addmm_(x.mT, x, alpha=view.weight * share)
-    reduce(gram)
+    world.reduce(gram)
     gram.diagonal().add_(max(shift, 1e-6 * float(gram.diagonal().mean())) or 1.0)
     root: Tensor = torch.linalg.cholesky(gram)
     return root
 
 
-def _scales(start: Tensor, views: Sequence[HeadView], constant: bool, reduce: Reduce) -> tuple[float, float, float]:
+def _scales(start: Tensor, views: Sequence[HeadView], constant: bool, world: World) -> tuple[float, float, float]:
     """One over the weighted number of pictures; mean of p (1 − p); mean second moment of x: over all processes."""
     sums = start.new_zeros(5)
     for view in views:
@@ -127,6 +152,6 @@ def _scales(start: Tensor, views: Sequence[HeadView], constant: bool, reduce: Re
         x = view.features.to(start)[:, : start.shape[1] - constant]
         parts = (len(p), (p * (1 - p)).sum(), p.numel(), x.square().sum(), x.numel())
         sums += view.weight * sums.new_tensor([float(part) for part in parts])
-    reduce(sums)
+    world.reduce(sums)
     pictures, curves, entries, power, inputs = sums.tolist()
     return 1 / pictures, curves / entries, power / (inputs or 1.0)

@@ -215,7 +215,7 @@ class SequentialFit:
                 carried.views(place, wanted, rows, domains),
                 damping=damping(self.ridge, int(seen.sum()), sum(counted)),
                 constant=place.layer.bias,
-                reduce=self.carried.world.reduce,
+                world=self.carried.world,
             )
         return replace(fit, matrix=matrix)
 

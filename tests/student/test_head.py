@@ -1,14 +1,14 @@
 """The head's fit against SciPy's minimiser of the same objective, written out in numpy."""
 
-from threading import Barrier, Thread
-
 import numpy as np
 import pytest
 import torch
+from meeting import together
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from project.student import World
 from project.student.head import HeadView, fit_head
 
 Array = NDArray[np.float64]
@@ -59,28 +59,20 @@ def test_it_starts_and_ends_where_the_classes_agree() -> None:
     assert torch.allclose(found, start, atol=1e-6)
 
 
-def test_pieces_over_processes_are_the_whole() -> None:
-    """Two processes with half the pictures each and one without any add up: threads that meet at every sum."""
+@pytest.mark.parametrize("alike", [True, False])
+def test_pieces_over_processes_are_the_whole(alike: bool) -> None:
+    """Two processes with half the pictures each and one without any add up, whatever the others' own bits say."""
     start, views = example(1, True)
     whole = fit_head(start, views, damping=0.1, constant=True)
-    barrier, parts, results = Barrier(3, timeout=30), [None] * 3, [None] * 3  # type: ignore[var-annotated]
 
-    def process(rank: int) -> None:
-        def reduce(tensor: torch.Tensor) -> None:
-            parts[rank] = tensor.clone()  # type: ignore[call-overload]
-            barrier.wait()
-            total = torch.stack(parts).sum(0)  # type: ignore[arg-type]
-            barrier.wait()
-            tensor.copy_(total)
+    def process(world: World) -> torch.Tensor:
+        mine = [
+            HeadView(v.features[world.rank :: 2], v.logits[world.rank :: 2], v.weight) for v in views if world.rank < 2
+        ]
+        near = start if alike else start * (1 + 1e-9 * world.rank)
+        return fit_head(near, mine, damping=0.1, constant=True, world=world)
 
-        mine = [HeadView(v.features[rank::2], v.logits[rank::2], v.weight) for v in views if rank < 2]
-        results[rank] = fit_head(start, mine, damping=0.1, constant=True, reduce=reduce)  # type: ignore[call-overload]
-
-    threads = [Thread(target=process, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.equal(results[0], results[1])  # type: ignore[arg-type]
-    assert torch.equal(results[0], results[2])  # type: ignore[arg-type]
-    assert torch.allclose(results[0], whole, atol=1e-6)  # type: ignore[arg-type]
+    results = together(3, process)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert torch.allclose(results[0], whole, atol=1e-6)
