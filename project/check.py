@@ -115,8 +115,9 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
         finally:
             sys.path.pop(0)
     if not callable(maker):
+        missing = "" if maker is not None else f"there is none of that name{nearest(model, names)}; "
         raise ConfigurationError(
-            f"model is {model!r}; there is none of that name{nearest(model, names)}; allowed: a file of weights, a "
+            f"model is {model!r}; {missing}allowed: a file of weights, a "
             f"dotted path to a class or function, or one of torchvision's names: {', '.join(names)}."
         )
     try:

@@ -19,7 +19,7 @@ from project.adding import run_add_statistics
 from project.callbacks import PredictionTable
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
-from project.parser import OneSentenceParser, check_order, sentence
+from project.parser import OneSentenceParser, files_first, sentence
 from project.student.progress import FOLDER as PROGRESS
 from project.trainer import MergeTrainer, writable
 
@@ -132,8 +132,10 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     if isinstance(given, list) and given and given[0] in alone:
         alone[given[0]](given[1:])
         return None
-    if isinstance(given, list):
-        check_order(given)
+    if args is None:
+        sys.argv[1:] = files_first(sys.argv[1:])  # which processes that Lightning starts take over
+    elif isinstance(args, list):
+        args = files_first(args)
     try:
         return MergeCLI(
             LightningModule,

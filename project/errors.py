@@ -6,8 +6,10 @@ from difflib import get_close_matches
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """What somebody may have meant, to go on with behind a refusal: ``, but those of nearly this name``, or nothing."""
-    names = {name.lower(): name for name in known}
-    found = [names[name] for name in get_close_matches(word.lower(), names)]
+    names: dict[str, list[str]] = {}
+    for name in known:
+        names.setdefault(name.lower(), []).append(name)
+    found = [name for lower in get_close_matches(word.lower(), names) for name in names[lower]]
     return f", but {', '.join(found)}" if found else ""
 
 

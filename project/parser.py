@@ -49,7 +49,7 @@ def sentence(message: str, command: str) -> str:
         command: What to ask for help.
     """
     keys: list[str] = []
-    literals: list[str] = []
+    literals: list[tuple[int, str]] = []
     owner, given, causes = "", "", []
     for line in message.splitlines():
         line = line.strip().removeprefix("- ")
@@ -68,12 +68,14 @@ def sentence(message: str, command: str) -> str:
         elif missing := MISSING.search(line):
             causes.append(f"{missing[0]}{nearest(missing[2], _names(missing[1]))}")
         elif (kind := TYPE.match(line)) and kind[1]:
-            literals.append(kind[1])
+            literals.append((len(set(keys)), kind[1]))
+            value = re.search(r"Got value: (.+?)\.?$", line)
+            given = given or (f"got value: {value[1]}" if value else "")
         elif line and not FRAME.match(line):
             told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
             causes.append(told.replace(". Got", "; got").rstrip("."))
-    if literals:  # whatever else was tried, one of these words was meant
-        causes = [f"expected {', '.join(dict.fromkeys(literals))}", *(one for one in causes if not PATH.match(one))]
+    if words := [word for depth, word in literals if depth == len(set(keys))]:  # and not those of a key further out
+        causes = [f"expected {', '.join(dict.fromkeys(words))}", *(one for one in causes if not PATH.match(one))]
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
     topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
     return f"{where}{'; '.join(filter(None, [*dict.fromkeys(causes[:SHOWN]), given]))}; see '{command} {topic}'."
@@ -94,16 +96,22 @@ def _names(module: str) -> list[str]:
     return [name for name in getattr(found, "__all__", vars(found)) if not name.startswith("_")]
 
 
-def check_order(arguments: Sequence[str]) -> None:
-    """Refuse options before the file that they are to change, which would have the last word.
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments with its ``--config`` files in front, so that options overrule files wherever they stand.
 
-    Raises:
-        ConfigurationError: With the option.
+    Args:
+        arguments: After the program's name; they stay as they are where no command comes first.
     """
-    keys = [one.partition("=")[0] for one in arguments]
-    files = [place for place, key in enumerate(keys) if key in ("--config", "-c")]
-    early = [key for key in keys[: files[0] if files else 0] if re.match(r"--(model|data|trainer)\b", key)]
-    if early:
-        raise ConfigurationError(
-            f"{early[0]} stands before --config, whose file would overrule it; put --config first."
-        )
+    if not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    files: list[str] = []
+    others, left = [], list(arguments[1:])
+    while left:
+        one = left.pop(0)
+        if one in ("--config", "-c") and left:
+            files += [one, left.pop(0)]
+        elif re.match(r"--config=|-c[^-]", one):
+            files.append(one)
+        else:
+            others.append(one)
+    return [arguments[0], *files, *others]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from project.cli import main
-from project.errors import ConfigurationError
+from project.parser import files_first
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -27,6 +27,11 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
         ("merge", ["--model.methods",
                    '[{"class_path": "project.methods.Average", "init_args": {"align": "activation"}}]'],
          ["model.methods.align: expected 'none', 'activations', 'weights', 'both'; got value: activation; see"]),
+        ("merge", ["--model.methods", '[{"class_path": "project.methods.MaTS", "init_args": {"estimate": "kfca"}}]'],
+         ["model.methods.estimate: expected 'average', 'diagonal', 'gram', 'kfac'; got value: kfca; see"]),
+        ("merge", ["--model.methods",
+                   '[{"class_path": "project.methods.Average", "init_args": {"align": {"alpha": "x"}}}]'],
+         ["model.methods.align.alpha: expected float"]),
         ("predict", ["--model.joint", "lgits"], ["model.joint", "lgits", "'logits', 'uniform', 'confidence'"]),
     ],
 )  # fmt: skip
@@ -60,7 +65,29 @@ def test_misspelt_options_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "pleas merge --model.help project.modules.MergeModule" in told
 
 
-def test_options_before_the_file_that_they_change(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"--model\.budgets stands before --config") as refused:
-        main(["merge", "--model.budgets=[1.0]", "--config", str(TINY / "merge.yaml")])
-    assert "put --config first" in str(refused.value)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["merge", "--run", "x", "--config", "f"], ["merge", "--config", "f", "--run", "x"]),
+        (
+            ["fit", "--model.a=1", "-c", "f", "--b", "--config=g"],
+            ["fit", "-c", "f", "--config=g", "--model.a=1", "--b"],
+        ),
+        (["merge", "-cf", "--model.help", "X", "--config"], ["merge", "-cf", "--model.help", "X", "--config"]),
+        (["--config", "f", "merge", "--run", "x", "-c", "g"], ["--config", "f", "merge", "--run", "x", "-c", "g"]),
+        ([], []),
+    ],
+)
+def test_files_come_first(given: list[str], expected: list[str]) -> None:
+    assert files_first(given) == expected
+
+
+def test_options_overrule_a_file_behind_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An option of a class that only the file names, too."""
+    options = ["--run", str(tmp_path / "mine"), "--model.budgets", "[1.25]"]
+    with pytest.raises(SystemExit) as left:
+        main(["merge", *options, "--config", str(TINY / "merge.yaml"), "--print_config"])
+    assert left.value.code == 0
+    told = capsys.readouterr().out
+    assert f"run: {tmp_path / 'mine'}" in told
+    assert "- 1.25" in told

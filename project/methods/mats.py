@@ -137,7 +137,8 @@ class MaTS(Arithmetic):
             blocks = [layer.blocks for layer in spec.layers]
             held = [8 * (x**2 + y**2) // count for (x, y), count in zip(sides, blocks, strict=True)]
             copies = len(problem.sources) if self.estimate == "kfac" else 1
-            systems = copies * (sum(held) if self.watch else max(held)) + 2 * max(held)
+            reading = 3 if self.estimate == "gram" else 2  # what is read beside those that are held
+            systems = copies * (sum(held) if self.watch else max(held)) + reading * max(held)
         shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
         return Demand(plain.whole + systems + shown, plain.least + systems)
 

@@ -8,7 +8,7 @@ from project.errors import ConfigurationError
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
 from project.methods.space import Align, Space
-from project.methods.subspace import Gram, merged_layers
+from project.methods.subspace import Gram, diagonals, merged_layers
 from project.moments import INPUTS
 from project.student import Budget, Demand, Factor, Student
 from project.student.memory import solve_bytes
@@ -61,7 +61,7 @@ class RegMean(Arithmetic):
     def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
         """One layer, shape (outputs, inputs · taps), or that for each of its blocks, and what is known of it."""
         system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
-        level = system.total.diagonal(dim1=-2, dim2=-1).mean(-1)
+        level = diagonals(system.total).mean(-1)
         factor = Factor(system.total, self.ridge * level)
         found = system.mean + factor.solve(system.centred)
         return found, {

@@ -46,7 +46,7 @@ class SMILE(Aligned):
     Args:
         rank: Singular vectors of each expert; more than a layer has are all.
         gate_rank: Singular vectors of ΔWᵢ that a score is made of, whatever ``rank``; at most half as many as a layer
-            has inputs, for along all directions every input is equally long. The paper has 1.
+            has inputs, as along all of them an input is as long for every source. The paper has 1.
         top: How many sources a picture is sent to, in every layer.
         norms: ``routed``: the sources' own norms, statistics too, weighed by the gates of the layer that ran last, so
             that nothing need be re-estimated; ``merged``: the mean of the sources, re-estimated on calibration
@@ -197,7 +197,7 @@ class Decomposed:
 
 def _gate_rank(layer: Layer, sizes: Mapping[str, int], rank: int) -> int:
     """How many directions of each source tell it from the others."""
-    half = layer.taps * sizes[layer.inputs] // layer.blocks // 2
+    half = layer.taps * sizes[layer.inputs] // 2
     return max(1, min(rank, _full_rank(layer, sizes), half))
 
 

@@ -38,17 +38,17 @@ class System(ABC):
         self.mean = torch.stack(list(sources)).mean(0)
         self.settled = all(torch.equal(one, sources[0]) for one in sources[1:])
         self.centred = torch.zeros_like(self.mean)
-        self._spread = self._distance = 0.0
+        self._spread = self._distance = 0.0  # Σ ⟨gap, Cᵢ gap⟩ before damping, and Σ ‖gap‖²: together E(m)
         for index, source in enumerate(sources):
             gap = source - self.mean
-            image = self._taken(index, gap)
+            image = self._apply_one(index, gap)
             self.centred += image
             self._spread += float((gap * image).sum())
             self._distance += float(gap.square().sum())
         self._count = len(sources)
 
     @abstractmethod
-    def _taken(self, source: int, gap: Tensor) -> Tensor:
+    def _apply_one(self, source: int, gap: Tensor) -> Tensor:
         """Cᵢ (θᵢ − m), before damping; called for one source after the other, each once."""
 
     @abstractmethod
@@ -96,10 +96,10 @@ class System(ABC):
             values: X.
             residual: Σ Cᵢ (θᵢ − X), where the caller has it.
         """
-        least = self._spread + self.shift / self._count * self._distance
+        at_mean = self._spread + self.shift / self._count * self._distance
         if residual is None:
             residual = self.residual(values)
-        return max(0.0, least - float(((values - self.mean) * (self.centred + residual)).sum()))
+        return max(0.0, at_mean - float(((values - self.mean) * (self.centred + residual)).sum()))
 
     def loss(self, values: Tensor, residual: Tensor | None = None) -> float:
         """The energy over that of zeros."""
@@ -121,7 +121,7 @@ class Elementwise(System):
         self.total = torch.stack(list(weights)).sum(0)
         super().__init__(name, sources, damping)
 
-    def _taken(self, source: int, gap: Tensor) -> Tensor:
+    def _apply_one(self, source: int, gap: Tensor) -> Tensor:
         return self._weights[source] * gap
 
     def _apply(self, values: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Elementwise(System):
 
 
 class Gram(System):
-    """Cᵢ X = X Aᵢ: all outputs alike, inputs by their second moment. Two of the Aᵢ are in memory at a time.
+    """Cᵢ X = X Aᵢ: all outputs alike, inputs by their second moment. The sum is held, each Aᵢ only while it is added.
 
     Args:
         name: Of the tensor.
@@ -155,7 +155,7 @@ class Gram(System):
         inputs = (shrunk(space.gram(layer, index), off_diagonal) for index in range(len(space.sources)))
         return cls(layer.name, matrices(space, layer), inputs, damping)
 
-    def _taken(self, source: int, gap: Tensor) -> Tensor:
+    def _apply_one(self, source: int, gap: Tensor) -> Tensor:
         moment = next(self._inputs)
         self.total = self.total + moment if source else moment
         return gap @ moment
@@ -164,7 +164,7 @@ class Gram(System):
         return values @ self.total
 
     def _diagonal(self) -> Tensor:
-        return _diagonal(self.total)[..., None, :]
+        return diagonals(self.total)[..., None, :]
 
 
 class Kronecker(System):
@@ -199,7 +199,7 @@ class Kronecker(System):
         outputs = [shrunk(space.factor(layer, index, classes), off_diagonal) for index in count]
         return cls(layer.name, matrices(space, layer), inputs, outputs, damping)
 
-    def _taken(self, source: int, gap: Tensor) -> Tensor:
+    def _apply_one(self, source: int, gap: Tensor) -> Tensor:
         outputs, inputs = self._sides[source]
         return outputs @ gap @ inputs
 
@@ -210,7 +210,7 @@ class Kronecker(System):
         return total
 
     def _diagonal(self) -> Tensor:
-        sides = [_diagonal(one)[..., :, None] * _diagonal(two)[..., None, :] for one, two in self._sides]
+        sides = [diagonals(one)[..., :, None] * diagonals(two)[..., None, :] for one, two in self._sides]
         return torch.stack(sides).sum(0)
 
 
@@ -218,9 +218,9 @@ def shrunk(moment: Tensor, off_diagonal: float) -> Tensor:
     """λ C + (1 − λ) diag C, in place."""
     if off_diagonal == 1:
         return moment
-    diagonal = _diagonal(moment).clone()
+    diagonal = diagonals(moment).clone()
     moment *= off_diagonal
-    _diagonal(moment).copy_(diagonal)
+    diagonals(moment).copy_(diagonal)
     return moment
 
 
@@ -235,6 +235,6 @@ def merged_layers(space: Space) -> list[Layer]:
     return [layer for layer in space.problem.spec.layers if f"{layer.name}.weight" in space.names]
 
 
-def _diagonal(moment: Tensor) -> Tensor:
+def diagonals(moment: Tensor) -> Tensor:
     """Of a matrix, or of each of a batch."""
     return moment.diagonal(dim1=-2, dim2=-1)

@@ -126,7 +126,7 @@ def probabilities(
     Args:
         logits: Shape (batch, columns of the label space).
         labels: What the columns mean.
-        head: A domain, or ``joint``.
+        head: As :func:`known_head` has it.
         joint: How heads are weighed under ``joint``, see :func:`head_weights`.
         gated: What the gate says, shape (batch, heads); for ``gate`` alone.
 

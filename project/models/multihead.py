@@ -84,7 +84,7 @@ class MultiHead(nn.Module, ABC):
 
         Args:
             pictures: Shape (batch, 3, height, width), normalised as the network expects.
-            head: A domain, or ``joint``.
+            head: A domain, ``joint``, or the name that answers give to the one head of all domains.
             joint: How heads are weighed under ``joint``, see :func:`project.models.heads.head_weights`; default: by
                 the gate, where there is one, else by their logits.
 
@@ -92,7 +92,7 @@ class MultiHead(nn.Module, ABC):
             Shape (batch, classes of the head), or (batch, columns of the label space); rows sum to 1.
 
         Raises:
-            ConfigurationError: If there is no such head, or no such way, or there are no pictures in a batch.
+            ConfigurationError: If there is no such head, or no such way, or pictures is not a batch.
         """
         head = heads.known_head(head, self.labels)
         if pictures.dim() != 4:
@@ -114,7 +114,7 @@ class MultiHead(nn.Module, ABC):
         """The ``top`` most likely classes of every picture, the likeliest first; see :meth:`probabilities`.
 
         Raises:
-            ConfigurationError: If none are asked for, or there is no such head.
+            ConfigurationError: If none are asked for, there is no such head or way, or pictures is not a batch.
         """
         if top < 1:
             raise ConfigurationError(f"top is {top}; allowed: 1 or more.")

@@ -1,8 +1,9 @@
 """Second moments of what the sources read and write, gathered in one pass."""
 
+from project.moments.blocks import GroupedMoment
 from project.moments.correlations import gram_costs
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
-from project.moments.layer import InputMoment, LayerMoment, input_moment, layer_moment
+from project.moments.layer import InputMoment, LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment, Reduce, SecondMoment, Sums
 from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
@@ -12,10 +13,10 @@ from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collecto
 from project.moments.store import StoredStatistics, add_statistics, read_statistics, save_statistics
 
 __all__ = [
-    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "InputMoment",
-    "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions", "Reduce", "Run", "SecondMoment", "SquareMoment",
-    "Stamp", "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment", "drawn_count", "entry_name",
-    "exact_products", "fisher_need", "flat", "gram_costs", "input_moment", "joint_columns", "layer_moment",
-    "needs_gradients", "network_hash", "own_domains", "read_statistics", "save_statistics", "tensor_sums",
-    "unit_columns",
+    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "GroupedMoment",
+    "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions", "Reduce", "Run", "SecondMoment",
+    "SquareMoment", "Stamp", "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment",
+    "drawn_count", "entry_name", "exact_products", "fisher_need", "flat", "gram_costs", "joint_columns",
+    "layer_moment", "needs_gradients", "network_hash", "own_domains", "read_statistics", "save_statistics",
+    "tensor_sums", "unit_columns",
 ]  # fmt: skip

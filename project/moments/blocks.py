@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from project.moments.moment import Sums
+from project.moments.moment import Moment, Sums
 from project.moments.patches import exact_products, joint_columns
 
 
@@ -77,3 +77,17 @@ class GroupedMoment(BlockMoment):
         """
         for columns in joint_columns(values, [self.layer], constant=False):
             self.update(columns)
+
+
+VectorMoment = Moment | BlockMoment
+
+
+def block_moment(blocks: int, size: int, device: torch.device | str = "cpu") -> VectorMoment:
+    """An empty moment of a vector, block by block where there are several.
+
+    Args:
+        blocks: How many equal blocks.
+        size: Length of the vector.
+        device: Where the total lives.
+    """
+    return Moment(size, device) if blocks == 1 else BlockMoment(blocks, size // blocks, device=device)

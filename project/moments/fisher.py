@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from project.errors import MergeError
-from project.moments.blocks import BlockMoment
-from project.moments.moment import Moment, Sums
+from project.moments.blocks import VectorMoment
+from project.moments.moment import Sums
 
 Classes = Literal["labels", "sampled", "exact"]
 DIAGONAL, FACTORS = "diagonal", "factors"
@@ -96,7 +96,7 @@ class FisherCollector:
         sources: Sequence[nn.Module],
         columns: Mapping[str, slice],
         squares: Mapping[str, Mapping[tuple[int, str], SquareMoment]],
-        factors: Mapping[str, Mapping[tuple[int, str], Moment | BlockMoment]],
+        factors: Mapping[str, Mapping[tuple[int, str], VectorMoment]],
     ) -> None:
         self.classes, self.sources, self.columns = classes, sources, columns
         self.squares, self.factors = squares, factors
@@ -194,7 +194,7 @@ def chunk(network: nn.Module) -> int:
 
 
 def _add_factors(
-    moments: Mapping[str, Moment | BlockMoment], network: nn.Module, pictures: Tensor, weights: Tensor, columns: slice
+    moments: Mapping[str, VectorMoment], network: nn.Module, pictures: Tensor, weights: Tensor, columns: slice
 ) -> None:
     """The gradients of every wanted layer's output, each position a sample."""
     probes: dict[str, Tensor] = {}

@@ -65,7 +65,7 @@ def input_moment(
 
     Args:
         layer: ``nn.Conv2d`` (zero padding) or ``nn.Linear``.
-        inputs: Its channels or features.
+        inputs: Channels or features that each of its outputs reads.
         sides: Height and width of the maps that a convolution reads.
         constant: Whether to append a 1.
         device: Where the totals live.

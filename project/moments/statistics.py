@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.errors import MergeError
-from project.moments.blocks import BlockMoment
+from project.moments.blocks import VectorMoment, block_moment
 from project.moments.fisher import (
     DIAGONAL,
     FACTORS,
@@ -46,9 +46,7 @@ class Statistics:
         self.inputs: dict[str, dict[tuple[int, str], InputMoment]] = {}
         self.units: dict[str, dict[str, Moment]] = {}
         self.squares: dict[Classes, dict[str, dict[tuple[int, str], SquareMoment]]] = {c: {} for c in get_args(Classes)}
-        self.factors: dict[Classes, dict[str, dict[tuple[int, str], Moment | BlockMoment]]] = {
-            c: {} for c in get_args(Classes)
-        }
+        self.factors: dict[Classes, dict[str, dict[tuple[int, str], VectorMoment]]] = {c: {} for c in get_args(Classes)}
         self.pictures: dict[str, int] = {}
 
     def layer(self, name: str) -> LayerMoment:
@@ -287,12 +285,7 @@ class Collector:
         for layer in layers if FACTORS in wanted else ():
             outputs = [len(weight) for weight in self._weights(layer)]
             chosen = self._chosen(fisher_need(FACTORS, classes), layer.name, own)
-            factors[layer.name] = {
-                key: Moment(outputs[key[0]], device)
-                if layer.blocks == 1
-                else BlockMoment(layer.blocks, outputs[key[0]] // layer.blocks, device=device)
-                for key in chosen
-            }
+            factors[layer.name] = {key: block_moment(layer.blocks, outputs[key[0]], device) for key in chosen}
         return FisherCollector(classes, networks, columns, squares, factors)
 
     def _chosen(self, kind: str, name: str, keys: Iterable[K]) -> list[K]:
@@ -306,7 +299,7 @@ class Collector:
         return {node: joint[name] for name, group in spec.groups.items() for node in group.nodes if node in self.units}
 
     def _inputs(self, layer: Layer) -> tuple[nn.Module, list[int]]:
-        """A layer, and the width of its input axis in every source."""
+        """A layer, and how many inputs each of its outputs reads in every source."""
         return self.sources.layers(layer.name)[0], [weight.shape[1] for weight in self._weights(layer)]
 
     def _weights(self, layer: Layer) -> list[Tensor]:

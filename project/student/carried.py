@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap, overlap
 from project.models import LabelSpace
 from project.moments import (
+    GroupedMoment,
     InputMoment,
     Run,
     cross_moment,
     exact_products,
     flat,
-    input_moment,
     layer_moment,
 )
 from project.student.head import HeadView
@@ -153,8 +153,8 @@ class Carried:
         return self._summed(moments, columns)
 
     def _block_equations(self, place: Place, device: torch.device) -> list[Equations]:
-        reader, layer, width = place.reader, place.layer, place.inputs.units
-        moments = [input_moment(reader, width, layer.sides, constant=layer.bias, device=device) for _ in self.owners]
+        assert isinstance(place.reader, nn.Conv2d)
+        moments = [GroupedMoment(place.reader, constant=place.layer.bias, device=device) for _ in self.owners]
         for batch in self.batches:
             moments[batch.domain].read([batch.student.first_argument(place.node)])
         return self._summed(moments, [None] * len(moments))

@@ -77,8 +77,8 @@ def fit_head(
         found: Tensor = torch.linalg.solve_triangular(root, solution.detach(), upper=False, left=False)
         return found
 
-    def objective() -> Tensor:
-        """The objective of all processes; leaves its gradient in ``solution``."""
+    def divergence() -> tuple[Tensor, Tensor]:
+        """The divergence on the pictures of all processes, and its gradient by ``solution``."""
         solution.grad = None
         with torch.enable_grad():
             loss = 0.0 * solution.sum()  # a process without pictures has a gradient too
@@ -89,29 +89,31 @@ def fit_head(
         assert solution.grad is not None
         both = torch.cat([solution.grad.flatten(), loss.detach()[None]])
         world.reduce(both)
-        moved = change()
-        pulled = pull * moved
-        solution.grad.copy_(both[:-1].view_as(solution))
-        solution.grad.add_(torch.linalg.solve_triangular(root, pulled.mT, upper=False).mT, alpha=2)
-        return both[-1] + (pulled * moved).sum()
+        return both[-1], both[:-1].view_as(solution)
 
     def asked(more: bool) -> bool:
-        """Move to where the first process is; whether it asks for the objective there."""
+        """Move to where the first process is; whether it asks for the divergence there."""
         told = torch.cat([solution.detach().flatten(), solution.new_tensor([float(more)])])
         world.broadcast(told, 0)
         solution.data.copy_(told[:-1].view_as(solution))
         return bool(told[-1])
 
-    def led() -> Tensor:
+    def objective() -> Tensor:
+        """The divergence and the pull; leaves its gradient in ``solution``."""
         asked(True)
-        return objective()
+        loss, gradient = divergence()
+        moved = change()
+        pulled = pull * moved
+        found = torch.linalg.solve_triangular(root, pulled.mT, upper=False).mT
+        solution.grad = gradient + 2 * found
+        return loss + (pulled * moved).sum()
 
     if world.rank == 0:
-        _search(solution, led, steps)
+        _search(solution, objective, steps)
         asked(False)
     else:
         while asked(True):
-            objective()
+            divergence()
     found = start + change()
     world.broadcast(found, 0)
     return found

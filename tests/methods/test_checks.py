@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from helpers import make_problem, pictures, random_network
+from kinds import SIDE, kind
 
 from project.errors import ConfigurationError, MergeError
-from project.methods import Permutation, PLeaS
+from project.methods import MaTS, Permutation, PLeaS, RegMean
+from project.methods.arithmetic import Arithmetic
 from project.methods.matching import Matching
 from project.moments.patches import CHUNK_BYTES
 from project.student import check_budgets
@@ -117,6 +119,21 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
     with quiet():
         PLeaS(**options).check(problem, few, [1.5])
         PLeaS(weights={"birds": 0.0}).check(problem, few, [1.5])
+
+
+def test_systems_of_layers_demand_room_block_by_block() -> None:
+    """Counted by hand: of a convolution of 27 inputs and 8 outputs, and one of 4 blocks of 18 inputs and 3 outputs."""
+    it = make_problem([kind("grouped", seed) for seed in range(2)], shape=(3, SIDE, SIDE), batches=[])
+    plain = Arithmetic.demand(RegMean(), it, {}, [1.0], 1)
+    gram = 4 * 18**2
+    assert gram > 27**2
+    assert RegMean().demand(it, {}, [1.0], 1).whole - plain.whole == solve_bytes(18, 1, 4) == 8 * 5 * gram
+    both = gram + 4 * 3**2
+    assert MaTS("gram").demand(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
+    assert MaTS("kfac").demand(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
+    sides = [(27, 8), (8, 8), (12, 8), (8, 5)]
+    every = both + sum(inputs**2 + outputs**2 for inputs, outputs in sides)
+    assert MaTS("kfac", watch=1).demand(it, {}, [1.0], 1).least - plain.least == 8 * (2 * every + 2 * both)
 
 
 def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> None:

@@ -18,6 +18,7 @@ from project.student import MaskedStudent
 from project.symmetry import permute_state, trace
 
 SHAPE = (3, SIDE, SIDE)
+BLOCKS = ("grouped", "depthwise", "multiplied", "shuffled", "attention")
 NEEDS = (INPUTS, fisher_need(DIAGONAL, "sampled"), fisher_need(FACTORS, "sampled"))
 METHODS: dict[str, Callable[[], Method]] = {
     "emr": lambda: EMR(align="weights"),
@@ -51,7 +52,9 @@ def test_permuted_copies_merge_to_themselves(name: str, method: str) -> None:
     assert all(torch.isfinite(total).all() for moment in it.statistics.moments() for total in moment.totals)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [name if name in BLOCKS else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_moments_move_with_their_units(name: str) -> None:
     """As they are gathered anew from each source with its units in the student's order; blocks of them, too."""
     batches = [(domain, pictures(4, i, SHAPE)) for i, domain in enumerate(DOMAINS[:2])]

@@ -7,8 +7,7 @@ import torch
 from helpers import unfolded
 from torch import Tensor, nn
 
-from project.moments import cross_moment
-from project.moments.blocks import GroupedMoment
+from project.moments import GroupedMoment, cross_moment
 
 Sides = int | tuple[int, int]
 WIDTHS = ((4, 4), (4, 8), (6, 3), (6, 2))

@@ -1,4 +1,4 @@
-"""Students leave the house: what ``torch.export`` makes of them, which runs without this project, says the same."""
+"""What ``torch.export`` and ONNX make of students says the same, at any batch size."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,9 @@ from helpers import PICTURE, close, make_problem, pictures, random_network, run
 from kinds import SIDE, kind
 
 from project.methods import EMR, SMILE, Average, Merged, Permutation, Problem, WEMoE
+from project.student import Student
+
+SMALL = (3, SIDE, SIDE)
 
 
 def strangers(mode: str = "shared") -> Problem:
@@ -17,11 +20,12 @@ def strangers(mode: str = "shared") -> Problem:
 
 
 def grouped() -> Problem:
-    return make_problem([kind("grouped", seed) for seed in range(2)], shape=(3, SIDE, SIDE), batches=[])
+    return make_problem([kind("grouped", seed) for seed in range(2)], shape=SMALL, batches=[])
 
 
-def three() -> Problem:
-    return make_problem([random_network(2, weights) for weights in range(3)], base="mean", batches=[])
+def three(name: str = "") -> Problem:
+    networks = [kind(name, seed) if name else random_network(2, seed) for seed in range(3)]
+    return make_problem(networks, shape=SMALL if name else PICTURE, base="mean", batches=[])
 
 
 STUDENTS: dict[str, tuple[Callable[[], Problem], Callable[[Problem], list[Merged]]]] = {
@@ -31,20 +35,44 @@ STUDENTS: dict[str, tuple[Callable[[], Problem], Callable[[Problem], list[Merged
     "grouped": (grouped, lambda it: list(Permutation("weights").merge(it, [1.5]))),
     "emr": (strangers, lambda it: list(EMR().merge(it, [1.0]))),
     "smile": (three, lambda it: list(SMILE(rank=2).merge(it, [1.0]))),
+    "smile, layer norms": (lambda: three("convnext"), lambda it: list(SMILE(rank=2).merge(it, [1.0]))),
     "wemoe": (strangers, lambda it: list(WEMoE(steps=1, batch=2).merge(it, [1.0]))),
+    "wemoe, all blocks": (strangers, lambda it: list(WEMoE(steps=1, batch=2, blocks=1.0).merge(it, [1.0]))),
 }
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_exported_students_answer_alike_at_any_batch_size(name: str, tmp_path: Path) -> None:
+FEW = ("larger, different classes", "smile", "wemoe, all blocks")
+SIZES = ({0: torch.export.Dim("batch")},)
+
+
+def made(name: str) -> Student:
     problem, method = STUDENTS[name]
     (merged,) = method(problem())
-    student = merged.student.eval()
-    shape = (3, SIDE, SIDE) if name == "grouped" else PICTURE
-    sizes = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(student, (pictures(2, 0, shape),), dynamic_shapes=sizes)
+    return merged.student.eval()
+
+
+@pytest.mark.parametrize("name", [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in STUDENTS])
+def test_exported_students_answer_alike(name: str, tmp_path: Path) -> None:
+    student = made(name)
+    exported = torch.export.export(student, (pictures(2, 0, student.spec.picture),), dynamic_shapes=SIZES)
     torch.export.save(exported, tmp_path / "student.pt2")
     found = torch.export.load(tmp_path / "student.pt2").module()
     for count in (1, 5):
-        batch = pictures(count, 9, shape)
+        batch = pictures(count, 9, student.spec.picture)
         assert close(run(found, batch), run(student, batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDENTS)
+def test_onnx_files_answer_alike(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    student, file = made(name), str(tmp_path / "student.onnx")
+    torch.onnx.export(
+        student, (pictures(2, 0, student.spec.picture),), file, dynamo=True, dynamic_shapes=SIZES, verbose=False
+    )
+    session = runtime.InferenceSession(file)
+    for count in (1, 5):
+        batch = pictures(count, 9, student.spec.picture)
+        (found,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        assert close(torch.from_numpy(found), run(student, batch), 1e-4)
