@@ -17,18 +17,38 @@ def test_a_comparison_ranks_students_and_tells_what_they_cost(monkeypatch: pytes
     monkeypatch.syspath_prepend(BENCHMARKS)
     compare = __import__("compare")
     sizes = {"executed": 1.0, "MB": 44.0}
+    config = """
+model: {class_path: project.modules.MergeModule, init_args: {methods: [
+  {class_path: project.methods.Average, init_args: {label: worse}},
+  {class_path: project.methods.Average, init_args: {label: worse-weights, align: weights}},
+  {class_path: project.methods.Tuned, init_args: {method: {class_path: project.methods.TIES}, grid: {keep: [0.2]}}},
+  {class_path: project.methods.PLeaS}]}}""".splitlines()
     rows = [
         {"network": "a.pth", "kind": "source", "seconds": None, "cats": 90.0, "dogs": 10.0, "mean": 50.0, **sizes},
         {"network": "b.pth", "kind": "source", "seconds": None, "cats": 20.0, "dogs": 70.0, "mean": 45.0, **sizes},
-        {"network": "worse", "kind": "student", "seconds": 1.2, "cats": 30.0, "dogs": 30.0, "mean": 30.0, **sizes},
-        {"network": "better", "kind": "student", "seconds": 2.6, "cats": 60.0, "dogs": 62.0, "mean": 61.0, **sizes},
+        {"network": "worse-1.00", "kind": "student", "seconds": 1.2, "cats": 30.0, "dogs": 30.0, "mean": 30.0, **sizes},
+        {"network": "worse-weights-1.00", "kind": "student", "seconds": 1, "cats": 9, "dogs": 33, "mean": 21, **sizes},
+        {"network": "ties-tuned-1.00", "kind": "student", "seconds": 1, "cats": 40, "dogs": 40, "mean": 40, **sizes},
+        {"network": "pleas-1.00", "kind": "student", "seconds": 2.6, "cats": 60.0, "dogs": 62.0, "mean": 61.0, **sizes},
     ]
     lines = compare.table(rows, ["cats", "dogs"]).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| a.pth", "| b.pth", "| better", "| worse"]
-    assert lines[4] == "| better | 1.00 | 44 | 60.0 | 62.0 | 61.0 | 3 |"
+    names = ["a.pth", "b.pth", "pleas-1.00", "ties-tuned-1.00", "worse-1.00", "worse-weights-1.00"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in names]
+    assert lines[4] == "| pleas-1.00 | 1.00 | 44 | 60.0 | 62.0 | 61.0 | 3 |"
     assert lines[2].endswith("| – |")
-    (axes,) = compare.figure(rows, ["cats", "dogs"]).axes
-    assert [bar.get_width() for bar in axes.patches] == [30.0, 61.0]
+    entries = compare.students(rows, config)
+    assert compare.side_by_side(entries).splitlines() == [
+        "| mean top-1 | none | weights | activations | both |",
+        "|---|---:|---:|---:|---:|",
+        "| pleas, 1.00× | – | – | 61.0 | – |",
+        "| ties-tuned, 1.00× | 40.0 | – | – | – |",
+        "| worse, 1.00× | 30.0 | 21.0 | – | – |",
+    ]
+    (axes,) = compare.figure(rows, entries, ["cats", "dogs"]).axes
+    points = {one.get_label(): one.get_offsets().tolist() for one in axes.collections if len(one.get_offsets())}
+    assert points["align: none"] == [[30.0, 0.0], [40.0, 1.0]]
+    assert points["align: weights"] == [[21.0, 0.0]]
+    assert points["align: activations"] == [[61.0, 2.0]]
     assert [line.get_xdata()[0] for line in axes.lines] == [80.0]
     sys.modules.pop("compare")
 
