@@ -143,7 +143,7 @@ def table(rows: list[dict[str, Any]], domains: list[str]) -> str:
 def figure(rows: list[dict[str, Any]], entries: list[Entry], domains: list[str]) -> Figure:
     """Accuracy of every method, a point for each alignment; lines show sources on their best domains, and ensemble."""
     lines = list(_lines(entries).items())[::-1]
-    drawn = Figure(figsize=(7, 0.24 * len(lines) + 1.4), layout="constrained")
+    drawn = Figure(figsize=(7, 0.24 * len(lines) + 1.6), layout="constrained")
     axes = drawn.subplots()
     for name, colour in ALIGNMENTS.items():
         places = [place for place, (_, means) in enumerate(lines) if name in means]
@@ -157,7 +157,7 @@ def figure(rows: list[dict[str, Any]], entries: list[Entry], domains: list[str])
     for row in (row for row in rows if row["kind"] == "reference"):
         axes.axvline(row["mean"], color="black", linewidth=1, linestyle=":", label=row["network"])
     axes.set_xlabel("top-1 accuracy, mean of the domains (%)")
-    axes.legend(loc="lower right")
+    drawn.legend(loc="outside upper center", ncols=3, fontsize="small")
     return drawn
 
 
