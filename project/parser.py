@@ -67,6 +67,7 @@ def sentence(message: str, command: str) -> str:
             causes.append("a list is expected, such as '[FILE]'")
         elif missing := MISSING.search(line):
             causes.append(f"{missing[0]}{nearest(missing[2], _names(missing[1]))}")
+            owner = ""  # of which nothing can be asked
         elif (kind := TYPE.match(line)) and kind[1]:
             literals.append((len(set(keys)), kind[1]))
             value = re.search(r"Got value: (.+?)\.?$", line)

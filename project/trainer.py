@@ -212,6 +212,10 @@ def check_shares(pictures: Mapping[str, int], processes: int) -> None:
             )
 
 
+SWAPPED = 10.0
+"""Points by which the sources must do better on average to be taken for swapped; a few test pictures make fewer."""
+
+
 def warn_of_swapped_domains(model: MergeModule, accuracies: Mapping[str, Mapping[str, float]]) -> None:
     """Say so where the sources would score better, taken together, with their domains dealt out in another way."""
     assert model.problem is not None
@@ -221,7 +225,7 @@ def warn_of_swapped_domains(model: MergeModule, accuracies: Mapping[str, Mapping
         return  # heads of their own say which domain is whose
     scores = np.array([[np.mean([accuracies[name][d] for d in domains]) for domains in own] for name in names])
     best = linear_sum_assignment(scores, maximize=True)[1]
-    if scores[range(len(names)), best].sum() > np.trace(scores) + 1e-6:
+    if scores[range(len(names)), best].mean() > np.diag(scores).mean() + SWAPPED:
         better = ", ".join(f"{name} on {'+'.join(own[j])}" for name, j in zip(names, best, strict=True))
         rank_zero_warn(f"the sources do better the other way round ({better}); are sources and domains in one order?")
 

@@ -324,7 +324,9 @@ def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) 
     sources = [SimpleNamespace(name=name) for name in ("a", "b")]
     model = SimpleNamespace(loaded=sources, problem=SimpleNamespace(owners={"left": 0, "right": 1}))
     easy_right = {"a": {"left": 80.0, "right": 90.0}, "b": {"left": 10.0, "right": 95.0}}
-    warn_of_swapped_domains(model, easy_right)  # type: ignore[arg-type]
+    by_chance = {"a": {"left": 25.0, "right": 33.3}, "b": {"left": 33.3, "right": 33.3}}
+    for fine in (easy_right, by_chance):
+        warn_of_swapped_domains(model, fine)  # type: ignore[arg-type]
     assert not recwarn
     swapped = {"a": easy_right["b"], "b": easy_right["a"]}
     with pytest.warns(UserWarning, match=r"other way round \(a on right, b on left\)"):

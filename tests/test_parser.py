@@ -23,7 +23,7 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
         ("merge", ["--config", "absent.yaml"], ["absent.yaml"]),
         ("predict", ["--model.networks", "student.ckpt"], ["model.networks", "a list is expected, such as '[FILE]'"]),
         ("merge", ["--model.methods", '[{"class_path": "project.methods.Plaes"}]'],
-         ["module 'project.methods' has no attribute 'Plaes', but PLeaS"]),
+         ["module 'project.methods' has no attribute 'Plaes', but PLeaS; see 'pleas merge --help'"]),
         ("merge", ["--model.methods",
                    '[{"class_path": "project.methods.Average", "init_args": {"align": "activation"}}]'],
          ["model.methods.align: expected 'none', 'activations', 'weights', 'both'; got value: activation; see"]),

@@ -106,8 +106,8 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
         if rounds < 0:
             raise ConfigurationError(f"rounds is {rounds}; allowed: 0 or more.")
-        if excess is not None and not excess > 0:
-            raise ConfigurationError(f"excess is {excess}; allowed: above 0.")
+        if excess is not None and not 0 < excess < 1:
+            raise ConfigurationError(f"excess is {excess}; allowed: above 0, below 1.")
         if restyle_steps < 0:
             raise ConfigurationError(f"restyle_steps is {restyle_steps}; allowed: 0 or more.")
         for name, value, allowed in (
@@ -289,6 +289,12 @@ class PLeaS(Permutation):
             total=len(problem.spec.layers), desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None
         ) as bar:
             fits = walk.run(lambda name: bar.update())
+        if self.excess is not None and all(fit.pictures * fit.positions == 1 for fit in fits.values()):
+            warnings.warn(
+                f"excess is {self.excess}, but {merged.name} is fitted to all samples: no layer has any to spare, or a "
+                f"domain has fewer than four batches to tell by (calibration_batch_size).",
+                stacklevel=2,
+            )
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
 
     def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:

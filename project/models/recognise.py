@@ -25,7 +25,7 @@ def recognise(state_dict: Mapping[str, Tensor]) -> Architecture:
     found = summary(differences(blueprint(nearest), state_dict))
     raise CheckpointError(
         f"The weights are of none of the known architectures ({', '.join(architectures())}); nearest is "
-        f"{nearest.name}, but {found}; name the architecture if it is meant to be another."
+        f"{nearest.name}, but {found}; if it is another, say so: {{path: FILE, architecture: NAME}}."
     )
 
 
@@ -42,7 +42,8 @@ def candidate(name: str, state_dict: Mapping[str, Tensor]) -> Architecture:
     if first is None or first.ndim != 4 or head is None or head.ndim != 2:
         raise CheckpointError(
             "The weights hold no convolution 'conv1.weight' or no linear head 'fc.weight', so they are of none of the "
-            f"known architectures: {', '.join(architectures())}; name the architecture if it is meant to be another."
+            f"known architectures: {', '.join(architectures())}; if it is another, say so: "
+            f"{{path: FILE, architecture: NAME}}."
         )
     width = max(1, len(first) // 16) if name in CIFAR_NETS else 1
     return Architecture(name, len(head), "small" if first.shape[-1] == 3 else "imagenet", width)

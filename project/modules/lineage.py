@@ -14,7 +14,7 @@ from project.student import Source
 def lineage(
     method: Method, merged: Merged, sources: Sequence[Source], owners: Mapping[str, int], base: str | None = None
 ) -> dict[str, Any]:
-    """Method, budget, what was learned, sources and versions, as plain values.
+    """Method by its name and its class, budget, what was learned, sources and versions, as plain values.
 
     Args:
         method: What made the student.
@@ -25,6 +25,7 @@ def lineage(
     """
     return {
         "method": merged.method,
+        "class": type(method).__name__,
         "options": {**method.options, **merged.learned.get("tuned", {}).get("setting", {})},
         "budget": merged.budget.plain,
         "base": base,

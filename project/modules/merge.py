@@ -90,7 +90,9 @@ class MergeModule(LightningModule):
         self.methods = list(methods) or [Average(), Permutation(), PLeaS()]
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
-            raise ConfigurationError(f"methods holds the names {', '.join(names)}; give each a name of its own.")
+            raise ConfigurationError(
+                f"methods holds the names {', '.join(names)}; give each a name of its own, as its label."
+            )
         if memory is not None:
             read_bytes(memory)
         self.budgets = [Budget.of(budget) for budget in budgets]
