@@ -18,7 +18,7 @@ from project.student import MaskedStudent
 from project.symmetry import permute_state, trace
 
 SHAPE = (3, SIDE, SIDE)
-BLOCKS = ("grouped", "depthwise", "multiplied", "shuffled", "attention")
+BLOCKS = ("grouped", "depthwise", "shuffled")
 NEEDS = (INPUTS, fisher_need(DIAGONAL, "sampled"), fisher_need(FACTORS, "sampled"))
 METHODS: dict[str, Callable[[], Method]] = {
     "emr": lambda: EMR(align="weights"),

@@ -69,6 +69,7 @@ def test_the_excess_is_kept_with_fewer_pictures(problem: Problem, monkeypatch: p
     assert float(shares.min()) <= 1 / 4, "layers with samples to spare look at few of them"
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_told(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(fitting, "rank_zero_info", told.append)

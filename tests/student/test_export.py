@@ -41,7 +41,7 @@ STUDENTS: dict[str, tuple[Callable[[], Problem], Callable[[Problem], list[Merged
 }
 
 
-FEW = ("larger, different classes", "smile", "wemoe, all blocks")
+FEW = ("larger, different classes", "wemoe, all blocks")
 SIZES = ({0: torch.export.Dim("batch")},)
 
 
