@@ -36,7 +36,7 @@ def test_batch_counters_may_be_missing() -> None:
 def test_nearest_is_named_with_its_differences() -> None:
     state_dict = tensors(Architecture("resnet50", 10))
     state_dict["layer2.0.conv2.weight"] = torch.empty(256, 128, 3, 3)
-    message = r"nearest is resnet50, but layer2.0.conv2.weight is 256×128×3×3 instead of 128×128×3×3; if it is another, say so"
+    message = r"nearest is resnet50, but layer2.0.conv2.weight is 256×128×3×3 instead of 128×128×3×3; if it is another"
     with pytest.raises(CheckpointError, match=message):
         recognise(state_dict)
 
