@@ -149,6 +149,7 @@ def test_a_student_is_refined_tested_and_merged_again(tiny: Path) -> None:
     assert load_source(path).logits == refined.labels.width
 
 
+@pytest.mark.slow
 def test_coefficients_are_learned_in_epochs_tested_and_merged_again(tiny: Path) -> None:
     run("fit", "fit_coefficients")
     folder = tiny / "coefficients"
@@ -235,6 +236,7 @@ def test_a_source_that_is_silent_takes_the_domain_that_is_left(tiny: Path) -> No
     assert [row["network"] for row in rows[:2]] == ["sketch", "clipart"]
 
 
+@pytest.mark.slow
 def test_budgets_in_any_unit_spent_by_gain(tiny: Path) -> None:
     methods = [{"class_path": "project.methods.PLeaS", "init_args": {"separate": "gain"}}]
     given = (
@@ -559,6 +561,7 @@ def test_unequal_classes_in_shared_mode(tiny: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read(tiny: Path) -> None:
     root = tiny.parent / "damaged"
     shutil.copytree(tiny / "data", root)

@@ -103,7 +103,7 @@ def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None
     assert load_source(place.folder / "students" / f"{method.name}-1.00.ckpt").logits == 12, "it can be merged again"
 
 
-@pytest.mark.parametrize("align", ["activations", "both"])
+@pytest.mark.parametrize("align", ["activations", pytest.param("both", marks=pytest.mark.slow)])
 def test_a_fit_aligns_as_a_merge_does(place: Place, align: str, tmp_path: Path) -> None:
     """By the activations on all calibration pictures; of shuffled units the student is that of those that were not."""
     path = tmp_path / "shuffled.pth"

@@ -184,6 +184,7 @@ def test_a_wrong_head_is_refused_before_pictures_are_read(merged: Path, place: P
         run("predict", "refused", ["birds"], "--model.networks", '["art.ckpt"]')
 
 
+@pytest.mark.slow
 def test_a_student_of_two_heads_is_a_source_again(place: Path) -> None:
     """Beside a source of one head, in another order of the domains; side by side, all heads are what they were."""
     pleas = ["--model.methods", json.dumps(METHODS[:1])]

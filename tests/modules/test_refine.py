@@ -94,7 +94,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path, 2, "shared")
 
 
-@pytest.mark.parametrize(("count", "mode"), [(2, "shared"), (3, "different")])
+@pytest.mark.parametrize(("count", "mode"), [(2, "shared"), pytest.param(3, "different", marks=pytest.mark.slow)])
 def test_a_refined_student_is_a_student(tmp_path: Path, count: int, mode: str) -> None:
     place = Place(tmp_path, count, mode)
     module, trainer = place.module(sources=place.sources[::-1]), place.trainer()  # the order of the files is free
@@ -138,6 +138,7 @@ def test_the_loss_falls(place: Place) -> None:
     assert losses[1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_students_and_an_interrupted_run_goes_on(place: Place, tmp_path: Path) -> None:
     place.trainer().fit(place.module(), datamodule=place.data)
     whole = place.refined.network.state_dict()
@@ -156,6 +157,7 @@ def test_checkpoints_are_students_and_an_interrupted_run_goes_on(place: Place, t
     assert resumed["seconds"] >= run["seconds"]
 
 
+@pytest.mark.slow
 def test_a_student_can_be_refined_again(place: Place, tmp_path: Path) -> None:
     place.trainer(max_epochs=1).fit(place.module(), datamodule=place.data)
     (tmp_path / "students" / "pleas-1.50-refined.ckpt").rename(tmp_path / "again.ckpt")
