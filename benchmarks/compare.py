@@ -95,9 +95,7 @@ def students(rows: list[dict[str, Any]], config: list[str]) -> list[Entry]:
         align = next((options[name] for name in ("align", "matching", "space") if name in options), "none")
         align = align if isinstance(align, str) else align["by"]
         known[made.name] = made.name.removesuffix(f"-{align}"), align
-    found = [row for row in rows if row["kind"] == "student"]
-    entries = [Entry(*known[row["network"].rpartition("-")[0]], row) for row in found]
-    return sorted(entries, key=lambda entry: -float(entry.row["mean"]))
+    return [Entry(*known[row["network"].rpartition("-")[0]], row) for row in _ranked(rows)]
 
 
 def _built(given: Any) -> Any:
@@ -132,7 +130,7 @@ def table(rows: list[dict[str, Any]], domains: list[str]) -> str:
         f"| network | size | MB | {' | '.join(domains)} | mean | seconds |",
         "|---|---:|---:|" + "---:|" * (len(domains) + 2),
     ]
-    for row in [row for row in rows if row["kind"] != "student"] + _ranked(rows)[::-1]:
+    for row in [row for row in rows if row["kind"] != "student"] + _ranked(rows):
         accuracies = " | ".join(f"{row[domain]:.1f}" for domain in domains)
         seconds = "–" if row["seconds"] is None else f"{row['seconds']:.0f}"
         size = f"{row['executed']:.2f} | {row['MB']:.0f}"
@@ -162,8 +160,8 @@ def figure(rows: list[dict[str, Any]], entries: list[Entry], domains: list[str])
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The students, the best last."""
-    return sorted((row for row in rows if row["kind"] == "student"), key=lambda row: row["mean"])
+    """The students, the best first."""
+    return sorted((row for row in rows if row["kind"] == "student"), key=lambda row: -float(row["mean"]))
 
 
 if __name__ == "__main__":
