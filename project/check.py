@@ -115,10 +115,12 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
         finally:
             sys.path.pop(0)
     if not callable(maker):
-        missing = "" if maker is not None else f"there is none of that name{nearest(model, names)}; "
+        like = nearest(model, names) if maker is None else ""
+        missing = "" if maker is not None else f"there is none of that name{like}; "
+        listed = f"{len(names)} names" if like else f"names: {', '.join(names)}"
         raise ConfigurationError(
             f"model is {model!r}; {missing}allowed: a file of weights, a "
-            f"dotted path to a class or function, or one of torchvision's names: {', '.join(names)}."
+            f"dotted path to a class or function, or one of torchvision's {listed}."
         )
     try:
         network = maker(**arguments)

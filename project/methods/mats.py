@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from project.errors import ConfigurationError, MergeError
+from project.errors import ConfigurationError, MergeError, nearest
 from project.methods.arithmetic import Arithmetic, Combined, write
 from project.methods.base import Problem
 from project.methods.checks import check_classes, check_labels
@@ -108,9 +108,9 @@ class MaTS(Arithmetic):
         if self.start not in (*GIVEN, *STARTS, *problem.planned):
             known = dict.fromkeys((*GIVEN, *STARTS, *problem.planned))
             raise ConfigurationError(
-                f"start of method {self.name} is {self.start!r}; allowed: {', '.join(map(repr, known))}; of methods "
-                f"listed before it, those that make one plain network of one source's size, PLeaS and Permutation by "
-                f"budget 1."
+                f"start of method {self.name} is {self.start!r}{nearest(self.start, known)}; allowed: "
+                f"{', '.join(map(repr, known))}; of methods listed before it, those that make one plain network of one "
+                f"source's size, PLeaS and Permutation by budget 1."
             )
         super().check(problem, pictures, budgets)
         other = problem.planned.get(self.start) if self.follows else None

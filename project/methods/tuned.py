@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError, MergeError
+from project.errors import ConfigurationError, MergeError, nearest
 from project.methods.base import Merged, Method, Problem
 from project.methods.curves import ALL
 from project.methods.entropy import check_heads, entropies
@@ -206,7 +206,9 @@ def check_grid(method: Method, grid: Mapping[str, Sequence[Any]]) -> None:
         raise ConfigurationError(f"grid is empty; name arguments of {kind}: {', '.join(allowed)}.")
     for name, values in grid.items():
         if name not in allowed:
-            raise ConfigurationError(f"grid names {name!r}; arguments of {kind}: {', '.join(allowed)}.")
+            raise ConfigurationError(
+                f"grid names {name!r}{nearest(name, allowed)}; arguments of {kind}: {', '.join(allowed)}."
+            )
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigurationError(f"grid gives {values!r} for {name!r}; allowed: a list of values, one at least.")
 

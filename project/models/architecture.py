@@ -55,10 +55,11 @@ class Architecture:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         if self.name not in (known := (*architectures(), *others())):
+            like = nearest(self.name, known)
+            listed = "." if like else f": {', '.join(others())}."
             raise ConfigurationError(
-                f"architecture is {self.name!r}; there is none of that name{nearest(self.name, known)}; allowed: "
-                f"{', '.join(architectures())}, or another classification network of torchvision: "
-                f"{', '.join(others())}."
+                f"architecture is {self.name!r}; there is none of that name{like}; allowed: "
+                f"{', '.join(architectures())}, or another classification network of torchvision{listed}"
             )
         if self.num_classes < 1:
             raise ConfigurationError(f"num_classes is {self.num_classes}; it must be at least 1.")
