@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,6 +62,10 @@ class Values(TorchFunctionMode):
             return Away(args[0].inner.new_tensor(*args[1:], **{**kwargs, "device": "cpu"}))
         if function is Tensor.tolist and isinstance(args[0], Away):
             return args[0].inner.tolist()
+        if function is Tensor.__getitem__ and isinstance(args[0], Away):
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            places = tuple(torch.tensor(one) if isinstance(one, list) else one for one in places)
+            return function(args[0], places)
         return function(*args, **kwargs)
 
 
@@ -78,6 +85,15 @@ def elsewhere() -> Iterator[torch.device]:
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(moved)
+
+
+@contextmanager
+def trained_elsewhere() -> Iterator[torch.device]:
+    """Within it, every trainer works on that device."""
+    with elsewhere() as device, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_AcceleratorConnector, "_choose_strategy", lambda _: SingleDeviceStrategy(device))
+        patch.setattr(CPUAccelerator, "setup_device", lambda *_: None)
+        yield device
 
 
 def _elsewhere(device: Any) -> bool:

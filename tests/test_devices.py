@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from elsewhere import Away, elsewhere
+from elsewhere import Away, elsewhere, trained_elsewhere
 from helpers import DOMAINS, close, make_problem, pictures, randomised
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.cli import main
 from project.methods import (
     EMR,
     PCB,
@@ -32,7 +34,7 @@ from project.methods import (
     ZipIt,
 )
 from project.moments import PICTURES, Collector, Lockstep, Moment
-from project.student import Distillation
+from project.student import Distillation, load_student
 from project.student.head import HeadView, fit_head
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -211,3 +213,55 @@ def test_distillation_stays_on_the_device_of_the_student() -> None:
         found.total.backward()
         assert away([found.total, *(p.grad for p in student.parameters() if p.grad is not None)])
         assert close(found.total.detach().cpu(), expected.total)
+
+
+TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
+SAMPLED = '[{"class_path": "project.methods.PLeaS", "init_args": {"excess": 0.1, "separate": "gain"}}]'
+MERGES = {
+    "merge": ["--probe", "true", "--model.memory", "25 MB", "--model.budgets", "[1.0, 1.5]"],
+    "merge, sampled": ["--model.methods", SAMPLED, "--data.init_args.calibration_batch_size", "4"],
+    "merge_all": [],
+    "merge_different": ["--model.statistics", "statistics.safetensors"],
+    "merge_mixture": [],
+}
+
+
+def command(subcommand: str, config: str, *options: str) -> None:
+    quiet = ["--trainer.enable_progress_bar", "false", "--overwrite", "true"]
+    main([subcommand, "--config", str(TINY / f"{config}.yaml"), *quiet, *options])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MERGES)
+def test_merges_by_the_command_stay_on_the_device_of_the_trainer(name: str, inside: Path) -> None:
+    for config in ("fit_clipart", "fit_sketch"):
+        command("fit", config)
+    config, batch = name.split(",")[0], pictures(4, 0, (3, 16, 16))
+    command("merge", config, *MERGES[name], "--run", "runs/here")
+    with trained_elsewhere():
+        command("merge", config, *MERGES[name], "--run", "runs/there")
+    students = sorted((inside / "runs" / "here" / "students").iterdir())
+    assert students
+    for here in students:
+        there = load_student(inside / "runs" / "there" / "students" / here.name)
+        expected = load_student(here)
+        for domain in expected.labels.domains:
+            assert close(there.probabilities(batch, domain), expected.probabilities(batch, domain), 1e-2), here.name
+
+
+@pytest.mark.slow
+def test_the_other_commands_stay_on_the_device_of_the_trainer(inside: Path) -> None:
+    with trained_elsewhere():
+        for subcommand, config in (("fit", "fit_clipart"), ("fit", "fit_sketch"), ("fit", "fit_coefficients")):
+            command(subcommand, config)
+    command("merge", "merge")
+    with trained_elsewhere():
+        for subcommand, config in (
+            ("fit", "fit_refine"),
+            ("test", "test"),
+            ("validate", "validate"),
+            ("predict", "predict"),
+        ):
+            command(subcommand, config, "--run", f"runs/there/{config}")
+    refined = load_student(inside / "runs" / "there" / "fit_refine" / "students" / "pleas-1.50-refined.ckpt")
+    assert torch.isfinite(refined(pictures(2, 0, (3, 16, 16)))).all()

@@ -15,7 +15,9 @@ from project.models.architecture import Stem
 from project.models.freezing import freeze as freeze_parts
 from project.models.heads import column_labels
 from project.models.pretrained import find_weights
+from project.models.scope import Scope
 from project.models.strict import load_body
+from project.modules.weight_scope import WeightScope
 
 
 class FineTuneModule(LightningModule):
@@ -39,6 +41,8 @@ class FineTuneModule(LightningModule):
         lr_interval: What the schedule counts, epochs or steps.
         label_smoothing: Share of the target spread over all classes while training, from 0 to 1.
         freeze: Names of parts that are left as they are, batch norm statistics included, such as conv1 or layer1.0.
+        scope: Pull of every layer's weights towards a weight scope (WSA), so that networks trained apart average
+            better. None by default; ``train/scope`` is logged where there is one.
 
     Raises:
         ConfigurationError: If the arguments contradict each other, or a name is not known.
@@ -60,9 +64,10 @@ class FineTuneModule(LightningModule):
         lr_interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
         freeze: tuple[str, ...] = (),
+        scope: WeightScope | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["scope"])
         # what only code could load; from the command line come plain values, which stay
         self.remove_ignored_hparams([name for name, value in self.hparams.items() if callable(value)])
         self.hparams["base"] = None if base is None else str(base)
@@ -77,6 +82,7 @@ class FineTuneModule(LightningModule):
         self.weights, self.base, self.num_classes = weights, base, num_classes
         self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.label_smoothing, self.freeze_names = label_smoothing, freeze
+        self.scope, self.scope_targets = scope, dict[str, Scope]()
         self.description = Description()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,16 +134,22 @@ class FineTuneModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
-        """Stop the batch norms of frozen parts from moving."""
+        """Stop the batch norms of frozen parts from moving, and settle the weight scopes to train towards."""
         for name in self.freeze_names:
             self.network.get_submodule(name).eval()
+        if self.scope is not None and not self.scope_targets:
+            self.scope_targets = self.scope.targets(self.network)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of pictures (batch, 3, height, width) and their columns of the label space (batch,)."""
         x, y = batch
         loss = cross_entropy(self(x), y, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        if self.scope is None:
+            return loss
+        penalty = self.scope.penalty(self.network, self.scope_targets)
+        self.log("train/scope", penalty)
+        return loss + penalty
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last round."""
@@ -187,12 +199,14 @@ class FineTuneModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the network is, as plain values."""
+        """Add what the network is, as plain values, and what its weight scopes are pulled towards."""
         checkpoint.update(self.description.to_entries())
+        checkpoint["scope_targets"] = {name: tuple(one) for name, one in self.scope_targets.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the checkpoint holds, or see that the one at hand is the same."""
         saved = Description.from_entries(checkpoint)
+        self.scope_targets = {name: Scope(*one) for name, one in checkpoint.get("scope_targets", {}).items()}
         if saved.architecture is None:
             raise CheckpointError(
                 "The checkpoint does not say which architecture it holds, so FineTuneModule did not write it."

@@ -1,0 +1,76 @@
+"""Training towards given weight scopes (WSA, arXiv 2408.12237)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from project.errors import CheckpointError, ConfigurationError
+from project.models import read_weights
+from project.models.scope import Fusion, Scope, check_scopes, fused_scope, layer_weights, scope_divergence, scope_of
+
+
+@dataclass(frozen=True)
+class WeightScope:
+    """A pull of every layer's weights towards a scope: strength · Σ over layers of D_KL(scope ‖ target).
+
+    Networks that are trained so, from any starts, have weights that spread alike, and are to be averaged with less
+    loss. It aligns no units: where the starts differ, they must be matched all the same.
+
+    Args:
+        strength: What the sum of the layers' divergences counts for beside the cross-entropy. A layer's divergence
+            moves each of its n weights by 1/n of what moves σ, so that numbers around 1 are small.
+        target: Files of networks of this architecture whose scopes are fused to the target; by default the weights
+            that the training starts from. Give all networks that are to be averaged the same.
+        fusion: How the scopes of several files are fused: ``variances``, ``pooled`` or ``average``, see
+            :func:`~project.models.scope.fused_scope`.
+
+    Raises:
+        ConfigurationError: If strength is not above 0, or there is no such fusion.
+    """
+
+    strength: float = 1.0
+    target: tuple[Path, ...] = ()
+    fusion: Fusion = "variances"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, before any training."""
+        if not self.strength > 0:
+            raise ConfigurationError(f"strength of scope is {self.strength}; allowed: above 0.")
+        fused_scope([torch.zeros(1)], self.fusion)  # which refuses an unknown one
+
+    def targets(self, network: nn.Module) -> dict[str, Scope]:
+        """Layer -> the scope that its weights are pulled towards.
+
+        Args:
+            network: As it starts.
+
+        Raises:
+            CheckpointError: If a file lacks a layer.
+            ConfigurationError: If all weights of a layer are alike, here or in the files.
+        """
+        own = {name: scope_of(one) for name, one in layer_weights(network).items() if one.requires_grad}
+        check_scopes(own, "scope of the weights at the start")
+        if not self.target:
+            return own
+        states = [read_weights(path).state_dict for path in self.target]
+        for path, state in zip(self.target, states, strict=True):
+            if missing := [name for name in own if name not in state]:
+                raise CheckpointError(f"target of scope is {path}, which lacks {missing[0]}; is it of this network?")
+            if other := [name for name in own if state[name].shape != states[0][name].shape]:
+                raise CheckpointError(f"target of scope is {path}, whose {other[0]} is not shaped as in the first one.")
+        found = {name: fused_scope([state[name] for state in states], self.fusion) for name in own}
+        check_scopes(found, f"target of scope, {', '.join(map(str, self.target))}")
+        return found
+
+    def penalty(self, network: nn.Module, targets: Mapping[str, Scope]) -> Tensor:
+        """What is added to the loss.
+
+        Args:
+            network: As it is now.
+            targets: From :meth:`targets`.
+        """
+        weights = layer_weights(network)
+        return self.strength * torch.stack([scope_divergence(weights[n], one) for n, one in targets.items()]).sum()
