@@ -25,7 +25,16 @@ from project.errors import ConfigurationError
 from project.methods import Merged
 from project.modules import GateModule, MergeModule, ProbeModule, ScoringModule
 from project.modules.contenders import Contender
-from project.report import Results, Row, accuracy_figure, write_fits, write_results, write_variances
+from project.report import (
+    Results,
+    Row,
+    accuracy_figure,
+    connectivity,
+    connectivity_figure,
+    write_fits,
+    write_results,
+    write_variances,
+)
 from project.student import Student, batch_norms, executed_macs, save_student, separated, stored_bytes
 from project.student.progress import FOLDER as PROGRESS
 
@@ -171,6 +180,8 @@ class MergeTrainer(Trainer):
             save_student(merged.student, folder / "students" / f"{merged.name}.ckpt")
         results.write(folder)
         accuracy_figure(results.rows).savefig(folder / "accuracy.png", dpi=150)
+        if paths := results.details.get("connectivity"):
+            connectivity_figure(paths).savefig(folder / "connectivity.png", dpi=150)
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
         for logger in loggers:
             write_fits(logger.experiment, model.merged, model.layer_names)
@@ -250,12 +261,14 @@ def collect(
     held, size = _held(problem.sources)
     rows.append(Row("ensemble", "reference", None, float(count), float(count), held, size, after["ensemble"]))
     rows += [_student_row(merged, model, before.get(merged.name, {}), after[merged.name]) for merged in model.merged]
+    points = [(one.learned["path"], after[one.name]) for one in model.merged if "path" in one.learned]
     rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     details = {
         "layers": {merged.name: merged.layers for merged in model.merged if merged.layers},
         "separated": {merged.name: separated(merged.student.group_maps) for merged in model.merged},
         "matches": {merged.name: merged.matches for merged in model.merged if merged.matches},
         "curves": {merged.name: merged.curves for merged in model.merged if merged.curves},
+        **({"connectivity": connectivity(points)} if points else {}),
         "variances": callback.variances,
         "equivalence": model.equivalence,
         "lineage": {merged.name: merged.student.lineage for merged in model.merged},
@@ -274,7 +287,7 @@ def _student_row(merged: Merged, model: MergeModule, before: dict[str, float], a
     left = [fit["residual_after"] for fit in merged.layers.values() if "residual_after" in fit]
     return Row(
         merged.name,
-        "student",
+        "point" if "path" in merged.learned else "student",
         merged.budget.plain,
         student.macs / problem.unit,
         executed_macs(student, problem.spec.picture) / problem.unit,

@@ -39,6 +39,9 @@ class Away(Tensor):
     def __repr__(self) -> str:
         return f"Away({self.inner})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.inner.__reduce_ex__(protocol)  # what is saved is read by the CPU
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(function, args, kwargs or {})

@@ -22,6 +22,7 @@ from project.methods import (
     Average,
     Concrete,
     Fisher,
+    Interpolation,
     MaTS,
     Method,
     Permutation,
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "regmean, aligned": lambda: RegMean(align="activations"),
     "ties, aligned by both": lambda: TIES(align="both"),
     "zipit": ZipIt,
+    "interpolation, aligned": lambda: Interpolation(steps=2, align="weights"),
     "adamerging": lambda: AdaMerging(steps=2, batch=4),
     "concrete": lambda: Concrete("learned", steps=2, batch=4),
     "tuned": lambda: Tuned(TIES(), {"scale": [0.5, 1.0]}, "divergence"),
@@ -219,8 +221,14 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 SAMPLED = '[{"class_path": "project.methods.PLeaS", "init_args": {"excess": 0.1, "separate": "gain"}}]'
 MERGES = {
     "merge": ["--probe", "true", "--model.memory", "25 MB", "--model.budgets", "[1.0, 1.5]"],
-    "merge, sampled": ["--model.methods", SAMPLED, "--data.init_args.calibration_batch_size", "4"],
-    "merge_all": [],
+    "merge, sampled": [
+        "--model.methods",
+        SAMPLED,
+        "--model.budgets",
+        "[1.0]",
+        "--data.init_args.calibration_batch_size",
+        "4",
+    ],
     "merge_different": ["--model.statistics", "statistics.safetensors"],
     "merge_mixture": [],
 }

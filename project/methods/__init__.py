@@ -8,6 +8,7 @@ from project.methods.concrete import Concrete
 from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
 from project.methods.fisher import Fisher
+from project.methods.interpolation import Interpolation
 from project.methods.learned import Learned
 from project.methods.mats import MaTS
 from project.methods.pcb import PCB
@@ -22,7 +23,7 @@ from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
 
 __all__ = [
-    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Arithmetic", "Average", "Concrete", "Ensemble", "Fisher", "Learned",
-    "MaTS", "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic", "Tuned", "WEMoE",
-    "ZipIt",
+    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Arithmetic", "Average", "Concrete", "Ensemble", "Fisher",
+    "Interpolation", "Learned", "MaTS", "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean",
+    "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
 ]  # fmt: skip

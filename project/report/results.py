@@ -17,7 +17,7 @@ class Row:
 
     Args:
         name: Its name.
-        kind: ``source``, ``reference`` or ``student``.
+        kind: ``source``, ``reference``, ``student``, or ``point`` of a path between sources.
         budget: What was asked for, as the user wrote it; None for sources and references without one.
         nominal: Multiply-accumulates by its unit maps, gates and experts, over one source's.
         executed: Multiply-accumulates counted while it ran, over one source's.
@@ -102,8 +102,10 @@ class Results:
         return [row.cells(self.domains, others) for row in self.rows]
 
     def text(self) -> str:
-        """The table for a terminal."""
-        return text_table(self.cells())
+        """The table for a terminal, and the barrier of every path between sources."""
+        paths: Mapping[str, Any] = self.details.get("connectivity", {})
+        barriers = [f"{name}: barrier {path['barrier']['mean']:.1f} points" for name, path in paths.items()]
+        return "\n".join([text_table(self.cells()), *([""] if barriers else []), *barriers])
 
     def markdown(self) -> str:
         """The table for TensorBoard and documents."""

@@ -5,15 +5,18 @@ from collections.abc import Mapping, Sequence
 from torch.utils.tensorboard import SummaryWriter
 
 from project.methods import Merged
+from project.report.connectivity import connectivity_figure
 from project.report.figures import accuracy_figure, layer_figure, separate_figure
 from project.report.results import Results
 from project.student import separated
 
 
 def write_results(writer: SummaryWriter, results: Results) -> None:
-    """The table, the accuracy-over-size figure, and accuracies as scalars over size in per cent of one source."""
+    """The table, its figures, and accuracies of students as scalars over size in per cent of one source."""
     writer.add_text("table", results.markdown(), 0)
     writer.add_figure("accuracy over size", accuracy_figure(results.rows), 0)
+    if paths := results.details.get("connectivity"):
+        writer.add_figure("connectivity", connectivity_figure(paths), 0)
     for row in results.rows:
         if row.kind == "student":
             method = row.name.rsplit("-", 1)[0]

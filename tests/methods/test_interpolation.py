@@ -1,0 +1,45 @@
+"""Points between sources, by their definition."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from helpers import DOMAINS, close, make_problem, permuted_family, pictures, random_network, run
+
+from project.errors import ConfigurationError
+from project.methods import Interpolation
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_points_are_weighted_means_of_both_ends(count: int) -> None:
+    sources = [random_network(0, seed) for seed in range(count)]
+    found = list(Interpolation(steps=4).merge(make_problem(sources, needs=()), [1.0, 2.0]))
+    expected = [(a, b, step / 4) for a, b in combinations(range(count), 2) for step in range(5)]
+    assert len({one.name for one in found}) == len(found)
+    for merged, (a, b, t) in zip(found, expected, strict=True):
+        path = {"method": "interpolation", "from": DOMAINS[a], "to": DOMAINS[b], "t": t}
+        assert merged.learned["path"] == path
+        assert merged.name == f"interpolation-{DOMAINS[a]}-{DOMAINS[b]}-{t:.3g}-1.00"
+        mine = dict(merged.student.network.named_parameters())
+        for name, start in sources[a].named_parameters():
+            end = sources[b].get_parameter(name)
+            assert torch.allclose(mine[name], (1 - t) * start + t * end, atol=1e-6)
+
+
+def test_between_permuted_copies_nothing_changes_once_they_are_aligned() -> None:
+    sources, batch = permuted_family(random_network(1, 1), 2), pictures(6, 3)
+    found = Interpolation(steps=2, align="weights").merge(make_problem(sources, needs=()), [1.0])
+    for merged in found:
+        assert close(run(merged.student, batch), run(sources[0], batch), 1e-4)
+
+
+def test_heads_of_their_own_stay_the_sources() -> None:
+    problem = make_problem([random_network(0, seed) for seed in range(2)], "different", needs=())
+    start, _, end = Interpolation(steps=2).merge(problem, [1.0])
+    heads = [one.student.network.state_dict()[f"{problem.spec.head.name}.weight"] for one in (start, end)]
+    assert torch.equal(heads[0], heads[1])
+
+
+def test_a_path_without_a_step_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="steps of method interpolation is 0; allowed: 1 or more"):
+        Interpolation(steps=0)
