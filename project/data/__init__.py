@@ -1,5 +1,6 @@
 """Domains of pictures: data sets, how they are split, and the loaders a trainer draws from."""
 
+from project.data.clients import ClientDataModule
 from project.data.cub import CUB
 from project.data.datamodule import DomainDataModule
 from project.data.dogs import StanfordDogs
@@ -16,6 +17,7 @@ from project.data.unsorted import UnsortedDataModule
 
 __all__ = [
     "CUB",
+    "ClientDataModule",
     "Domain",
     "DomainDataModule",
     "DomainNet",

@@ -34,7 +34,7 @@ class Interpolation(Aligned):
 
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """The points of every pair, each of one source's size, whatever the budgets."""
-        space, names = Space.of(problem, self.align), problem.source_names
+        space, names = Space.of(problem, self.align), [name.replace(" ", "") for name in problem.source_names]
         for a, b in combinations(range(len(names)), 2):
             start, end = space.sources[a], space.sources[b]
             for step in range(self.steps + 1):

@@ -1,7 +1,8 @@
-"""LightningModules: fine-tuning, merging, learning coefficients, refining, scoring any network, gates and probes."""
+"""LightningModules: training alone and in rounds, merging, learning coefficients, refining, scoring, probing."""
 
 from project.modules.coefficients import CoefficientModule
 from project.modules.evaluation import EvaluationModule
+from project.modules.federated import FederatedModule
 from project.modules.fine_tune import FineTuneModule
 from project.modules.gate import GateModule
 from project.modules.merge import MergeModule
@@ -12,6 +13,6 @@ from project.modules.sources import SourceFile
 from project.modules.weight_scope import WeightScope
 
 __all__ = [
-    "CoefficientModule", "EvaluationModule", "FineTuneModule", "GateModule", "MergeModule", "ProbeModule",
-    "RefineModule", "ScoringModule", "SourceFile", "WeightScope",
+    "CoefficientModule", "EvaluationModule", "FederatedModule", "FineTuneModule", "GateModule", "MergeModule",
+    "ProbeModule", "RefineModule", "ScoringModule", "SourceFile", "WeightScope",
 ]  # fmt: skip

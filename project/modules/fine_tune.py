@@ -116,7 +116,10 @@ class FineTuneModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer of all parameters that are not frozen, and its schedule."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return self.optimized([parameter for parameter in self.parameters() if parameter.requires_grad])
+
+    def optimized(self, parameters: list[nn.Parameter]) -> Any:
+        """Optimizer of some parameters, and its schedule, as Lightning has them."""
         if not parameters:
             raise ConfigurationError(f"freeze is {', '.join(self.freeze_names)}, which leaves nothing to train.")
         optimizer = self.optimizer(parameters)

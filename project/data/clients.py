@@ -1,0 +1,106 @@
+"""Domains dealt out to clients that keep their pictures to themselves, as in federated learning."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import CombinedLoader
+
+from project.data.datamodule import DomainDataModule
+from project.data.domain import DomainSet, Sample
+from project.data.pictures import Pictures
+from project.data.transforms import training_transform
+from project.errors import ConfigurationError
+
+
+class ClientDataModule(DomainDataModule):
+    """Domains whose training pictures belong to clients: one for each domain, or several that share it unevenly.
+
+    Clients of a domain have its classes in unlike proportions: for each class, the shares of the clients are drawn from
+    a symmetric Dirichlet distribution (arXiv 1909.06335). Validation and tests are those of DomainDataModule, one
+    loader a domain.
+
+    Args:
+        sets: See DomainDataModule.
+        clients: Clients of each domain.
+        alpha: Concentration of the Dirichlet distribution: small numbers give most of a class to one client, large
+            ones the same to all. Plays no part where a domain has one client.
+        options: As in DomainDataModule; ``label_space`` must be ``shared``.
+
+    Raises:
+        ConfigurationError: If there is to be no client, alpha is not above 0, or every domain has a head of its own.
+    """
+
+    def __init__(self, sets: DomainSet | list[DomainSet], clients: int = 1, alpha: float = 0.5, **options: Any) -> None:
+        super().__init__(sets, **options)
+        if clients < 1:
+            raise ConfigurationError(f"clients is {clients}; allowed: 1 or more.")
+        if not alpha > 0:
+            raise ConfigurationError(f"alpha is {alpha}; allowed: above 0.")
+        if self.label_mode != "shared":
+            raise ConfigurationError(f"label_space is {self.label_mode!r}; clients share one head: use 'shared'.")
+        self.clients, self.alpha = clients, alpha
+
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """The clients: their domain, and a number where it has several."""
+        if self.clients == 1:
+            return self.domain_names
+        return tuple(f"{domain}-{index}" for domain in self.domain_names for index in range(self.clients))
+
+    def client_samples(self) -> dict[str, list[Sample]]:
+        """Client -> its training pictures.
+
+        Raises:
+            ConfigurationError: If one has fewer than two, which a batch norm cannot be trained on.
+        """
+        dealt = [
+            part
+            for number, domain in enumerate(self.domain_names)
+            for part in dealt_out(self.samples(domain, "train"), self.clients, self.alpha, [self.seed, number])
+        ]
+        found = dict(zip(self.client_names, dealt, strict=True))
+        for name, samples in found.items():
+            if len(samples) < 2:
+                raise ConfigurationError(
+                    f"clients is {self.clients} with alpha {self.alpha}, which leaves {name} {len(samples)} of "
+                    f"at least 2 pictures; use fewer clients, a larger alpha, or another seed."
+                )
+        return found
+
+    def train_dataloader(self) -> CombinedLoader:  # type: ignore[override]
+        """Batches that map every client to pictures (B, 3, image_size, image_size) and output columns (B,).
+
+        In an epoch each client sees each of its pictures once, shuffled; one that has no more maps to None.
+        """
+        transform = training_transform(self.preprocessing) if self.augment else self._plain
+        loaders = {}
+        for name, samples in self.client_samples().items():
+            lonely = len(samples) > self.batch_size and len(samples) % self.batch_size == 1
+            loaders[name] = self._loader(Pictures(samples, transform), shuffle=True, drop_last=lonely)
+        return CombinedLoader(loaders, mode="max_size")
+
+
+def dealt_out(samples: list[Sample], clients: int, alpha: float, seed: int | list[int]) -> list[list[Sample]]:
+    """Deal samples out, each to one client, every class in proportions of its own.
+
+    Args:
+        samples: What is dealt out.
+        clients: How many there are.
+        alpha: Concentration of the Dirichlet distribution that the proportions are drawn from.
+        seed: The same seed deals alike, in whatever order the samples come.
+
+    Returns:
+        The samples of each client, in the order of the clients.
+    """
+    draw = np.random.default_rng(seed)
+    by_label: defaultdict[int, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda sample: (sample[1], sample[0])):
+        by_label[sample[1]].append(sample)
+    found: list[list[Sample]] = [[] for _ in range(clients)]
+    for members in by_label.values():
+        order = draw.permutation(len(members))
+        ends = np.round(np.cumsum(draw.dirichlet(np.full(clients, alpha)))[:-1] * len(members)).astype(int)
+        for part, chosen in zip(found, np.split(order, ends), strict=True):
+            part += [members[index] for index in chosen]
+    return found

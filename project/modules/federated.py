@@ -1,0 +1,144 @@
+"""Rounds of federated averaging (arXiv 1602.05629), with weight scope alignment where it is asked for."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from project.data import ClientDataModule
+from project.errors import ConfigurationError
+from project.models.scope import fused_scope, layer_weights, scope_divergence
+from project.modules.fine_tune import FineTuneModule
+
+
+class FederatedModule(FineTuneModule):
+    """A network that clients train in turns without showing each other their pictures.
+
+    An epoch is a round. Every client starts from the server's network with a fresh optimizer and trains on its own
+    pictures, each once; then the server takes the mean of the clients, weighted by their numbers of pictures, batch
+    norm statistics included. Validation, tests and checkpoints are of the server's network alone, and its checkpoints
+    are those of FineTuneModule: they can be tested, merged, or fine-tuned on.
+
+    With ``scope``, every client is pulled towards a weight scope (WSA, arXiv 2408.12237): with files as its target
+    towards theirs in all rounds, else towards the scopes of the last round's clients, fused with their numbers of
+    pictures as shares; in the first round towards those of the start.
+
+    Logged beside what FineTuneModule logs: ``train/loss/<client>``, and ``round/scope gap``, how far the clients'
+    scopes are from the fused ones at the end of a round, mean over clients of the sum over layers. Every client's step
+    counts as one. Arguments are those of FineTuneModule. Clients train one after the other in one process.
+    """
+
+    def setup(self, stage: str) -> None:
+        """See that the data have clients, and that there is one process."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and not isinstance(data, ClientDataModule):
+            raise ConfigurationError(f"data is {type(data).__name__}; use ClientDataModule to train in rounds.")
+        if self.trainer.world_size > 1:
+            raise ConfigurationError(
+                f"trainer.devices and num_nodes make {self.trainer.world_size} processes; FederatedModule trains its "
+                f"clients in one."
+            )
+        if self.lr_interval != "epoch":
+            raise ConfigurationError(f"lr_interval is {self.lr_interval!r}; rounds have one rate each: use 'epoch'.")
+        self.automatic_optimization = False  # every client has an optimizer of its own
+        super().setup(stage)
+
+    def configure_optimizers(self) -> Any:
+        """Make the clients, and for each its optimizer and schedule."""
+        assert isinstance(self.trainer.datamodule, ClientDataModule)  # type: ignore[attr-defined]
+        names = self.trainer.datamodule.client_names  # type: ignore[attr-defined]
+        server = self.network
+        # Kept out of the state dict: at the end of a round they are the server's network.
+        self.clients: dict[str, nn.Module] = {name: deepcopy(server) for name in names}
+        found = []
+        for client in self.clients.values():
+            made = self.optimized([one for one in client.parameters() if one.requires_grad])
+            found.append(made if isinstance(made, dict) else {"optimizer": made})
+        schedules = [one["lr_scheduler"]["scheduler"] for one in found if "lr_scheduler" in one]
+        if any(isinstance(one, ReduceLROnPlateau) for one in schedules):
+            raise ConfigurationError("lr_scheduler is ReduceLROnPlateau; rounds need one that goes by their number.")
+        return [one["optimizer"] for one in found], schedules
+
+    def on_train_epoch_start(self) -> None:
+        """Send the server's network to the clients."""
+        self.pictures: defaultdict[str, int] = defaultdict(int)
+        for client, optimizer in zip(self.clients.values(), self._optimizers, strict=True):
+            client.load_state_dict(self.network.state_dict())
+            client.train()
+            for name in self.freeze_names:
+                client.get_submodule(name).eval()
+            optimizer.state.clear()
+
+    def training_step(self, batch: Mapping[str, tuple[Tensor, Tensor] | None], batch_idx: int) -> None:  # type: ignore[override]
+        """A step of every client on pictures (batch, 3, height, width) and their columns (batch,)."""
+        losses, penalties = {}, []
+        for (name, client), optimizer in zip(self.clients.items(), self._optimizers, strict=True):
+            given = batch[name]
+            if given is None:
+                continue
+            x, y = given
+            loss = losses[name] = cross_entropy(client(x), y, label_smoothing=self.label_smoothing)
+            if self.scope is not None:
+                penalties.append(self.scope.penalty(client, self.scope_targets))
+                loss = loss + penalties[-1]
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.pictures[name] += len(x)
+        self.log_dict({f"train/loss/{name}": loss.detach() for name, loss in losses.items()})
+        self.log("train/loss", sum(loss.detach() for loss in losses.values()) / len(losses), prog_bar=True)
+        if penalties:
+            self.log("train/scope", torch.stack(penalties).mean().detach())
+        if self.trainer.is_last_batch:  # before the validation that ends the epoch
+            self._close_round()
+
+    @torch.no_grad()
+    def _close_round(self) -> None:
+        """Take the mean of the clients that trained, fuse their scopes, and move on in the schedules."""
+        clients = [self.clients[name] for name in self.pictures]
+        total = sum(self.pictures.values())
+        shares = [count / total for count in self.pictures.values()]
+        average_into(self.network, clients, shares)
+        layers = [layer_weights(client) for client in clients]
+        fused = {name: fused_scope([one[name] for one in layers], self._fusion, shares) for name in layers[0]}
+        gaps = [sum(float(scope_divergence(one[name], scope)) for name, scope in fused.items()) for one in layers]
+        self.log("round/scope gap", sum(gaps) / len(gaps))
+        if self.scope is not None and not self.scope.target:
+            self.scope_targets = {name: fused[name] for name in self.scope_targets}
+        for schedule in self._schedules:
+            schedule.step()
+
+    @property
+    def _fusion(self) -> Any:
+        return "variances" if self.scope is None else self.scope.fusion
+
+    @property
+    def _optimizers(self) -> Sequence[Any]:
+        found = self.optimizers()
+        return found if isinstance(found, list) else [found]
+
+    @property
+    def _schedules(self) -> Sequence[Any]:
+        found = self.lr_schedulers()
+        return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def average_into(target: nn.Module, networks: Sequence[nn.Module], shares: Sequence[float]) -> None:
+    """Give a network the weighted mean of others, tensor by tensor; what counts batches is the first one's.
+
+    Args:
+        target: Of their architecture; changed in place.
+        networks: The others.
+        shares: What each counts for, with a sum of 1.
+    """
+    states = [network.state_dict() for network in networks]
+    for name, tensor in target.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(sum(share * state[name].double() for share, state in zip(shares, states, strict=True)))
+        else:
+            tensor.copy_(states[0][name])
