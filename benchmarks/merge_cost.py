@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="repetitions whose median counts")
     parser.add_argument("--plain-steps", type=int, default=8, help="steps of the plain way that are timed")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a machine in use")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/merge_cost.json"))
     arguments = parser.parse_args()
     bench = Bench(arguments)
@@ -86,8 +87,8 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.clock = arguments, CLOCKS[arguments.clock]
-        self._gathering: dict[str, float] = {}
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._gathering: dict[tuple[str, ...], float] = {}
+        self.device = torch.device(arguments.device)
         torch.manual_seed(0)
         shape = (3, arguments.image_size, arguments.image_size)
         network = Architecture(arguments.architecture, 7, width=arguments.width)
@@ -143,12 +144,16 @@ class Bench:
         """What some work does beyond other work, with the seconds at this machine's rates; and what was counted."""
         with Counted() as counted:
             work()
+        return self.bounded(counted, beyond), counted
+
+    def bounded(self, counted: "Counted", beyond: "Counted | None" = None) -> dict[str, float]:
+        """What was counted beyond something else, with the seconds at this machine's rates."""
         less, moved = (beyond.products, beyond.bytes) if beyond else ({}, 0)
         products = {kind: counted.products[kind] - less.get(kind, 0.0) for kind in self.rates}
         seconds = sum(count / self.rates[kind] for kind, count in products.items())
         traffic = counted.bytes - moved
         counts = {f"G multiply-adds {kind}": 1e-9 * count for kind, count in products.items()}
-        return {**counts, "GB": 1e-9 * traffic, "bound": max(seconds, traffic / self.copy_rate)}, counted
+        return {**counts, "GB": 1e-9 * traffic, "bound": max(seconds, traffic / self.copy_rate)}
 
     def gather(self, needs: Sequence[str]) -> Statistics:
         """One pass over the pictures."""
@@ -162,22 +167,18 @@ class Bench:
             assert moment.totals  # with what was waiting
         return collector.statistics
 
-    def gathering(self, need: str) -> float:
-        """Median time of a pass that gathers one kind of statistics."""
-        if need not in self._gathering:
-            self._gathering[need] = self.seconds(partial(self.gather, [need]))
-        return self._gathering[need]
+    def gathering(self, *needs: str) -> float:
+        """Median time of a pass that gathers some kinds of statistics."""
+        if needs not in self._gathering:
+            self._gathering[needs] = self.seconds(partial(self.gather, needs))
+        return self._gathering[needs]
 
     def merge(self, **settings: Any) -> tuple[Callable[[Sequence[float]], object], float]:
-        """A merge by PLeaS to some budgets, behind a pass over the pictures, and the time of that pass.
-
-        Where a pass gathers two kinds of statistics, the sources run once for both.
-        """
+        """A merge by PLeaS to some budgets, behind a pass over the pictures, and the time of that pass."""
         method = PLeaS(**settings)
         needs = sorted(method.needs & {LAYERS, UNITS})
         problem = Problem(**{**vars(self.problem), "statistics": self.gather(needs)})
-        passed = sum(self.gathering(need) for need in needs) - (len(needs) - 1) * self.forward_seconds
-        return lambda budgets: list(method.merge(problem, budgets)), passed
+        return lambda budgets: list(method.merge(problem, budgets)), self.gathering(*needs)
 
     @cached_property
     def forward_seconds(self) -> float:
@@ -211,6 +212,15 @@ class Counted(TorchDispatchMode):
         self.products: dict[torch.dtype, float] = defaultdict(float)
         self.bytes = 0
 
+    def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function whose operations are counted."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return run
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
         out = func(*args, **(kwargs or {}))
@@ -242,10 +252,10 @@ def held(tensor: Tensor) -> int:
 def moments(bench: Bench) -> Iterator[dict[str, Any]]:
     """Gathering every layer's joint moment beyond the sources' own forwards on the same pictures, over those."""
     forwards, (_, least) = bench.forward_seconds, bench.bound(bench.forwards)
-    for need in (UNITS, LAYERS):
-        taken, (bound, _) = bench.gathering(need), bench.bound(partial(bench.gather, [need]), least)
-        row = {"part": f"moments of {need}", "seconds": taken - forwards, "over": "the sources' forwards"}
-        yield {**row, "ratio": taken / forwards - 1, **bound}
+    for needs in ((UNITS,), (LAYERS,), (LAYERS, UNITS)):
+        taken, (bound, _) = bench.gathering(*needs), bench.bound(partial(bench.gather, needs), least)
+        row = {"part": f"moments of {' and '.join(needs)}", "seconds": taken - forwards}
+        yield {**row, "over": f"the sources' forwards, {forwards:.1f} s", "ratio": taken / forwards - 1, **bound}
 
 
 def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -278,8 +288,11 @@ def budgets(bench: Bench) -> Iterator[dict[str, Any]]:
                 "ratio": further / first,
             }
             yield row | bench.bound(partial(merge, asked[:2]), single)[0]
-        solves = sum(watch)
-        yield {"part": f"{name}: solves", "seconds": solves, "over": "all of it", "ratio": solves / every}
+        solves, counted = sum(watch), Counted()
+        with around_solves(counted.counting):
+            merge(asked)
+        row = {"part": f"{name}: solves", "seconds": solves, "over": "all of it", "ratio": solves / every}
+        yield row | bench.bounded(counted)
     seconds = taken["sequential"][0]
     yield {"part": "sequential", "seconds": seconds, "over": "joint, one budget", "ratio": seconds / taken["joint"][0]}
     plain = plain_way(bench)
@@ -304,11 +317,18 @@ def stopwatch(bench: Bench) -> Iterator[list[float]]:
 
         return run
 
+    with around_solves(timed):
+        yield seconds
+
+
+@contextmanager
+def around_solves(wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Wrap every factorisation and solve, and what brings the sources' weights through the moments."""
     with ExitStack() as patches:
         solvers = ((one, name) for one in (LayerSolver, BlockSolver) for name in ("__init__", "solve"))
         for owner, name in (*solvers, (View, "cross"), (View, "power")):
-            patches.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
-        yield seconds
+            patches.enter_context(patch.object(owner, name, wrapped(getattr(owner, name))))
+        yield
 
 
 def plain_way(bench: Bench) -> dict[str, float]:

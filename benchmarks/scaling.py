@@ -87,7 +87,7 @@ def measured(setting: dict[str, int], clock: str) -> dict[str, float]:
 def figure(table: list[dict[str, Any]], axes: list[str]) -> Figure:
     """One panel for each axis: seconds of every phase, and a line of slope one through the first point."""
     drawn = Figure(figsize=(3 * len(axes), 3), layout="constrained")
-    for panel, axis in zip(drawn.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+    for panel, axis in zip(drawn.subplots(1, len(axes), squeeze=False, sharey=True)[0], axes, strict=True):
         rows = [row for row in table if row["axis"] == axis]
         values = [row["value"] for row in rows]
         for phase in PHASES:
@@ -97,6 +97,10 @@ def figure(table: list[dict[str, Any]], axes: list[str]) -> Figure:
         )
         panel.set(xscale="log", yscale="log", xlabel=axis, xticks=values, xticklabels=values)
         panel.minorticks_off()
+    seconds = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]
+    low, high = drawn.axes[0].get_ylim()
+    drawn.axes[0].set_yticks([one for one in seconds if low <= one <= high])
+    drawn.axes[0].yaxis.set_major_formatter("{x:g}")
     drawn.axes[0].set_ylabel("seconds")
     drawn.axes[0].legend(fontsize="small")
     return drawn

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import run_add_statistics
-from project.callbacks import PredictionTable
+from project.callbacks import PredictionTable, check_strategy_name
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
 from project.parser import OneSentenceParser, files_first, sentence
@@ -56,6 +56,8 @@ class MergeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, before anything is built."""
         config = self.config[self.subcommand]
+        if self.subcommand == "merge":
+            check_strategy_name(config.trainer.strategy)
         resumed = self.subcommand == "fit" and config.get("ckpt_path")
         if not config.overwrite and not resumed:
             self._refuse_earlier_run(self.run)

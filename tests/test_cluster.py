@@ -113,7 +113,15 @@ def test_strategies_that_split_networks_are_refused(strategy: object) -> None:
         check_strategy(SimpleNamespace(strategy=strategy, precision="32-true"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("strategy", "word"), [("ddp_spawn", "'spawn'"), ("ddp_fork", "'fork'"), ("fsdp", "GPU")])
+@pytest.mark.parametrize(
+    ("strategy", "word"),
+    [
+        ("ddp_spawn", "'spawn'"),
+        ("ddp_fork", "'fork'"),
+        ("fsdp", "strategy is 'fsdp', but a merge needs every layer whole"),
+        ("deepspeed_stage_2", "strategy is 'deepspeed_stage_2'"),
+    ],
+)
 def test_a_merge_refuses_strategies_before_any_work(inside: Path, strategy: str, word: str) -> None:
     """No source is there yet: that would be the next to be told."""
     given = ["--trainer.strategy", strategy, "--trainer.devices", "2", "--trainer.accelerator", "cpu"]

@@ -3,6 +3,6 @@
 from project.callbacks.merge import MergeCallback
 from project.callbacks.naming import named
 from project.callbacks.predictions import PredictionTable
-from project.callbacks.strategy import check_strategy
+from project.callbacks.strategy import check_strategy, check_strategy_name
 
-__all__ = ["MergeCallback", "PredictionTable", "check_strategy", "named"]
+__all__ = ["MergeCallback", "PredictionTable", "check_strategy", "check_strategy_name", "named"]

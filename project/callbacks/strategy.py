@@ -8,6 +8,22 @@ from project.errors import ConfigurationError
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
+def check_strategy_name(name: object) -> None:
+    """Refuse by its name a strategy that splits networks: what it needs would be asked for first, in vain.
+
+    Args:
+        name: As the command has it; a strategy that is built already passes, see :func:`check_strategy`.
+
+    Raises:
+        ConfigurationError: If it splits networks.
+    """
+    if isinstance(name, str) and name.startswith(("fsdp", "deepspeed")):
+        raise ConfigurationError(
+            f"trainer.strategy is {name!r}, but a merge needs every layer whole on each device; allowed: 'auto' and "
+            f"'ddp'."
+        )
+
+
 def check_strategy(trainer: Trainer) -> None:
     """Refuse trainers in which no sound student could be made; before any work.
 

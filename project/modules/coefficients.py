@@ -24,7 +24,7 @@ from project.models import DomainScores
 from project.modules.base import load_base
 from project.modules.gathering import Gathering
 from project.modules.lineage import lineage
-from project.modules.preparation import prepare
+from project.modules.preparation import prepare, prove
 from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, Statistics
 from project.student import Budget, Source, Student, World, common_spec, reestimation, save_student, student_entries
@@ -109,7 +109,8 @@ class CoefficientModule(LightningModule):
         if self.base != "mean":
             base = load_base(self.base, loaded[0], spec.picture).requires_grad_(False)
         files = (self.files, loaded, spec, data, [self.method], [Budget(1.0)])
-        prepared = prepare(*files, self.without_source, self.tolerance, base)
+        prepared = prepare(*files, self.without_source, base)
+        prove(prepared.sources, spec, self.tolerance, data)
         self.problem, self.loaded = replace(prepared.problem, world=World.current()), prepared.sources
         networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])
         statistics = None

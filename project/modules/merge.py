@@ -22,7 +22,7 @@ from project.modules.fitting import fitted
 from project.modules.gathering import Gathering
 from project.modules.lineage import lineage
 from project.modules.planning import Planner
-from project.modules.preparation import prepare, progress_of
+from project.modules.preparation import prepare, progress_of, prove
 from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, Reduce, needs_gradients
 from project.student import (
@@ -184,8 +184,12 @@ class MergeModule(LightningModule):
         spec = self.read(data.preprocessing)
         files = (self.files, self.loaded, spec, data, self.methods, self.budgets)
         base: nn.Module | Literal["mean"] | None = "mean" if self.base == "mean" else self.base_network
-        prepared = prepare(*files, self.without_source, self.tolerance, base)
-        self.problem, self.loaded, self.equivalence = prepared.problem, prepared.sources, dict(prepared.equivalence)
+        prepared = prepare(*files, self.without_source, base)
+        self.problem, self.loaded = prepared.problem, prepared.sources
+        given = (self.problem, self.methods, self.budgets, data, self.memory, device, processes, sharing)
+        self.planner = Planner.of(*given)
+        self.planner.plan({})  # a fit that has no room is refused before the sources run
+        self.equivalence = prove(self.loaded, spec, self.tolerance, data)
         self.calibration_domains = data.calibration_domains
         self.ensemble = Ensemble(self.problem.sources, self.problem.labels, spec.head.name).eval()
         self.lockstep = Lockstep(self.problem.sources)
@@ -202,8 +206,6 @@ class MergeModule(LightningModule):
             spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, self.problem.columns, stamp,
             self.statistics, self.progress, self.keep_every,
         )  # fmt: skip
-        given = (self.problem, self.methods, self.budgets, data, self.memory, device, processes, sharing)
-        self.planner = Planner.of(*given)
         plan = self.planner.plan(self.gathering.missing)
         if folder is None and (plan.shelve or plan.spill):
             raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; use pleas merge.")

@@ -28,14 +28,10 @@ class Prepared:
     Args:
         problem: Without statistics.
         sources: The sources under their names.
-        equivalence: source -> largest relative change of its logits that permuting a group makes.
-        pictures: Domain, or ``public`` -> number of calibration pictures.
     """
 
     problem: Problem
     sources: list[Source]
-    equivalence: Mapping[str, float]
-    pictures: Mapping[str, int]
 
 
 def prepare(
@@ -46,10 +42,9 @@ def prepare(
     methods: Sequence[Method],
     budgets: Sequence[Budget],
     without_source: Sequence[str] = (),
-    tolerance: float = 1e-3,
     base: nn.Module | Literal["mean"] | None = None,
 ) -> Prepared:
-    """Check that everything goes together, and say what is planned.
+    """Check that everything goes together as far as names and shapes tell, and say what is planned.
 
     Args:
         files: The sources' files.
@@ -59,7 +54,6 @@ def prepare(
         methods: Merging methods.
         budgets: Sizes of the students.
         without_source: Domains that need none.
-        tolerance: Largest relative change of the logits that permuting a group of a source may make.
         base: What the sources were fine-tuned from, see Problem.
 
     Raises:
@@ -82,12 +76,30 @@ def prepare(
     _check_methods(methods, problem, pictures, budgets)
     for plan in filter(None, (method.plan(problem) for method in methods)):
         rank_zero_info(plan)
+    return Prepared(problem, sources)
+
+
+def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: DomainDataModule) -> dict[str, float]:
+    """Run every source with its groups permuted, and open every picture, so that neither fails after the fit.
+
+    Args:
+        sources: The sources.
+        spec: Their spec.
+        tolerance: Largest relative change of the logits that permuting a group of a source may make.
+        data: The domains.
+
+    Returns:
+        source -> largest relative change of its logits that permuting a group makes.
+
+    Raises:
+        PleasError: If permuting changes more, or a picture cannot be read.
+    """
     equivalence = {source.name: _equivalence(source, spec, tolerance) for source in sources}
-    for domain in data.calibration_domains:  # an unreadable picture is found now and not after the fit
+    for domain in data.calibration_domains:
         data.samples(domain, "calibration")
-    for domain in labels.domains:
+    for domain in data.label_space.domains:
         data.samples(domain, "test")
-    return Prepared(problem, sources, equivalence, pictures)
+    return equivalence
 
 
 def progress_of(

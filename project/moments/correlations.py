@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.moments.moment import SecondMoment, add_lower
+from project.moments.moment import SecondMoment, add_lower, add_products
 from project.moments.patches import Geometry, exact_products, geometry
 
 PENDING = 8192  # places to wait for: adding to wide float64 totals costs as much as a product over a few hundred
@@ -238,8 +238,11 @@ def _correlate(total: Tensor, maps: Tensor, part: Part) -> None:
         maps: Float32, shape (height, width, pictures, channels).
         part: The places and the shift.
     """
-    first = slice(part.columns.places.start, part.columns.places.stop, part.columns.places.step)
-    second = slice(first.start + part.columns.shift, first.stop + part.columns.shift, first.step)
+    first, second = _places(part.columns)
+    if maps.device.type != "cpu":  # where launches take longer than copies
+        rows, others = _places(part.rows)
+        add_products(total, maps[rows, first].flatten(0, 2), maps[others, second].flatten(0, 2))
+        return
     waiting, samples = maps.new_zeros(total.shape), 0
     for row in part.rows.places:
         left = maps[row, first].flatten(0, 1)
@@ -251,3 +254,9 @@ def _correlate(total: Tensor, maps: Tensor, part: Part) -> None:
         if samples >= PENDING or row == part.rows.places[-1]:
             total += waiting
             waiting, samples = waiting.zero_(), 0
+
+
+def _places(line: Line) -> tuple[slice, slice]:
+    """Where the first and the second tap read along one side."""
+    one = slice(line.places.start, line.places.stop, line.places.step)
+    return one, slice(one.start + line.shift, one.stop + line.shift, one.step)

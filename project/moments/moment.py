@@ -12,7 +12,8 @@ from project.errors import MergeError
 from project.moments.patches import exact_products
 
 LEAF = 128  # rows below which halving a product no longer pays
-PENDING = 2048  # samples to wait for: adding to a wide float64 total costs as much as a product over a few hundred
+WIDE_LEAF = 1024  # the same on accelerators, where a launch takes as long as a small product
+PENDING = 2048  # samples of one product: adding to a wide float64 total costs as much as one over a few hundred
 
 
 Reduce = Callable[[Tensor], object]
@@ -173,19 +174,38 @@ class Moment(SecondMoment):
     def _flush(self) -> None:
         if not self._pending:
             return
-        columns = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, 1)
+        large = [part for part in self._pending if part.shape[1] >= PENDING]
+        small = [part for part in self._pending if part.shape[1] < PENDING]
         self._pending = []
-        with exact_products(columns.device):
-            add_lower(self._totals[0], columns)
+        with exact_products(self.device):
+            for columns in (*large, *([torch.cat(small, 1)] if small else [])):
+                for chunk in torch.split(columns, PENDING, 1):
+                    add_lower(self._totals[0], chunk)
 
 
 def add_lower(total: Tensor, columns: Tensor) -> None:
     """Add columns · columnsᵀ to the lower triangle of a total, halving recursively; diagonal blocks are whole."""
     size = columns.shape[0]
-    if size <= LEAF:
+    if size <= (LEAF if columns.device.type == "cpu" else WIDE_LEAF):
         total += columns @ columns.mT
         return
     half = size // 2
     add_lower(total[:half, :half], columns[:half])
     total[half:, :half] += columns[half:] @ columns[:half].mT
     add_lower(total[half:, half:], columns[half:])
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ · right to a total: one launch for all that can be cut into products of one length, one for the rest.
+
+    Args:
+        total: Float64, shape (channels, channels).
+        left: Float32, shape (samples, channels).
+        right: The same.
+    """
+    whole = len(left) // PENDING * PENDING
+    if whole:
+        one, other = (torch.unflatten(values[:whole], 0, (-1, PENDING)) for values in (left, right))
+        total += (one.mT @ other).sum(0, dtype=torch.float64)
+    if whole < len(left):
+        total += left[whole:].mT @ right[whole:]

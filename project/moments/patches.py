@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import cast
+from threading import Lock
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -103,13 +104,37 @@ def exact_products(device: torch.device) -> Iterator[None]:
     Args:
         device: Where the products are made.
     """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    with _CUDNN, torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _ExactConvolutions:
+    """While anybody is inside, in whichever thread, cuDNN's convolutions do not use TF32."""
+
+    def __init__(self) -> None:
+        cudnn: Any = torch.backends.cudnn
+        # Before torch 2.9 one switch was for all of cuDNN; since then it cannot be read where its parts were set apart.
+        switch: tuple[Any, str, Any] = (cudnn, "allow_tf32", False)
+        if hasattr(cudnn, "conv"):
+            switch = (cudnn.conv, "fp32_precision", "ieee")
+        self._where, self._name, self._exact = switch
+        self._lock, self._inside, self._before = Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = getattr(self._where, self._name)
+                setattr(self._where, self._name, self._exact)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                setattr(self._where, self._name, self._before)
+
+
+_CUDNN = _ExactConvolutions()
 
 
 def _inputs(value: Tensor, layer: nn.Module) -> int:

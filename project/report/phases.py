@@ -41,14 +41,19 @@ class PhaseClock:
         return [{"phase": n, "seconds": round(s, 2), "peak_mib": round(self.peak[n])} for n, s in self.seconds.items()]
 
 
+def _on_gpu() -> bool:
+    """Whether this process has used a GPU; a merge on the CPU beside one has not."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def _synchronise() -> None:
     """Wait for what a GPU was given to do."""
-    if torch.cuda.is_available():
+    if _on_gpu():
         torch.cuda.synchronize()
 
 
 def _forget_peak() -> None:
-    if torch.cuda.is_available():
+    if _on_gpu():
         torch.cuda.reset_peak_memory_stats()
         return
     clear = Path("/proc/self/clear_refs")  # Linux: "5" sets the high-water mark back to what is resident now
@@ -60,7 +65,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> float:
-    if torch.cuda.is_available():
+    if _on_gpu():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.exists():

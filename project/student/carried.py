@@ -57,7 +57,7 @@ class Carried:
         scratch: Path | None = None,
     ) -> None:
         self.owners, self.weights, self.world, self.modules = owners, weights, world, sources[0]
-        self.scratch = scratch
+        self.scratch, self.device = scratch, next(student.parameters()).device
         self.look = Whole()
         self.batches: list[Batch] = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
@@ -97,17 +97,19 @@ class Carried:
 
     def reach(self, node: fx.Node) -> None:
         """Let the sources compute a value."""
-        for batch in self.batches:
-            for source in batch.sources.values():
-                source.step(_twin(source, node))
+        with exact_products(self.device):
+            for batch in self.batches:
+                for source in batch.sources.values():
+                    source.step(_twin(source, node))
 
     def leave(self, node: fx.Node) -> None:
         """Let the student compute it too, and forget what nothing behind it reads."""
-        for batch in self.batches:
-            batch.student.step(node)
-            batch.student.release(node)
-            for source in batch.sources.values():
-                source.release(_twin(source, node))
+        with exact_products(self.device):
+            for batch in self.batches:
+                batch.student.step(node)
+                batch.student.release(node)
+                for source in batch.sources.values():
+                    source.release(_twin(source, node))
 
     def targets(self, place: Place) -> Sequence[Tensor]:
         """What each batch asks of a layer: the blend of its sources' outputs, less what the student has already."""

@@ -1,6 +1,6 @@
 """Solving a layer's normal equations, row block by row block, each process its share of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from project.alignment import UnitMap, overlap
 from project.errors import MergeError
 from project.student.sharing import ALONE, Piece, World, divide
 from project.symmetry import Layer
+
+STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class LayerFit:
         matrix: Shape (outputs, inputs · taps (+ 1 for the constant)), float64.
         before: Residual of the start point, E‖W⁰z − t‖² / E‖t‖².
         after: Residual of the fit.
-        condition: Largest over the row blocks of an estimate of the solved matrix's condition: the squared ratio of
-            the extreme entries of its Cholesky factor's diagonal, or the ratio of eigenvalues after a fallback.
+        condition: Largest over the row blocks of the solved matrix's condition, the ratio of its extreme eigenvalues:
+            estimated from below by a few steps of power iteration, or exact after a fallback.
         fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
         pictures: Share of the calibration pictures that it was fitted to.
         positions: Share of the layer's positions on each of them.
@@ -278,8 +280,7 @@ class Factor:
         self._failed = failed != 0
         self.fallbacks = int(self._failed.sum())
         """How many matrices were not positive definite."""
-        pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
-        condition = (pivots.amax(-1) / pivots.amin(-1)).square()
+        condition = self._estimated_condition(matrix)
         if self.fallbacks:
             values, self._vectors = torch.linalg.eigh(matrix[self._failed])
             largest = values[..., -1:]
@@ -289,6 +290,24 @@ class Factor:
             condition[self._failed] = torch.where(kept.any(-1), largest[..., 0] / least, 1.0)  # none: all inputs dead
         self.condition = float(condition.max()) if condition.numel() else 1.0
         """The largest of the matrices' estimated conditions."""
+
+    def _estimated_condition(self, matrix: Tensor) -> Tensor:
+        """Ratio of the extreme eigenvalues, from below: power iteration on the matrix and on its inverse."""
+        largest = self._iterated(matrix.diagonal(dim1=-2, dim2=-1), lambda vector: matrix @ vector)
+        pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
+        inverse = self._iterated(-pivots, lambda vector: torch.cholesky_solve(vector, self._cholesky))
+        return largest * inverse
+
+    @staticmethod
+    def _iterated(weights: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        """An estimate of the largest eigenvalue of what is applied, from the unit vector of the largest weight on."""
+        vector = torch.nn.functional.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights)[..., None]
+        for _ in range(STEPS):
+            vector = apply(vector)
+            length = torch.linalg.vector_norm(vector, dim=(-2, -1))
+            vector = vector / length[..., None, None]
+        found: Tensor = length
+        return found
 
     def solve(self, right: Tensor) -> Tensor:
         """X with X (gram + shift · I) = right, shape (…, rows, unknowns)."""

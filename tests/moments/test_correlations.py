@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from elsewhere import elsewhere
 from moments.test_moment import SHAPES, reference, whole
 from torch import nn
 
@@ -66,6 +67,21 @@ def test_waiting_adding_and_cloning_change_nothing(monkeypatch: pytest.MonkeyPat
     twin.read([batches[0]])
     shards[0].add(shards[1])
     assert torch.equal(shards[0].sum(), at_once.sum())
+
+
+def test_accelerators_multiply_all_places_of_a_part_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sums, in products of one length and one for the rest."""
+    monkeypatch.setattr("project.moments.moment.PENDING", 7)
+    for kernel, stride, padding, dilation in ((3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (3, 1, 2, 2)):
+        layer, sides = nn.Conv2d(4, 2, kernel, stride, padding, dilation), (9, 6)
+        value = whole(3, 4, *sides)
+        here = CorrelationMoment(layer, 4, sides, constant=True)
+        here.read([value])
+        with elsewhere() as device:
+            there = CorrelationMoment(layer, 4, sides, constant=True, device=device)
+            there.read([value.to(device)])
+            found = there.sum().cpu()
+        assert torch.equal(found, here.sum()), (kernel, stride)
 
 
 def test_values_may_change_afterwards() -> None:

@@ -12,6 +12,7 @@ from project.alignment import UnitMap
 from project.errors import MergeError
 from project.moments import Moment, joint_columns
 from project.student import View, damping, fit_layer, joint_matrix, start_matrix, view
+from project.student.solver import Factor
 from project.symmetry import Layer
 
 
@@ -249,3 +250,13 @@ def test_a_domain_without_pictures_weighs_nothing() -> None:
     with_it = fit_layer(it.layer, matrices, it.outputs, it.inputs, [*views, nothing], ridge=0.1)
     without = fit_layer(it.layer, matrices, it.outputs, it.inputs, views, ridge=0.1)
     assert torch.equal(with_it.matrix, without.matrix)
+
+
+@pytest.mark.parametrize("spread", [1e1, 1e3, 1e6])
+def test_the_condition_is_told_from_below_and_nearly(spread: float) -> None:
+    """A few steps of power iteration find the extreme eigenvalues of matrices with any eigenvectors."""
+    draw = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(4, 40, 40, generator=draw, dtype=torch.float64))
+    values = torch.logspace(0, np.log10(spread), 40, dtype=torch.float64)
+    factor = Factor(vectors * values @ vectors.mT, 0.0)
+    assert spread / 4 < factor.condition <= spread * (1 + 1e-6)
