@@ -4,7 +4,7 @@
 
 For every strength two ResNet-20 are trained on one domain of Shapes by ``configs/scopes/fit.yaml``, with unlike seeds,
 from one start and from two, pulled towards the scopes of one untrained network; strength 0 trains without. Then
-``configs/scopes/connect.yaml`` walks from one to the other. Rounds are those of ``configs/scopes/federated.yaml``,
+``configs/scopes/merge.yaml`` walks from one to the other. Rounds are those of ``configs/scopes/fit_federated.yaml``,
 where the target follows the clients. Everything goes through ``pleas``; accuracies are on the test pictures.
 """
 
@@ -75,7 +75,7 @@ def walked(strength: float, starts: str, seed: int, given: argparse.Namespace, r
         files.append(trained(strength, start, seed + number, given, runs))
     sources = [{"path": str(file), "name": name} for file, name in zip(files, ("first", "second"), strict=True)]
     pleas([
-        "merge", "--config", str(CONFIGS / "scopes" / "connect.yaml"), "--run", str(runs / "connect"),
+        "merge", "--config", str(CONFIGS / "scopes" / "merge.yaml"), "--run", str(runs / "connect"),
         "--model.init_args.sources", json.dumps(sources), "--overwrite", "true", *data(given),
     ])  # fmt: skip
     return json.loads((runs / "connect" / "results.json").read_text())["connectivity"]
@@ -108,7 +108,7 @@ def rounds(strength: float, given: argparse.Namespace, runs: Path) -> list[dict[
     found = []
     for seed in range(given.seeds):
         run = runs / f"rounds-{strength}-{seed}"
-        common = ["--config", str(CONFIGS / "scopes" / "federated.yaml"), *data(given)]
+        common = ["--config", str(CONFIGS / "scopes" / "fit_federated.yaml"), *data(given)]
         common += ["--data.init_args.seed", str(seed), "--model.init_args.scope", json.dumps(scope)]
         trained_by = pleas(["fit", *common, "--run", str(run), "--seed_everything", str(seed + 1), *epochs(given)])
         assert trained_by is not None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import DOMAINS, close, make_problem, pictures, resnet, same_state, unfolded
 from lightning.pytorch import Trainer
+from test_devices import MERGES, command
 from torch import nn
 
 from project.callbacks import MergeCallback
@@ -126,6 +127,23 @@ def test_the_command_runs_from_end_to_end(inside: Path, device: torch.device) ->
     for name in made:
         student = load_student(folder / "students" / f"{name}.ckpt")
         assert torch.isfinite(student.probabilities(pictures(2, 0, (3, 16, 16)), "sketch")).all(), name
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_merges_are_those_of_a_cpu(name: str, inside: Path, device: torch.device) -> None:
+    """Spilled to disk, on some samples, with probes, from a file of statistics; to what rounding leaves of answers."""
+    for config in ("fit_clipart", "fit_sketch"):
+        command("fit", config)
+    config, batch = name.split(",")[0], pictures(16, 0, (3, 16, 16))
+    command("merge", config, *MERGES[name], "--run", "runs/here")
+    gpu = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
+    (inside / "statistics.safetensors").unlink(missing_ok=True)
+    command("merge", config, *MERGES[name], "--run", "runs/there", *gpu)
+    for here in sorted((inside / "runs" / "here" / "students").iterdir()):
+        there, expected = load_student(inside / "runs" / "there" / "students" / here.name), load_student(here)
+        for domain in expected.labels.domains:
+            found = (there.probabilities(batch, domain) - expected.probabilities(batch, domain)).abs().mean()
+            assert found < 0.02, here.name
 
 
 @pytest.mark.ddp

@@ -49,6 +49,7 @@ class MemoryPlan:
         shares: Names of the moments that each pass over the pictures gathers.
         shelve: Whether statistics wait on disk once they are gathered.
         spill: Whether the sequential fit's batches wait on disk.
+        peak: Bytes at most at any time.
     """
 
     room: int
@@ -58,12 +59,13 @@ class MemoryPlan:
     shares: tuple[tuple[str, ...], ...]
     shelve: bool
     spill: bool
+    peak: int
 
     def __str__(self) -> str:
         """In one sentence."""
         told = [
-            f"memory: statistics {size(self.statistics)}, gathering beside them {size(self.batch)}, "
-            f"the fit {size(self.demand.whole)}, of {size(self.room)}"
+            f"memory: at most {size(self.peak)} of {size(self.room)}: statistics {size(self.statistics)}, gathering "
+            f"beside them {size(self.batch)}, the fit {size(self.demand.whole)}"
         ]
         if len(self.shares) > 1:
             told.append(f"statistics are gathered in {len(self.shares)} passes over the pictures and wait on disk")
@@ -102,8 +104,19 @@ def plan_memory(moments: Mapping[str, int], batch: int, demand: Demand, room: in
         shares[-1].append(name)
         left -= needed
     total = sum(moments.values())
-    shelve = len(shares) > 1 or total + demand.whole > room
-    return MemoryPlan(room, total, batch, demand, tuple(map(tuple, shares)), shelve=shelve, spill=demand.whole > room)
+    shelve, spill = len(shares) > 1 or total + demand.whole > room, demand.whole > room
+    gathering = batch + max((sum(moments[name] for name in share) for share in shares), default=0)
+    fitting = (0 if shelve else total) + (demand.least if spill else demand.whole)
+    return MemoryPlan(
+        room,
+        total,
+        batch,
+        demand,
+        tuple(map(tuple, shares)),
+        shelve=shelve,
+        spill=spill,
+        peak=max(gathering, fitting),
+    )
 
 
 def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:

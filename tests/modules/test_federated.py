@@ -11,11 +11,13 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from project.cli import main
 from project.data import ClientDataModule, DomainDataModule, Shapes
 from project.errors import ConfigurationError
 from project.models import load_network
 from project.models.scope import fused_scope, layer_weights
 from project.modules import FederatedModule, FineTuneModule, WeightScope
+from project.student import load_source
 
 RATE = 0.05
 
@@ -161,3 +163,13 @@ def test_what_cannot_train_in_rounds_is_refused(folder: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             trainer(**options).fit(found, datamodule=given)
+
+
+def test_the_command_trains_in_rounds_and_writes_what_can_be_merged(inside: Path) -> None:
+    tiny = Path(__file__).resolve().parent.parent.parent / "configs" / "tiny"
+    main(["fit", "--config", str(tiny / "fit_federated.yaml"), "--trainer.enable_progress_bar", "false"])
+    source = load_source(inside / "runs" / "tiny" / "federated" / "checkpoints" / "best.ckpt")
+    assert source.description.domains == ("clipart", "sketch")
+    saved = torch.load(source.path, weights_only=True)
+    assert next(iter(saved["scope_targets"])) == "conv1.weight"
+    assert not [name for name in saved["state_dict"] if not name.startswith("network.")]

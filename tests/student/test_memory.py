@@ -46,6 +46,7 @@ def test_two_resnet152_at_224_pixels_within_16_gigabytes() -> None:
     assert len(plan.shares) == np.ceil(sum(moments.values()) / (16 * GB - gathering)), "no more passes than it takes"
     assert plan.shelve
     assert plan.spill
+    assert max(demand.least, gathering) < plan.peak <= 16 * GB
     assert demand.least <= 16 * GB < demand.whole
     widest = 112 * 112 * 64 * 2 * 4  # bytes of the stem's output on one picture, both sources
     assert demand.whole > 2 * widest * 1024
