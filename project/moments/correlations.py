@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.moments.moment import SecondMoment, add_lower, add_products
+from project.moments.moment import SecondMoment, add_lower, add_product, pieces
 from project.moments.patches import Geometry, exact_products, geometry
 
 PENDING = 8192  # places to wait for: adding to wide float64 totals costs as much as a product over a few hundred
@@ -241,7 +241,9 @@ def _correlate(total: Tensor, maps: Tensor, part: Part) -> None:
     first, second = _places(part.columns)
     if maps.device.type != "cpu":  # where launches take longer than copies
         rows, others = _places(part.rows)
-        add_products(total, maps[rows, first].flatten(0, 2), maps[others, second].flatten(0, 2))
+        reads = (maps[rows, first], maps[others, second])
+        for one, other in zip(*(pieces(values.flatten(0, 2).mT) for values in reads), strict=True):
+            add_product(total, one, other)
         return
     waiting, samples = maps.new_zeros(total.shape), 0
     for row in part.rows.places:

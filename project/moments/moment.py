@@ -1,7 +1,7 @@
 """Sums over samples, gathered in pieces; of x xᵀ, they are a second moment."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Self
 
@@ -179,33 +179,48 @@ class Moment(SecondMoment):
         self._pending = []
         with exact_products(self.device):
             for columns in (*large, *([torch.cat(small, 1)] if small else [])):
-                for chunk in torch.split(columns, PENDING, 1):
-                    add_lower(self._totals[0], chunk)
+                for part in pieces(columns):
+                    add_lower(self._totals[0], part)
+
+
+def pieces(columns: Tensor) -> Iterator[Tensor]:
+    """Samples in lots of one product each, and what is left over.
+
+    Accelerators, where a launch takes as long as a small product, are given all whole lots at once.
+
+    Args:
+        columns: Shape (size, samples).
+
+    Yields:
+        Shape (size, samples of a lot), or (lots, size, samples of a lot).
+    """
+    whole = columns.shape[1] // PENDING * PENDING
+    if columns.device.type == "cpu" or not whole:
+        yield from torch.split(columns, PENDING, 1)
+        return
+    yield torch.unflatten(columns[:, :whole], 1, (-1, PENDING)).movedim(1, 0)
+    if whole < columns.shape[1]:
+        yield columns[:, whole:]
 
 
 def add_lower(total: Tensor, columns: Tensor) -> None:
-    """Add columns · columnsᵀ to the lower triangle of a total, halving recursively; diagonal blocks are whole."""
-    size = columns.shape[0]
-    if size <= (LEAF if columns.device.type == "cpu" else WIDE_LEAF):
-        total += columns @ columns.mT
-        return
-    half = size // 2
-    add_lower(total[:half, :half], columns[:half])
-    total[half:, :half] += columns[half:] @ columns[:half].mT
-    add_lower(total[half:, half:], columns[half:])
-
-
-def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add leftᵀ · right to a total: one launch for all that can be cut into products of one length, one for the rest.
+    """Add columns · columnsᵀ to the lower triangle of a total, halving recursively; diagonal blocks are whole.
 
     Args:
-        total: Float64, shape (channels, channels).
-        left: Float32, shape (samples, channels).
-        right: The same.
+        total: Float64, shape (size, size).
+        columns: One of :func:`pieces`.
     """
-    whole = len(left) // PENDING * PENDING
-    if whole:
-        one, other = (torch.unflatten(values[:whole], 0, (-1, PENDING)) for values in (left, right))
-        total += (one.mT @ other).sum(0, dtype=torch.float64)
-    if whole < len(left):
-        total += left[whole:].mT @ right[whole:]
+    size = columns.shape[-2]
+    if size <= (LEAF if columns.device.type == "cpu" else WIDE_LEAF):
+        add_product(total, columns, columns)
+        return
+    half = size // 2
+    add_lower(total[:half, :half], columns[..., :half, :])
+    add_product(total[half:, :half], columns[..., half:, :], columns[..., :half, :])
+    add_lower(total[half:, half:], columns[..., half:, :])
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left · rightᵀ to a float64 total, that of every lot where there are several; see :func:`pieces`."""
+    product = left @ right.mT
+    total += product.sum(0, dtype=torch.float64) if product.dim() == 3 else product

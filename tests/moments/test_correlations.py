@@ -10,8 +10,8 @@ from moments.test_moment import SHAPES, reference, whole
 from torch import nn
 
 from project.errors import MergeError
+from project.moments import Moment, layer_moment
 from project.moments import correlations as correlations_module
-from project.moments import layer_moment
 from project.moments.correlations import CorrelationMoment, pays
 from project.moments.patches import geometry
 
@@ -82,6 +82,21 @@ def test_accelerators_multiply_all_places_of_a_part_at_once(monkeypatch: pytest.
             there.read([value.to(device)])
             found = there.sum().cpu()
         assert torch.equal(found, here.sum()), (kernel, stride)
+
+
+def test_accelerators_multiply_all_lots_of_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PENDING", 7), ("LEAF", 3), ("WIDE_LEAF", 4)):
+        monkeypatch.setattr(f"project.moments.moment.{name}", value)
+    for samples in (5, 7, 30, 56):
+        columns = whole(1, 1, 10, samples)[0, 0]
+        here = Moment(10)
+        here.update(columns)
+        assert torch.equal(here.sum(), (columns @ columns.mT).double())
+        with elsewhere() as device:
+            there = Moment(10, device)
+            there.update(columns.to(device))
+            found = there.sum().cpu()
+        assert torch.equal(found, here.sum()), samples
 
 
 def test_values_may_change_afterwards() -> None:
