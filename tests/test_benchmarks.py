@@ -1,5 +1,6 @@
 """What benchmarks make of results; the runs themselves are measurements, and no tests."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -78,3 +79,19 @@ def test_operations_are_counted_by_precision(monkeypatch: pytest.MonkeyPatch) ->
         (left.view(35) + 1.0).mean()
         assert counted.bytes - before == 4 * (35 + 35 + 35 + 1), "views move nothing"
     sys.modules.pop("merge_cost")
+
+
+@pytest.mark.slow
+def test_what_merging_costs_is_told_with_what_bounds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    options = "--device cpu --clock cpu --architecture resnet20 --image-size 32 --pictures 32 --batch 16 --rounds 1"
+    budgets = "--budgets 1 1.5 --plain-steps 1 --only moments budgets"
+    out = tmp_path / "cost.json"
+    monkeypatch.setattr("sys.argv", ["merge_cost.py", *options.split(), *budgets.split(), "--out", str(out)])
+    __import__("merge_cost").main()
+    rows = {row["part"]: row for row in json.loads(out.read_text())["table"]}
+    for part in ("moments of units", "moments of layers", "joint: a further budget", "sequential: solves"):
+        assert rows[part]["seconds"] > 0
+        assert rows[part]["bound"] > 0
+    assert {"plain way, 1 budget", "plain way, 2 budgets", "sequential"} <= set(rows)
+    assert rows["joint: solves"]["G multiply-adds torch.float64"] > 0
