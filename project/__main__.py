@@ -1,11 +1,13 @@
 """``pleas`` and ``python -m project``."""
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from project.cli import main
 from project.errors import PleasError, TraceError
@@ -32,6 +34,8 @@ def console() -> int:
     except (PleasError, MisconfigurationException) as error:
         sys.stderr.write(f"pleas: error: {error}\n")
         return 1 if isinstance(error, TraceError) else 2
+    except SIGTERMException:  # Lightning's, of a fit, which exits with 0
+        return 128 + signal.SIGTERM
     return 0
 
 

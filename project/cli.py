@@ -98,8 +98,9 @@ class MergeCLI(LightningCLI):
             rank_zero_info(f"{folder} holds an interrupted merge; what it has finished of this one is used")
             return
         if any((folder / trace).exists() for trace in traces):
+            resume = ", go on with it by --ckpt_path FILE" if self.subcommand == "fit" else ""
             raise ConfigurationError(
-                f"run is {folder}, which holds an earlier run; choose another folder, or pass --overwrite true."
+                f"run is {folder}, which holds an earlier run; choose another folder{resume}, or pass --overwrite true."
             )
 
 

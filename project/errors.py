@@ -5,12 +5,12 @@ from difflib import get_close_matches
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What somebody may have meant, to go on with behind a refusal: ``, but those of nearly this name``, or nothing."""
+    """What somebody may have meant, to go on with behind a refusal: ``; nearest: those names``, or nothing."""
     names: dict[str, list[str]] = {}
     for name in known:
         names.setdefault(name.lower(), []).append(name)
     found = [name for lower in get_close_matches(word.lower(), names) for name in names[lower]]
-    return f", but {', '.join(found)}" if found else ""
+    return f"; nearest: {', '.join(found)}" if found else ""
 
 
 class PleasError(Exception):

@@ -71,7 +71,11 @@ def test_what_stops_it_is_told_in_one_sentence(
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        (["--model", "resnet19"], ConfigurationError, "model is 'resnet19'; there is none of that name, but resnet1"),
+        (
+            ["--model", "resnet19"],
+            ConfigurationError,
+            "model is 'resnet19'; there is none of that name; nearest: resnet1",
+        ),
         (["--model", "nowhere.Net"], ConfigurationError, "'nowhere' cannot be imported"),
         (
             ["--model", "test_check.Nothing"],

@@ -735,7 +735,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     labels += ["ties-both", "pleas-both", "fisher-both", "zipit", "zipit-both"]
     labels.append("wemoe")
     labels += ["adamerging", "adamerging-plus", "concrete", "concrete-adamerging", "taskarithmetic-tuned"]
-    labels += ["regmean-by-labels", *(f"interpolation-clipart-sketch-{t}" for t in (0, 0.5, 1))]
+    labels += ["regmean-by-labels", *(f"interpolation-1-2-{t}" for t in (0, 0.5, 1))]
     assert {name for name in rows if name.endswith("-1.00")} == {f"{label}-1.00" for label in labels}
     for label in labels:
         student = project.load_student(folder / "students" / f"{label}-1.00.ckpt")
@@ -769,7 +769,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     assert chosen["setting"]["off_diagonal"] in (0.1, 0.9)
     path, middle = (
         found["connectivity"]["interpolation: clipart – sketch"],
-        rows["interpolation-clipart-sketch-0.5-1.00"],
+        rows["interpolation-1-2-0.5-1.00"],
     )
     assert middle["kind"] == "point"
     assert path["accuracy"]["sketch"][1] == pytest.approx(middle["sketch"], abs=0.05)

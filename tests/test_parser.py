@@ -14,16 +14,16 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
     ("config", "arguments", "words"),
     [
         ("merge", ["--data.batchsize", "3"],
-         ["DomainDataModule has no option 'batchsize', but batch_size", "merge --data.help"]),
+         ["DomainDataModule has no option 'batchsize'; nearest: batch_size", "merge --data.help"]),
         ("merge", ["--data.batch_size", "many"], ["data.batch_size", "int", "many"]),
-        ("merge", ["--model.budget", "[1.0]"], ["MergeModule has no option 'budget', but budgets"]),
+        ("merge", ["--model.budget", "[1.0]"], ["MergeModule has no option 'budget'; nearest: budgets"]),
         ("merge", ["--model.methods", '[{"class_path": "project.methods.PLeaS", "init_args": {"ridg": 3}}]'],
-         ["model.methods", "project.methods.PLeaS has no option 'ridg', but ridge"]),
+         ["model.methods", "project.methods.PLeaS has no option 'ridg'; nearest: ridge"]),
         ("merge", ["--trainer.max_epok", "3"], ["trainer.max_epok"]),
         ("merge", ["--config", "absent.yaml"], ["absent.yaml"]),
         ("predict", ["--model.networks", "student.ckpt"], ["model.networks", "a list is expected, such as '[FILE]'"]),
         ("merge", ["--model.methods", '[{"class_path": "project.methods.Plaes"}]'],
-         ["module 'project.methods' has no attribute 'Plaes', but PLeaS; see 'pleas merge --help'"]),
+         ["module 'project.methods' has no attribute 'Plaes'; nearest: PLeaS; see 'pleas merge --help'"]),
         ("merge", ["--model.methods",
                    '[{"class_path": "project.methods.Average", "init_args": {"align": "activation"}}]'],
          ["model.methods.align: expected 'none', 'activations', 'weights', 'both'; got value: activation; see"]),
@@ -61,7 +61,7 @@ def test_misspelt_options_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         main(["merge", "--config", str(tmp_path / "wrong.yaml")])
     assert left.value.code == 2
     told = capsys.readouterr().err
-    assert "no option 'bugdets', but budgets" in told
+    assert "no option 'bugdets'; nearest: budgets" in told
     assert "pleas merge --model.help project.modules.MergeModule" in told
 
 

@@ -21,8 +21,8 @@ class ClientDataModule(DomainDataModule):
     loader a domain.
 
     Args:
-        sets: See DomainDataModule.
-        clients: Clients of each domain.
+        sets: Data set, or list of data sets, from which the domains come.
+        clients: Clients of each domain; ``seed`` decides which picture is whose.
         alpha: Concentration of the Dirichlet distribution: small numbers give most of a class to one client, large
             ones the same to all. Plays no part where a domain has one client.
         options: As in DomainDataModule; ``label_space`` must be ``shared``.
@@ -71,13 +71,13 @@ class ClientDataModule(DomainDataModule):
     def train_dataloader(self) -> CombinedLoader:  # type: ignore[override]
         """Batches that map every client to pictures (B, 3, image_size, image_size) and output columns (B,).
 
-        In an epoch each client sees each of its pictures once, shuffled; one that has no more maps to None.
+        In an epoch each client sees each of its pictures once, shuffled, but for a last one that would be a batch by
+        itself; one that has no more maps to None.
         """
         transform = training_transform(self.preprocessing) if self.augment else self._plain
         loaders = {}
         for name, samples in self.client_samples().items():
-            lonely = len(samples) > self.batch_size and len(samples) % self.batch_size == 1
-            loaders[name] = self._loader(Pictures(samples, transform), shuffle=True, drop_last=lonely)
+            loaders[name] = self._training_loader(Pictures(samples, transform))
         return CombinedLoader(loaders, mode="max_size")
 
 

@@ -209,9 +209,7 @@ class DomainDataModule(LightningDataModule):
         columns = self.label_space.columns
         parts = [Pictures(self.samples(name, "train"), transform, columns(name).start) for name in self.domain_names]
         dataset: ConcatDataset[Any] = ConcatDataset(parts)
-        # A last batch of one picture would break batch norm.
-        lonely = len(dataset) > self.batch_size and len(dataset) % self.batch_size == 1
-        return self._loader(dataset, shuffle=True, drop_last=lonely)
+        return self._training_loader(dataset)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a domain: pictures (B, 3, image_size, image_size), labels (B,) among the domain's classes."""
@@ -260,6 +258,11 @@ class DomainDataModule(LightningDataModule):
         """Uneven shares would make processes wait for each other while fitting, so there `each_once` is off."""
         dataset = Pictures(self.samples(domain, use), self._plain)
         return self._loader(dataset, sampler=EachOnce(dataset) if each_once else None)
+
+    def _training_loader(self, dataset: Any) -> DataLoader[Any]:
+        """Shuffled; a last batch of one picture, which would break batch norm, is left out."""
+        lonely = len(dataset) > self.batch_size and len(dataset) % self.batch_size == 1
+        return self._loader(dataset, shuffle=True, drop_last=lonely)
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         settings = {"batch_size": self.batch_size, "num_workers": self.num_workers, **options}

@@ -50,6 +50,7 @@ class Problem:
         planned: Name -> method, of those that will have made one before the method that is asked.
         world: The processes among which the pictures are dealt out; statistics are summed over them already.
         progress: Where a method may keep what it has finished; None for nowhere.
+        names: What each source is called; empty where nobody said.
         scratch: Folder for what a fit does not need at the moment; None to hold it in memory.
     """
 
@@ -67,11 +68,14 @@ class Problem:
     planned: Mapping[str, "Method"] = field(default_factory=dict)
     world: World = ALONE
     progress: Progress | None = None
+    names: tuple[str, ...] = ()
     scratch: Path | None = None
 
     @property
     def source_names(self) -> list[str]:
-        """What each source is called where something is told of it: the domains that it owns, else its number."""
+        """What each source is called where something is told of it: its name, else its domains, else its number."""
+        if self.names:
+            return list(self.names)
         owned = [[domain for domain, owner in self.owners.items() if owner == i] for i in range(len(self.sources))]
         return ["+".join(domains) or f"source {index}" for index, domains in enumerate(owned)]
 
@@ -161,6 +165,9 @@ class Method(ABC):
 
     labelled = False
     """Whether it reads the labels of the calibration pictures."""
+
+    single = True
+    """Whether it makes one student for each budget; else as many as it likes, whatever the budgets."""
 
     follows: frozenset[str] = frozenset()
     """Names of methods whose students it takes up, as far as they are listed before it."""

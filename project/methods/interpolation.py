@@ -1,48 +1,66 @@
 """Linear mode connectivity: networks on the straight line between two sources (arXiv 1912.05671)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from project.errors import ConfigurationError
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
 from project.methods.space import Align, Space
-from project.student import Budget
+from project.student import Budget, Demand, stored_bytes
 
 
 class Interpolation(Aligned):
-    """Networks (1 − t) θᵃ + t θᵇ for t from 0 to 1, for every pair of sources.
+    """Networks (1 − t) θᵃ + t θᵇ for t from 0 to 1, for every pair of sources a and b, by their numbers in their order.
 
     Two networks are linearly connected where no point between them does worse than its share of both ends: the largest
     gap is their *barrier*. ``results.json`` has it under ``connectivity``, ``connectivity.png`` shows the lines. The
-    ends are among the points, with batch norms re-estimated as on the way, so that all are treated alike.
+    ends are among the points: where there are calibration pictures their batch norms are re-estimated as on the way,
+    so that all are treated alike; else the statistics lie on the line between the sources' own.
 
     Args:
-        steps: Number of steps from one source to the other; there is one point more.
+        steps: Number of steps from one source to the other, 1 to 1000; there is one point more.
         align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``interpolation``.
 
     Raises:
-        ConfigurationError: If there is not even one step.
+        ConfigurationError: If there is not even one step, or there are more than 1000.
     """
+
+    single = False
 
     def __init__(self, steps: int = 10, align: Align = "none", label: str | None = None) -> None:
         super().__init__(align, label)
-        if steps < 1:
-            raise ConfigurationError(f"steps of method {self.name} is {steps}; allowed: 1 or more.")
+        if not 1 <= steps <= 1000:
+            raise ConfigurationError(f"steps of method {self.name} is {steps}; allowed: 1 to 1000.")
         self.steps = steps
+
+    def demand(
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+    ) -> Demand:
+        """Of matching, and of all points, which are held until they are scored."""
+        count = len(problem.sources)
+        points = (self.steps + 1) * count * (count - 1) // 2
+        held = points * stored_bytes(problem.sources[0].state_dict())
+        base = super().demand(problem, pictures, budgets, batch)
+        return Demand(base.whole + held, base.least + held)
 
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """The points of every pair, each of one source's size, whatever the budgets."""
-        space, names = Space.of(problem, self.align), [name.replace(" ", "") for name in problem.source_names]
+        space, names = Space.of(problem, self.align), problem.source_names
+        averaged = [name for name, one in problem.sources[0].named_buffers() if one.is_floating_point()]
+        buffers = {name: space.buffers(name) for name in averaged}
         for a, b in combinations(range(len(names)), 2):
-            start, end = space.sources[a], space.sources[b]
+            start, end = (
+                space.sources[index] | {name: ones[index].double() for name, ones in buffers.items()}
+                for index in (a, b)
+            )
             for step in range(self.steps + 1):
                 t = step / self.steps
                 student = problem.start(space.maps)
                 write(student, {name: (1 - t) * one + t * end[name] for name, one in start.items()})
                 yield Merged(
-                    f"{self.name}-{names[a]}-{names[b]}-{t:.3g}",
+                    f"{self.name}-{a + 1}-{b + 1}-{t:.3g}",
                     Budget(1.0),
                     student,
                     matches={} if step else space.matches,

@@ -66,6 +66,11 @@ class Tuned(Method):
             )
         if not 0 < held_out < 1:
             raise ConfigurationError(f"held_out is {held_out}; allowed: above 0, below 1.")
+        if not method.single:
+            raise ConfigurationError(
+                f"method is {type(method).__name__}, which makes several students; allowed: methods that make one for "
+                f"each budget."
+            )
         check_grid(method, grid)
         self.method, self.grid, self.held_out = method, grid, held_out
         self.criterion: Criterion = criterion

@@ -1,8 +1,9 @@
 """Weight scope (WSA, arXiv 2408.12237): how a layer's weights spread, and how far that is from how they should.
 
-Weights of a layer are nearly normally distributed; their mean μ and standard deviation σ are the layer's scope. The
-average of networks whose scopes differ spreads like none of them, which is what training towards one scope prevents.
-Scopes do not depend on the order of units, so that they go with any alignment, and align nothing by themselves.
+Weights of a layer are nearly normally distributed; their mean μ and standard deviation σ are the layer's scope.
+Networks whose scopes differ count differently in an average, layer by layer, which is what training towards one scope
+prevents. It does not prevent that the average of unlike networks spreads less than each of them. Scopes do not depend
+on the order of units, so that they go with any alignment, and align nothing by themselves.
 """
 
 from collections.abc import Mapping, Sequence

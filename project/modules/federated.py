@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from project.data import ClientDataModule
-from project.errors import ConfigurationError
+from project.errors import CheckpointError, ConfigurationError
 from project.models.scope import fused_scope, layer_weights, scope_divergence
 from project.modules.fine_tune import FineTuneModule
 
@@ -20,23 +21,36 @@ class FederatedModule(FineTuneModule):
     """A network that clients train in turns without showing each other their pictures.
 
     An epoch is a round. Every client starts from the server's network with a fresh optimizer and trains on its own
-    pictures, each once; then the server takes the mean of the clients, weighted by their numbers of pictures, batch
-    norm statistics included. Validation, tests and checkpoints are of the server's network alone, and its checkpoints
-    are those of FineTuneModule: they can be tested, merged, or fine-tuned on.
+    pictures; then the server takes the mean of the clients, weighted by the numbers of pictures that they trained on,
+    batch norm statistics included. Validation, tests and checkpoints are of the server's network alone, and its
+    checkpoints are those of FineTuneModule: they can be tested, merged, or fine-tuned on. One that was written in the
+    middle of a round cannot be gone on from.
 
     With ``scope``, every client is pulled towards a weight scope (WSA, arXiv 2408.12237): with files as its target
     towards theirs in all rounds, else towards the scopes of the last round's clients, fused with their numbers of
     pictures as shares; in the first round towards those of the start.
 
-    Logged beside what FineTuneModule logs: ``train/loss/<client>``, and ``round/scope gap``, how far the clients'
-    scopes are from the fused ones at the end of a round, mean over clients of the sum over layers. Every client's step
-    counts as one. Arguments are those of FineTuneModule. Clients train one after the other in one process.
+    Logged beside what FineTuneModule logs, for every round: ``train/loss/<client>``, the mean over its pictures, and
+    ``round/scope gap``, how far the clients' scopes are from the fused ones, mean over clients of the sum over layers;
+    ``train/scope`` is the mean over clients. Every client's step counts as one. Arguments are those of FineTuneModule.
+
+    The clients take turns batch by batch in one process, which holds all their networks and optimizers. Lightning
+    refuses ``trainer.gradient_clip_val`` and ``trainer.accumulate_grad_batches``, which play no part here.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False  # every client has an optimizer of its own
 
     def setup(self, stage: str) -> None:
         """See that the data have clients, and that there is one process."""
+        if stage == "fit":
+            self._check()
+        super().setup(stage)
+
+    def _check(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and not isinstance(data, ClientDataModule):
+        if not isinstance(data, ClientDataModule):
             raise ConfigurationError(f"data is {type(data).__name__}; use ClientDataModule to train in rounds.")
         if self.trainer.world_size > 1:
             raise ConfigurationError(
@@ -45,15 +59,14 @@ class FederatedModule(FineTuneModule):
             )
         if self.lr_interval != "epoch":
             raise ConfigurationError(f"lr_interval is {self.lr_interval!r}; rounds have one rate each: use 'epoch'.")
-        self.automatic_optimization = False  # every client has an optimizer of its own
-        super().setup(stage)
 
     def configure_optimizers(self) -> Any:
         """Make the clients, and for each its optimizer and schedule."""
         assert isinstance(self.trainer.datamodule, ClientDataModule)  # type: ignore[attr-defined]
         names = self.trainer.datamodule.client_names  # type: ignore[attr-defined]
         server = self.network
-        # Kept out of the state dict: at the end of a round they are the server's network.
+        self.pictures: defaultdict[str, int] = defaultdict(int)
+        # Kept out of the state dict: when a round opens they are the server's network.
         self.clients: dict[str, nn.Module] = {name: deepcopy(server) for name in names}
         found = []
         for client in self.clients.values():
@@ -64,18 +77,26 @@ class FederatedModule(FineTuneModule):
             raise ConfigurationError("lr_scheduler is ReduceLROnPlateau; rounds need one that goes by their number.")
         return [one["optimizer"] for one in found], schedules
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
+        """Say what each client has."""
+        super().on_train_start()
+        data: ClientDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        for name, samples in data.client_samples().items():
+            classes = len({label for _, label in samples})
+            rank_zero_info(f"client {name} has {len(samples)} pictures of {classes} classes")
+
+    def _open_round(self) -> None:
         """Send the server's network to the clients."""
-        self.pictures: defaultdict[str, int] = defaultdict(int)
-        for client, optimizer in zip(self.clients.values(), self._optimizers, strict=True):
+        for client in self.clients.values():
             client.load_state_dict(self.network.state_dict())
             client.train()
             for name in self.freeze_names:
                 client.get_submodule(name).eval()
-            optimizer.state.clear()
 
     def training_step(self, batch: Mapping[str, tuple[Tensor, Tensor] | None], batch_idx: int) -> None:  # type: ignore[override]
         """A step of every client on pictures (batch, 3, height, width) and their columns (batch,)."""
+        if not self.pictures:
+            self._open_round()
         losses, penalties = {}, []
         for (name, client), optimizer in zip(self.clients.items(), self._optimizers, strict=True):
             given = batch[name]
@@ -90,12 +111,36 @@ class FederatedModule(FineTuneModule):
             self.manual_backward(loss)
             optimizer.step()
             self.pictures[name] += len(x)
-        self.log_dict({f"train/loss/{name}": loss.detach() for name, loss in losses.items()})
+            self.log(f"train/loss/{name}", losses[name].detach(), on_step=False, on_epoch=True, batch_size=len(x))
         self.log("train/loss", sum(loss.detach() for loss in losses.values()) / len(losses), prog_bar=True)
         if penalties:
             self.log("train/scope", torch.stack(penalties).mean().detach())
         if self.trainer.is_last_batch:  # before the validation that ends the epoch
             self._close_round()
+
+    def on_train_epoch_end(self) -> None:
+        """Close a round that was cut short, by ``max_steps`` or ``max_time``, with what the clients have learned."""
+        if self.pictures:
+            self._close_round()
+
+    def on_fit_end(self) -> None:
+        """Leave the accelerator to others."""
+        for client in self.clients.values():
+            client.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the server's network.
+
+        Raises:
+            CheckpointError: If the checkpoint was written in the middle of a round.
+        """
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+        if progress is not None and progress["current"]["ready"] and not progress["is_last_batch"]:
+            raise CheckpointError(
+                "The checkpoint was written in the middle of a round, and holds none of what its clients had learned; "
+                "use one from the end of a round."
+            )
+        super().on_load_checkpoint(checkpoint)
 
     @torch.no_grad()
     def _close_round(self) -> None:
@@ -112,6 +157,9 @@ class FederatedModule(FineTuneModule):
             self.scope_targets = {name: fused[name] for name in self.scope_targets}
         for schedule in self._schedules:
             schedule.step()
+        for optimizer in self._optimizers:
+            optimizer.state.clear()  # the next round's are fresh, and no checkpoint need hold these
+        self.pictures.clear()
 
     @property
     def _fusion(self) -> Any:

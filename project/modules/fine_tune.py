@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
+from project.data import ClientDataModule
 from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
@@ -41,8 +42,8 @@ class FineTuneModule(LightningModule):
         lr_interval: What the schedule counts, epochs or steps.
         label_smoothing: Share of the target spread over all classes while training, from 0 to 1.
         freeze: Names of parts that are left as they are, batch norm statistics included, such as conv1 or layer1.0.
-        scope: Pull of every layer's weights towards a weight scope (WSA), so that networks trained apart average
-            better. None by default; ``train/scope`` is logged where there is one.
+        scope: Pull of the weights of every convolution and linear layer towards a weight scope (WSA, which claims that
+            networks trained apart average better then). None by default; ``train/scope`` is logged where there is one.
 
     Raises:
         ConfigurationError: If the arguments contradict each other, or a name is not known.
@@ -93,6 +94,8 @@ class FineTuneModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the classes and the preprocessing from the data."""
         data = getattr(self.trainer, "datamodule", None)  # not declared by Trainer
+        if isinstance(data, ClientDataModule) and self.automatic_optimization:
+            raise ConfigurationError("data is ClientDataModule; use FederatedModule to train clients in rounds.")
         if data is not None:
             if not hasattr(data, "label_space"):
                 raise ConfigurationError(f"data is a {type(data).__name__}, which has no label_space.")

@@ -71,6 +71,7 @@ def prepare(
         sources[0].architecture,
         data.preprocessing,
         base=base,
+        names=tuple(source.name for source in sources),
     )
     pictures = data.calibration_counts()
     _check_methods(methods, problem, pictures, budgets)

@@ -14,16 +14,17 @@ from project.models.scope import Fusion, Scope, check_scopes, fused_scope, layer
 
 @dataclass(frozen=True)
 class WeightScope:
-    """A pull of every layer's weights towards a scope: strength · Σ over layers of D_KL(scope ‖ target).
+    """A pull of layers' weights towards a scope: strength · Σ over layers of D_KL(scope ‖ target).
 
-    Networks that are trained so, from any starts, have weights that spread alike, and are to be averaged with less
-    loss. It aligns no units: where the starts differ, they must be matched all the same.
+    Layers are convolutions and linear ones. Networks that are trained so, from any starts, have weights that spread
+    alike; it aligns no units.
 
     Args:
-        strength: What the sum of the layers' divergences counts for beside the cross-entropy. A layer's divergence
-            moves each of its n weights by 1/n of what moves σ, so that numbers around 1 are small.
-        target: Files of networks of this architecture whose scopes are fused to the target; by default the weights
-            that the training starts from. Give all networks that are to be averaged the same.
+        strength: What the sum of the layers' divergences counts for beside the cross-entropy. With plain SGD, training
+            diverges where the rate times the strength exceeds n σ² of a layer of n weights, some 2 for a small head.
+        target: Files of networks of this architecture, but for the number of classes, whose scopes are fused to the
+            target; by default the weights that the training starts from. Give all networks that are to be averaged
+            the same.
         fusion: How the scopes of several files are fused: ``variances``, ``pooled`` or ``average``, see
             :func:`~project.models.scope.fused_scope`.
 
@@ -48,10 +49,13 @@ class WeightScope:
             network: As it starts.
 
         Raises:
-            CheckpointError: If a file lacks a layer.
+            CheckpointError: If a file lacks a layer, or has one of another shape.
             ConfigurationError: If all weights of a layer are alike, here or in the files.
         """
-        own = {name: scope_of(one) for name, one in layer_weights(network).items() if one.requires_grad}
+        weights = {name: one for name, one in layer_weights(network).items() if one.requires_grad}
+        if not weights:
+            raise ConfigurationError("scope is given, but no convolution or linear layer is trained (freeze).")
+        own = {name: scope_of(one) for name, one in weights.items()}
         check_scopes(own, "scope of the weights at the start")
         if not self.target:
             return own
@@ -59,8 +63,13 @@ class WeightScope:
         for path, state in zip(self.target, states, strict=True):
             if missing := [name for name in own if name not in state]:
                 raise CheckpointError(f"target of scope is {path}, which lacks {missing[0]}; is it of this network?")
-            if other := [name for name in own if state[name].shape != states[0][name].shape]:
-                raise CheckpointError(f"target of scope is {path}, whose {other[0]} is not shaped as in the first one.")
+            if other := [name for name, one in weights.items() if state[name].shape[1:] != one.shape[1:]]:
+                raise CheckpointError(
+                    f"target of scope is {path}, whose {other[0]} is of shape {tuple(state[other[0]].shape)}, but the "
+                    f"network's of {tuple(weights[other[0]].shape)}."
+                )
+            if self.fusion == "average" and any(state[name].shape != states[0][name].shape for name in own):
+                raise CheckpointError(f"target of scope is {path}, which has other classes than {self.target[0]}.")
         found = {name: fused_scope([state[name] for state in states], self.fusion) for name in own}
         check_scopes(found, f"target of scope, {', '.join(map(str, self.target))}")
         return found

@@ -1,7 +1,7 @@
 """The vectors that a layer multiplies: patches of a convolution, features of a linear layer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -112,26 +112,47 @@ class _ExactConvolutions:
     """While anybody is inside, in whichever thread, cuDNN's convolutions do not use TF32."""
 
     def __init__(self) -> None:
-        cudnn: Any = torch.backends.cudnn
-        # Before torch 2.9 one switch was for all of cuDNN; since then it cannot be read where its parts were set apart.
-        switch: tuple[Any, str, Any] = (cudnn, "allow_tf32", False)
-        if hasattr(cudnn, "conv"):
-            switch = (cudnn.conv, "fp32_precision", "ieee")
-        self._where, self._name, self._exact = switch
-        self._lock, self._inside, self._before = Lock(), 0, None
+        self._lock, self._inside = Lock(), 0
+        self._restore: Callable[[], None] = lambda: None
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._before = getattr(self._where, self._name)
-                setattr(self._where, self._name, self._exact)
+                self._restore = _without_tf32(torch.backends.cudnn)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                setattr(self._where, self._name, self._before)
+                self._restore()
+
+
+def _without_tf32(cudnn: Any) -> Callable[[], None]:
+    """Switch TF32 off for convolutions; returns what brings back what was.
+
+    The switch for all of cuDNN goes first, since others may read it meanwhile, which torch refuses where its parts
+    differ; since torch 2.9 parts can be set by themselves, and what stands above them can overrule that switch.
+    """
+    changed: list[tuple[Any, str, Any]] = []
+
+    def change(where: Any, name: str, value: Any) -> None:
+        changed.append((where, name, getattr(where, name)))
+        setattr(where, name, value)
+
+    try:
+        if cudnn.allow_tf32:
+            change(cudnn, "allow_tf32", False)
+    except RuntimeError:
+        pass  # its parts differ already
+    if hasattr(cudnn, "conv") and cudnn.conv.fp32_precision == "tf32":
+        change(cudnn.conv, "fp32_precision", "ieee")
+
+    def restore() -> None:
+        for where, name, value in reversed(changed):
+            setattr(where, name, value)
+
+    return restore
 
 
 _CUDNN = _ExactConvolutions()

@@ -45,12 +45,13 @@ def connectivity_figure(paths: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(4.2 * min(3, len(paths)), 3.6 * ((len(paths) + 2) // 3)), layout="constrained")
     panels = figure.subplots((len(paths) + 2) // 3, min(3, len(paths)), squeeze=False, sharey=True).flatten()
     for axes, (name, path) in zip(panels, paths.items(), strict=False):
-        for index, (domain, values) in enumerate(path["accuracy"].items()):
+        lines = path["accuracy"] if len(path["accuracy"]) > 2 else {"mean": path["accuracy"]["mean"]}  # of one domain
+        for index, (domain, values) in enumerate(lines.items()):
             style = {"color": INK, "linewidth": 2.5} if domain == "mean" else {"color": COLOURS[index % len(COLOURS)]}
             axes.plot(path["t"], values, "o-", label=domain, markersize=4, **style)
         ends = [path["accuracy"]["mean"][place] for place in (0, -1)]
         axes.plot([0, 1], ends, ":", color=INK)
-        axes.set(title=f"{name}\nbarrier {path['barrier']['mean']:.1f}", xlabel="t")
+        axes.set(title=f"{name}\nbarrier {path['barrier']['mean']:.1f}", xlabel="t, from the first to the second")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
     for axes in panels[len(paths) :]:

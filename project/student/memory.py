@@ -64,8 +64,9 @@ class MemoryPlan:
     def __str__(self) -> str:
         """In one sentence."""
         told = [
-            f"memory: at most {size(self.peak)} of {size(self.room)}: statistics {size(self.statistics)}, gathering "
-            f"beside them {size(self.batch)}, the fit {size(self.demand.whole)}"
+            f"memory: at most {size(self.peak)} of {size(self.room)} beside what the process has: statistics "
+            f"{size(self.statistics)}, and with them gathering {size(self.batch)}, then the fit "
+            f"{size(self.demand.whole)}"
         ]
         if len(self.shares) > 1:
             told.append(f"statistics are gathered in {len(self.shares)} passes over the pictures and wait on disk")

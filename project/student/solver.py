@@ -293,15 +293,15 @@ class Factor:
 
     def _estimated_condition(self, matrix: Tensor) -> Tensor:
         """Ratio of the extreme eigenvalues, from below: power iteration on the matrix and on its inverse."""
-        largest = self._iterated(matrix.diagonal(dim1=-2, dim2=-1), lambda vector: matrix @ vector)
         pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
-        inverse = self._iterated(-pivots, lambda vector: torch.cholesky_solve(vector, self._cholesky))
+        largest = self._iterated(pivots, lambda vector: matrix @ vector)
+        inverse = self._iterated(1 / pivots, lambda vector: torch.cholesky_solve(vector, self._cholesky))
         return largest * inverse
 
     @staticmethod
-    def _iterated(weights: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
-        """An estimate of the largest eigenvalue of what is applied, from the unit vector of the largest weight on."""
-        vector = torch.nn.functional.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights)[..., None]
+    def _iterated(start: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        """An estimate, from below, of the largest eigenvalue; one whose eigenvector is across the start escapes it."""
+        vector = start[..., None] / torch.linalg.vector_norm(start, dim=-1)[..., None, None]
         for _ in range(STEPS):
             vector = apply(vector)
             length = torch.linalg.vector_norm(vector, dim=(-2, -1))

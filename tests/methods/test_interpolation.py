@@ -7,7 +7,8 @@ import torch
 from helpers import DOMAINS, close, make_problem, permuted_family, pictures, random_network, run
 
 from project.errors import ConfigurationError
-from project.methods import Interpolation
+from project.methods import Interpolation, Tuned
+from project.student import stored_bytes
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -19,11 +20,20 @@ def test_points_are_weighted_means_of_both_ends(count: int) -> None:
     for merged, (a, b, t) in zip(found, expected, strict=True):
         path = {"method": "interpolation", "from": DOMAINS[a], "to": DOMAINS[b], "t": t}
         assert merged.learned["path"] == path
-        assert merged.name == f"interpolation-{DOMAINS[a]}-{DOMAINS[b]}-{t:.3g}-1.00"
+        assert merged.name == f"interpolation-{a + 1}-{b + 1}-{t:.3g}-1.00"
         mine = dict(merged.student.network.named_parameters())
         for name, start in sources[a].named_parameters():
             end = sources[b].get_parameter(name)
             assert torch.allclose(mine[name], (1 - t) * start + t * end, atol=1e-6)
+
+
+def test_the_ends_are_the_sources_without_any_picture() -> None:
+    """Their batch norms' statistics too."""
+    sources, batch = [random_network(0, seed) for seed in range(3)], pictures(6, 3)
+    found = list(Interpolation(steps=2, align="weights").merge(make_problem(sources, needs=()), [1.0]))
+    for (a, b), (start, _, end) in zip(combinations(range(3), 2), zip(*[iter(found)] * 3, strict=True), strict=True):
+        assert close(run(start.student, batch), run(sources[a], batch), 1e-4)
+        assert close(run(end.student, batch), run(sources[b], batch), 1e-4)
 
 
 def test_between_permuted_copies_nothing_changes_once_they_are_aligned() -> None:
@@ -40,6 +50,14 @@ def test_heads_of_their_own_stay_the_sources() -> None:
     assert torch.equal(heads[0], heads[1])
 
 
+def test_points_are_held_until_they_are_scored() -> None:
+    problem = make_problem([random_network(0, seed) for seed in range(3)], needs=())
+    few, many = (Interpolation(steps).demand(problem, {}, [1.0], 1).least for steps in (1, 3))
+    assert many - few == 2 * 3 * stored_bytes(problem.sources[0].state_dict())
+
+
 def test_a_path_without_a_step_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="steps of method interpolation is 0; allowed: 1 or more"):
+    with pytest.raises(ConfigurationError, match="method is Interpolation, which makes several students"):
+        Tuned(Interpolation(), {"steps": [1, 2]})
+    with pytest.raises(ConfigurationError, match="steps of method interpolation is 0; allowed: 1 to 1000"):
         Interpolation(steps=0)

@@ -329,7 +329,7 @@ def test_settings_are_told_in_files() -> None:
         (lambda: Tuned(TIES(), {}), "grid is empty; name arguments of TIES: keep, scale, trim, align"),
         (
             lambda: Tuned(TIES(), {"kept": [0.1]}),
-            "grid names 'kept', but keep; arguments of TIES: keep, scale, trim, align",
+            "grid names 'kept'; nearest: keep; arguments of TIES: keep, scale, trim, align",
         ),
         (lambda: Tuned(TIES(), {"label": ["a"]}), "grid names 'label'"),
         (lambda: Tuned(TIES(), {"keep": []}), r"grid gives \[\] for 'keep'; allowed: a list of values, one at least"),

@@ -88,7 +88,7 @@ def test_description_survives_plain_values() -> None:
     [
         (
             ("vgg99", 10),
-            "architecture is 'vgg99'; there is none of that name, but vgg19, vgg19_bn, vgg16; allowed: resnet18",
+            "architecture is 'vgg99'; there is none of that name; nearest: vgg19, vgg19_bn, vgg16; allowed: resnet18",
         ),
         (("vgg16", 10, "small"), "stem is 'small', but vgg16 has one stem"),
         (("resnet18", 0), "num_classes is 0"),

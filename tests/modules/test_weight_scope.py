@@ -54,12 +54,16 @@ def test_by_default_weights_are_held_where_they_start() -> None:
     assert sum(drifts(held).values()) < sum(drifts(loose).values())
 
 
-def test_the_loss_that_is_told_is_the_cross_entropy() -> None:
-    torch.manual_seed(0)
-    found, its_trainer = module(scope=WeightScope(3.0)), trainer(fast_dev_run=True)
-    its_trainer.fit(found, datamodule=Data())
-    assert {"train/loss", "train/scope"} <= set(its_trainer.callback_metrics)
-    assert float(its_trainer.callback_metrics["train/scope"]) == pytest.approx(0, abs=1e-4)  # before the first step
+def test_the_loss_that_is_told_is_the_cross_entropy(files: list[Path]) -> None:
+    told = []
+    for scope in (None, WeightScope(3.0, (files[1],))):
+        torch.manual_seed(0)
+        found, its_trainer = module(scope=scope), trainer(fast_dev_run=True)
+        its_trainer.fit(found, datamodule=Data())
+        told.append(its_trainer.callback_metrics)
+    assert float(told[1]["train/loss"]) == pytest.approx(float(told[0]["train/loss"]))
+    assert float(told[1]["train/scope"]) > 1
+    assert "train/scope" not in told[0]
 
 
 def test_a_fit_that_is_taken_up_again_keeps_its_target(tmp_path: Path) -> None:
@@ -92,8 +96,12 @@ def test_what_cannot_be_a_target_is_refused(files: list[Path], tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"other\.pth, which lacks layer2\.0\.conv1\.weight"):
         WeightScope(1.0, (files[0], tmp_path / "other.pth")).targets(network)
     torch.save(resnet("resnet20", 0, width=2).state_dict(), tmp_path / "wide.pth")
-    with pytest.raises(CheckpointError, match=r"wide\.pth, whose conv1\.weight is not shaped as in the first one"):
+    with pytest.raises(
+        CheckpointError, match=r"wide\.pth, whose layer1\.0\.conv1\.weight is of shape \(32, 32, 3, 3\), but"
+    ):
         WeightScope(1.0, (files[0], tmp_path / "wide.pth")).targets(network)
+    with pytest.raises(ConfigurationError, match="no convolution or linear layer is trained"):
+        WeightScope().targets(resnet("resnet20", 0).requires_grad_(False))
     torch.nn.init.zeros_(network.fc.weight)
     with pytest.raises(ConfigurationError, match=r"all weights of fc\.weight are 0"):
         WeightScope().targets(network)

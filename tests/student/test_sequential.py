@@ -312,3 +312,17 @@ def test_networks_with_products_merge_with_themselves() -> None:
     probe = pictures(4, 5)
     with torch.no_grad():
         assert torch.allclose(merged.student(probe), gate(probe), atol=1e-4)
+
+
+def test_the_walk_does_without_tf32() -> None:
+    """Whatever the default: rounding to ten bits would be carried from layer to layer."""
+    seen, given = set(), problem(2)
+
+    def note(*_: object) -> None:
+        conv = getattr(torch.backends.cudnn, "conv", None)
+        seen.add(torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32")
+
+    for source in given.sources:
+        source.get_submodule("conv").register_forward_hook(note)
+    fitted(given, 1)
+    assert seen == {False}
