@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import resnet, same_state
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import project
 from project import __main__ as command
@@ -721,6 +722,12 @@ def test_what_lightning_refuses_is_told_in_one_sentence(
     monkeypatch.setattr("sys.argv", ["pleas", "test", "--config", str(TINY / "merge.yaml"), "--run", "runs/tiny/mixed"])
     assert command.console() == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("pleas: error: No `test_step()` method defined")
+
+
+def test_a_fit_that_is_told_to_end_does_not_say_that_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning raises a SystemExit without a number, at which make and schedulers would go on."""
+    monkeypatch.setattr(command, "main", lambda: (_ for _ in ()).throw(SIGTERMException()))
+    assert command.console() == 128 + 15
 
 
 def test_every_method_in_one_merge(tiny: Path) -> None:
