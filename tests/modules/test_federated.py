@@ -179,6 +179,7 @@ def test_frozen_parts_are_the_same_in_all_rounds(folder: Path) -> None:
     assert not torch.equal(mine["layer1"][0].conv1.weight, start.layer1[0].conv1.weight)  # type: ignore[index, union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_rounds_that_are_taken_up_again_are_the_same(folder: Path, tmp_path: Path) -> None:
     """From the file that ModelCheckpoint writes, which holds neither clients nor what their optimizers remember."""
     whole = module(scope=WeightScope(1.0))
