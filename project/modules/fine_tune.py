@@ -94,7 +94,7 @@ class FineTuneModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the classes and the preprocessing from the data."""
         data = getattr(self.trainer, "datamodule", None)  # not declared by Trainer
-        if isinstance(data, ClientDataModule) and self.automatic_optimization:
+        if stage == "fit" and isinstance(data, ClientDataModule) and self.automatic_optimization:
             raise ConfigurationError("data is ClientDataModule; use FederatedModule to train clients in rounds.")
         if data is not None:
             if not hasattr(data, "label_space"):
