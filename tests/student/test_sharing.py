@@ -64,19 +64,19 @@ def test_processes_solve_their_rows_and_are_told_the_others(seed: int, size: int
 def counted() -> Iterator[dict[str, float]]:
     """The work of factorising and solving that is done meanwhile."""
     work = {"factors": 0.0, "rows": 0.0}
-    factorise, solve = torch.linalg.cholesky_ex, torch.cholesky_solve
+    factorise, solve = torch.linalg.cholesky_ex, solver.Factor.solve
 
     def counted_factor(matrix: Tensor) -> Any:
         work["factors"] += len(matrix) ** 3 / 3
         return factorise(matrix)
 
-    def counted_solve(right: Tensor, factor: Tensor) -> Tensor:
-        work["rows"] += right.shape[1] * len(right) ** 2
-        return solve(right, factor)
+    def counted_solve(factor: solver.Factor, right: Tensor) -> Tensor:
+        work["rows"] += len(right) * right.shape[1] ** 2
+        return solve(factor, right)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solver.torch.linalg, "cholesky_ex", counted_factor)
-        patch.setattr(solver.torch, "cholesky_solve", counted_solve)
+        patch.setattr(solver.Factor, "solve", counted_solve)
         yield work
 
 
