@@ -1,6 +1,5 @@
 """Domains dealt out to clients that keep their pictures to themselves, as in federated learning."""
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from project.data.datamodule import DomainDataModule
 from project.data.domain import DomainSet, Sample
 from project.data.pictures import Pictures
+from project.data.splits import by_class
 from project.data.transforms import training_transform
 from project.errors import ConfigurationError
 
@@ -94,11 +94,8 @@ def dealt_out(samples: list[Sample], clients: int, alpha: float, seed: int | lis
         The samples of each client, in the order of the clients.
     """
     draw = np.random.default_rng(seed)
-    by_label: defaultdict[int, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda sample: (sample[1], sample[0])):
-        by_label[sample[1]].append(sample)
     found: list[list[Sample]] = [[] for _ in range(clients)]
-    for members in by_label.values():
+    for members in by_class(samples).values():
         order = draw.permutation(len(members))
         ends = np.round(np.cumsum(draw.dirichlet(np.full(clients, alpha)))[:-1] * len(members)).astype(int)
         for part, chosen in zip(found, np.split(order, ends), strict=True):

@@ -40,17 +40,22 @@ def hold_out(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sa
     Returns:
         What stays and what is set aside, each sorted by class and file.
     """
-    by_label: defaultdict[int, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda sample: (sample[1], sample[0])):
-        by_label[sample[1]].append(sample)
     stay: list[Sample] = []
     aside: list[Sample] = []
-    for label, members in by_label.items():
+    for label, members in by_class(samples).items():
         count = min(max(1, round(fraction * len(members))), len(members) - 1) if fraction > 0 else 0
         chosen = set(np.random.default_rng([seed, label]).permutation(len(members))[:count].tolist())
         for index, member in enumerate(members):
             (aside if index in chosen else stay).append(member)
     return stay, aside
+
+
+def by_class(samples: list[Sample]) -> dict[int, list[Sample]]:
+    """Label -> its samples by file, whatever the order of listing; labels ascend."""
+    found: defaultdict[int, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda sample: (sample[1], sample[0])):
+        found[sample[1]].append(sample)
+    return found
 
 
 def shuffled(samples: list[Sample], seed: int) -> list[Sample]:

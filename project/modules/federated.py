@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from project.data import ClientDataModule
 from project.errors import CheckpointError, ConfigurationError
-from project.models.scope import fused_scope, layer_weights, scope_divergence
+from project.models.scope import Fusion, fused_scope, layer_weights, scope_divergence
 from project.modules.fine_tune import FineTuneModule
 
 
@@ -162,7 +162,7 @@ class FederatedModule(FineTuneModule):
         self.pictures.clear()
 
     @property
-    def _fusion(self) -> Any:
+    def _fusion(self) -> Fusion:
         return "variances" if self.scope is None else self.scope.fusion
 
     @property

@@ -21,7 +21,7 @@ class WeightScope:
 
     Args:
         strength: What the sum of the layers' divergences counts for beside the cross-entropy. With plain SGD, training
-            diverges where the rate times the strength exceeds n σ² of a layer of n weights, some 2 for a small head.
+            diverges where the rate times the strength exceeds n σ² of a layer of n weights.
         target: Files of networks of this architecture, but for the number of classes, whose scopes are fused to the
             target; by default the weights that the training starts from. Give all networks that are to be averaged
             the same.
