@@ -1,6 +1,7 @@
 """Which unit of which source each unit of the student stands for."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ class UnitMap:
             if not torch.equal(units, torch.arange(len(units))):
                 raise MergeError(f"unit map names a unit of source {source} twice or leaves one out; once is allowed.")
         object.__setattr__(self, "members", members[row_order(members)] if self.ranked else members)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the units stand for the same, in the same order."""
+        return isinstance(other, UnitMap) and torch.equal(self.members, other.members)
+
+    def __hash__(self) -> int:
+        """Of the members."""
+        return hash((self.members.shape, self.members.numpy().tobytes()))
 
     @classmethod
     def identity(cls, size: int, sources: int) -> "UnitMap":
@@ -88,7 +97,7 @@ class UnitMap:
         """Number of units of the group in each source."""
         return tuple(self.present.sum(0).tolist())
 
-    @property
+    @cached_property
     def blocks(self) -> list[tuple[slice, tuple[bool, ...]]]:
         """Runs of rows with the same sources: (rows, which sources)."""
         sets, counts = torch.unique_consecutive(self.present, dim=0, return_counts=True)

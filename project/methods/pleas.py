@@ -15,7 +15,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.matching import By
 from project.methods.permutation import Permutation, Separate
-from project.moments import LAYERS, PICTURES
+from project.moments import LAYERS, PICTURES, pays
 from project.student import (
     Budget,
     KeptFits,
@@ -29,7 +29,6 @@ from project.student import (
     restyled,
     stages,
     unfitted,
-    view,
     waiting,
     with_joins,
 )
@@ -205,11 +204,10 @@ class PLeaS(Permutation):
     ) -> Demand:
         """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
         layers = problem.spec.layers
-        if not self.sequential:  # sets out from all sources' inputs side by side, whatever the budget
-            apart = len(problem.sources) * max(layer.taps * problem.spec.sizes[layer.inputs] for layer in layers) + 1
-            solving = solve_bytes(apart, len(pictures))
-            return Demand(solving, solving)
         shapes = self._shapes(problem, budgets)
+        if not self.sequential:
+            solving = max(self._joint_bytes(layer, problem, shapes, len(pictures)) for layer in layers)
+            return Demand(solving, solving)
         strangers = self._strangers(problem, pictures)
         domains = len(pictures) + len(strangers) * (len(problem.sources) - 1)
         solving = max(
@@ -226,6 +224,17 @@ class PLeaS(Permutation):
             drawn = [0 if self.excess is None else drawn_bytes(problem.spec, one, count, DENSEST) for one in units]
             found.append(walk_bytes(values, count) + max(drawn) + solving)
         return Demand(*found)
+
+    def _joint_bytes(
+        self, layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMap]], domains: int
+    ) -> int:
+        """Of the joint fit of one layer: V G of every domain, and what is solved or what the sources' moment takes."""
+        module, sources = problem.sources[0].get_submodule(layer.name), len(problem.sources)
+        apart = sources * problem.spec.sizes[layer.inputs] * layer.taps + layer.bias
+        crossed = 8 * domains * sources * problem.spec.sizes[layer.outputs] * apart
+        correlated = pays(module, sources * problem.spec.sizes[layer.inputs], layer.sides)
+        read = 0 if correlated else 3 * 8 * apart**2  # the moment, written out to be merged
+        return crossed + max(read, solve_bytes(self._unknowns(layer, problem, shapes), 1))
 
     def _shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
         """Unit maps of all axes of the students, none narrower than it is going to be."""
@@ -321,7 +330,8 @@ class PLeaS(Permutation):
     def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
         """The joint fit of all students; its layers do not wait for each other and are dealt out to the processes."""
         world, layers = problem.world, [layer for layer in problem.spec.layers if not self._kept(layer, problem)]
-        owners = world.deal([sum(_effort(layer, merged) for merged in starts) for layer in layers])
+        maps = {layer: [_maps(layer, merged) for merged in starts] for layer in layers}
+        owners = world.deal([sum(_effort(layer, *one) for one in set(maps[layer])) for layer in layers])
         found = torch.zeros(len(layers), len(starts), len(MEASURED), dtype=torch.float64)
         mine = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
         with world.together("could not fit its share of the layers"):
@@ -329,21 +339,22 @@ class PLeaS(Permutation):
                 matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
                 views = self._views(layer, matrices, problem)
                 same = layer.inputs == problem.spec.plain_input
-                for student, merged in enumerate(starts):
-                    outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
-                    fit = fit_layer(layer, matrices, outputs, inputs, views, ridge=self.ridge, same_input=same)
-                    merged.student.load_layer(layer.name, fit.matrix)
-                    found[number, student] = found.new_tensor(list(_measured(fit).values()))
+                fits: dict[tuple[UnitMap, UnitMap], LayerFit] = {}  # budgets may leave a layer's maps as they were
+                for student, (merged, one) in enumerate(zip(starts, maps[layer], strict=True)):
+                    if one not in fits:
+                        fits[one] = fit_layer(layer, matrices, *one, views, ridge=self.ridge, same_input=same)
+                    merged.student.load_layer(layer.name, fits[one].matrix)
+                    found[number, student] = found.new_tensor(list(_measured(fits[one]).values()))
         world.reduce(found)
         for layer, owner in zip(layers, owners, strict=True):
             for merged in starts:
                 for tensor in merged.student.network.get_submodule(layer.name).parameters():
                     world.broadcast(tensor.detach(), owner)
-        fits: list[dict[str, dict[str, float]]] = [
+        told: list[dict[str, dict[str, float]]] = [
             {layer.name: dict(zip(MEASURED, row, strict=True)) for layer, row in zip(layers, rows, strict=True)}
             for rows in found.transpose(0, 1).tolist()
         ]
-        return [replace(merged, layers=fit) for merged, fit in zip(starts, fits, strict=True)]
+        return [replace(merged, layers=one) for merged, one in zip(starts, told, strict=True)]
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
         """Whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'."""
@@ -357,10 +368,10 @@ class PLeaS(Permutation):
         if problem.statistics is None:
             raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
         if self.targets == "mean" and not self.weights:
-            return [view(layer, matrices, problem.statistics.layer(layer.name))]
+            return [View(layer, matrices, problem.statistics.layer(layer.name))]
         owners = problem.owners if self.targets == "own" else {}
         return [
-            view(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
+            View(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
             for domain, moment in problem.statistics.layers[layer.name].items()
         ]
 
@@ -377,7 +388,11 @@ def _measured(fit: LayerFit) -> dict[str, float]:
     return dict(zip(MEASURED, found, strict=True))
 
 
-def _effort(layer: Layer, merged: Merged) -> float:
-    """What the joint fit of a layer of a student costs, were its rows one block."""
-    outputs, inputs = merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+def _maps(layer: Layer, merged: Merged) -> tuple[UnitMap, UnitMap]:
+    """Unit maps of a layer's outputs and of its inputs."""
+    return merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+
+
+def _effort(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> float:
+    """What the joint fit of a layer costs, were its rows one block."""
     return effort(inputs.units * layer.taps + layer.bias, outputs.units)

@@ -1,11 +1,11 @@
 """Second moments of what the sources read and write, gathered in one pass."""
 
 from project.moments.blocks import GroupedMoment
-from project.moments.correlations import gram_costs
+from project.moments.correlations import gram_costs, pays
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import InputMoment, LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
-from project.moments.moment import Moment, Reduce, SecondMoment, Sums
+from project.moments.moment import Moment, Pull, Reduce, SecondMoment, Sums
 from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
 from project.moments.positions import Positions, drawn_count
 from project.moments.stamp import PictureSum, Stamp, network_hash, tensor_sums
@@ -14,9 +14,9 @@ from project.moments.store import StoredStatistics, add_statistics, read_statist
 
 __all__ = [
     "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "GroupedMoment",
-    "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions", "Reduce", "Run", "SecondMoment",
-    "SquareMoment", "Stamp", "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment",
+    "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions", "Pull", "Reduce", "Run",
+    "SecondMoment", "SquareMoment", "Stamp", "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment",
     "drawn_count", "entry_name", "exact_products", "fisher_need", "flat", "gram_costs", "joint_columns",
-    "layer_moment", "needs_gradients", "network_hash", "own_domains", "read_statistics", "save_statistics",
+    "layer_moment", "needs_gradients", "network_hash", "own_domains", "pays", "read_statistics", "save_statistics",
     "tensor_sums", "unit_columns",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.moments.moment import SecondMoment, add_lower, add_product, pieces
+from project.moments.moment import Pull, SecondMoment, add_lower, add_product, pieces
 from project.moments.patches import Geometry, exact_products, geometry
 
 PENDING = 8192  # places to wait for: adding to wide float64 totals costs as much as a product over a few hundred
@@ -189,33 +189,56 @@ class CorrelationMoment(SecondMoment):
         if sum(maps.shape[2] for maps in self._pending) * sides[0] * sides[1] >= PENDING:
             self._flush()
 
-    def sum(self) -> Tensor:
-        """The full symmetric sum, float64, shape (channels · taps (+ 1))²; order of ``weight.flatten(1)``."""
+    def sum(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
+        """The full sum of x xᵀ, or of L x (R x)ᵀ, in the order of ``weight.flatten(1)``; see :meth:`SecondMoment.sum`.
+
+        L and R act on channels alone, the same at every tap, and so on the parts, of which there are fewer than pairs
+        of taps.
+        """
         correlations, *sums = self.totals
-        size, wide = self.channels * self.taps, self.shape.kernel[1]
-        full = correlations.new_zeros(size + self.constant, size + self.constant)
-        blocks = torch.as_strided(
-            full, (self.channels, self.taps, self.channels, self.taps), (self.taps * len(full), len(full), self.taps, 1)
-        )
-        found: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, part in enumerate(self.parts):
-            for pair in part.blocks(wide):
-                found[pair].append(index)
-        for (p, other), indices in found.items():
-            total = sum((correlations[i] for i in indices[1:]), correlations[indices[0]])
-            total = total.tril() + total.tril(-1).mT if p == other else total
-            blocks[:, p, :, other] = total
-            blocks[:, other, :, p] = total.mT
+
+        def moved(values: Tensor, pull: Pull | None) -> Tensor:
+            return values if pull is None else pull(values, taps // self.taps)
+
+        def between(values: Tensor, one: Pull | None, other: Pull | None) -> Tensor:
+            half = moved(values, one)
+            return half if other is None else moved(half.mT.contiguous(), other).mT
+
+        pairs: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # (tap, tap) -> what its block is the sum of
+        for values, part in zip(correlations, self.parts, strict=True):
+            whole = values.tril() + values.tril(-1).mT if part.still else values
+            ahead = between(whole, left, right)
+            back = ahead.mT if right is left else between(whole, right, left).mT  # L Pᵀ Rᵀ
+            for p, other in part.blocks(self.shape.kernel[1]):
+                pairs[p, other].append(ahead)
+                if not part.still:
+                    pairs[other, p].append(back)
+        tall, wide = (len(moved(correlations.new_empty(self.channels, 1), pull)) for pull in (left, right))
+        size, width = tall * self.taps, wide * self.taps
+        full = correlations.new_empty(size + self.constant, width + self.constant)
+        blocks = full[:size, :width].view(tall, self.taps, wide, self.taps)
+        strip = correlations.new_empty(self.taps, tall, wide)  # one tap's rows: in this order they are read in runs
+        for p in range(self.taps):
+            for other in range(self.taps):
+                first, *others = pairs.get((p, other), (correlations.new_zeros(()),))
+                strip[other].copy_(first)
+                for values in others:
+                    strip[other].add_(values)
+            blocks[:, p] = strip.permute(1, 2, 0)
         for places in sums:
-            for p, (i, j) in enumerate(product(*map(range, self.shape.kernel))):
-                rows, columns = (
-                    [q for t in range(count) if 0 <= (q := self.shape.place(side, t, tap)) < self.shape.sides[side]]
-                    for side, (count, tap) in enumerate(zip(self.shape.positions, (i, j), strict=True))
-                )
-                full[p : size : self.taps, -1] = places[rows][:, columns].sum((0, 1))
-            full[-1, :size] = full[:size, -1]
+            reads = torch.stack([self._read(places, tap) for tap in product(*map(range, self.shape.kernel))], 1)
+            full[:size, -1] = moved(reads, left).flatten()
+            full[-1, :width] = moved(reads, right).flatten()
             full[-1, -1] = self.count
         return full
+
+    def _read(self, places: Tensor, tap: Sequence[int]) -> Tensor:
+        """The sum of what a tap reads, shape (channels,), from sums of shape (height, width, channels)."""
+        rows, columns = (
+            [q for t in range(count) if 0 <= (q := self.shape.place(side, t, at)) < self.shape.sides[side]]
+            for side, (count, at) in enumerate(zip(self.shape.positions, tap, strict=True))
+        )
+        return places[rows][:, columns].sum((0, 1))
 
     def _flush(self) -> None:
         if not self._pending:

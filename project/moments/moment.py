@@ -19,6 +19,9 @@ PENDING = 2048  # samples of one product: adding to a wide float64 total costs a
 Reduce = Callable[[Tensor], object]
 """Sums a tensor over all processes, in place."""
 
+Pull = Callable[[Tensor, int], Tensor]
+"""A linear map M of a vector's units, each with so many entries: what it makes of rows; (rows, …) to (others, …)."""
+
 
 class Sums(ABC):
     """A sum over samples, held in float64 totals, which is additive over samples and can be kept in files.
@@ -130,12 +133,21 @@ class SecondMoment(Sums):
         return super().bytes + 4 * self.size * PENDING
 
     @abstractmethod
-    def sum(self) -> Tensor:
-        """The full symmetric sum, float64, shape (size, size)."""
+    def sum(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
+        """The full sum of x xᵀ, or of L x (R x)ᵀ.
 
-    def mean(self) -> Tensor:
-        """E[x xᵀ], float64, shape (size, size)."""
-        return self.sum().div_(max(1, self.count))
+        Args:
+            left: L; default: the identity.
+            right: R; default: the identity.
+            taps: Entries of x that a unit owns, for L and R.
+
+        Returns:
+            Float64, shape (size, size), or as L and R make it.
+        """
+
+    def mean(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
+        """E[x xᵀ], or E[L x (R x)ᵀ]; see :meth:`sum`."""
+        return self.sum(left, right, taps=taps).div_(max(1, self.count))
 
 
 class Moment(SecondMoment):
@@ -166,10 +178,12 @@ class Moment(SecondMoment):
         if sum(part.shape[1] for part in self._pending) >= PENDING:
             self._flush()
 
-    def sum(self) -> Tensor:
-        """The full symmetric sum, float64, shape (size, size)."""
+    def sum(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
+        """The full sum of x xᵀ, or of L x (R x)ᵀ; see :meth:`SecondMoment.sum`."""
         full = self.lower.tril()
-        return full.add_(full.tril(-1).mT)
+        full.add_(full.tril(-1).mT)
+        full = full if left is None else left(full, taps)
+        return full if right is None else right(full.mT.contiguous(), taps).mT
 
     def _flush(self) -> None:
         if not self._pending:

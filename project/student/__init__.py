@@ -16,7 +16,7 @@ from project.student.budget import Budget, check_budgets
 from project.student.build import Student, blank_network, start_student
 from project.student.distil import Distillation, DistillationLoss
 from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
-from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets, view
+from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets
 from project.student.gain import separation_gains
 from project.student.growth import check_growth, growing, obstacle, unfitted
 from project.student.layers import BlockLayer
@@ -53,6 +53,6 @@ __all__ = [
     "nominal_size", "obstacle", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed",
     "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student",
     "separated", "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix",
-    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "view",
+    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform",
     "waiting", "widest_maps", "with_joins",
 ]  # fmt: skip

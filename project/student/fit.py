@@ -6,109 +6,119 @@ that minimise E‖W M u − B y‖² + λ‖W − W⁰‖² are
 
     W = W⁰ + (B V G Mᵀ − W⁰ M G Mᵀ) (M G Mᵀ + λ I)⁻¹
 
-row block by row block, since rows with the same sources see the same inputs. G and V G Vᵀ do not depend on the unit
-maps: a further budget costs gathers, the products with V and W⁰, and the factorisation.
+row block by row block, since rows with the same sources see the same inputs. G and V G do not depend on the unit maps:
+a further budget costs gathers, the product with W⁰, and the factorisation; where it leaves a layer's unit maps as they
+were, nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, combinations_with_replacement, pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
-from project.moments import SecondMoment
+from project.moments import Pull, SecondMoment
 from project.student.layers import bias_of, weight_of
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 
 
-@dataclass(frozen=True, eq=False)
 class View:
     """What one part of the calibration data says of a layer, for any student.
 
     Args:
-        inputs: G = E[u uᵀ], float64.
+        layer: The layer.
         matrices: V: the sources' weights, from :func:`joint_matrix`.
-        bias: Whether u and the matrices end with a constant.
-        samples: Number of samples behind G.
+        moment: Of u, over the pictures of this part.
         owner: Source whose units alone this part asks merged units to follow; None for the mean of all.
         weight: What each of its samples counts for.
     """
 
-    inputs: Tensor
-    matrices: Sequence[Tensor]
-    bias: bool
-    samples: int
-    owner: int | None = None
-    weight: float = 1.0
-    _outputs: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
+    def __init__(
+        self,
+        layer: Layer,
+        matrices: Sequence[Tensor],
+        moment: SecondMoment,
+        owner: int | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        self.layer, self.matrices, self.moment, self.owner, self.weight = layer, matrices, moment, owner, weight
+        self._outputs = _places([len(matrix) for matrix in matrices])
+        self._inputs = _places([matrix.shape[1] - layer.bias for matrix in matrices])
+        rows, columns = self._outputs[-1].stop, self._inputs[-1].stop + layer.bias
+        self._crossed = matrices[0].new_zeros(rows, columns)  # V G, as far as it was asked for
+        self._known = torch.zeros(rows, len(matrices), dtype=torch.bool)  # of which output, on whose inputs
+
+    @property
+    def samples(self) -> int:
+        """Number of samples behind it."""
+        return self.moment.count
 
     def blend(self, units: UnitMap) -> Tensor:
         """Shares of the sources in each student unit."""
         return units.mean if self.owner is None else units.own(self.owner)
 
-    def cross(self, outputs: UnitMap, half: Tensor) -> Tensor:
-        """B V (G Mᵀ), shape (outputs, inputs · taps (+ 1)); of V only what the targets hold.
+    def gram(self, inputs: UnitMap) -> Tensor:
+        """M G Mᵀ = E[z zᵀ], shape (inputs · taps (+ 1))²."""
+        blend = self.blend(inputs)
+
+        def pull(joint: Tensor, taps: int) -> Tensor:
+            return inputs.pull(joint, blend, taps)
+
+        return self.moment.mean(pull, pull, taps=self.layer.taps)
+
+    def crossed(self, outputs: UnitMap, inputs: UnitMap) -> tuple[Tensor, Tensor]:
+        """B V G Mᵀ = E[t zᵀ] and the diagonal of B V G Vᵀ Bᵀ = E[t tᵀ].
 
         Args:
             outputs: Unit map of the output axis.
-            half: G Mᵀ.
+            inputs: Unit map of the input axis.
+
+        Returns:
+            Shapes (outputs, inputs · taps (+ 1)) and (outputs,).
         """
-        blend = self.blend(outputs).to(half)
-        result = half.new_zeros(outputs.units, half.shape[1])
-        for source, (matrix, place) in enumerate(zip(self.matrices, self._places, strict=True)):
-            rows = blend[:, source].nonzero()[:, 0]
-            mine = matrix[outputs.members.to(half.device)[rows, source]] * blend[rows, source, None]
-            width = place.stop - place.start
-            result[rows] += mine[:, :width] @ half[place] + mine[:, width:] @ half[len(half) - self.bias :]
-        return result
+        shares, blend = self.blend(outputs), self.blend(inputs)
+        read = (shares.any(0) | blend.any(0)).nonzero()[:, 0].tolist()
+        joint = self._crossed.new_zeros(outputs.units, self._crossed.shape[1])  # B V G
+        for source in range(len(self.matrices)):
+            rows = shares[:, source].nonzero()[:, 0]
+            units = outputs.members[rows, source]
+            for other in read:
+                self._learn(source, units, other)
+            mine = self._crossed[self._outputs[source]][units.to(joint.device)]
+            joint[rows.to(joint.device)] += mine * shares[rows, source].to(joint)[:, None]
+        power = (targets(self.layer, self.matrices, outputs, shares) * joint).sum(1)
+        return inputs.pull(joint.mT.contiguous(), blend, self.layer.taps).mT, power
 
-    def power(self, outputs: UnitMap) -> Tensor:
-        """The diagonal of B V G Vᵀ Bᵀ = E[t tᵀ], shape (outputs,)."""
-        blend = self.blend(outputs).to(self.inputs)
-        result, members = blend.new_zeros(outputs.units), outputs.members.to(self.inputs.device)
-        for a, b in combinations_with_replacement(range(len(self.matrices)), 2):
-            share = blend[:, a] * blend[:, b] * (1 if a == b else 2)
-            rows = share.nonzero()[:, 0]
-            if len(rows):
-                result[rows] += share[rows] * self._responses(a, b)[members[rows, a], members[rows, b]]
-        return result
+    def _learn(self, source: int, units: Tensor, other: int) -> None:
+        """Fill in what V G holds of some outputs of a source, on the inputs of another; the same for every student."""
+        known = self._known[self._outputs[source], other]
+        units = units[~known[units]]
+        if not len(units) or not self.samples:
+            return
+        known[units] = True
+        matrix, place = self.matrices[source], self._inputs[other]
+        moment = self.moment.mean(self._of(source), self._of(other), taps=self.layer.taps)
+        found, rows = matrix[units.to(matrix.device)] @ moment, self._crossed[self._outputs[source]]
+        rows[units.to(rows.device), place] = found[:, : place.stop - place.start]
+        if self.layer.bias:
+            rows[units.to(rows.device), -1] = found[:, -1]
 
-    @property
-    def _places(self) -> list[slice]:
-        """Where each source's inputs stand in u."""
-        ends = list(accumulate((matrix.shape[1] - self.bias for matrix in self.matrices), initial=0))
-        return [slice(start, stop) for start, stop in pairwise(ends)]
+    def _of(self, source: int) -> Pull:
+        """What takes one source's inputs out of u, and the constant with them."""
+        place, end = self._inputs[source], self._inputs[-1].stop
 
-    def _responses(self, a: int, b: int) -> Tensor:
-        """E[y yᵀ] between the outputs of two sources; the same for every student."""
-        if (a, b) not in self._outputs:
-            mine, theirs = self._places[a], self._places[b]
-            left, right, last = self.matrices[a], self.matrices[b], slice(len(self.inputs) - self.bias, None)
-            wide, other = mine.stop - mine.start, theirs.stop - theirs.start
+        def pull(joint: Tensor, taps: int) -> Tensor:
+            start, stop, rest = (at * taps // self.layer.taps for at in (place.start, place.stop, end))
+            return torch.cat([joint[start:stop], joint[rest:]])
 
-            def through(columns: slice) -> Tensor:
-                return left[:, :wide] @ self.inputs[mine, columns] + left[:, wide:] @ self.inputs[last, columns]
-
-            self._outputs[a, b] = through(theirs) @ right[:, :other].mT + through(last) @ right[:, other:].mT
-        return self._outputs[a, b]
+        return pull
 
 
-def view(
-    layer: Layer, matrices: Sequence[Tensor], moment: SecondMoment, owner: int | None = None, weight: float = 1.0
-) -> View:
-    """What the moment of a layer's inputs says of it.
-
-    Args:
-        layer: The layer.
-        matrices: The sources' weights, from :func:`joint_matrix`.
-        moment: Of u, over the pictures of this part.
-        owner: See :class:`View`.
-        weight: See :class:`View`.
-    """
-    return View(moment.mean(), matrices, layer.bias, moment.count, owner, weight)
+def _places(sizes: Sequence[int]) -> list[slice]:
+    """Where vectors of these sizes stand, one behind the other."""
+    return [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]
 
 
 def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -198,19 +208,18 @@ def fit_layer(
     Raises:
         MergeError: With ridge 0 and fewer samples than unknowns in a row.
     """
-    taps, samples = layer.taps, sum(one.samples for one in views if one.weight)
+    samples = sum(one.samples for one in views if one.weight)
     weight = sum(one.samples * one.weight for one in views)
     start = start_matrix(layer, matrices, outputs, inputs).contiguous()
     if all(_exact(layer, matrices, start, outputs, inputs, one, same_input) for one in views):
         return LayerFit(start, 0.0, 0.0, 1.0, 0)
     cross, gram = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1])
     power = start.new_zeros(len(start))
-    for one in views:
-        share, m = one.samples * one.weight / weight, one.blend(inputs)
-        half = inputs.pull(one.inputs, m, taps).mT.contiguous()
-        gram.add_(inputs.pull(half, m, taps), alpha=share)
-        cross.add_(one.cross(outputs, half), alpha=share)
-        power.add_(one.power(outputs), alpha=share)
+    for one in (one for one in views if one.samples * one.weight):
+        share, (asked, size) = one.samples * one.weight / weight, one.crossed(outputs, inputs)
+        gram.add_(one.gram(inputs), alpha=share)
+        cross.add_(asked, alpha=share)
+        power.add_(size, alpha=share)
     return LayerSolver(layer, start, outputs, inputs, [Equations(gram, samples)], ridge).solve([cross], [power])
 
 

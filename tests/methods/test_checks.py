@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from helpers import make_problem, pictures, random_network
+from helpers import DOMAINS, make_problem, pictures, random_network, resnet
 from kinds import SIDE, kind
+from live import peak_bytes
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import MaTS, Permutation, PLeaS, RegMean
 from project.methods.arithmetic import Arithmetic
 from project.methods.matching import Matching
+from project.moments import LAYERS
 from project.moments.patches import CHUNK_BYTES
 from project.student import check_budgets
 from project.student.memory import Demand, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
@@ -148,9 +150,22 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     drawn = PLeaS(excess=0.01).demand(problem, many, [1.0], 16)
     assert drawn.least - demand.least == drawn_bytes(spec, spec.sizes, 16, 4) > 0
     assert drawn.whole - demand.whole == drawn_bytes(spec, spec.sizes, 2 * 10**6, 4)
-    apart = solve_bytes(max(2 * layer.taps * spec.sizes[layer.inputs] for layer in spec.layers) + 1, 2)
-    assert PLeaS(fit="joint").demand(problem, many, [1.0], 16) == Demand(apart, apart)
     assert Permutation().demand(problem, many, [2.0], 16) == Matching("activations").demand(problem)
+
+
+@pytest.mark.parametrize(("budgets", "image_size"), [([1.0, 1.5], 8), ([1.0], 32)])
+def test_the_joint_fit_holds_no_more_than_it_demands(budgets: list[float], image_size: int) -> None:
+    """With wide layers, whose moments are most of it; correlated on large maps, written out on small ones."""
+    shape = (3, image_size, image_size)
+    sources = [resnet("resnet20", weights, width=2) for weights in (0, 1)]
+    batches = [(domain, pictures(8, number, shape)) for number, domain in enumerate(DOMAINS[:2])]
+    it = make_problem(sources, shape=shape, batches=batches, needs=[LAYERS])
+    method = PLeaS(matching="weights", fit="joint")
+    demand = method.demand(it, dict.fromkeys(it.owners, 8), budgets, 8)
+    assert demand.whole == demand.least
+    weights = sum(tensor.nbytes for tensor in sources[0].state_dict().values())
+    found = peak_bytes(lambda: list(method.merge(it, budgets))) - 2 * len(budgets) * weights  # the students themselves
+    assert demand.whole / 3 < found < 1.2 * demand.whole
 
 
 def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:

@@ -1,6 +1,7 @@
 """What must hold of every student: copies merge to themselves, sources apart are the sources (DESIGN §11.2, §11.3)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem
+from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem, pleas
 from project.student import BlockLayer, nominal_macs, reestimate
-from project.symmetry import trace
+from project.symmetry import Layer, trace
 
 METHODS: dict[str, Callable[[], Method]] = {
     "permutation by weights": lambda: Permutation("weights"),
@@ -133,6 +134,29 @@ def assert_copies(merged: Merged, problem: Problem) -> None:
                 pairs = zip(originals, columns, strict=True)
                 expected = torch.cat([original[column[column >= 0]] for original, column in pairs])
                 assert torch.equal(getattr(network.get_submodule(norm.name), tensor), expected)
+
+
+def test_a_layer_whose_maps_a_budget_leaves_as_they_were_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joint fit: a layer's equations follow from its unit maps; all others are those of the student alone."""
+    it = make_problem([random_network(0, weights) for weights in (0, 1)])
+    solved, fit = [], pleas.fit_layer
+
+    def counted(layer: Layer, *arguments: Any, **options: Any) -> Any:
+        solved.append(layer.name)
+        return fit(layer, *arguments, **options)
+
+    monkeypatch.setattr(pleas, "fit_layer", counted)
+    method = PLeaS(fit="joint", separate="front")
+    together = list(method.merge(it, [1.0, 1.2, 2.0]))
+    maps = [
+        {(one.student.maps[layer.outputs], one.student.maps[layer.inputs]) for one in together}
+        for layer in it.spec.layers
+    ]
+    assert len(solved) == sum(map(len, maps)) < 3 * len(it.spec.layers)
+    for one, budget in zip(together, (1.0, 1.2, 2.0), strict=True):
+        alone = only(method, it, budget)
+        for name, tensor in alone.student.state_dict().items():
+            assert torch.allclose(tensor, one.student.state_dict()[name], rtol=0, atol=1e-6), (budget, name)
 
 
 @pytest.mark.parametrize("name", ["permutation by weights", "pleas joint, mean", "pleas"])

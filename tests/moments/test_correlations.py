@@ -7,12 +7,13 @@ import pytest
 import torch
 from elsewhere import elsewhere
 from moments.test_moment import SHAPES, reference, whole
-from torch import nn
+from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.moments import Moment, layer_moment
+from project.moments import Moment, Pull, layer_moment
 from project.moments import correlations as correlations_module
 from project.moments.correlations import CorrelationMoment, pays
+from project.moments.layer import UnfoldedMoment
 from project.moments.patches import geometry
 
 SIDES = [(11, 9), (2, 2), (4, 5)]
@@ -48,6 +49,38 @@ def test_every_pair_of_places_is_multiplied_once(kernel: int, stride: int) -> No
         reads = [(i, j) for i, j in places if 0 <= i < sides[0] and 0 <= j < sides[1]]
         pairs |= {frozenset((a, b)) for a, b in itertools.product(reads, repeat=2)}
     assert sum(part.places for part in correlations_module.parts(shape)) == len(pairs)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), ((2, 3), 1, 2), (1, 1, 0)])
+@pytest.mark.parametrize("constant", [False, True])
+def test_channels_may_be_put_together_before_the_moment_is_written_out(
+    kernel: int | tuple[int, int], stride: int, padding: int, constant: bool
+) -> None:
+    """L G Rᵀ for maps of channels, against the product of whole matrices; correlated and unfolded."""
+    layer, sides = nn.Conv2d(4, 2, kernel, stride, padding), (5, 4)
+    taps = layer.weight[0, 0].numel()
+    one, other = whole(3, 4, seed=1).double(), whole(5, 4, seed=2).double()
+
+    def pull(matrix: Tensor) -> Pull:
+        def pulled(rows: Tensor, entries: int) -> Tensor:
+            units = rows[: 4 * entries].view(4, entries, -1)
+            return torch.cat([torch.einsum("ij,jkl->ikl", matrix, units).flatten(0, 1), rows[4 * entries :]])
+
+        return pulled
+
+    def written(matrix: Tensor) -> Tensor:
+        return torch.block_diag(torch.kron(matrix, torch.eye(taps, dtype=torch.float64)), torch.eye(int(constant)))
+
+    correlated = CorrelationMoment(layer, 4, sides, constant=constant)
+    unfolded = UnfoldedMoment(layer, 4, constant=constant)
+    left, right = pull(one), pull(other)
+    for moment in (correlated, unfolded):
+        moment.read([whole(6, 4, *sides, seed=3)])
+        full = moment.sum()
+        assert torch.equal(moment.sum(left, right, taps=taps), written(one) @ full @ written(other).mT)
+        assert torch.equal(moment.sum(left, left, taps=taps), written(one) @ full @ written(one).mT)
+        assert torch.equal(moment.sum(left, taps=taps), written(one) @ full)
+        assert torch.equal(moment.sum(None, right, taps=taps), full @ written(other).mT)
 
 
 def test_waiting_adding_and_cloning_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import MergeError
-from project.moments import Moment, joint_columns
-from project.student import View, damping, fit_layer, joint_matrix, start_matrix, view
+from project.moments import LayerMoment, Moment
+from project.moments.correlations import CorrelationMoment
+from project.moments.layer import UnfoldedMoment
+from project.student import View, damping, fit_layer, joint_matrix, start_matrix
 from project.student.solver import Factor
 from project.symmetry import Layer
 
@@ -25,6 +27,7 @@ class Scene:
     data: list[list[Tensor]]  # domain -> source -> what the layer reads
     outputs: UnitMap
     inputs: UnitMap
+    correlated: bool = False
 
     @property
     def count(self) -> int:
@@ -32,16 +35,25 @@ class Scene:
 
     def views(self, own: bool) -> list[View]:
         matrices = joint_matrix(self.layer, self.modules)
-        moments = [Moment(sum(m.weight[0].numel() for m in self.modules) + self.layer.bias) for _ in self.data]
-        for moment, values in zip(moments, self.data, strict=True):
-            for columns in joint_columns(values, self.modules, constant=self.layer.bias):
-                moment.update(columns)
+        moments = [self._moment(values) for values in self.data]
         if own:
-            return [view(self.layer, matrices, moment, owner) for owner, moment in enumerate(moments)]
-        total = Moment(moments[0].size)
-        for moment in moments:
+            return [View(self.layer, matrices, moment, owner) for owner, moment in enumerate(moments)]
+        total, *others = moments
+        for moment in others:
             total.add(moment)
-        return [view(self.layer, matrices, total)]
+        return [View(self.layer, matrices, total)]
+
+    def _moment(self, values: list[Tensor]) -> LayerMoment:
+        first, inputs = self.modules[0], sum(value.shape[1] for value in values)
+        if self.correlated:
+            assert isinstance(first, nn.Conv2d)
+            height, width = values[0].shape[2:]
+            correlated = CorrelationMoment(first, inputs, (height, width), constant=self.layer.bias)
+            correlated.read(values)
+            return correlated
+        unfolded = UnfoldedMoment(first, inputs, constant=self.layer.bias)
+        unfolded.read(values)
+        return unfolded
 
     def stacked(self, own: bool) -> tuple[np.ndarray, np.ndarray]:
         """What the student reads and should write, row by row: (samples, inputs), (samples, outputs)."""
@@ -109,23 +121,28 @@ def whole(generator: torch.Generator, *shape: int) -> Tensor:
 
 def scene(kind: str, count: int, seed: int, *, bias: bool, pictures: int = 30) -> Scene:
     generator = torch.Generator().manual_seed(seed)
-    size, width, taps = 3 + seed % 2, 4, {"conv": 6, "linear": 1, "flattened": 3}[kind]
+    size, width, taps = 3 + seed % 2, 4, {"conv": 6, "correlated": 6, "linear": 1, "flattened": 3}[kind]
     inputs, outputs = random_map(size, count, seed), random_map(width, count, seed + 1000)
     torch.manual_seed(seed)
     modules: list[nn.Module] = []
     for _ in range(count):
-        if kind == "conv":
+        if taps == 6:
             modules.append(nn.Conv2d(size, width, (3, 2), (1, 2), (2, 1), bias=bias))
         else:
             modules.append(nn.Linear(size * taps, width, bias=bias))
-    shape = (size, 5, 6) if kind == "conv" else (size * taps,)
+    shape = (size, 5, 6) if taps == 6 else (size * taps,)
     data = [
         [whole(generator, (3 + d) * pictures, *shape) for _ in range(count)] for d in range(count)
     ]  # domains of unequal sizes
-    return Scene(Layer("it", "it", "in", "out", taps, 1, bias), modules, data, outputs, inputs)
+    return Scene(Layer("it", "it", "in", "out", taps, 1, bias), modules, data, outputs, inputs, kind == "correlated")
 
 
-CASES = [(kind, count, seed) for kind in ("conv", "linear", "flattened") for count in (2, 3) for seed in range(4)]
+CASES = [
+    (kind, count, seed)
+    for kind in ("conv", "correlated", "linear", "flattened")
+    for count in (2, 3)
+    for seed in range(4)
+]
 
 
 @pytest.mark.parametrize(("kind", "count", "seed"), CASES)
@@ -142,6 +159,20 @@ def test_closed_form_is_least_squares(kind: str, count: int, seed: int, own: boo
     assert fit.after == pytest.approx(np.mean(((z @ found.T - t) ** 2).sum(1)) / power, abs=1e-10)
     assert fit.after <= fit.before + 1e-12
     assert fit.fallbacks == 0
+
+
+@pytest.mark.parametrize(("kind", "count", "seed"), [case for case in CASES if case[2] < 2])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_one_student_asked_for_serves_the_next(kind: str, count: int, seed: int, own: bool) -> None:
+    """Students of unlike unit maps, in any order, from the same views: each as from views of its own."""
+    it = scene(kind, count, seed, bias=True)
+    matrices, views = joint_matrix(it.layer, it.modules), it.views(own)
+    size, width = it.inputs.sizes[0], it.outputs.sizes[0]
+    merged = UnitMap.identity(width, count), UnitMap.identity(size, count)
+    for outputs, inputs in (merged, (it.outputs, it.inputs), (it.outputs, merged[1]), (merged[0], it.inputs)):
+        one, alone = (fit_layer(it.layer, matrices, outputs, inputs, v, ridge=0.1) for v in (views, it.views(own)))
+        assert torch.allclose(one.matrix, alone.matrix, rtol=0, atol=1e-10)
+        assert (one.before, one.after) == (pytest.approx(alone.before), pytest.approx(alone.after))
 
 
 @pytest.mark.parametrize(("kind", "count", "seed"), CASES)
@@ -246,7 +277,7 @@ def test_too_few_samples_without_ridge_are_refused() -> None:
 def test_a_domain_without_pictures_weighs_nothing() -> None:
     it = scene("linear", 2, 0, bias=True)
     matrices, views = joint_matrix(it.layer, it.modules), it.views(True)
-    nothing = view(it.layer, matrices, Moment(views[0].inputs.shape[0]), 1)
+    nothing = View(it.layer, matrices, Moment(views[0].moment.size), 1)
     with_it = fit_layer(it.layer, matrices, it.outputs, it.inputs, [*views, nothing], ridge=0.1)
     without = fit_layer(it.layer, matrices, it.outputs, it.inputs, views, ridge=0.1)
     assert torch.equal(with_it.matrix, without.matrix)
