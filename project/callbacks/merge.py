@@ -73,7 +73,7 @@ class MergeCallback(Callback):
         gathering = pl_module.gathering if isinstance(pl_module, MergeModule) else None
         collector = gathering.collector if gathering is not None else None
         if collector is not None and trainer.progress_bar_callback is not None:
-            seen = float(sum(collector.statistics.pictures.values()))
+            seen = float(sum(collector.held.pictures.values()))
             pl_module.log("pictures", seen, prog_bar=True, logger=False, batch_size=1, rank_zero_only=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -246,21 +246,21 @@ class Gathering:
     def _keep(self, collector: Collector, progress: Progress) -> None:
         """Copy an unfinished pass as it is, samples that wait and all, so that it goes on bit for bit."""
         moments = {}
-        for name, moment in collector.statistics.named().items():
+        for name, moment in collector.held.named().items():
             totals, pending = moment.unflushed
             moments[name] = {"totals": totals, "pending": pending, "count": moment.count}
-        pictures = dict(collector.statistics.pictures)
+        pictures = dict(collector.held.pictures)
         progress.keep(UNFINISHED, {"moments": moments, "pictures": pictures, "batches": self.batches})
 
     def _restore(self, collector: Collector, unfinished: Mapping[str, object], device: torch.device) -> None:
         """Go on where an interrupted pass stopped."""
-        named = collector.statistics.named()
+        named = collector.held.named()
         for name, kept in unfinished["moments"].items():  # type: ignore[attr-defined]
             totals, pending = ([one.to(device) for one in kept[part]] for part in ("totals", "pending"))
             named[name].load(totals, kept["count"], pending)
-        collector.statistics.pictures = dict(unfinished["pictures"])  # type: ignore[call-overload]
+        collector.held.pictures = dict(unfinished["pictures"])  # type: ignore[call-overload]
         self.batches = int(unfinished["batches"])  # type: ignore[call-overload]
-        seen = sum(collector.statistics.pictures.values())
+        seen = sum(collector.held.pictures.values())
         rank_zero_info(f"gathering goes on after the {seen} pictures that an interrupted run has seen")
 
     def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:

@@ -2,6 +2,7 @@
 
 from project.moments.blocks import GroupedMoment
 from project.moments.correlations import gram_costs, pays
+from project.moments.derived import Norm, norm_scale_and_shift
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import InputMoment, LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
@@ -14,9 +15,9 @@ from project.moments.store import StoredStatistics, add_statistics, read_statist
 
 __all__ = [
     "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "GroupedMoment",
-    "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions", "Pull", "Reduce", "Run",
+    "InputMoment", "LayerMoment", "Lockstep", "Moment", "Norm", "PictureSum", "Positions", "Pull", "Reduce", "Run",
     "SecondMoment", "SquareMoment", "Stamp", "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment",
-    "drawn_count", "entry_name", "exact_products", "fisher_need", "flat", "gram_costs", "joint_columns",
-    "layer_moment", "needs_gradients", "network_hash", "own_domains", "pays", "read_statistics", "save_statistics",
-    "tensor_sums", "unit_columns",
+    "drawn_count", "entry_name", "exact_products", "fisher_need", "flat", "gram_costs", "joint_columns", "layer_moment",
+    "needs_gradients", "network_hash", "norm_scale_and_shift", "own_domains", "pays", "read_statistics",
+    "save_statistics", "tensor_sums", "unit_columns",
 ]  # fmt: skip

@@ -189,6 +189,17 @@ class CorrelationMoment(SecondMoment):
         if sum(maps.shape[2] for maps in self._pending) * sides[0] * sides[1] >= PENDING:
             self._flush()
 
+    @property
+    def every_place(self) -> bool:
+        """Whether it holds the moment of all places of what the layer reads; see :meth:`places`."""
+        height, width = self.shape.sides
+        return sum(part.places for part in self.parts if part.still) == height * width
+
+    def places(self) -> Tensor:
+        """Lower triangle of the sum of x xᵀ over all places of what the layer reads."""
+        still = [total for total, part in zip(self.totals[0], self.parts, strict=True) if part.still]
+        return torch.stack(still).sum(0)
+
     def sum(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
         """The full sum of x xᵀ, or of L x (R x)ᵀ, in the order of ``weight.flatten(1)``; see :meth:`SecondMoment.sum`.
 

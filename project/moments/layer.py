@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from project.moments.blocks import GroupedMoment
 from project.moments.correlations import CorrelationMoment, pays
 from project.moments.moment import Moment
-from project.moments.patches import joint_columns
+from project.moments.patches import geometry, joint_columns
 
 
 class UnfoldedMoment(Moment):
@@ -19,12 +19,34 @@ class UnfoldedMoment(Moment):
         inputs: Channels or features of all sources.
         constant: Whether a sample ends with a 1.
         device: Where the total lives.
+        sides: Height and width of the maps that a convolution reads.
     """
 
-    def __init__(self, layer: nn.Module, inputs: int, *, constant: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        inputs: int,
+        *,
+        constant: bool,
+        device: torch.device | str = "cpu",
+        sides: tuple[int, int] = (1, 1),
+    ) -> None:
         taps = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else 1
         super().__init__(inputs * taps + constant, device)
-        self.layer, self.constant = layer, constant
+        self.layer, self.channels, self.constant, self.sides = layer, inputs, constant, sides
+
+    @property
+    def every_place(self) -> bool:
+        """Whether it holds the moment of all places of what the layer reads; see :meth:`places`."""
+        if not isinstance(self.layer, nn.Conv2d):
+            return True
+        shape = geometry(self.layer, self.sides)
+        return shape.kernel == (1, 1) and shape.before == (0, 0) and shape.positions == shape.sides
+
+    def places(self) -> Tensor:
+        """Lower triangle of the sum of x xᵀ over all places of what the layer reads, without the constant."""
+        size = self.size - self.constant
+        return self.lower[:size, :size]
 
     def read(self, values: Sequence[Tensor]) -> None:
         """Add pictures.
@@ -55,7 +77,7 @@ def layer_moment(
     """
     if isinstance(layer, nn.Conv2d) and pays(layer, inputs, sides):
         return CorrelationMoment(layer, inputs, sides, constant=constant, device=device)
-    return UnfoldedMoment(layer, inputs, constant=constant, device=device)
+    return UnfoldedMoment(layer, inputs, constant=constant, device=device, sides=sides)
 
 
 def input_moment(

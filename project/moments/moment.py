@@ -178,6 +178,28 @@ class Moment(SecondMoment):
         if sum(part.shape[1] for part in self._pending) >= PENDING:
             self._flush()
 
+    def add_sums(self, sums: Tensor, samples: int) -> None:
+        """Add samples of a vector that ends with a 1 by their sum alone; see :meth:`hold`.
+
+        Args:
+            sums: Shape (size − 1,).
+            samples: How many.
+        """
+        (total,) = self._totals
+        total[-1, :-1] += sums
+        total[-1, -1] += samples
+        self.count += samples
+
+    def hold(self, lower: Tensor, count: int) -> None:
+        """Hold products that were made elsewhere, in place of those held so far.
+
+        Args:
+            lower: Lower triangle of the sum, or of its first rows and columns.
+            count: Samples in it.
+        """
+        self._totals[0][: len(lower), : len(lower)].copy_(lower)
+        self.count = count
+
     def sum(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
         """The full sum of x xᵀ, or of L x (R x)ᵀ; see :meth:`SecondMoment.sum`."""
         full = self.lower.tril()

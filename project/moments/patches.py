@@ -95,6 +95,15 @@ def unit_columns(values: Sequence[Tensor], dim: int = 1) -> Tensor:
     return torch.cat([*units, units[0].new_ones(1, units[0].shape[1])])
 
 
+def unit_sums(values: Sequence[Tensor], dim: int = 1) -> Tensor:
+    """The sum over all samples of (a¹; …; a^N); see :func:`unit_columns`.
+
+    Returns:
+        Float32, shape (Σ units,).
+    """
+    return torch.cat([value.float().sum([d for d in range(value.dim()) if d != dim % value.dim()]) for value in values])
+
+
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Float32 stays float32: no autocast, and no TF32 in convolutions, where it is torch's default.

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from project.errors import MergeError
 from project.moments.blocks import VectorMoment, block_moment
+from project.moments.derived import ReadByLayer, Rule, rules
 from project.moments.fisher import (
     DIAGONAL,
     FACTORS,
@@ -20,7 +21,7 @@ from project.moments.fisher import (
 from project.moments.layer import InputMoment, LayerMoment, input_moment, layer_moment
 from project.moments.lockstep import Lockstep
 from project.moments.moment import Moment, Reduce, Sums
-from project.moments.patches import unit_columns
+from project.moments.patches import unit_columns, unit_sums
 from project.symmetry import Layer, Spec
 
 M = TypeVar("M", bound=Sums)
@@ -179,6 +180,10 @@ class Collector:
         columns: For gradients, domain -> columns of its owner's logits that are its head; default: all of them.
         only: Names of the moments to gather, see :func:`entry_name`; default: all.
         device: Where the moments live; default: where the sources are. ``meta`` for their shapes alone.
+
+    Attributes:
+        held: The statistics without what follows from them by :mod:`~project.moments.derived`, as they are: samples
+            that wait to be added go on waiting.
     """
 
     def __init__(
@@ -193,9 +198,9 @@ class Collector:
         device: torch.device | str | None = None,
     ) -> None:
         self.only = only
-        self.statistics = Statistics()
+        self.held = Statistics()
         self.sources = sources
-        self.domain = ""
+        self.domain, self._rules = "", dict[tuple[str, str], Rule]()
         # Which blocks of the sources go together nobody knows yet, so that grouped layers have no joint moments.
         self.layers = {layer.node: layer for layer in spec.layers if layer.blocks == 1} if LAYERS in needs else {}
         self.readers = {layer.node: layer for layer in spec.layers} if INPUTS in needs else {}
@@ -203,12 +208,12 @@ class Collector:
         self.dims = spec.dims
         self.units = set(wanted) if UNITS in needs else set()
         self.domains = tuple(domains)
-        self.statistics.pictures = dict.fromkeys(self.domains, 0)
+        self.held.pictures = dict.fromkeys(self.domains, 0)
         # All of them now, so that processes that see nothing of a domain still take part in its sum.
-        device = next(sources.parameters()).device if device is None else device
+        device = next(sources.parameters()).device if device is None else torch.device(device)
         for layer in self.layers.values():
             module, sizes = self._inputs(layer)
-            self.statistics.layers[layer.name] = {
+            self.held.layers[layer.name] = {
                 domain: layer_moment(module, sum(sizes), layer.sides, constant=layer.bias, device=device)
                 for domain in self._chosen(LAYERS, layer.name, self.domains)
             }
@@ -219,7 +224,7 @@ class Collector:
         ]
         for layer in self.readers.values():
             module, sizes = self._inputs(layer)
-            self.statistics.inputs[layer.name] = {
+            self.held.inputs[layer.name] = {
                 (s, domain): input_moment(module, sizes[s], layer.sides, constant=False, device=device)
                 for s, domain in self._chosen(INPUTS, layer.name, own)
             }
@@ -229,7 +234,24 @@ class Collector:
         ]
         for node, size in self._unit_sizes(spec).items():
             chosen = self._chosen(UNITS, node, self.domains)
-            self.statistics.units[node] = {domain: Moment(size, device) for domain in chosen}
+            self.held.units[node] = {domain: Moment(size, device) for domain in chosen}
+        if device.type != "meta":
+            for domain in self.domains:
+                units = {node: table[domain] for node, table in self.held.units.items() if domain in table}
+                layers = {
+                    node: self.held.layers[layer.name][domain]
+                    for node, layer in self.layers.items()
+                    if domain in self.held.layers[layer.name]
+                }
+                found = rules(cast(fx.GraphModule, sources.graphs[0]), sources.networks, units, layers)
+                self._rules |= {(node, domain): rule for node, rule in found}
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was gathered so far, with what follows from it."""
+        for (node, domain), rule in self._rules.items():
+            rule.settle(self.held.units[node][domain])
+        return self.held
 
     @torch.no_grad()
     def gather(self, domain: str, pictures: Tensor, labels: Tensor | None = None) -> list[Tensor]:
@@ -248,24 +270,27 @@ class Collector:
             self.sources.taps.remove(self)
         for one in self.fisher:
             one.gather(domain, pictures, labels)
-        self.statistics.pictures[domain] += pictures.shape[0]
+        self.held.pictures[domain] += pictures.shape[0]
         return list(logits)
 
     def __call__(self, node: fx.Node, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Add one value; called by the lockstep."""
         if node.name in self.layers:
-            wanted = self.statistics.layers[self.layers[node.name].name].get(self.domain)
+            wanted = self.held.layers[self.layers[node.name].name].get(self.domain)
             if wanted is not None:
                 wanted.read(inputs)
         if node.name in self.readers:
             layer = self.readers[node.name]
-            for (source, domain), moment in self.statistics.inputs[layer.name].items():
+            for (source, domain), moment in self.held.inputs[layer.name].items():
                 if domain == self.domain:
                     moment.read([inputs[source]])
         if node.name in self.units:
-            units = self.statistics.units[node.name].get(self.domain)
-            if units is not None:
-                units.update(unit_columns(outputs, self.dims[node.name]))
+            units, dim = self.held.units[node.name].get(self.domain), self.dims[node.name]
+            rule = self._rules.get((node.name, self.domain))
+            if units is not None and rule is None:
+                units.update(unit_columns(outputs, dim))
+            elif units is not None and isinstance(rule, ReadByLayer):
+                units.add_sums(unit_sums(outputs, dim), outputs[0].numel() // outputs[0].shape[dim])
 
     def _gradients(
         self,
@@ -277,7 +302,7 @@ class Collector:
         device: torch.device | str,
     ) -> FisherCollector:
         """What gathers the gradients of one kind of classes, and the moments that it adds to."""
-        squares, factors = self.statistics.squares[classes], self.statistics.factors[classes]
+        squares, factors = self.held.squares[classes], self.held.factors[classes]
         networks = self.sources.networks
         for name in dict(networks[0].named_parameters()) if DIAGONAL in wanted else ():
             chosen = self._chosen(fisher_need(DIAGONAL, classes), name, own)

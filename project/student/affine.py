@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from project.moments import Norm, norm_scale_and_shift
 from project.student.layers import weight_of
 from project.symmetry import NORMS
-
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def scale_and_shift(source: nn.Module, norm: str | None, layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -17,13 +16,7 @@ def scale_and_shift(source: nn.Module, norm: str | None, layer: nn.Module) -> tu
         return ones, torch.zeros_like(ones)
     module = source.get_submodule(norm)
     assert isinstance(module, NORMS)
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    if module.affine:
-        scale = scale * module.weight.double()
-    shift = -module.running_mean.double() * scale
-    return scale, shift + module.bias.double() if module.affine else shift
+    return norm_scale_and_shift(module)
 
 
 def absorbed(matrix: Tensor, scale: Tensor, shift: Tensor, biased: bool) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.student.affine import Norm
+from project.moments import Norm
 from project.symmetry import NORMS
 
 

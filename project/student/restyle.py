@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.models import Preprocessing
-from project.student.affine import Norm
+from project.moments import Norm
 from project.student.normalise import batch_norms
 
 RATE = 0.05
