@@ -4,12 +4,10 @@ import os
 import shutil
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from scipy.optimize import linear_sum_assignment
 
-from project.callbacks import MergeCallback, check_strategy, named
+from project.callbacks import MergeCallback, check_strategy, ended_by, named
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
@@ -71,11 +69,11 @@ class MergeTrainer(Trainer):
         if not isinstance(datamodule, DomainDataModule):
             raise ConfigurationError(f"data is {type(datamodule).__name__}; merge needs a DomainDataModule.")
         check_strategy(self)
-        with ended_by(signal.SIGTERM):
-            return self._merge(model, datamodule, probe)
-
-    def _merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool) -> Results:
         callback = self._merge_callback()
+        with ended_by(signal.SIGTERM, self):
+            return self._merge(model, datamodule, callback, probe)
+
+    def _merge(self, model: MergeModule, datamodule: DomainDataModule, callback: MergeCallback, probe: bool) -> Results:
         folder = writable(Path(self.log_dir or self.default_root_dir))
         model.read(datamodule.preprocessing)
         self._prepare_data(datamodule)
@@ -305,23 +303,6 @@ def _kept_norms(student: Student) -> str:
     """Where the statistics of batch norms come from that were neither fitted nor re-estimated."""
     merged = batch_norms(student.network, student.exact_norms) or not batch_norms(student.network)
     return "sources' mean" if merged else "sources' own"
-
-
-@contextmanager
-def ended_by(number: signal.Signals) -> Iterator[None]:
-    """While open, a signal ends the process: Lightning takes note of SIGTERM, and looks at its note in a fit alone."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is not signal.SIG_DFL:
-        yield  # handlers are the main thread's matter, and the user's own come first
-        return
-    signal.signal(number, end)
-    try:
-        yield
-    finally:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _held(networks: Sequence[torch.nn.Module]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from helpers import resnet
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 import project
 from project.callbacks import check_strategy
 from project.cli import main
 from project.errors import ConfigurationError
+from project.modules import FineTuneModule, MergeModule, ScoringModule
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER, TINY = ROOT / "configs" / "cluster", ROOT / "configs" / "tiny"
@@ -94,7 +97,7 @@ def test_a_launcher_starts_a_command_that_parses(
     assert f"devices: {options['ntasks-per-node']}\n" in told, "as many tasks as the trainer expects"
     assert options["gpus-per-node"] == options["ntasks-per-node"]
     assert "run: runs/with space" in told
-    assert ("save_last: true" in told) == (kind == "fit")
+    assert ("filename: last" in told) == (kind == "fit")
     assert ("--ckpt_path" in arguments) == (kind == "fit" and restarts == "1")
 
 
@@ -142,6 +145,52 @@ def test_processes_that_the_trainer_does_not_know_of_are_refused(inside: Path, m
     with pytest.raises(ConfigurationError, match=r"trainer: .*devices=1.*does not match the world size \(2\)"):
         main(["merge", "--config", str(TINY / "merge.yaml")])
     assert not list(inside.iterdir())
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_fit_that_is_cut_short_has_kept_its_last_epoch(
+    monitored: bool, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a callback of the run that monitors nothing and keeps its last epoch itself."""
+
+    def cut(module: FineTuneModule) -> None:
+        epochs.append(module.current_epoch)
+        if epochs == [0, 1, 2]:
+            raise RuntimeError("cut")
+
+    epochs: list[int] = []
+    text = (TINY / "fit_clipart.yaml").read_text()
+    plain = text.replace("{filename: best, monitor: val/accuracy, mode: max}", "{filename: last}")
+    assert plain != text
+    Path("fit.yaml").write_text(text if monitored else plain)
+    monkeypatch.setattr(FineTuneModule, "on_train_epoch_start", cut)
+    command = ["fit", "--config", "fit.yaml", "--config", str(CLUSTER / "resume.yaml"), "--trainer.max_epochs", "4"]
+    with pytest.raises(RuntimeError, match="cut"):
+        main([*command, "--trainer.enable_progress_bar", "false"])
+    kept = Path("runs/tiny/clipart/checkpoints")
+    files = {"best.ckpt", "last.ckpt"} if monitored else {"last.ckpt", "last-v1.ckpt"}
+    assert {path.name for path in kept.iterdir()} == files
+    assert torch.load(kept / "last.ckpt", weights_only=True)["epoch"] == 1
+    main([*command, "--trainer.enable_progress_bar", "false", "--ckpt_path", "last"])
+    assert epochs == [0, 1, 2, 2, 3]
+    assert {path.name for path in kept.iterdir()} == files, "none beside those of before"
+
+
+@pytest.mark.parametrize(("module", "hook"), [(MergeModule, "validation_step"), (ScoringModule, "test_step")])
+def test_a_merge_that_is_told_to_end_waits_for_no_other_process(
+    module: type, hook: str, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's handler broadcasts; other processes may be anywhere."""
+    told: list[int] = []
+    monkeypatch.setattr(_SignalConnector, "_sigterm_notifier_fn", lambda self, *args: told.append(1))
+    monkeypatch.setattr(module, hook, lambda self, *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", "--config", str(TINY / "merge.yaml"), *sources()])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not told
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def sources() -> list[str]:
