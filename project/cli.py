@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import run_add_statistics
-from project.callbacks import PredictionTable, check_strategy_name
+from project.callbacks import PredictionTable, check_strategy_name, write_atomically
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
 from project.parser import OneSentenceParser, files_first, sentence
@@ -78,6 +78,7 @@ class MergeCLI(LightningCLI):
             check_processes(trainer)
         except ValueError as error:  # Lightning's own, of options that do not go together
             raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+        write_atomically(trainer)
         if self.config[self.subcommand].overwrite:
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint):  # or best.ckpt stays the earlier run's, beside best-v1.ckpt

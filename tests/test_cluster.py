@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import project
 from project.callbacks import check_strategy
 from project.cli import main
 from project.errors import ConfigurationError
+from project.models import saving
 from project.modules import FineTuneModule, MergeModule, ScoringModule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,6 +177,28 @@ def test_a_fit_that_is_cut_short_has_kept_its_last_epoch(
     main([*command, "--trainer.enable_progress_bar", "false", "--ckpt_path", "last"])
     assert epochs == [0, 1, 2, 2, 3]
     assert {path.name for path in kept.iterdir()} == files, "none beside those of before"
+
+
+def test_a_checkpoint_that_is_cut_short_leaves_the_one_before(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever temporary files lie: nothing is copied onto it."""
+    write = torch.save
+
+    def cut(content: Any, file: Any) -> None:
+        written.append(content["epoch"])
+        if len(written) == 3:
+            file.write(b"half")
+            raise RuntimeError("cut")
+        write(content, file)
+
+    written: list[int] = []
+    monkeypatch.setattr(saving.torch, "save", cut)
+    command = ["fit", "--config", str(TINY / "fit_clipart.yaml"), "--trainer.enable_progress_bar", "false"]
+    with pytest.raises(RuntimeError, match="cut"):
+        main([*command, "--config", str(CLUSTER / "resume.yaml"), "--trainer.max_epochs", "2"])
+    assert written == [0, 0, 1]
+    kept = Path("runs/tiny/clipart/checkpoints")
+    assert {path.name for path in kept.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert all(torch.load(path, weights_only=True)["epoch"] == 0 for path in kept.iterdir())
 
 
 @pytest.mark.parametrize(("module", "hook"), [(MergeModule, "validation_step"), (ScoringModule, "test_step")])
