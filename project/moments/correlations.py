@@ -156,12 +156,8 @@ class CorrelationMoment(SecondMoment):
         self.taps = self.shape.kernel[0] * self.shape.kernel[1]
         self.parts = parts(self.shape)
         shapes = [(len(self.parts), channels, channels), (*sides, channels)]
-        super().__init__(channels * self.taps + constant, shapes[: 1 + constant], device)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the totals, and at most of what waits for one more batch."""
-        return sum(8 * total.numel() for total in self._totals) + 4 * self.channels * PENDING
+        size = channels * self.taps + constant
+        super().__init__(size, shapes[: 1 + constant], device, entries=channels, enough=PENDING)
 
     def read(self, values: Sequence[Tensor]) -> None:
         """Add pictures.
@@ -186,7 +182,7 @@ class CorrelationMoment(SecondMoment):
             start += value.shape[1]
         self._pending.append(maps)
         self.count += pictures * self.shape.positions[0] * self.shape.positions[1]
-        if sum(maps.shape[2] for maps in self._pending) * sides[0] * sides[1] >= PENDING:
+        if sum(maps.shape[2] for maps in self._pending) * sides[0] * sides[1] >= self.patience:
             self._flush()
 
     @property
@@ -276,7 +272,7 @@ def _correlate(total: Tensor, maps: Tensor, part: Part) -> None:
     if maps.device.type != "cpu":  # where launches take longer than copies
         rows, others = _places(part.rows)
         reads = (maps[rows, first], maps[others, second])
-        for one, other in zip(*(pieces(values.flatten(0, 2).mT) for values in reads), strict=True):
+        for one, other in zip(*(pieces(values.flatten(0, 2).mT, len(total)) for values in reads), strict=True):
             add_product(total, one, other)
         return
     waiting, samples = maps.new_zeros(total.shape), 0

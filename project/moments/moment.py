@@ -14,6 +14,7 @@ from project.moments.patches import exact_products
 LEAF = 128  # rows below which halving a product no longer pays
 WIDE_LEAF = 1024  # the same on accelerators, where a launch takes as long as a small product
 PENDING = 2048  # samples of one product: adding to a wide float64 total costs as much as one over a few hundred
+PRODUCT_BYTES = 64 * 2**20  # of the products of one launch on accelerators
 
 
 Reduce = Callable[[Tensor], object]
@@ -115,22 +116,28 @@ class SecondMoment(Sums):
     """The sum over samples of x xᵀ for vectors x of one size, in whatever form it is held.
 
     Products are made in float32 over some thousand samples and added to float64 totals, whatever precision the model
-    runs in.
+    runs in. Beside its totals, a moment holds at most three times their bytes, of samples that wait to be added and of
+    products, and what is added at once, twice, in float32; on accelerators ``PRODUCT_BYTES`` more.
 
     Args:
         size: Length of x.
         shapes: Shapes of the totals that hold the sum.
         device: Where the totals live.
+        entries: Numbers that are kept of a sample which waits.
+        enough: Samples of a product that pays; fewer are waited for where they take more bytes than the totals.
     """
 
-    def __init__(self, size: int, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, size: int, shapes: Sequence[Sequence[int]], device: torch.device | str, *, entries: int, enough: int
+    ) -> None:
         super().__init__(shapes, device)
-        self.size = size
+        self.size, self.entries = size, entries
+        self.patience = max(1, min(enough, super().bytes // (4 * entries)))
 
     @property
     def bytes(self) -> int:
         """Bytes of the totals, and at most of what waits for one more batch."""
-        return super().bytes + 4 * self.size * PENDING
+        return super().bytes + 4 * self.entries * self.patience
 
     @abstractmethod
     def sum(self, left: Pull | None = None, right: Pull | None = None, *, taps: int = 1) -> Tensor:
@@ -159,7 +166,7 @@ class Moment(SecondMoment):
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(size, [(size, size)], device)
+        super().__init__(size, [(size, size)], device, entries=size, enough=PENDING)
 
     @property
     def lower(self) -> Tensor:
@@ -175,7 +182,7 @@ class Moment(SecondMoment):
         """
         self._pending.append(columns)
         self.count += columns.shape[1] if samples is None else samples
-        if sum(part.shape[1] for part in self._pending) >= PENDING:
+        if sum(part.shape[1] for part in self._pending) >= self.patience:
             self._flush()
 
     def add_sums(self, sums: Tensor, samples: int) -> None:
@@ -215,17 +222,19 @@ class Moment(SecondMoment):
         self._pending = []
         with exact_products(self.device):
             for columns in (*large, *([torch.cat(small, 1)] if small else [])):
-                for part in pieces(columns):
+                for part in pieces(columns, min(len(columns), WIDE_LEAF)):
                     add_lower(self._totals[0], part)
 
 
-def pieces(columns: Tensor) -> Iterator[Tensor]:
+def pieces(columns: Tensor, side: int) -> Iterator[Tensor]:
     """Samples in lots of one product each, and what is left over.
 
-    Accelerators, where a launch takes as long as a small product, are given all whole lots at once.
+    Accelerators, where a launch takes as long as a small product, are given many lots at once: as many as have
+    products of ``PRODUCT_BYTES``.
 
     Args:
         columns: Shape (size, samples).
+        side: Rows and columns of one product, at most.
 
     Yields:
         Shape (size, samples of a lot), or (lots, size, samples of a lot).
@@ -234,7 +243,9 @@ def pieces(columns: Tensor) -> Iterator[Tensor]:
     if columns.device.type == "cpu" or not whole:
         yield from torch.split(columns, PENDING, 1)
         return
-    yield torch.unflatten(columns[:, :whole], 1, (-1, PENDING)).movedim(1, 0)
+    most = max(1, PRODUCT_BYTES // (4 * side**2))
+    for part in torch.split(columns[:, :whole], most * PENDING, 1):
+        yield torch.unflatten(part, 1, (-1, PENDING)).movedim(1, 0)
     if whole < columns.shape[1]:
         yield columns[:, whole:]
 

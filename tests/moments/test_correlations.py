@@ -1,16 +1,18 @@
 """Patch moments from shifted maps against float64 sums over unfolded patches (DESIGN §4, §11.4)."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from elsewhere import elsewhere
+from live import peak_bytes
 from moments.test_moment import SHAPES, reference, whole
 from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.moments import Moment, Pull, layer_moment
+from project.moments import LayerMoment, Moment, Pull, layer_moment
 from project.moments import correlations as correlations_module
 from project.moments.correlations import CorrelationMoment, pays
 from project.moments.layer import UnfoldedMoment
@@ -81,6 +83,33 @@ def test_channels_may_be_put_together_before_the_moment_is_written_out(
         assert torch.equal(moment.sum(left, left, taps=taps), written(one) @ full @ written(one).mT)
         assert torch.equal(moment.sum(left, taps=taps), written(one) @ full)
         assert torch.equal(moment.sum(None, right, taps=taps), full @ written(other).mT)
+
+
+def read_often(moment: LayerMoment, values: Tensor, times: int) -> None:
+    for _ in range(times):
+        moment.read([values])
+
+
+@pytest.mark.parametrize("pictures", [1, 3, 40])
+@pytest.mark.parametrize("channels", [16, 96])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "sides"),
+    [(3, 1, 1, (12, 9)), (3, 2, 1, (12, 9)), (3, 1, 1, (2, 2)), (1, 1, 0, (7, 7))],
+)
+def test_what_a_moment_holds_beside_its_totals(
+    kernel: int, stride: int, padding: int, sides: tuple[int, int], channels: int, pictures: int
+) -> None:
+    """However many batches come, and of whichever size; see SecondMoment."""
+    layer = nn.Conv2d(channels, 2, kernel, stride, padding)
+    correlated = CorrelationMoment(layer, channels, sides, constant=True)
+    unfolded = UnfoldedMoment(layer, channels, constant=True, sides=sides)
+    values = whole(pictures, channels, *sides)
+    patches = 4 * unfolded.size * pictures * int(np.prod(geometry(layer, sides).positions))
+    for moment, added in ((correlated, values.nbytes), (unfolded, patches)):
+        found = peak_bytes(partial(read_often, moment, values, 3 + 400 // pictures))
+        held = sum(total.nbytes for total in moment.totals)
+        assert found <= 3 * held + 2 * added + 2**12, (type(moment), found, held, added)
+        assert moment.bytes <= 2 * held + 4 * moment.entries
 
 
 def test_waiting_adding_and_cloning_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
