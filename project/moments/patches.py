@@ -91,8 +91,13 @@ def unit_columns(values: Sequence[Tensor], dim: int = 1) -> Tensor:
     Returns:
         Float32, shape (Σ units + 1, samples).
     """
-    units = [value.float().movedim(dim, 0).flatten(1) for value in values]
-    return torch.cat([*units, units[0].new_ones(1, units[0].shape[1])])
+    units = [value.movedim(dim, 0) for value in values]
+    sizes = [len(value) for value in units]
+    columns = torch.empty(sum(sizes) + 1, units[0][0].numel(), dtype=torch.float32, device=units[0].device)
+    for part, value in zip(torch.split(columns[:-1], sizes), units, strict=True):
+        part.view(value.shape).copy_(value)
+    columns[-1] = 1.0
+    return columns
 
 
 def unit_sums(values: Sequence[Tensor], dim: int = 1) -> Tensor:

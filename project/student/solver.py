@@ -295,8 +295,14 @@ class Factor:
         """Ratio of the extreme eigenvalues, from below: power iteration on the matrix and on its inverse."""
         pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
         largest = self._iterated(pivots, lambda vector: matrix @ vector)
-        inverse = self._iterated(1 / pivots, lambda vector: torch.cholesky_solve(vector, self._cholesky))
+        inverse = self._iterated(1 / pivots, self._solved)
         return largest * inverse
+
+    def _solved(self, right: Tensor) -> Tensor:
+        """(gram + shift · I)⁻¹ right. ``torch.cholesky_solve`` would copy the factor, which may be all of the work."""
+        half = torch.linalg.solve_triangular(self._cholesky, right, upper=False)
+        found: Tensor = torch.linalg.solve_triangular(self._cholesky.mT, half, upper=True)
+        return found
 
     @staticmethod
     def _iterated(start: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
@@ -311,7 +317,7 @@ class Factor:
 
     def solve(self, right: Tensor) -> Tensor:
         """X with X (gram + shift · I) = right, shape (…, rows, unknowns)."""
-        found = torch.cholesky_solve(right.mT, self._cholesky).mT
+        found = self._solved(right.mT).mT
         if self.fallbacks:
             vectors = self._vectors
             found[self._failed] = ((right[self._failed] @ vectors) * self._inverse[..., None, :]) @ vectors.mT
