@@ -66,6 +66,7 @@ def measured(setting: dict[str, int], clock: str) -> dict[str, float]:
             pictures=setting["pictures"],
             batch=64,
             sources=setting["sources"],
+            device="cpu",
             clock=clock,
             rounds=1,
         )

@@ -81,6 +81,25 @@ def test_operations_are_counted_by_precision(monkeypatch: pytest.MonkeyPatch) ->
     sys.modules.pop("merge_cost")
 
 
+def test_how_cost_scales_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer pictures and a shallower network than the table's."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    scaling = __import__("scaling")
+    monkeypatch.setattr(scaling, "BASE", {**scaling.BASE, "depth": 20, "width": 1, "pictures": 8})
+    monkeypatch.setattr(scaling, "AXES", {"pictures": [4, 8], "budgets": [1, 2]})
+    out = tmp_path / "scaling.json"
+    monkeypatch.setattr("sys.argv", ["scaling.py", "--only", "pictures", "budgets", "--out", str(out)])
+    scaling.main()
+    table = json.loads(out.read_text())["table"]
+    assert [(row["axis"], row["value"]) for row in table] == [
+        ("pictures", 4), ("pictures", 8), ("budgets", 1), ("budgets", 2),
+    ]  # fmt: skip
+    assert all(row[phase] > 0 for row in table for phase in scaling.PHASES)
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    for name in ("scaling", "merge_cost"):
+        sys.modules.pop(name)
+
+
 @pytest.mark.slow
 def test_what_merging_costs_is_told_with_what_bounds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
