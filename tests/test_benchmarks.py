@@ -81,6 +81,7 @@ def test_operations_are_counted_by_precision(monkeypatch: pytest.MonkeyPatch) ->
     sys.modules.pop("merge_cost")
 
 
+@pytest.mark.slow
 def test_how_cost_scales_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer pictures and a shallower network than the table's."""
     monkeypatch.syspath_prepend(BENCHMARKS)
