@@ -226,10 +226,10 @@ class Counted(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         written = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
         name = func.overloadpacket.__name__
-        if func.is_view or not written or name.startswith("empty"):
+        if func.is_view or not written or "empty" in name:
             return out
         read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        overwritten = name in ("copy_", "zero_", "fill_")
+        overwritten = name in ("copy_", "zero_", "fill_") or name.startswith("new_")  # or asked for its kind alone
         self.bytes += sum(map(held, written)) + sum(map(held, read[overwritten:]))
         packet = getattr(torch.ops.aten, name.rstrip("_"), func.overloadpacket)  # in place or not
         if packet in flop_registry:

@@ -78,6 +78,10 @@ def test_operations_are_counted_by_precision(monkeypatch: pytest.MonkeyPatch) ->
         before = counted.bytes
         (left.view(35) + 1.0).mean()
         assert counted.bytes - before == 4 * (35 + 35 + 35 + 1), "views move nothing"
+        before = counted.bytes
+        left.new_zeros(2)
+        left.new_empty(2)
+        assert counted.bytes - before == 4 * 2, "what only tells the kind is not read"
     sys.modules.pop("merge_cost")
 
 

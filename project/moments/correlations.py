@@ -227,7 +227,10 @@ class CorrelationMoment(SecondMoment):
         strip = correlations.new_empty(self.taps, tall, wide)  # one tap's rows: in this order they are read in runs
         for p in range(self.taps):
             for other in range(self.taps):
-                first, *others = pairs.get((p, other), (correlations.new_zeros(()),))
+                if (p, other) not in pairs:  # nothing but padding, at least at one of them
+                    strip[other].zero_()
+                    continue
+                first, *others = pairs[p, other]
                 strip[other].copy_(first)
                 for values in others:
                     strip[other].add_(values)
