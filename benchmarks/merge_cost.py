@@ -163,9 +163,10 @@ class Bench:
         for domain, batches in self.pictures.items():
             for batch in batches:
                 collector.gather(domain, batch)
-        for moment in collector.statistics.moments():
+        found = collector.statistics
+        for moment in found.moments():
             assert moment.totals  # with what was waiting
-        return collector.statistics
+        return found
 
     def gathering(self, *needs: str) -> float:
         """Median time of a pass that gathers some kinds of statistics."""

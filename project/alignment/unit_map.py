@@ -40,7 +40,7 @@ class UnitMap:
         object.__setattr__(self, "members", members[row_order(members)] if self.ranked else members)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the units stand for the same, in the same order."""
+        """Whether the units stand for the same, in the same order, however they came into it."""
         return isinstance(other, UnitMap) and torch.equal(self.members, other.members)
 
     def __hash__(self) -> int:
@@ -98,14 +98,14 @@ class UnitMap:
         return tuple(self.present.sum(0).tolist())
 
     @cached_property
-    def blocks(self) -> list[tuple[slice, tuple[bool, ...]]]:
+    def blocks(self) -> tuple[tuple[slice, tuple[bool, ...]], ...]:
         """Runs of rows with the same sources: (rows, which sources)."""
         sets, counts = torch.unique_consecutive(self.present, dim=0, return_counts=True)
         ends = counts.cumsum(0).tolist()
-        return [
+        return tuple(
             (slice(end - count, end), tuple(row.tolist()))
             for end, count, row in zip(ends, counts.tolist(), sets, strict=True)
-        ]
+        )
 
     @property
     def mean(self) -> Tensor:

@@ -21,11 +21,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
-            atomic_save(checkpoint, path)
+            atomic_save(checkpoint, Path(path).expanduser())
 
 
 def write_atomically(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints so, unless the user or the strategy has a way of its own."""
+    """Let a trainer write its checkpoints so, unless a plugin or the strategy has a way of its own.
+
+    What Lightning's AsyncCheckpointIO wraps is Lightning's own.
+    """
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO()

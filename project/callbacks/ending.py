@@ -36,9 +36,10 @@ class EndingCallback(Callback):
 
 @contextmanager
 def ended_by(number: signal.Signals, trainer: Trainer) -> Iterator[None]:
-    """While open, a signal ends this process and those that the trainer has started, at once and by themselves.
+    """While open, a signal ends this process and those that the trainer has started, by themselves.
 
-    Lightning takes note of SIGTERM, and looks at its note in a fit alone.
+    Lightning takes note of SIGTERM, and looks at its note in a fit alone. While it sets up a loop its own handler
+    stands; and a process that waits for others within an operation comes to its handler once that is over.
 
     Args:
         number: The signal.

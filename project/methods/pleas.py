@@ -15,7 +15,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.matching import By
 from project.methods.permutation import Permutation, Separate
-from project.moments import LAYERS, PICTURES, pays
+from project.moments import LAYERS, PICTURES, Moment, layer_moment
 from project.student import (
     Budget,
     KeptFits,
@@ -34,6 +34,7 @@ from project.student import (
 )
 from project.student.build import exact_groups
 from project.student.enough import DENSEST
+from project.student.layers import weight_of
 from project.student.memory import Demand, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.symmetry import Layer, graph_of
 
@@ -206,7 +207,9 @@ class PLeaS(Permutation):
         layers = problem.spec.layers
         shapes = self._shapes(problem, budgets)
         if not self.sequential:
-            solving = max(self._joint_bytes(layer, problem, shapes, len(pictures)) for layer in layers)
+            views = 1 if self.targets == "mean" and not self.weights else len(pictures)
+            fitted = [layer for layer in layers if not self._kept(layer, problem)]
+            solving = max((self._joint_bytes(layer, problem, shapes, views) for layer in fitted), default=0)
             return Demand(solving, solving)
         strangers = self._strangers(problem, pictures)
         domains = len(pictures) + len(strangers) * (len(problem.sources) - 1)
@@ -225,16 +228,19 @@ class PLeaS(Permutation):
             found.append(walk_bytes(values, count) + max(drawn) + solving)
         return Demand(*found)
 
-    def _joint_bytes(
-        self, layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMap]], domains: int
-    ) -> int:
-        """Of the joint fit of one layer: V G of every domain, and what is solved or what the sources' moment takes."""
+    def _joint_bytes(self, layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMap]], views: int) -> int:
+        """Of the joint fit of one layer: V G of every view, and what is crossed, read or solved beside it."""
         module, sources = problem.sources[0].get_submodule(layer.name), len(problem.sources)
         apart = sources * problem.spec.sizes[layer.inputs] * layer.taps + layer.bias
-        crossed = 8 * domains * sources * problem.spec.sizes[layer.outputs] * apart
-        correlated = pays(module, sources * problem.spec.sizes[layer.inputs], layer.sides)
-        read = 0 if correlated else 3 * 8 * apart**2  # the moment, written out to be merged
-        return crossed + max(read, solve_bytes(self._unknowns(layer, problem, shapes), 1))
+        kept = views * sources * problem.spec.sizes[layer.outputs] * apart
+        unknowns, outputs = self._unknowns(layer, problem, shapes), max(maps[layer.outputs].units for maps in shapes)
+        crossed = 4 * outputs * apart + 2 * unknowns**2  # what was asked of V G, its targets, and what is summed
+        moment = layer_moment(
+            module, sources * weight_of(module).shape[1], layer.sides, constant=layer.bias, device="meta"
+        )
+        written = 3 * apart**2 if isinstance(moment, Moment) else 0  # to be merged
+        pooled = moment.bytes if self.targets == "mean" else 0
+        return pooled + 8 * kept + max(8 * written, 8 * crossed, solve_bytes(unknowns, 1))
 
     def _shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
         """Unit maps of all axes of the students, none narrower than it is going to be."""
@@ -331,18 +337,13 @@ class PLeaS(Permutation):
         """The joint fit of all students; its layers do not wait for each other and are dealt out to the processes."""
         world, layers = problem.world, [layer for layer in problem.spec.layers if not self._kept(layer, problem)]
         maps = {layer: [_maps(layer, merged) for merged in starts] for layer in layers}
-        owners = world.deal([sum(_effort(layer, *one) for one in set(maps[layer])) for layer in layers])
+        owners = world.deal([sum(_effort(layer, *one) for one in dict.fromkeys(maps[layer])) for layer in layers])
         found = torch.zeros(len(layers), len(starts), len(MEASURED), dtype=torch.float64)
         mine = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
         with world.together("could not fit its share of the layers"):
             for number, layer in tqdm(mine, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
-                matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
-                views = self._views(layer, matrices, problem)
-                same = layer.inputs == problem.spec.plain_input
-                fits: dict[tuple[UnitMap, UnitMap], LayerFit] = {}  # budgets may leave a layer's maps as they were
+                fits = self._solved(layer, list(dict.fromkeys(maps[layer])), problem)
                 for student, (merged, one) in enumerate(zip(starts, maps[layer], strict=True)):
-                    if one not in fits:
-                        fits[one] = fit_layer(layer, matrices, *one, views, ridge=self.ridge, same_input=same)
                     merged.student.load_layer(layer.name, fits[one].matrix)
                     found[number, student] = found.new_tensor(list(_measured(fits[one]).values()))
         world.reduce(found)
@@ -355,6 +356,14 @@ class PLeaS(Permutation):
             for rows in found.transpose(0, 1).tolist()
         ]
         return [replace(merged, layers=one) for merged, one in zip(starts, told, strict=True)]
+
+    def _solved(
+        self, layer: Layer, asked: Sequence[tuple[UnitMap, UnitMap]], problem: Problem
+    ) -> dict[tuple[UnitMap, UnitMap], LayerFit]:
+        """The joint fit of one layer for some unit maps of its outputs and inputs."""
+        matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
+        views, same = self._views(layer, matrices, problem), layer.inputs == problem.spec.plain_input
+        return {one: fit_layer(layer, matrices, *one, views, ridge=self.ridge, same_input=same) for one in asked}
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
         """Whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'."""

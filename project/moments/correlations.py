@@ -220,7 +220,7 @@ class CorrelationMoment(SecondMoment):
                 pairs[p, other].append(ahead)
                 if not part.still:
                     pairs[other, p].append(back)
-        tall, wide = (len(moved(correlations.new_empty(self.channels, 1), pull)) for pull in (left, right))
+        tall, wide = (len(moved(correlations.new_zeros(self.channels, 1), pull)) for pull in (left, right))
         size, width = tall * self.taps, wide * self.taps
         full = correlations.new_empty(size + self.constant, width + self.constant)
         blocks = full[:size, :width].view(tall, self.taps, wide, self.taps)
@@ -274,8 +274,9 @@ def _correlate(total: Tensor, maps: Tensor, part: Part) -> None:
     first, second = _places(part.columns)
     if maps.device.type != "cpu":  # where launches take longer than copies
         rows, others = _places(part.rows)
-        reads = (maps[rows, first], maps[others, second])
-        for one, other in zip(*(pieces(values.flatten(0, 2).mT, len(total)) for values in reads), strict=True):
+        read = maps[rows, first].flatten(0, 2).mT
+        shifted = read if part.still else maps[others, second].flatten(0, 2).mT
+        for one, other in zip(*(pieces(values, len(total)) for values in (read, shifted)), strict=True):
             add_product(total, one, other)
         return
     waiting, samples = maps.new_zeros(total.shape), 0

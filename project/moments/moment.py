@@ -117,7 +117,7 @@ class SecondMoment(Sums):
 
     Products are made in float32 over some thousand samples and added to float64 totals, whatever precision the model
     runs in. Beside its totals, a moment holds at most three times their bytes, of samples that wait to be added and of
-    products, and what is added at once, twice, in float32; on accelerators ``PRODUCT_BYTES`` more.
+    products, and what is added at once, twice, in float32; on accelerators that once more, and ``PRODUCT_BYTES``.
 
     Args:
         size: Length of x.
@@ -204,6 +204,7 @@ class Moment(SecondMoment):
             lower: Lower triangle of the sum, or of its first rows and columns.
             count: Samples in it.
         """
+        assert not self._pending
         self._totals[0][: len(lower), : len(lower)].copy_(lower)
         self.count = count
 

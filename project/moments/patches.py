@@ -106,7 +106,8 @@ def unit_sums(values: Sequence[Tensor], dim: int = 1) -> Tensor:
     Returns:
         Float32, shape (Σ units,).
     """
-    return torch.cat([value.float().sum([d for d in range(value.dim()) if d != dim % value.dim()]) for value in values])
+    others = [other for other in range(values[0].dim()) if other != dim % values[0].dim()]
+    return torch.cat([value.sum(others, dtype=torch.float32) for value in values])
 
 
 @contextmanager

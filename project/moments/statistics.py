@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from project.errors import MergeError
 from project.moments.blocks import VectorMoment, block_moment
-from project.moments.derived import ReadByLayer, Rule, rules
+from project.moments.derived import ReadByLayer, Rule, affine_norms, rules
 from project.moments.fisher import (
     DIAGONAL,
     FACTORS,
@@ -236,6 +236,8 @@ class Collector:
             chosen = self._chosen(UNITS, node, self.domains)
             self.held.units[node] = {domain: Moment(size, device) for domain in chosen}
         if device.type != "meta":
+            graph = cast(fx.GraphModule, sources.graphs[0])
+            affine = affine_norms(graph, sources.networks) if self.units else {}
             for domain in self.domains:
                 units = {node: table[domain] for node, table in self.held.units.items() if domain in table}
                 layers = {
@@ -243,12 +245,11 @@ class Collector:
                     for node, layer in self.layers.items()
                     if domain in self.held.layers[layer.name]
                 }
-                found = rules(cast(fx.GraphModule, sources.graphs[0]), sources.networks, units, layers)
-                self._rules |= {(node, domain): rule for node, rule in found}
+                self._rules |= {(node, domain): rule for node, rule in rules(graph, affine, units, layers)}
 
     @property
     def statistics(self) -> Statistics:
-        """What was gathered so far, with what follows from it."""
+        """What was gathered so far, with what follows from it; samples that waited are added for it."""
         for (node, domain), rule in self._rules.items():
             rule.settle(self.held.units[node][domain])
         return self.held

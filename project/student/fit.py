@@ -7,8 +7,8 @@ that minimise E‖W M u − B y‖² + λ‖W − W⁰‖² are
     W = W⁰ + (B V G Mᵀ − W⁰ M G Mᵀ) (M G Mᵀ + λ I)⁻¹
 
 row block by row block, since rows with the same sources see the same inputs. G and V G do not depend on the unit maps:
-a further budget costs gathers, the product with W⁰, and the factorisation; where it leaves a layer's unit maps as they
-were, nothing.
+what one student has asked of V G serves the next, and a further budget costs what it alone asks for, G put together
+anew, the product with W⁰, and the factorisation; where it leaves a layer's unit maps as they were, nothing.
 """
 
 from collections.abc import Sequence
@@ -79,39 +79,40 @@ class View:
             Shapes (outputs, inputs · taps (+ 1)) and (outputs,).
         """
         shares, blend = self.blend(outputs), self.blend(inputs)
-        read = (shares.any(0) | blend.any(0)).nonzero()[:, 0].tolist()
+        read = (shares.any(0) | blend.any(0)).nonzero()[:, 0]
         joint = self._crossed.new_zeros(outputs.units, self._crossed.shape[1])  # B V G
         for source in range(len(self.matrices)):
             rows = shares[:, source].nonzero()[:, 0]
             units = outputs.members[rows, source]
-            for other in read:
-                self._learn(source, units, other)
+            self._learn(source, units, read)
             mine = self._crossed[self._outputs[source]][units.to(joint.device)]
             joint[rows.to(joint.device)] += mine * shares[rows, source].to(joint)[:, None]
         power = (targets(self.layer, self.matrices, outputs, shares) * joint).sum(1)
         return inputs.pull(joint.mT.contiguous(), blend, self.layer.taps).mT, power
 
-    def _learn(self, source: int, units: Tensor, other: int) -> None:
-        """Fill in what V G holds of some outputs of a source, on the inputs of another; the same for every student."""
-        known = self._known[self._outputs[source], other]
-        units = units[~known[units]]
+    def _learn(self, source: int, units: Tensor, others: Tensor) -> None:
+        """Fill in what V G holds of some outputs of a source, on the inputs of others; the same for every student."""
+        known = self._known[self._outputs[source]]
+        units = units[~known[units][:, others].all(1)]
         if not len(units) or not self.samples:
             return
-        known[units] = True
-        matrix, place = self.matrices[source], self._inputs[other]
-        moment = self.moment.mean(self._of(source), self._of(other), taps=self.layer.taps)
-        found, rows = matrix[units.to(matrix.device)] @ moment, self._crossed[self._outputs[source]]
-        rows[units.to(rows.device), place] = found[:, : place.stop - place.start]
-        if self.layer.bias:
-            rows[units.to(rows.device), -1] = found[:, -1]
+        left = self._of([source])
+        right = left if others.tolist() == [source] else self._of(others.tolist())
+        matrix, rows = self.matrices[source], self._crossed[self._outputs[source]]
+        found = matrix[units.to(matrix.device)] @ self.moment.mean(left, right, taps=self.layer.taps)
+        start, there = 0, units.to(rows.device)
+        for place in (self._inputs[other] for other in others.tolist()):
+            rows[there, place] = found[:, start : (start := start + place.stop - place.start)]
+        rows[there, self._inputs[-1].stop :] = found[:, start:]
+        known[units[:, None], others] = True
 
-    def _of(self, source: int) -> Pull:
-        """What takes one source's inputs out of u, and the constant with them."""
-        place, end = self._inputs[source], self._inputs[-1].stop
+    def _of(self, sources: Sequence[int]) -> Pull:
+        """What takes some sources' inputs out of u, and the constant with them."""
+        places = [*(self._inputs[source] for source in sources), slice(self._inputs[-1].stop, None)]
 
         def pull(joint: Tensor, taps: int) -> Tensor:
-            start, stop, rest = (at * taps // self.layer.taps for at in (place.start, place.stop, end))
-            return torch.cat([joint[start:stop], joint[rest:]])
+            wide = self.layer.taps // taps  # entries of u for each row
+            return torch.cat([joint[p.start // wide : None if p.stop is None else p.stop // wide] for p in places])
 
         return pull
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-from helpers import PICTURE, close, pictures, random_network, resnet
+import torch
+from helpers import PICTURE, close, pictures, random_network, randomised, resnet
+from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Moment, Statistics
@@ -27,7 +29,9 @@ def seen(collector: Collector, shape: tuple[int, int, int] = SHAPE) -> Statistic
 
 
 def alike(found: Statistics, expected: Statistics) -> bool:
-    assert found.units.keys() == expected.units.keys()
+    assert {node: set(table) for node, table in found.units.items()} == {
+        node: set(table) for node, table in expected.units.items()
+    }
     return all(
         one.count == expected.units[node][domain].count and close(one.sum(), expected.units[node][domain].sum())
         for node, table in found.units.items()
@@ -73,6 +77,55 @@ def test_networks_of_any_structure(structure: int, needs: tuple[str, ...]) -> No
     spec = trace(sources[0], PICTURE)
     expected = gathered_themselves(lambda: collector_of(sources, spec, needs), PICTURE)
     assert alike(seen(collector_of(sources, spec, needs), PICTURE), expected)
+
+
+class InPlace(nn.Module):
+    """A value that is changed in place and read again by its old name."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.act, self.body = nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3, padding=1)
+        self.shortcut, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.how == "norm":
+            self.act(x)
+            x = self.body(self.norm(x))
+        elif self.how == "shortcut":
+            x = self.body(self.act(x)) + self.shortcut(x)
+        elif self.how == "norm in shortcut":
+            x = self.body(self.act(x)) + self.norm(x)
+        elif self.how == "view":
+            x.flatten(2).relu_()
+            x = self.body(x)
+        elif self.how == "sum":
+            x += self.shortcut(x)
+            x = self.body(x)
+        else:
+            torch.nn.functional.relu(x, True)
+            x = self.body(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("how", ["norm", "shortcut", "norm in shortcut", "view", "sum", "function"])
+def test_values_that_are_changed_in_place(how: str) -> None:
+    sources = [randomised(InPlace(how), seed) for seed in range(2)]
+    spec = trace(sources[0], SHAPE)
+    expected = gathered_themselves(lambda: collector_of(sources, spec, (LAYERS, UNITS)))
+    assert alike(seen(collector_of(sources, spec, (LAYERS, UNITS))), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_network(name: str) -> None:
+    sources = [kind(name, seed) for seed in range(2)]
+    shape = (3, SIDE, SIDE)
+    spec = trace(sources[0], shape)
+    expected = gathered_themselves(lambda: collector_of(sources, spec, (LAYERS, UNITS)), shape)
+    assert alike(seen(collector_of(sources, spec, (LAYERS, UNITS)), shape), expected)
 
 
 def test_a_pass_that_lacks_what_a_value_follows_from_multiplies_it() -> None:
