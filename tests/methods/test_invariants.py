@@ -1,6 +1,7 @@
 """What must hold of every student: copies merge to themselves, sources apart are the sources (DESIGN §11.2, §11.3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from helpers import (
 )
 from torch import Tensor, nn
 
+from project.alignment import UnitMap
 from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem, pleas
-from project.student import BlockLayer, nominal_macs, reestimate
+from project.student import BlockLayer, World, nominal_macs, reestimate
 from project.symmetry import Layer, trace
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -157,6 +159,24 @@ def test_a_layer_whose_maps_a_budget_leaves_as_they_were_is_not_solved_again(mon
         alone = only(method, it, budget)
         for name, tensor in alone.student.state_dict().items():
             assert torch.allclose(tensor, one.student.state_dict()[name], rtol=0, atol=1e-6), (budget, name)
+
+
+def test_layers_are_dealt_out_alike_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of bytes differ between processes, and sums of floats with their order."""
+    it = make_problem([random_network(1, weights) for weights in (0, 1)])
+    deal, dealt = World.deal, []
+
+    def watched(world: World, efforts: Sequence[float]) -> list[int]:
+        dealt.append(list(efforts))
+        return deal(world, efforts)
+
+    monkeypatch.setattr(World, "deal", watched)
+    for salt in range(4):
+        salted = partial(lambda salt, units: hash((salt, units.members.numpy().tobytes())), salt)
+        monkeypatch.setattr(UnitMap, "__hash__", lambda units, salted=salted: salted(units))
+        list(PLeaS(fit="joint", separate="uniform").merge(it, [1.0, 1.15, 1.3, 1.45, 1.6, 1.75]))
+    assert len(dealt) == 4
+    assert all(efforts == dealt[0] for efforts in dealt)
 
 
 @pytest.mark.parametrize("name", ["permutation by weights", "pleas joint, mean", "pleas"])
