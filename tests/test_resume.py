@@ -319,7 +319,10 @@ def test_statistics_in_a_file_are_not_gathered_again(
 def test_little_memory_changes_no_student(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Statistics in several passes, the waiting batches on disk: bit for bit what much memory makes."""
+    """Statistics in several passes, the waiting batches on disk: what much memory makes, to rounding.
+
+    Where a moment and what it follows from are gathered in two passes, both are multiplied.
+    """
     gathered, spilled = counted(monkeypatch, Collector, "gather"), counted(monkeypatch, Spilled, "__init__")
     main(arguments(workplace, "little", "--model.memory", "18 MB"))
     passes = re.search(r"statistics are gathered in (\d+) passes over the pictures and wait on disk", caplog.text)
@@ -328,7 +331,12 @@ def test_little_memory_changes_no_student(
     assert gathered[0] == 6 * int(passes[1])
     assert "the fit's waiting batches lie on disk" in caplog.text
     assert spilled[0] > 500
-    assert same_students(workplace, "little")
+    mine, theirs = students(workplace, "little"), students(workplace, "reference")
+    assert list(mine) == list(theirs)
+    for name, tensors in theirs.items():
+        for part, tensor in tensors.items():
+            scale = float(tensor.abs().max()) + 1e-2
+            assert torch.allclose(mine[name][part], tensor, rtol=0, atol=1e-3 * scale), (name, part)
     assert not (workplace / "little" / "progress").exists()
     with pytest.raises(ConfigurationError, match=r"memory is 2\.0 MB, but .* takes about"):
         main(arguments(workplace, "less", "--model.memory", "2 MB"))
