@@ -210,7 +210,7 @@ def test_gradients_in_a_file_and_in_several_passes(
     main(gradient_arguments(workplace, "filed", "--model.statistics", str(path), methods=gradients))
     assert gathered == [0]
     assert same_as_uninterrupted(workplace, "filed")
-    main(gradient_arguments(workplace, "small", "--model.memory", "80 MB", methods=gradients))
+    main(gradient_arguments(workplace, "small", "--model.memory", "40 MB", methods=gradients))
     assert re.search(r"statistics are gathered in \d+ passes", caplog.text)
     assert same_as_uninterrupted(workplace, "small")
     plain = DomainDataModule.samples
