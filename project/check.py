@@ -15,7 +15,7 @@ from project.errors import ConfigurationError, TraceError, nearest
 from project.models import written_out
 from project.parser import CommandParser
 from project.report import group_table
-from project.student import load_source, obstacle, reestimate, unfitted
+from project.student import load_source, reestimate, unfitted, why_not_larger
 from project.symmetry import Spec, group_differences, trace
 
 
@@ -70,7 +70,7 @@ def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: fl
     else:
         network = written_out(build(model, model_args).eval())
         spec = trace(network, picture)
-        enliven(network, picture)
+        randomise_constants(network, picture)
     changes = group_differences(network, spec)
     lines = [f"{model}: {len(spec.free)} permutation groups on pictures of {image_size} × {image_size}", ""]
     lines += [*group_table(spec, network, changes), ""]
@@ -85,7 +85,7 @@ def check(model: str, model_args: dict[str, Any], image_size: int, tolerance: fl
 
 def _merging(spec: Spec) -> list[str]:
     """At which budgets such networks can be merged, and what a fit leaves at the sources' mean."""
-    reason = obstacle(spec)
+    reason = why_not_larger(spec)
     lines = ["merge, at any budget: yes" if reason is None else f"merge: yes; above budget 1 only in part, as {reason}"]
     kept, jointly = unfitted(spec), unfitted(spec, joint=True)
     if kept:
@@ -131,7 +131,7 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
     return network
 
 
-def enliven(network: nn.Module, picture: tuple[int, int, int]) -> None:
+def randomise_constants(network: nn.Module, picture: tuple[int, int, int]) -> None:
     """Random values where a fresh network has constants, since units that are all alike would prove nothing.
 
     Args:

@@ -22,7 +22,7 @@ from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Merged
 from project.modules import GateModule, MergeModule, ProbeModule, ScoringModule
-from project.modules.contenders import Contender
+from project.modules.scored import ScoredNetwork
 from project.report import (
     Results,
     Row,
@@ -94,7 +94,7 @@ class MergeTrainer(Trainer):
         before = {}
         if not callback.finished:
             with callback.clock.phase("test before re-estimation"):
-                before = self._score(model.unsettled_contenders(), datamodule).accuracies()
+                before = self._score(model.unsettled_networks(), datamodule).accuracies()
             self._calibrate(model, datamodule)
         assert model.problem is not None
         if model.problem.labels.mode == "different":
@@ -103,7 +103,7 @@ class MergeTrainer(Trainer):
                 with named(self, "learning gates"):
                     self.validate(gates, dataloaders=datamodule.calibration_dataloader(), verbose=False)
         with callback.clock.phase("test"):
-            scored = self._score(model.contenders(), datamodule)
+            scored = self._score(model.scored_networks(), datamodule)
             after, others = scored.accuracies(), scored.joint_accuracies()
         warn_of_swapped_domains(model, after)
         if probe:
@@ -148,9 +148,9 @@ class MergeTrainer(Trainer):
         found[0].reset()
         return found[0]
 
-    def _score(self, contenders: Sequence[Contender], datamodule: DomainDataModule) -> ScoringModule:
+    def _score(self, scored_networks: Sequence[ScoredNetwork], datamodule: DomainDataModule) -> ScoringModule:
         """The module that holds their scores."""
-        module = ScoringModule(contenders)
+        module = ScoringModule(scored_networks)
         with named(self, "scoring"):
             self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
         return module

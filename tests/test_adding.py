@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import PICTURE, gathered, pictures, random_network
-from moments.test_store import stamp
+from moments.test_store import fingerprint
 
 from project import __main__ as command
 from project.cli import main
@@ -21,7 +21,7 @@ def shards(folder: Path) -> list[str]:
         batches = [("art", pictures(count, number))]
         found = gathered(networks, spec, batches, ["art"], [UNITS])
         paths.append(str(folder / f"{number}.safetensors"))
-        save_statistics(found, stamp(networks, spec, batches), paths[-1])
+        save_statistics(found, fingerprint(networks, spec, batches), paths[-1])
     return paths
 
 

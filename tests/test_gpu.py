@@ -108,7 +108,7 @@ def test_a_merge_takes_no_more_memory_than_planned(tmp_path: Path, device: torch
     while not callback.finished:
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
     networks = sum(p.numel() * 4 for one in (*module.loaded, *module.merged) for p in _network(one).parameters())
-    planned = plan.statistics + max(plan.batch, plan.demand.whole) + networks
+    planned = plan.statistics + max(plan.batch, plan.estimate.whole) + networks
     assert torch.cuda.max_memory_allocated() - held <= 1.25 * planned
 
 

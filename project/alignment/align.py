@@ -8,7 +8,7 @@ from torch import Tensor
 
 from project.alignment.ascent import ascend
 from project.alignment.assignment import within_rows
-from project.alignment.measure import Dual, Measure, Products, counted
+from project.alignment.objective import AscentObjective, Dual, Products, counted
 from project.alignment.partition import Splitting
 from project.alignment.similarity import Similarity, activation_similarity, squared_distances
 from project.alignment.structured import bundles, match_blocks, rank_blocks, rematched, row_scores
@@ -120,7 +120,7 @@ def align_by_both(
 
 
 def _ascended(
-    measure: Measure, sweeps: int, seed: int, common: Callable[[Mapping[str, Tensor]], float] | None = None
+    measure: AscentObjective, sweeps: int, seed: int, common: Callable[[Mapping[str, Tensor]], float] | None = None
 ) -> Alignment:
     """Match all groups, one after the other, until none has anything to gain."""
     spec, together = measure.spec, bundles(measure.spec)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from project.alignment.zip import Zip, set_power
+from project.alignment.zip_sets import Zip, set_power
 from project.errors import MergeError
 from project.moments import Statistics
 from project.symmetry import Axis, Group, Spec, move_units

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from project.alignment.assignment import assign, match_units, total_similarity, within_rows
-from project.alignment.measure import Measure
+from project.alignment.objective import AscentObjective
 from project.alignment.similarity import block_rows
 from project.symmetry import Group, Spec
 
@@ -84,7 +84,7 @@ def shared_tensors(groups: Sequence[Group]) -> set[str]:
 
 
 def rematched(
-    groups: Sequence[Group], members: Mapping[str, Tensor], measure: Measure
+    groups: Sequence[Group], members: Mapping[str, Tensor], measure: AscentObjective
 ) -> tuple[dict[str, Tensor], float]:
     """One step of coordinate ascent: tied groups, or one alone, matched anew, all others as they stand.
 
@@ -114,7 +114,7 @@ def rematched(
     return {group.name: best[group.name] for group in groups}, totals[better]
 
 
-def _refined(groups: Sequence[Group], members: Mapping[str, Tensor], measure: Measure) -> dict[str, Tensor]:
+def _refined(groups: Sequence[Group], members: Mapping[str, Tensor], measure: AscentObjective) -> dict[str, Tensor]:
     """Units matched anew within blocks, group after group."""
     members = dict(members)
     for group in groups:

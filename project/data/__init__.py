@@ -16,21 +16,7 @@ from project.data.unlabelled import UnlabelledDataModule
 from project.data.unsorted import UnsortedDataModule
 
 __all__ = [
-    "CUB",
-    "ClientDataModule",
-    "Domain",
-    "DomainDataModule",
-    "DomainNet",
-    "DomainSet",
-    "ImageFolders",
-    "NABirds",
-    "OxfordPets",
-    "PictureFolder",
-    "Sample",
-    "Shapes",
-    "StanfordDogs",
-    "UnlabelledDataModule",
-    "UnsortedDataModule",
-    "evaluation_transform",
-    "open_picture",
-]
+    "CUB", "ClientDataModule", "Domain", "DomainDataModule", "DomainNet", "DomainSet", "ImageFolders", "NABirds",
+    "OxfordPets", "PictureFolder", "Sample", "Shapes", "StanfordDogs", "UnlabelledDataModule", "UnsortedDataModule",
+    "evaluation_transform", "open_picture",
+]  # fmt: skip

@@ -21,7 +21,7 @@ from project.data.transforms import Transform, evaluation_transform, training_tr
 from project.errors import ConfigurationError, DataError
 from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
-from project.moments import Stamp
+from project.moments import Fingerprint
 from project.symmetry import Spec
 
 Use = Literal["train", "validation", "calibration", "test"]
@@ -159,26 +159,26 @@ class DomainDataModule(LightningDataModule):
         """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
         return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
 
-    def calibration_stamp(
+    def calibration_fingerprint(
         self,
         sources: Sequence[nn.Module],
         spec: Spec,
         heads: Mapping[str, tuple[int, ...]] | None = None,
         labelled: bool = False,
-    ) -> Stamp:
+    ) -> Fingerprint:
         """What statistics that sources gather from the calibration pictures depend on; reads every file.
 
         Args:
             sources: The sources, in order.
             spec: Their spec.
-            heads: See :class:`~project.moments.Stamp`.
+            heads: See :class:`~project.moments.Fingerprint`.
             labelled: Whether they depend on the pictures' labels.
         """
         samples = {domain: self.samples(domain, "calibration") for domain in self.calibration_domains}
         transform = transform_entries(self.preprocessing, self.calibration_views, self.seed)
         pictures = picture_sums(samples, self.calibration_views)
         labels = picture_sums(samples, self.calibration_views, labelled=True) if labelled else {}
-        return Stamp.of(sources, spec, pictures, transform, heads, labels)
+        return Fingerprint.of(sources, spec, pictures, transform, heads, labels)
 
     @property
     def skipped(self) -> list[str]:

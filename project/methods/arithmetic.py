@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from project.alignment import unaligned
 from project.errors import ConfigurationError
+from project.methods.aligned import Align, Space, matching_of
 from project.methods.base import Merged, Method, Problem
-from project.methods.space import Align, Space, matching_of
-from project.student import Budget, Demand, Student
+from project.student import Budget, MemoryEstimate, Student
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,21 +72,21 @@ class Aligned(Method):
         """Whether it needs θ₀."""
         return False
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the units' similarities, or, where that is more, of what follows.
 
         That is the sources' parameters in float64, as much again for what is made of them, and three networks more.
         """
         parameters = sum(one.numel() for one in problem.sources[0].parameters())
         needed = 8 * (2 * len(problem.sources) + 3) * parameters
-        return Demand.most(self.matching_demand(problem), Demand(needed, needed))
+        return MemoryEstimate.most(self.matching_demand(problem), MemoryEstimate(needed, needed))
 
-    def matching_demand(self, problem: Problem) -> Demand:
+    def matching_demand(self, problem: Problem) -> MemoryEstimate:
         """Of the units' similarities; nothing where they are matched by number."""
         matching = matching_of(self.align)
-        return Demand() if matching is None else matching.demand(problem)
+        return MemoryEstimate() if matching is None else matching.memory_estimate(problem)
 
 
 class Arithmetic(Aligned):

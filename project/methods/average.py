@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from project.methods.aligned import Align, Space
+from project.methods.arguments import check_count, check_weights
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
-from project.methods.checks import check_count, check_weights
-from project.methods.space import Align, Space
-from project.student import Budget, Demand, Student
+from project.student import Budget, MemoryEstimate, Student
 
 
 class Average(Arithmetic):
@@ -32,13 +32,13 @@ class Average(Arithmetic):
         super().check(problem, pictures, budgets)
         check_count(self.weights, problem)
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of matching, and of the weighted mean; the plain one is where every student starts."""
         if self.weights is None:
             return self.matching_demand(problem)
-        return super().demand(problem, pictures, budgets, batch)
+        return super().memory_estimate(problem, pictures, budgets, batch)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """The weighted mean."""

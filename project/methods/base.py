@@ -17,7 +17,7 @@ from project.moments import Statistics
 from project.student import (
     ALONE,
     Budget,
-    Demand,
+    MemoryEstimate,
     Progress,
     Student,
     World,
@@ -234,9 +234,9 @@ class Method(ABC):
         """
         return None
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """About how much memory it takes beside the statistics; nothing worth telling by default.
 
         Args:
@@ -245,7 +245,7 @@ class Method(ABC):
             budgets: Sizes of the students, see Budget.
             batch: Pictures in a batch.
         """
-        return Demand()
+        return MemoryEstimate()
 
     @abstractmethod
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:

@@ -3,7 +3,7 @@
 from math import sqrt
 
 from project.methods.conjugate import ConjugateGradients
-from project.methods.subspace import System
+from project.methods.systems import System
 
 ALL = "all layers"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from project.methods.aligned import Space
 from project.methods.arithmetic import Aligned, task_vectors, write
 from project.methods.base import Merged, Problem
-from project.methods.space import Space
 from project.student import Budget, MaskedStudent, packed
 
 

@@ -42,11 +42,11 @@ def check_heads(name: str, problem: Problem, pictures: Sequence[str] | Mapping[s
     Raises:
         ConfigurationError: With their domain.
     """
-    strangers = [domain for domain in pictures if domain not in problem.labels.domains]
-    if problem.labels.mode == "different" and strangers:
+    unowned = [domain for domain in pictures if domain not in problem.labels.domains]
+    if problem.labels.mode == "different" and unowned:
         raise ConfigurationError(
             f"method {name} looks at what each domain's own head predicts, but calibration pictures are of "
-            f"{strangers[0]!r}, which has none; use pictures of the domains."
+            f"{unowned[0]!r}, which has none; use pictures of the domains."
         )
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from project.errors import ConfigurationError
+from project.methods.aligned import Align, Space
+from project.methods.arguments import check_classes, check_count, check_labels, check_weights
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
-from project.methods.checks import check_classes, check_count, check_labels, check_weights
-from project.methods.space import Align, Space
 from project.moments import DIAGONAL, Classes, fisher_need
 from project.student import Budget, Student
 

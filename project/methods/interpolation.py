@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from project.errors import ConfigurationError
+from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
-from project.methods.space import Align, Space
-from project.student import Budget, Demand, stored_bytes
+from project.student import Budget, MemoryEstimate, stored_bytes
 
 
 class Interpolation(Aligned):
@@ -35,15 +35,15 @@ class Interpolation(Aligned):
             raise ConfigurationError(f"steps of method {self.name} is {steps}; allowed: 1 to 1000.")
         self.steps = steps
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of matching, and of all points, which are held until they are scored."""
         count = len(problem.sources)
         points = (self.steps + 1) * count * (count - 1) // 2
         held = points * stored_bytes(problem.sources[0].state_dict())
-        base = super().demand(problem, pictures, budgets, batch)
-        return Demand(base.whole + held, base.least + held)
+        base = super().memory_estimate(problem, pictures, budgets, batch)
+        return MemoryEstimate(base.whole + held, base.least + held)
 
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
         """The points of every pair, each of one source's size, whatever the budgets."""

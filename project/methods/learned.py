@@ -9,15 +9,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.errors import MergeError
+from project.methods.aligned import Align, Space
+from project.methods.arguments import check_learning, check_scale
 from project.methods.arithmetic import Combined, FromBase
 from project.methods.base import Problem
 from project.methods.blend import Blend
-from project.methods.checks import check_learning, check_scale
 from project.methods.curves import ALL
 from project.methods.entropy import Draws, Norms, Objective, check_heads, check_norms
-from project.methods.space import Align, Space
 from project.moments import PICTURES
-from project.student import Budget, Demand, Student
+from project.student import Budget, MemoryEstimate, Student
 from project.student.memory import gradient_bytes, picture_bytes
 
 POINTS = 200
@@ -64,16 +64,16 @@ class Learned(FromBase):
         super().check(problem, pictures, budgets)
         check_heads(self.name, problem, pictures)
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the task vectors, a way back through the student, and the pictures."""
-        plain = super().demand(problem, pictures, budgets, batch)
+        plain = super().memory_estimate(problem, pictures, budgets, batch)
         parameters = sum(one.numel() for one in problem.sources[0].parameters())
         run = gradient_bytes(problem.spec, sum(min(self.batch, count) for count in pictures.values()), 1, parameters)
         run += 4 * (len(problem.sources) + COPIES) * parameters
         shown = picture_bytes(problem.spec, sum(pictures.values()))
-        return Demand(plain.whole + run + shown, plain.least + run)
+        return MemoryEstimate(plain.whole + run + shown, plain.least + run)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """Learn, and put the network together from what was learned."""

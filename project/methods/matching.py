@@ -14,7 +14,7 @@ from project.alignment import (
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Problem
 from project.moments import UNITS
-from project.student import Demand
+from project.student import MemoryEstimate
 
 By = Literal["activations", "weights", "both"]
 
@@ -73,11 +73,11 @@ class Matching:
                 f"alone; use 'weights'."
             )
 
-    def demand(self, problem: Problem) -> Demand:
+    def memory_estimate(self, problem: Problem) -> MemoryEstimate:
         """Of the similarities, which are gone once the units are matched."""
         kept = self.by == "both" and self.alpha < 1
         needed = similarity_bytes(problem.spec, len(problem.sources), kept=kept)
-        return Demand(needed, needed)
+        return MemoryEstimate(needed, needed)
 
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources, alike in all processes."""

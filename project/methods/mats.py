@@ -8,18 +8,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.errors import ConfigurationError, MergeError, nearest
+from project.methods.aligned import Align, Space
+from project.methods.arguments import check_classes, check_labels
 from project.methods.arithmetic import Arithmetic, Combined, write
 from project.methods.base import Problem
-from project.methods.checks import check_classes, check_labels
 from project.methods.conjugate import ConjugateGradients
 from project.methods.curves import Curves
-from project.methods.space import Align, Space
-from project.methods.subspace import Elementwise, Gram, Kronecker, System, merged_layers
+from project.methods.divergence import divergence, renormalised
+from project.methods.systems import Elementwise, Gram, Kronecker, System, merged_layers
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
-from project.methods.watch import divergence, renormalised
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
-from project.student import Budget, Demand, Student
+from project.student import Budget, MemoryEstimate, Student
 from project.student.memory import picture_bytes
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
@@ -126,11 +126,11 @@ class MaTS(Arithmetic):
         """Whether the start point is made of it."""
         return self.start == "base" or (self.start in STARTS and self.start not in problem.planned)
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the parameters and the largest layer's system; to watch the student, of all systems and the pictures."""
-        plain = super().demand(problem, pictures, budgets, batch)
+        plain = super().memory_estimate(problem, pictures, budgets, batch)
         systems, spec = 0, problem.spec
         if self.estimate in ("gram", "kfac"):
             sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
@@ -140,7 +140,7 @@ class MaTS(Arithmetic):
             reading = 3 if self.estimate == "gram" else 2  # what is read beside those that are held
             systems = copies * (sum(held) if self.watch else max(held)) + reading * max(held)
         shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
-        return Demand(plain.whole + systems + shown, plain.least + systems)
+        return MemoryEstimate(plain.whole + systems + shown, plain.least + systems)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """Solve every tensor's system: one after the other, or, to watch the student, all of them step by step."""

@@ -12,13 +12,13 @@ from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.student import (
     Budget,
-    Demand,
+    MemoryEstimate,
     by_gain,
     check_growth,
-    obstacle,
     separation_gains,
     stagewise,
     uniform,
+    why_not_larger,
     widest_maps,
 )
 
@@ -77,15 +77,15 @@ class Permutation(Method):
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse what the architecture does not allow: budgets, separating by gain, matching by activations."""
         check_growth(problem.spec, problem.fixed, budgets)
-        if self.separate == "gain" and (reason := obstacle(problem.spec)) is not None:
+        if self.separate == "gain" and (reason := why_not_larger(problem.spec)) is not None:
             raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
         self.matched.check(problem)
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the units' similarities."""
-        return self.matched.demand(problem)
+        return self.matched.memory_estimate(problem)
 
     def align(self, problem: Problem) -> Alignment:
         """Match the units of all sources, alike in all processes."""
@@ -101,7 +101,7 @@ class Permutation(Method):
         for budget in map(Budget.of, budgets):
             maps = self._allocate(problem, alignment, budget, gains)
             starts.append(Merged(self.name, budget, problem.start(maps), matches=alignment.matches))
-        yield from self.fit(starts, problem)
+        yield from self.fit_students(starts, problem)
 
     def _gains(self, problem: Problem, alignment: Alignment) -> dict[str, Tensor]:
         """What keeping each row's sources apart is worth, given the fit that follows."""
@@ -135,6 +135,6 @@ class Permutation(Method):
             return [widest_maps(spec, anyhow, fixed, budget) for budget in budgets]
         return [self._allocate(problem, anyhow, Budget.of(budget), {}) for budget in budgets]
 
-    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
+    def fit_students(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """What follows the start points; nothing here."""
         yield from starts

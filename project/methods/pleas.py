@@ -33,9 +33,9 @@ from project.student import (
     with_joins,
 )
 from project.student.build import exact_groups
-from project.student.enough import DENSEST
 from project.student.layers import weight_of
-from project.student.memory import Demand, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.memory import MemoryEstimate, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.subsample import DENSEST
 from project.symmetry import Layer, graph_of
 
 MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures", "positions")
@@ -73,7 +73,7 @@ class PLeaS(Permutation):
         excess: For the sequential fit: by how much a layer's residual may exceed that of a fit to all pictures, as a
             share of it (0.005 is half a percent). Layers with samples to spare then look at some of the batches, and at
             some positions of their pictures, only: as many as two halves of a few say are needed, see
-            :mod:`project.student.enough`. It takes four batches of each domain or more. Default: all of them.
+            :mod:`project.student.subsample`. It takes four batches of each domain or more. Default: all of them.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which matching by weights, or both, visits the groups.
@@ -164,7 +164,7 @@ class PLeaS(Permutation):
             raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
         if not any(self.weights.get(domain, 1.0) for domain in pictures):
             raise ConfigurationError("weights is 0 for every domain; at least one must count.")
-        if (strangers := self._strangers(problem, pictures)) and not all(map(batch_norms, problem.sources)):
+        if (unowned := self._unowned(problem, pictures)) and not all(map(batch_norms, problem.sources)):
             raise ConfigurationError(
                 "calibration is 'public', but the sources have no batch norms to restyle such pictures by; set "
                 "restyle_steps to 0, or use pictures of the domains."
@@ -172,7 +172,7 @@ class PLeaS(Permutation):
         shapes = self._shapes(problem, budgets)
         apart = max(map(problem.times, budgets)) > 1 and self.sequential
         counted = {name: count for name, count in pictures.items() if self.weights.get(name, 1.0)}
-        seen = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in counted.items())
+        seen = sum(count * (len(problem.sources) if name in unowned else 1) for name, count in counted.items())
         fewest = min(counted.values()) if apart else seen
         unknowns = {layer: self._unknowns(layer, problem, shapes) for layer in problem.spec.layers}
         scarcity = {layer: count / layer.positions for layer, count in unknowns.items()}
@@ -192,17 +192,18 @@ class PLeaS(Permutation):
             stacklevel=2,
         )
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the units' similarities, or of the fit that follows, whichever is more."""
-        return Demand.most(
-            super().demand(problem, pictures, budgets, batch), self._fit_demand(problem, pictures, budgets, batch)
+        return MemoryEstimate.most(
+            super().memory_estimate(problem, pictures, budgets, batch),
+            self._fit_estimate(problem, pictures, budgets, batch),
         )
 
-    def _fit_demand(
+    def _fit_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
         layers = problem.spec.layers
         shapes = self._shapes(problem, budgets)
@@ -210,14 +211,14 @@ class PLeaS(Permutation):
             views = 1 if self.targets == "mean" and not self.weights else len(pictures)
             fitted = [layer for layer in layers if not self._kept(layer, problem)]
             solving = max((self._joint_bytes(layer, problem, shapes, views) for layer in fitted), default=0)
-            return Demand(solving, solving)
-        strangers = self._strangers(problem, pictures)
-        domains = len(pictures) + len(strangers) * (len(problem.sources) - 1)
+            return MemoryEstimate(solving, solving)
+        unowned = self._unowned(problem, pictures)
+        domains = len(pictures) + len(unowned) * (len(problem.sources) - 1)
         solving = max(
             solve_bytes(self._unknowns(layer, problem, shapes), domains, _blocks(layer, problem, shapes))
             for layer in layers
         )
-        total = sum(count * (len(problem.sources) if name in strangers else 1) for name, count in pictures.items())
+        total = sum(count * (len(problem.sources) if name in unowned else 1) for name, count in pictures.items())
         units = [{name: one.units for name, one in maps.items()} for maps in shapes]
         values = max(widest(problem.spec, one) for one in units)
         if solving:
@@ -226,7 +227,7 @@ class PLeaS(Permutation):
         for count in (total, min(total, batch)):  # in memory, or all that waits on disk
             drawn = [0 if self.excess is None else drawn_bytes(problem.spec, one, count, DENSEST) for one in units]
             found.append(walk_bytes(values, count) + max(drawn) + solving)
-        return Demand(*found)
+        return MemoryEstimate(*found)
 
     def _joint_bytes(self, layer: Layer, problem: Problem, shapes: Sequence[Mapping[str, UnitMap]], views: int) -> int:
         """Of the joint fit of one layer: V G of every view, and what is crossed, read or solved beside it."""
@@ -266,7 +267,7 @@ class PLeaS(Permutation):
         told = f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
         return told if stay is None else f"{told}; {stay}"
 
-    def fit(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
+    def fit_students(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
         if not self.sequential:
             yield from self._solve(starts, problem)
@@ -317,7 +318,7 @@ class PLeaS(Permutation):
         if problem.pictures is None:
             raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
         owners, pictures, weights = dict(problem.owners), dict(problem.pictures), dict(self.weights)
-        for domain in self._strangers(problem, pictures):
+        for domain in self._unowned(problem, pictures):
             batches = pictures.pop(domain)
             for index, source in enumerate(problem.sources):
                 bar = tqdm(batches, desc=f"restyling for source {index}", unit="batch", leave=False, disable=None)
@@ -327,7 +328,7 @@ class PLeaS(Permutation):
                 owners[part], weights[part] = index, self.weights.get(domain, 1.0)
         return owners, pictures, weights
 
-    def _strangers(self, problem: Problem, pictures: Iterable[str]) -> list[str]:
+    def _unowned(self, problem: Problem, pictures: Iterable[str]) -> list[str]:
         """Domains of calibration pictures that are to be restyled: those which are none of the problem's."""
         if not self.sequential or self.targets == "mean" or not self.restyle_steps:
             return []

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from project.errors import ConfigurationError
+from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
-from project.methods.space import Align, Space
-from project.methods.subspace import Gram, diagonals, merged_layers
+from project.methods.systems import Gram, diagonals, merged_layers
 from project.moments import INPUTS
-from project.student import Budget, Demand, Factor, Student
+from project.student import Budget, Factor, MemoryEstimate, Student
 from project.student.memory import solve_bytes
 from project.symmetry import Layer
 
@@ -40,15 +40,15 @@ class RegMean(Arithmetic):
         self.off_diagonal, self.ridge = off_diagonal, ridge
         self.needs = self.needs | {INPUTS}
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the parameters, and of the largest layer's solution."""
-        plain = super().demand(problem, pictures, budgets, batch)
+        plain = super().memory_estimate(problem, pictures, budgets, batch)
         sizes = problem.spec.sizes
         sides = [(layer.taps * sizes[layer.inputs] // layer.blocks, layer.blocks) for layer in problem.spec.layers]
         solving = max(solve_bytes(unknowns, 1, blocks) for unknowns, blocks in sides)
-        return Demand(plain.whole + solving, plain.least + solving)
+        return MemoryEstimate(plain.whole + solving, plain.least + solving)
 
     def combine(self, space: Space, student: Student) -> Combined:
         """Each layer in closed form."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
+from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
-from project.methods.space import Align, Space
 from project.student import (
     BlendedLayer,
     Block,
@@ -21,9 +21,8 @@ from project.student import (
     ProjectionRouter,
     RoutedNorm,
     batch_norms,
-    sites,
 )
-from project.symmetry import Layer
+from project.symmetry import Layer, sites
 
 Norms = Literal["routed", "merged"]
 NONE = 1e-6  # of the base's norm: what is added to a layer, if it is no more, has no directions

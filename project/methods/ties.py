@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from project.errors import ConfigurationError
+from project.methods.aligned import Align
+from project.methods.arguments import check_scale, check_share
 from project.methods.arithmetic import TaskVectors
-from project.methods.checks import check_scale, check_share
-from project.methods.space import Align
 
 
 class TIES(TaskVectors):

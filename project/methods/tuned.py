@@ -13,10 +13,10 @@ from torch import Tensor
 from project.errors import ConfigurationError, MergeError, nearest
 from project.methods.base import Merged, Method, Problem
 from project.methods.curves import ALL
+from project.methods.divergence import divergence, domain_mean, renormalised
 from project.methods.entropy import check_heads, entropies
-from project.methods.watch import divergence, domain_mean, renormalised
 from project.moments import PICTURES
-from project.student import Budget, Demand, Student, World, lengths, waiting
+from project.student import Budget, MemoryEstimate, Student, World, lengths, waiting
 from project.student.memory import picture_bytes
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
@@ -110,10 +110,10 @@ class Tuned(Method):
                     f"held_out of method {self.name} is {self.held_out}, which holds out {held} of the {count} "
                     f"calibration pictures of {domain}; there must be one at least on both sides."
                 )
-        strangers = [domain for domain in pictures if domain not in problem.labels.domains]
-        if self.criterion == "accuracy" and strangers:
+        unowned = [domain for domain in pictures if domain not in problem.labels.domains]
+        if self.criterion == "accuracy" and unowned:
             raise ConfigurationError(
-                f"criterion of method {self.name} is 'accuracy', but calibration pictures are of {strangers[0]!r}, "
+                f"criterion of method {self.name} is 'accuracy', but calibration pictures are of {unowned[0]!r}, "
                 f"whose classes are not the sources'; use 'divergence'."
             )
         if self.criterion == "entropy":
@@ -128,18 +128,20 @@ class Tuned(Method):
             told += ", of which the statistics are too"
         return "; ".join(filter(None, (told, self.candidates[0].plan(problem))))
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the setting that takes most, with the best student so far, the one that is judged, and pictures.
 
         Beside the pictures themselves there are copies of those of both sides.
         """
-        demands = [one.demand(problem, pictures, budgets, batch) for one in self.candidates]
+        estimates = [one.memory_estimate(problem, pictures, budgets, batch) for one in self.candidates]
         times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
         kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
         shown = 2 * picture_bytes(problem.spec, sum(pictures.values()))
-        return Demand(max(one.whole for one in demands) + kept + shown, max(one.least for one in demands) + kept)
+        return MemoryEstimate(
+            max(one.whole for one in estimates) + kept + shown, max(one.least for one in estimates) + kept
+        )
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:

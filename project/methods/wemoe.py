@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from project.errors import ConfigurationError
+from project.methods.aligned import Align, Space
+from project.methods.arguments import check_learning, check_scale, check_share
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
-from project.methods.checks import check_learning, check_scale, check_share
 from project.methods.entropy import check_heads
 from project.methods.routing import train_routers
-from project.methods.space import Align, Space
 from project.moments import PICTURES
-from project.student import BlendedLayer, Block, Budget, Demand, Learnt, LearntRouter, MixtureStudent, sites
+from project.student import BlendedLayer, Block, Budget, Learnt, LearntRouter, MemoryEstimate, MixtureStudent
 from project.student.experts import beside
 from project.student.memory import gradient_bytes, picture_bytes
+from project.symmetry import sites
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's
 
@@ -97,11 +98,11 @@ class WEMoE(Aligned):
         blocks = "; ".join(", ".join(block) for block in self._chosen(problem))
         return f"{self.name} weighs, by blocks: {blocks}"
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the arithmetic; of the pictures, and of a step on a batch: activations, and kernels with gradients."""
-        plain, spec = super().demand(problem, pictures, budgets, batch), problem.spec
+        plain, spec = super().memory_estimate(problem, pictures, budgets, batch), problem.spec
         if not self.steps:
             return plain
         chosen, sources = {name for block in self._chosen(problem) for name in block}, len(problem.sources)
@@ -112,7 +113,7 @@ class WEMoE(Aligned):
         drawn = self.batch * len(pictures)
         step = gradient_bytes(spec, drawn, 1, 0) + 4 * (weighed * drawn + sources * sum(weights.values()))
         shown = picture_bytes(spec, sum(pictures.values()))
-        return Demand(plain.whole + step + shown, plain.least + step)
+        return MemoryEstimate(plain.whole + step + shown, plain.least + step)
 
     @torch.no_grad()
     def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:

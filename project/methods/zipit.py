@@ -11,15 +11,15 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.arithmetic import write
 from project.methods.base import Merged, Method, Problem
 from project.methods.matching import By, Matching
-from project.student import Budget, Demand
+from project.student import Budget, MemoryEstimate
 
 
 class ZipIt(Method):
     """Put like units of all sources into sets, as many as one source has units; each set is one unit of the student.
 
-    The two most similar sets are merged, again and again (:func:`~project.alignment.zip.zip_units`). With Mᵢ, 1 / n_j
-    for the units of source i in set j of n_j units, and Uᵢ, 1 there: W = Σ Mᵢ Wᵢ Uᵢ, so that a unit is the mean of its
-    set, and what reads it reads it for every unit of the set. Biases, norms' scales and shifts and other parameters
+    The two most similar sets are merged, again and again (:func:`~project.alignment.zip_sets.zip_units`). With Mᵢ,
+    1 / n_j for the units of source i in set j of n_j units, and Uᵢ, 1 there: W = Σ Mᵢ Wᵢ Uᵢ, so that a unit is the mean
+    of its set, and what reads it reads it for every unit of the set. Biases, norms' scales and shifts, other parameters
     become Σ Mᵢ θᵢ. So do batch norm's statistics until they are re-estimated, which they should be: means of units vary
     less than units do. Where every set has one unit of each source, that is the permuted average.
 
@@ -74,14 +74,14 @@ class ZipIt(Method):
         kept = [group.name for group in problem.spec.free if problem.spec.normalised(group)]
         return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
 
-    def demand(
+    def memory_estimate(
         self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
-    ) -> Demand:
+    ) -> MemoryEstimate:
         """Of the units' similarities, or of the student's parameters and one source's in float64."""
         copies = 5 if self._share else 3  # of a weight correlation while it is made; else of what is searched
         alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=copies)
         needed = max(alike, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
-        return Demand(needed, needed)
+        return MemoryEstimate(needed, needed)
 
     @property
     def _share(self) -> float:

@@ -14,23 +14,7 @@ from project.models.saving import atomic_file, atomic_save, atomic_text
 from project.models.scores import DomainScores, JointScores
 
 __all__ = [
-    "Architecture",
-    "Description",
-    "DomainScores",
-    "Heads",
-    "JointScores",
-    "LabelSpace",
-    "MultiHead",
-    "Preprocessing",
-    "Weights",
-    "architectures",
-    "atomic_file",
-    "atomic_save",
-    "atomic_text",
-    "build_network",
-    "load_network",
-    "pretrained",
-    "read_weights",
-    "recognise",
-    "written_out",
-]
+    "Architecture", "Description", "DomainScores", "Heads", "JointScores", "LabelSpace", "MultiHead", "Preprocessing",
+    "Weights", "architectures", "atomic_file", "atomic_save", "atomic_text", "build_network", "load_network",
+    "pretrained", "read_weights", "recognise", "written_out",
+]  # fmt: skip

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError
 from project.methods import Learned, Merged, Problem
+from project.methods.aligned import Space
 from project.methods.arithmetic import write
 from project.methods.blend import Blend
 from project.methods.entropy import Objective, entropies
-from project.methods.space import Space
 from project.models import DomainScores
 from project.modules.base import load_base
 from project.modules.gathering import Gathering

@@ -14,7 +14,7 @@ from project.models import heads
 from project.models.heads import Joint
 from project.models.labels import OWN
 from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
-from project.modules.contenders import load_contenders
+from project.modules.scored import load_scored_networks
 from project.modules.scoring import ScoringModule
 from project.modules.sources import SourceFile
 from project.report.results import text_table, write_csv
@@ -55,18 +55,18 @@ class EvaluationModule(ScoringModule):
             self._prepare_unsorted(data, stage)
             return
         labels = data_labels(self)
-        if not self.contenders:
-            self.enter(load_contenders(self.files, labels))
-        for contender in self.contenders:
-            check_classes(contender.name, contender.labels, labels)
+        if not self.scored_networks:
+            self.enter(load_scored_networks(self.files, labels))
+        for scored in self.scored_networks:
+            check_classes(scored.name, scored.labels, labels)
             given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
-            warn_of_preprocessing(contender.name, contender.preprocessing, given)
+            warn_of_preprocessing(scored.name, scored.preprocessing, given)
         if stage == "predict":
             self._check_asked(labels.domains)
         else:
-            for contender in self.contenders:
-                if contender.chooses(labels.domains):
-                    contender.joint(self.joint)  # refuses a gate that is not there
+            for scored in self.scored_networks:
+                if scored.chooses(labels.domains):
+                    scored.joint(self.joint)  # refuses a gate that is not there
 
     def on_test_start(self) -> None:
         """Forget the last round, and leave the printing to :meth:`on_test_end`."""
@@ -81,18 +81,18 @@ class EvaluationModule(ScoringModule):
             ``columns``, the head and the class behind each.
         """
         pictures, paths = batch
-        contender, domain, head = self.contenders[0], self._domain(dataloader_idx), self.head
+        scored, domain, head = self.scored_networks[0], self._domain(dataloader_idx), self.head
         if head == OWN:
-            head = contender.head_of(domain) if domain else heads.JOINT
+            head = scored.head_of(domain) if domain else heads.JOINT
         if head == heads.JOINT:
-            shares = contender.shares(pictures, self.joint)[1]
+            shares = scored.shares(pictures, self.joint)[1]
         else:
-            shares = heads.probabilities(contender.answer(pictures, head), contender.labels, head)
+            shares = heads.probabilities(scored.answer(pictures, head), scored.labels, head)
         return {
             "domain": domain,
             "paths": paths,
             "probabilities": shares,
-            "columns": heads.column_labels(contender.labels, head),
+            "columns": heads.column_labels(scored.labels, head),
         }
 
     def _domain(self, loader: int) -> str:
@@ -121,25 +121,25 @@ class EvaluationModule(ScoringModule):
             raise ConfigurationError(
                 f"data is {type(data).__name__}, which has no labels; allowed: with predict alone."
             )
-        if not self.contenders:
-            self.enter(load_contenders(self.files, None))
-        first = self.contenders[0]
+        if not self.scored_networks:
+            self.enter(load_scored_networks(self.files, None))
+        first = self.scored_networks[0]
         data.suit(first.name, first.preprocessing)
         self._check_asked()
 
     def _check_asked(self, domains: Sequence[str] = ()) -> None:
         """Refuse what the first network cannot be asked, of these domains or none, before any picture is read."""
-        contender = self.contenders[0]
-        if len(self.contenders) > 1:
-            rank_zero_warn(f"the first of {len(self.contenders)} networks answers alone: {contender.name}.")
-        self.head = heads.known_head(self.head, contender.labels, OWN)
-        if self.head in contender.labels.domains and len(contender.labels.heads) == 1 < len(contender.labels.domains):
-            rank_zero_warn(f"head is {self.head!r}, but network {contender.name} has one head for all its domains.")
+        scored = self.scored_networks[0]
+        if len(self.scored_networks) > 1:
+            rank_zero_warn(f"the first of {len(self.scored_networks)} networks answers alone: {scored.name}.")
+        self.head = heads.known_head(self.head, scored.labels, OWN)
+        if self.head in scored.labels.domains and len(scored.labels.heads) == 1 < len(scored.labels.domains):
+            rank_zero_warn(f"head is {self.head!r}, but network {scored.name} has one head for all its domains.")
         if self.head == heads.JOINT or (self.head == OWN and not domains):
-            contender.joint(self.joint)
-        unknown = [domain for domain in domains if not contender.knows(domain)]
+            scored.joint(self.joint)
+        unknown = [domain for domain in domains if not scored.knows(domain)]
         if self.head == OWN and unknown:
             raise ConfigurationError(
-                f"head is {OWN!r}, but network {contender.name} has no head for {', '.join(unknown)}; "
-                f"allowed: {', '.join((heads.JOINT, *contender.labels.domains))}."
+                f"head is {OWN!r}, but network {scored.name} has no head for {', '.join(unknown)}; "
+                f"allowed: {', '.join((heads.JOINT, *scored.labels.domains))}."
             )

@@ -16,9 +16,9 @@ from project.errors import ConfigurationError
 from project.moments import (
     PICTURES,
     Collector,
+    Fingerprint,
     Lockstep,
     Reduce,
-    Stamp,
     Statistics,
     StoredStatistics,
     read_statistics,
@@ -27,7 +27,7 @@ from project.moments import (
 from project.student import Progress
 from project.symmetry import Spec
 
-SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
+MAX_CHECKPOINT_TIME_SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
 UNFINISHED = "gathering"
 
 Division = Callable[[Mapping[str, int]], Sequence[Collection[str]]]
@@ -45,7 +45,7 @@ class Gathering:
         domains: Names of the calibration domains.
         owners: domain -> index of its source.
         columns: domain -> columns of its owner's logits that are its head, see Collector.
-        stamp: What the statistics depend on; None where they are kept nowhere.
+        fingerprint: What the statistics depend on; None where they are kept nowhere.
         file: Where they are read from if it exists, and written to.
         progress: Where unfinished work is kept; None for nowhere.
         every: Seconds, at least, between two copies of an unfinished pass; 0 for one after every batch.
@@ -63,14 +63,14 @@ class Gathering:
         domains: Sequence[str],
         owners: Mapping[str, int],
         columns: Mapping[str, slice] | None = None,
-        stamp: Stamp | None = None,
+        fingerprint: Fingerprint | None = None,
         file: Path | None = None,
         progress: Progress | None = None,
         every: float = 60.0,
     ) -> None:
         self.spec, self.sources, self.needs = spec, sources, set(needs) - {PICTURES}
         self.domains, self.owners, self.columns = domains, owners, columns
-        self.stamp, self.file, self.progress = stamp, file, progress
+        self.fingerprint, self.file, self.progress = fingerprint, file, progress
         self.every = every
         self.collector: Collector | None = None
         self.statistics: Statistics | None = None
@@ -133,7 +133,9 @@ class Gathering:
             self.collector.gather(domain, pictures, labels)
         self.batches = number + 1
         now = time.perf_counter()
-        if self.progress is not None and (self.every == 0 or now - self.saved >= max(self.every, self.cost / SHARE)):
+        if self.progress is not None and (
+            self.every == 0 or now - self.saved >= max(self.every, self.cost / MAX_CHECKPOINT_TIME_SHARE)
+        ):
             self._keep(self.collector, self.progress)
             self.saved = time.perf_counter()
             self.cost = self.saved - now
@@ -152,8 +154,8 @@ class Gathering:
         collector, self.collector = self.collector, None
         found = collector.statistics
         found.reduce(reduce)
-        if self.stamp is not None:
-            for domain, wanted in self.stamp.pictures.items():
+        if self.fingerprint is not None:
+            for domain, wanted in self.fingerprint.pictures.items():
                 if found.pictures[domain] != wanted.count:
                     raise ConfigurationError(
                         f"calibration saw {found.pictures[domain]} of the {wanted.count} pictures of {domain} "
@@ -162,9 +164,9 @@ class Gathering:
         self.shares.pop(0)
         last_for_file = self.file is not None and not self.shares
         kept = None
-        if self.progress is not None and self.stamp is not None and (self.shelved or not last_for_file):
+        if self.progress is not None and self.fingerprint is not None and (self.shelved or not last_for_file):
             path = self._passes()[1]
-            save_statistics(found, self.stamp, path)
+            save_statistics(found, self.fingerprint, path)
             kept = read_statistics(path)
         if self.shelved and kept is not None:
             kept.fill(self.statistics, next(iter(found.moments())).device)
@@ -175,11 +177,13 @@ class Gathering:
         self.statistics.pictures = dict(found.pictures)
         if last_for_file and main:
             assert self.file is not None
-            assert self.stamp is not None
+            assert self.fingerprint is not None
             if self.stored is None:
-                save_statistics(self.statistics, self.stamp, self.file)
+                save_statistics(self.statistics, self.fingerprint, self.file)
             else:
-                save_statistics(self.statistics, self.stamp.beside(self.stored.stamp), self.file, self.stored)
+                save_statistics(
+                    self.statistics, self.fingerprint.beside(self.stored.fingerprint), self.file, self.stored
+                )
             rank_zero_info(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
         if self.progress is not None:
             self.progress.forget(UNFINISHED)
@@ -189,8 +193,8 @@ class Gathering:
         if self.file is None or not self.file.exists():
             return None
         stored = read_statistics(self.file)
-        assert self.stamp is not None
-        if differing := self.stamp.differences(stored.stamp):
+        assert self.fingerprint is not None
+        if differing := self.fingerprint.differences(stored.fingerprint):
             raise ConfigurationError(
                 f"statistics is {self.file}, which was gathered from {'; '.join(differing)}; name another file, to be "
                 f"written, or remove this one."
@@ -208,7 +212,7 @@ class Gathering:
         if self.progress is not None:
             for path in self._passes()[0]:
                 stored = read_statistics(path)
-                if self.stamp is None or self.stamp.differences(stored.stamp):
+                if self.fingerprint is None or self.fingerprint.differences(stored.fingerprint):
                     raise ConfigurationError(f"{path} is of another merge; remove it.")
                 found.append(stored)
         for stored in found:

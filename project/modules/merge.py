@@ -17,12 +17,12 @@ from project.errors import ConfigurationError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
 from project.modules.base import load_base
-from project.modules.contenders import Contender
 from project.modules.fitting import fitted
 from project.modules.gathering import Gathering
 from project.modules.lineage import lineage
 from project.modules.planning import Planner
 from project.modules.preparation import prepare, progress_of, prove
+from project.modules.scored import ScoredNetwork
 from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, Reduce, needs_gradients
 from project.student import (
@@ -196,15 +196,15 @@ class MergeModule(LightningModule):
         self.lockstep.requires_grad_(False)
         if self.memory is not None and folder is None:
             raise ConfigurationError(f"memory is {self.memory!r}, which needs a folder to spill into; use pleas merge.")
-        stamp = None
+        fingerprint = None
         if folder is not None or self.statistics is not None:
-            stamp = data.calibration_stamp(self.problem.sources, spec, self._heads, self.labelled)
-            stamp = replace(stamp, transform={**stamp.transform, "precision": precision})
-        if folder is not None and stamp is not None:
-            self.progress = progress_of(self.problem, stamp, data, folder, device, processes)
+            fingerprint = data.calibration_fingerprint(self.problem.sources, spec, self._heads, self.labelled)
+            fingerprint = replace(fingerprint, transform={**fingerprint.transform, "precision": precision})
+        if folder is not None and fingerprint is not None:
+            self.progress = progress_of(self.problem, fingerprint, data, folder, device, processes)
         self.gathering = Gathering(
-            spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, self.problem.columns, stamp,
-            self.statistics, self.progress, self.keep_every,
+            spec, self.lockstep, self.needs, self.calibration_domains, self.problem.owners, self.problem.columns,
+            fingerprint, self.statistics, self.progress, self.keep_every,
         )  # fmt: skip
         plan = self.planner.plan(self.gathering.missing)
         if folder is None and (plan.shelve or plan.spill):
@@ -363,20 +363,20 @@ class MergeModule(LightningModule):
 
     # ---- what is scored --------------------------------------------------------------------------------------------
 
-    def unsettled_contenders(self) -> list[Contender]:
+    def unsettled_networks(self) -> list[ScoredNetwork]:
         """The students whose batch norm is about to be re-estimated."""
-        return [Contender(merged.name, merged.student, merged.student.labels) for merged in self.unsettled]
+        return [ScoredNetwork(merged.name, merged.student, merged.student.labels) for merged in self.unsettled]
 
-    def contenders(self) -> list[Contender]:
+    def scored_networks(self) -> list[ScoredNetwork]:
         """The sources, their ensemble and the students."""
         assert self.problem is not None
         labels = self.problem.labels
         sources = [
-            Contender(source.name, source.network, self._source_labels(index))
+            ScoredNetwork(source.name, source.network, self._source_labels(index))
             for index, source in enumerate(self.loaded)
         ]
-        ensemble = Contender("ensemble", self.ensemble, labels)
-        return [*sources, ensemble, *(Contender(merged.name, merged.student, labels) for merged in self.merged)]
+        ensemble = ScoredNetwork("ensemble", self.ensemble, labels)
+        return [*sources, ensemble, *(ScoredNetwork(merged.name, merged.student, labels) for merged in self.merged)]
 
     def _source_labels(self, index: int) -> LabelSpace:
         assert self.problem is not None

@@ -10,7 +10,7 @@ from project.data import DomainDataModule
 from project.methods import Method, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
-from project.student import Budget, Demand, MemoryPlan, free_bytes, plan_memory, read_bytes, stored_bytes
+from project.student import Budget, MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes, stored_bytes
 from project.student.memory import gather_bytes, gradient_bytes, size
 
 
@@ -21,13 +21,13 @@ class Planner:
     Args:
         room: Bytes that the merge may take.
         batch: Bytes that running the sources on one batch takes.
-        demand: Most that any method's fit takes.
+        estimate: Most that any method's fit takes.
         free: What was free, in words.
     """
 
     room: int
     batch: int
-    demand: Demand
+    estimate: MemoryEstimate
     free: str
 
     @classmethod
@@ -56,8 +56,8 @@ class Planner:
         """
         pictures = {domain: ceil(count / processes) for domain, count in data.calibration_counts().items()}
         largest = min(data.calibration_batch_size, max(pictures.values(), default=0))
-        demands = [method.demand(problem, pictures, budgets, largest) for method in methods]
-        demand = Demand(max(one.whole for one in demands), max(one.least for one in demands))
+        estimates = [method.memory_estimate(problem, pictures, budgets, largest) for method in methods]
+        estimate = MemoryEstimate(max(one.whole for one in estimates), max(one.least for one in estimates))
         free = free_bytes(device, sharing)
         told = f"{size(free)} are free on {device}"
         if torch.device(device).type != "cpu":
@@ -71,11 +71,11 @@ class Planner:
             source = problem.sources[0]
             parameters = sum(one.numel() for one in source.parameters())
             batch += gradient_bytes(problem.spec, largest, chunk(source), parameters)
-        return cls(room, batch, demand, told)
+        return cls(room, batch, estimate, told)
 
     def plan(self, moments: Mapping[str, int]) -> MemoryPlan:
         """For some moments, by name, with the bytes of each; see :func:`~project.student.memory.plan_memory`."""
-        return plan_memory(moments, self.batch if moments else 0, self.demand, self.room)
+        return plan_memory(moments, self.batch if moments else 0, self.estimate, self.room)
 
     def within(self, room: int) -> "Planner":
         """The same with other room."""

@@ -15,7 +15,7 @@ from project.errors import ConfigurationError, MergeError
 from project.methods import Arithmetic, Method, Permutation, Problem
 from project.models import LabelSpace
 from project.modules.sources import SourceFile, place_sources
-from project.moments import Stamp, network_hash
+from project.moments import Fingerprint, network_hash
 from project.student import Budget, Progress, Source
 from project.student.progress import FOLDER
 from project.symmetry import Spec, check_equivalence
@@ -104,13 +104,18 @@ def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: DomainD
 
 
 def progress_of(
-    problem: Problem, stamp: Stamp, data: DomainDataModule, folder: Path, device: torch.device | str, processes: int
+    problem: Problem,
+    fingerprint: Fingerprint,
+    data: DomainDataModule,
+    folder: Path,
+    device: torch.device | str,
+    processes: int,
 ) -> Progress:
     """Where the work of this merge is kept, and of no other.
 
     Args:
         problem: The merge.
-        stamp: What its statistics depend on.
+        fingerprint: What its statistics depend on.
         data: The domains.
         folder: The run's folder.
         device: Where the merge runs.
@@ -120,7 +125,7 @@ def progress_of(
         ConfigurationError: If the folder holds unfinished work of another merge.
     """
     depends = {
-        "stamp": stamp.digest,
+        "fingerprint": fingerprint.digest,
         "labels": [problem.labels.mode, list(problem.labels.classes.items())],
         "owners": list(problem.owners.items()),
         "base": network_hash(problem.base) if isinstance(problem.base, nn.Module) else problem.base,

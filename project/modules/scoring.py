@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from project.models import DomainScores, JointScores
 from project.models.heads import Joint
 from project.modules.classes import data_labels
-from project.modules.contenders import Contender
+from project.modules.scored import ScoredNetwork
 
 
 class ScoringModule(LightningModule):
@@ -20,19 +20,19 @@ class ScoringModule(LightningModule):
     ``<stage>/<name>/joint/head``, where it must be one of the picture's domain; all as shares.
 
     Args:
-        contenders: The networks, in eval mode.
+        scored_networks: The networks, in eval mode.
         joint: How heads are weighed; default: by a network's gate, where it has one, else by their logits.
     """
 
-    def __init__(self, contenders: Sequence[Contender], joint: Joint | None = None) -> None:
+    def __init__(self, scored_networks: Sequence[ScoredNetwork], joint: Joint | None = None) -> None:
         super().__init__()
         self.joint = joint
-        self.enter(contenders)
+        self.enter(scored_networks)
 
-    def enter(self, contenders: Sequence[Contender]) -> None:
+    def enter(self, scored_networks: Sequence[ScoredNetwork]) -> None:
         """Score these networks from now on."""
-        self.contenders = list(contenders)
-        self.networks = nn.ModuleList(contender.network for contender in contenders)  # so that they move along
+        self.scored_networks = list(scored_networks)
+        self.networks = nn.ModuleList(scored.network for scored in scored_networks)  # so that they move along
 
     def on_test_start(self) -> None:
         """Forget the last round."""
@@ -61,9 +61,9 @@ class ScoringModule(LightningModule):
     def accuracies(self) -> dict[str, dict[str, float]]:
         """Network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
         found: dict[str, dict[str, float]] = {}
-        for contender, known, scores in zip(self.contenders, self.known, self.scores, strict=True):
+        for scored, known, scores in zip(self.scored_networks, self.known, self.scores, strict=True):
             values = scores.compute()  # type: ignore[operator]
-            found[contender.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
+            found[scored.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
         return found
 
     def joint_accuracies(self) -> dict[str, dict[str, float]]:
@@ -76,32 +76,32 @@ class ScoringModule(LightningModule):
         found = {}
         for index, scores in self.joint_scores.items():
             values = scores.compute()  # type: ignore[operator]
-            name = self.contenders[int(index)].name
+            name = self.scored_networks[int(index)].name
             found[name] = {"joint": 100 * float(values["joint"]), "right head": 100 * float(values["head"])}
         return found
 
     def _reset_scores(self) -> None:
         labels = data_labels(self)
         self.domains = labels.domains
-        self.known = [[domain for domain in self.domains if one.knows(domain)] for one in self.contenders]
+        self.known = [[domain for domain in self.domains if one.knows(domain)] for one in self.scored_networks]
         self.scores = nn.ModuleList(DomainScores(labels, tuple(known)) for known in self.known).to(self.device)
         self.joint_scores = nn.ModuleDict(
-            {str(i): JointScores(one.labels, self.domains) for i, one in enumerate(self.contenders)
+            {str(i): JointScores(one.labels, self.domains) for i, one in enumerate(self.scored_networks)
              if one.chooses(self.domains)}
         ).to(self.device)  # fmt: skip
 
     def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         pictures, labels = batch
         domain = self.domains[dataloader_idx]
-        for index, (contender, known) in enumerate(zip(self.contenders, self.known, strict=True)):
+        for index, (scored, known) in enumerate(zip(self.scored_networks, self.known, strict=True)):
             if domain not in known:
                 continue
             if str(index) in self.joint_scores:
-                logits, shares = contender.shares(pictures, self.joint)
+                logits, shares = scored.shares(pictures, self.joint)
                 self.joint_scores[str(index)].update(dataloader_idx, shares, labels)  # type: ignore[operator]
             else:
-                logits = contender.answer(pictures, domain)
-            own = logits[:, contender.labels.columns(domain)]
+                logits = scored.answer(pictures, domain)
+            own = logits[:, scored.labels.columns(domain)]
             self.scores[index].update(known.index(domain), own, labels, cross_entropy(own, labels))  # type: ignore[operator]
 
     def _log(self, stage: str) -> None:

@@ -75,7 +75,7 @@ def place_sources(
     Raises:
         ConfigurationError: If they do not go together with the data.
     """
-    owned = own_domains(files, loaded, labels, without_source)
+    owned = settle_domains(files, loaded, labels, without_source)
     for file, domains in zip(files, owned, strict=True):
         rank_zero_info(f"{file.path} is the source of {', '.join(domains)}")
     named = [
@@ -99,7 +99,7 @@ def place_sources(
     return named, owned
 
 
-def own_domains(
+def settle_domains(
     files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, without_source: Sequence[str] = ()
 ) -> list[list[str]]:
     """Which domains each source was trained on: as stated, else as its file says, else by place among what is left.

@@ -2,22 +2,22 @@
 
 from project.moments.blocks import GroupedMoment
 from project.moments.correlations import gram_costs, pays
-from project.moments.derived import Norm, norm_scale_and_shift
+from project.moments.derived import BatchNorm, norm_scale_and_shift
+from project.moments.fingerprint import Fingerprint, PictureSum, network_hash, tensor_sums
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import InputMoment, LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
 from project.moments.moment import Moment, Pull, Reduce, SecondMoment, Sums
 from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
 from project.moments.positions import Positions, drawn_count
-from project.moments.stamp import PictureSum, Stamp, network_hash, tensor_sums
 from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, entry_name, own_domains
 from project.moments.store import StoredStatistics, add_statistics, read_statistics, save_statistics
 
 __all__ = [
-    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "Classes", "Collector", "GroupedMoment",
-    "InputMoment", "LayerMoment", "Lockstep", "Moment", "Norm", "PictureSum", "Positions", "Pull", "Reduce", "Run",
-    "SecondMoment", "SquareMoment", "Stamp", "Statistics", "StoredStatistics", "Sums", "add_statistics", "cross_moment",
-    "drawn_count", "entry_name", "exact_products", "fisher_need", "flat", "gram_costs", "joint_columns", "layer_moment",
-    "needs_gradients", "network_hash", "norm_scale_and_shift", "own_domains", "pays", "read_statistics",
-    "save_statistics", "tensor_sums", "unit_columns",
+    "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "BatchNorm", "Classes", "Collector",
+    "Fingerprint", "GroupedMoment", "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions",
+    "Pull", "Reduce", "Run", "SecondMoment", "SquareMoment", "Statistics", "StoredStatistics", "Sums",
+    "add_statistics", "cross_moment", "drawn_count", "entry_name", "exact_products", "fisher_need", "flat",
+    "gram_costs", "joint_columns", "layer_moment", "needs_gradients", "network_hash", "norm_scale_and_shift",
+    "own_domains", "pays", "read_statistics", "save_statistics", "tensor_sums", "unit_columns",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A convolution's patch moment from products of shifted maps, without unfolding (DESIGN §4).
+"""A convolution's patch moment from products of shifted maps, without unfolding.
 
 At output position t, tap a of a kernel reads the place q = t · stride + a · dilation − padding. Two taps whose places
 differ by a shift d contribute x(q) x(q + d)ᵀ wherever both read. In the middle of a map, every pair of taps with the

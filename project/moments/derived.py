@@ -20,10 +20,10 @@ from project.symmetry import NORMS
 
 CANCELLED = 100.0  # E[x²] over its variance beyond which a norm would show the rounding of float32 products
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
-def norm_scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
+def norm_scale_and_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """What a batch norm in eval mode multiplies each unit by and adds to it: float64."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -124,7 +124,7 @@ def affine_norms(graph: fx.GraphModule, networks: Sequence[nn.Module]) -> dict[s
     return {name: one for (name, one), ratio in zip(found.items(), ratios, strict=True) if ratio <= CANCELLED}
 
 
-def _cancelled(norm: Norm) -> Tensor:
+def _cancelled(norm: BatchNorm) -> Tensor:
     """The largest E[x²] over the variance that a norm divides by, as its statistics have it."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -33,7 +33,7 @@ class Statistics:
     """Joint second moments of N sources, per domain.
 
     Attributes:
-        layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources (DESIGN §4).
+        layers: layer -> domain -> moment of (z¹; …; z^N; 1): the layer's inputs in all sources.
         inputs: layer -> (source, domain) -> moment of z^s alone, on the domains that the source is looked at; of a
             grouped convolution, and below in ``factors``, block by block.
         units: value of the graph -> domain -> moment of (a¹; …; a^N; 1): its units in all sources.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.models.saving import atomic_path
-from project.moments.stamp import Stamp
+from project.moments.fingerprint import Fingerprint
 from project.moments.statistics import Statistics, domain_of
 
 FORMAT = "pleas-statistics"
@@ -41,13 +41,13 @@ class StoredStatistics:
 
     Args:
         path: The file.
-        stamp: What they depend on.
+        fingerprint: What they depend on.
         pictures: domain -> number of pictures seen.
         moments: Moments by the names of :func:`~project.moments.statistics.entry_name`.
     """
 
     path: Path
-    stamp: Stamp
+    fingerprint: Fingerprint
     pictures: Mapping[str, int]
     moments: Mapping[str, StoredMoment]
 
@@ -81,21 +81,23 @@ class StoredStatistics:
                     raise CheckpointError(f"{self.path}: {name}: {error}") from error
 
 
-def save_statistics(statistics: Statistics, stamp: Stamp, path: str | Path, *others: StoredStatistics) -> None:
+def save_statistics(
+    statistics: Statistics, fingerprint: Fingerprint, path: str | Path, *others: StoredStatistics
+) -> None:
     """Write statistics to a safetensors file, atomically.
 
     Args:
         statistics: What was gathered.
-        stamp: What it depends on.
+        fingerprint: What it depends on.
         path: The file.
-        others: Files of the same stamp whose further moments are to be kept along.
+        others: Files of the same fingerprint whose further moments are to be kept along.
     """
     totals = {name: moment.totals for name, moment in statistics.named().items()}
     counts = {name: moment.count for name, moment in statistics.named().items()}
     for other in others:
         for name in other.moments.keys() - totals.keys():
             totals[name], counts[name] = other.totals(name), other.moments[name].count
-    _write(path, stamp, statistics.pictures, totals, counts)
+    _write(path, fingerprint, statistics.pictures, totals, counts)
 
 
 def read_statistics(path: str | Path) -> StoredStatistics:
@@ -117,13 +119,13 @@ def read_statistics(path: str | Path) -> StoredStatistics:
             raise CheckpointError(f"{path} holds statistics of version {metadata.get('version')}, not {VERSION}.")
         listed = json.loads(metadata["moments"])
         moments = {name: StoredMoment(one["count"], tuple(map(tuple, one["shapes"]))) for name, one in listed.items()}
-        stamp, pictures = Stamp.read(json.loads(metadata["stamp"])), json.loads(metadata["pictures"])
+        fingerprint, pictures = Fingerprint.read(json.loads(metadata["stamp"])), json.loads(metadata["pictures"])
     except (OSError, SafetensorError, struct.error, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no file of statistics: {error}.") from error
     missing = {_tensor(name, index) for name, one in moments.items() for index in range(len(one.shapes))} - keys
     if missing:
         raise CheckpointError(f"{path} is damaged: it lacks {min(missing)}.")
-    return StoredStatistics(path, stamp, pictures, moments)
+    return StoredStatistics(path, fingerprint, pictures, moments)
 
 
 def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatistics:
@@ -143,7 +145,9 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     first = files[0]
     names = [name for file in files for name in file.moments]
     for file in files[1:]:
-        differing = [one for one in first.stamp.differences(file.stamp) if not one.startswith("other pictures")]
+        differing = [
+            one for one in first.fingerprint.differences(file.fingerprint) if not one.startswith("other pictures")
+        ]
         if differing:
             raise ConfigurationError(
                 f"{file.path} and {first.path} cannot be added: the former has {'; '.join(differing)}."
@@ -169,14 +173,14 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
             if [tuple(total.shape) for total in totals[name]] != list(moment.shapes):
                 raise ConfigurationError(f"{file.path} and {first.path} cannot be added: {name} has other shapes.")
             totals[name] = [mine + theirs for mine, theirs in zip(totals[name], file.totals(name), strict=True)]
-    stamp = reduce(lambda one, other: one + other, (file.stamp for file in files))
-    _write(out, stamp, pictures, totals, counts)
+    fingerprint = reduce(lambda one, other: one + other, (file.fingerprint for file in files))
+    _write(out, fingerprint, pictures, totals, counts)
     return read_statistics(out)
 
 
 def _write(
     path: str | Path,
-    stamp: Stamp,
+    fingerprint: Fingerprint,
     pictures: Mapping[str, int],
     totals: Mapping[str, Sequence[Tensor]],
     counts: Mapping[str, int],
@@ -187,7 +191,7 @@ def _write(
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "stamp": json.dumps(stamp.plain),
+        "stamp": json.dumps(fingerprint.plain),
         "pictures": json.dumps(dict(pictures)),
         "moments": json.dumps(listed),
     }

@@ -1,7 +1,12 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
-from project.student.allocation import by_gain, separated, stagewise, uniform, widest_maps
-from project.student.artefact import (
+from project.student.allocate import by_gain, separated, stagewise, uniform, widest_maps
+from project.student.batch_norm import batch_norms, own_statistics, reestimate, reestimation, running_variances
+from project.student.budget import Budget, check_budgets
+from project.student.build import Student, blank_network, start_student
+from project.student.distil import Distillation, DistillationLoss
+from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
+from project.student.file import (
     build_student,
     is_student,
     kind_entries,
@@ -10,49 +15,35 @@ from project.student.artefact import (
     save_student,
     student_entries,
 )
-from project.student.axes import with_joins
-from project.student.blocks import Site, sites
-from project.student.budget import Budget, check_budgets
-from project.student.build import Student, blank_network, start_student
-from project.student.distil import Distillation, DistillationLoss
-from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
 from project.student.fit import View, fit_layer, joint_matrix, start_matrix, targets
 from project.student.gain import separation_gains
-from project.student.growth import check_growth, growing, obstacle, unfitted
+from project.student.inversion import restyled, strangeness
+from project.student.joins import with_joins
 from project.student.layers import BlockLayer
+from project.student.limits import check_growth, growing, unfitted, why_not_larger
 from project.student.lineage import original_owners, original_sources
 from project.student.masked import MaskedStudent, packed
-from project.student.memory import Demand, MemoryPlan, free_bytes, plan_memory, read_bytes
+from project.student.memory import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
 from project.student.mixture import Block, Learnt, MixtureStudent, Projected
-from project.student.normalise import batch_norms, own_statistics, reestimate, reestimation, running_variances
-from project.student.plan import in_stages, stages
+from project.student.processes import ALONE, World, effort
 from project.student.progress import KeptFits, Progress
-from project.student.restyle import restyled, strangeness
 from project.student.sequential import SequentialFit
-from project.student.sharing import ALONE, World, effort
-from project.student.size import (
-    Unit,
-    executed_macs,
-    nominal_macs,
-    nominal_size,
-    source_macs,
-    source_size,
-    stored_bytes,
-)
+from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size, stored_bytes
 from project.student.solver import Factor, LayerFit, damping
 from project.student.source import Source, common_spec, load_source
 from project.student.spill import lengths, waiting
+from project.student.stages import in_stages, stages
 
 __all__ = [
-    "ALONE", "BlendedLayer", "Block", "BlockLayer", "Budget", "Demand", "Distillation", "DistillationLoss", "Factor",
-    "KeptFits", "LayerFit", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent", "MemoryPlan", "MixtureStudent",
-    "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Site", "Source", "Student", "Unit",
-    "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets", "check_growth",
-    "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing", "in_stages",
-    "is_student", "joint_matrix", "kind_entries", "lengths", "load_source", "load_student", "nominal_macs",
-    "nominal_size", "obstacle", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed",
+    "ALONE", "BlendedLayer", "Block", "BlockLayer", "Budget", "Distillation", "DistillationLoss", "Factor",
+    "KeptFits", "LayerFit", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent", "MemoryEstimate", "MemoryPlan",
+    "MixtureStudent", "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Source", "Student",
+    "Unit", "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets",
+    "check_growth", "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing",
+    "in_stages", "is_student", "joint_matrix", "kind_entries", "lengths", "load_source", "load_student",
+    "nominal_macs", "nominal_size", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed",
     "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student",
-    "separated", "separation_gains", "sites", "source_macs", "source_size", "stages", "stagewise", "start_matrix",
-    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform",
-    "waiting", "widest_maps", "with_joins",
+    "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise", "start_matrix",
+    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "waiting",
+    "why_not_larger", "widest_maps", "with_joins",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The least-squares fit of one layer in closed form, from the joint second moment of its inputs (DESIGN §4).
+"""The least-squares fit of one layer in closed form, from the joint second moment of its inputs.
 
 With u = (z¹; …; z^N; 1) the layer's inputs in all sources, G = E[u uᵀ], and y = (y¹; …; y^N) = V u its outputs there,
 the student's inputs are M u and its targets B y: M and B blend the units that its unit maps put together. The weights
@@ -162,7 +162,7 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 
     Every row adds, over its sources, the source's weights to the units in that source's place, divided by the number
     of sources in the row: between merged units the mean of the sources, from a single unit into a merged row its
-    share (METHODS §1b). Rows of a grouped convolution read the units of their own block, which stand for the same
+    share. Rows of a grouped convolution read the units of their own block, which stand for the same
     sources: each row is the mean of its sources'.
     """
     if layer.blocks > 1:

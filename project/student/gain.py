@@ -23,10 +23,10 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.errors import MergeError
 from project.moments import Statistics, own_domains
-from project.student.affine import absorbed, scale_and_shift
 from project.student.fit import joint_matrix
+from project.student.folding import fold_norm, scale_and_shift
+from project.student.neighbours import surroundings
 from project.student.solver import damping
-from project.student.surroundings import surroundings
 from project.symmetry import Layer, Spec, graph_of
 
 RIDGE = 0.05  # the pull towards the mean that a fit of so many samples would have
@@ -156,7 +156,7 @@ class _Gains:
         result = []
         for index, (matrix, module) in enumerate(zip(joint_matrix(layer, modules), modules, strict=True)):
             scale, shift = scale_and_shift(self.sources[index], norm, module)
-            weight = absorbed(matrix, scale, shift, layer.bias)[:, :-1].cpu()
+            weight = fold_norm(matrix, scale, shift, layer.bias)[:, :-1].cpu()
             weight = weight.reshape(len(weight), -1, layer.taps)
             weight = _aligned(weight, self.maps[layer.outputs], index)
             result.append(_aligned(weight.transpose(0, 1), self.maps[layer.inputs], index).transpose(0, 1))

@@ -20,7 +20,7 @@ SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
-class Demand:
+class MemoryEstimate:
     """About how many bytes a fit holds at its peak.
 
     Args:
@@ -32,9 +32,9 @@ class Demand:
     least: int = 0
 
     @staticmethod
-    def most(*demands: "Demand") -> "Demand":
+    def most(*estimates: "MemoryEstimate") -> "MemoryEstimate":
         """Of what happens one after the other."""
-        return Demand(max(one.whole for one in demands), max(one.least for one in demands))
+        return MemoryEstimate(max(one.whole for one in estimates), max(one.least for one in estimates))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MemoryPlan:
         room: Bytes that it may take.
         statistics: Bytes of all moments to be gathered.
         batch: Bytes that running the sources on one batch takes.
-        demand: Of the fit that takes most.
+        estimate: Of the fit that takes most.
         shares: Names of the moments that each pass over the pictures gathers.
         shelve: Whether statistics wait on disk once they are gathered.
         spill: Whether the sequential fit's batches wait on disk.
@@ -55,7 +55,7 @@ class MemoryPlan:
     room: int
     statistics: int
     batch: int
-    demand: Demand
+    estimate: MemoryEstimate
     shares: tuple[tuple[str, ...], ...]
     shelve: bool
     spill: bool
@@ -66,31 +66,31 @@ class MemoryPlan:
         told = [
             f"memory: at most {size(self.peak)} of {size(self.room)} beside what the process has: statistics "
             f"{size(self.statistics)}, and with them gathering {size(self.batch)}, then the fit "
-            f"{size(self.demand.whole)}"
+            f"{size(self.estimate.whole)}"
         ]
         if len(self.shares) > 1:
             told.append(f"statistics are gathered in {len(self.shares)} passes over the pictures and wait on disk")
         elif self.shelve:
             told.append("statistics wait on disk while students are fitted")
         if self.spill:
-            told.append(f"the fit's waiting batches lie on disk, so that it takes {size(self.demand.least)}")
+            told.append(f"the fit's waiting batches lie on disk, so that it takes {size(self.estimate.least)}")
         return "; ".join(told)
 
 
-def plan_memory(moments: Mapping[str, int], batch: int, demand: Demand, room: int) -> MemoryPlan:
+def plan_memory(moments: Mapping[str, int], batch: int, estimate: MemoryEstimate, room: int) -> MemoryPlan:
     """Divide what is to be gathered into as few passes as the memory allows, and settle what waits on disk.
 
     Args:
         moments: Bytes of every moment to be gathered, by name.
         batch: Bytes that running the sources on one batch takes, see :func:`gather_bytes`.
-        demand: Of the fit that takes most.
+        estimate: Of the fit that takes most.
         room: Bytes that the merge may take.
 
     Raises:
         ConfigurationError: If it takes more, whatever waits on disk.
     """
     largest = max(moments.values(), default=0)
-    for what, needed in (("gathering statistics", batch + largest), ("the fit", demand.least)):
+    for what, needed in (("gathering statistics", batch + largest), ("the fit", estimate.least)):
         if needed > room:
             raise ConfigurationError(
                 f"memory is {size(room)}, but {what} takes about {size(needed)} even with all that waits on disk; use "
@@ -105,14 +105,14 @@ def plan_memory(moments: Mapping[str, int], batch: int, demand: Demand, room: in
         shares[-1].append(name)
         left -= needed
     total = sum(moments.values())
-    shelve, spill = len(shares) > 1 or total + demand.whole > room, demand.whole > room
+    shelve, spill = len(shares) > 1 or total + estimate.whole > room, estimate.whole > room
     gathering = batch + max((sum(moments[name] for name in share) for share in shares), default=0)
-    fitting = (0 if shelve else total) + (demand.least if spill else demand.whole)
+    fitting = (0 if shelve else total) + (estimate.least if spill else estimate.whole)
     return MemoryPlan(
         room,
         total,
         batch,
-        demand,
+        estimate,
         tuple(map(tuple, shares)),
         shelve=shelve,
         spill=spill,

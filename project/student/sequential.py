@@ -5,7 +5,7 @@ layer the student's own inputs x, its earlier layers already fitted, give E[x xแ
 layer is solved and the walk goes on with its new outputs. One forward pass of each network is all it takes, and the
 layer's moments are those of one network instead of N.
 
-What makes it close to the sources (DESIGN ยง5):
+What makes it close to the sources:
 
 - A picture's target is what the source that owns its domain does (``own``), or the mean of all sources (``mean``).
 - A layer followed by a batch norm is fitted to what the norm puts out: each source's scale and shift are brought into
@@ -27,19 +27,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
-from project.student.affine import absorbed, central_moments, rewrite, scale_and_shift
+from project.student.activations import Activations, own_heads, resized_reader
 from project.student.build import Student
-from project.student.carried import Carried, own_heads, resized_reader
-from project.student.enough import enough
 from project.student.fit import joint_matrix, start_matrix
+from project.student.folding import central_moments, fold_norm, scale_and_shift, set_affine
 from project.student.grouped import BlockSolver
 from project.student.head import fit_head
+from project.student.layer_task import LayerTask
 from project.student.layers import load_matrix
-from project.student.place import Place
-from project.student.plan import in_stages
-from project.student.sharing import ALONE, World
+from project.student.neighbours import LayerContext, is_norm, student_graph, surroundings
+from project.student.processes import ALONE, World
 from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
-from project.student.surroundings import Surroundings, is_norm, student_graph, surroundings
+from project.student.stages import in_stages
+from project.student.subsample import choose_subsample
 from project.symmetry import NORMS, Layer, graph_of
 
 
@@ -61,7 +61,7 @@ class SequentialFit:
             :mod:`~project.student.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
         excess: Largest relative excess of a layer's residual over that of a fit to all pictures and positions, see
-            :mod:`~project.student.enough`; None for all of them in every layer.
+            :mod:`~project.student.subsample`; None for all of them in every layer.
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with its name and what solves it; may give back what an earlier walk
@@ -94,7 +94,7 @@ class SequentialFit:
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
         self.heads = [own_heads(student.labels, domain, owners) for domain in pictures]
-        self.carried = Carried(
+        self.carried = Activations(
             self.graph,
             [in_stages(graph_of(source), self.layers) for source in sources],
             pictures,
@@ -122,7 +122,7 @@ class SequentialFit:
         for node in self.graph.graph.nodes:
             if node.op == "output":
                 break
-            self.carried.reach(node)
+            self.carried.advance_sources(node)
             layer = self.layers.get(node.name)
             if layer is not None:
                 fit = self._layer(layer, node)
@@ -132,7 +132,7 @@ class SequentialFit:
             elif node.op == "call_module" and str(node.target) not in self.untouched:
                 self._norm(node)
             self.known.add(node.name)
-            self.carried.leave(node)
+            self.carried.advance_student(node)
         return fits
 
     def _layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
@@ -153,11 +153,13 @@ class SequentialFit:
         ]
         matrices = joint_matrix(layer, modules)
         if plan.norm is not None:
-            matrices = [absorbed(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
+            matrices = [fold_norm(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
         fitted = replace(layer, bias=layer.bias or plan.norm is not None)
         start = start_matrix(fitted, matrices, outputs, inputs).contiguous()
         reader = resized_reader(modules[0], inputs)
-        place = Place(node=node, layer=fitted, outputs=outputs, inputs=inputs, reader=reader, scales=scales, plan=plan)
+        place = LayerTask(
+            node=node, layer=fitted, outputs=outputs, inputs=inputs, reader=reader, scales=scales, plan=plan
+        )
         fit = self.kept(layer.name, lambda: self._solved(place, start))
         self._write(layer, plan, fit)
         return fit
@@ -166,19 +168,19 @@ class SequentialFit:
         """Whether the units on an axis, with all that they depend on, do exactly what their sources' do."""
         return all(self.exact[group] for group in self.spec.behind(axis))
 
-    def _plan(self, node: fx.Node) -> Surroundings:
+    def _plan(self, node: fx.Node) -> LayerContext:
         """What stands around a layer, as far as it is to be looked at."""
         plan = surroundings(self.graph, node, self.known)
         if plan.norm is not None and not self.absorb:
-            return Surroundings()
+            return LayerContext()
         return plan if self.compensate or plan.other is None else replace(plan, other=None, rectified=False)
 
-    def _solved(self, place: Place, start: Tensor) -> LayerFit:
+    def _solved(self, place: LayerTask, start: Tensor) -> LayerFit:
         """The fit of one layer."""
         carried = self.carried
         plain = place.layer.blocks == 1
         if self.excess is not None and plain:
-            carried = enough(carried, place, start, self.ridge, self.excess)
+            carried = choose_subsample(carried, place, start, self.ridge, self.excess)
         wanted = carried.targets(place)
         equations = carried.equations(place, start)
         solve = LayerSolver if plain else BlockSolver
@@ -195,8 +197,8 @@ class SequentialFit:
 
     def _heads(
         self,
-        carried: Carried,
-        place: Place,
+        carried: Activations,
+        place: LayerTask,
         start: Tensor,
         wanted: Sequence[Tensor],
         equations: Sequence[Equations],
@@ -219,7 +221,7 @@ class SequentialFit:
             )
         return replace(fit, matrix=matrix)
 
-    def _write(self, layer: Layer, plan: Surroundings, fit: LayerFit) -> None:
+    def _write(self, layer: Layer, plan: LayerContext, fit: LayerFit) -> None:
         """Put the weights into the student; a constant goes into the norm behind it, once that is reached."""
         if plan.norm is None:
             self.student.load_layer(layer.name, fit.matrix)
@@ -243,7 +245,7 @@ class SequentialFit:
         sums = self.carried.unit_sums(node, units, wanted, norm.weight.device)
         if constant is not None:
             _, mean, _, variance, _ = central_moments(sums.sum(0))
-            rewrite(norm, mean, variance, torch.ones_like(mean), mean + constant)
+            set_affine(norm, mean, variance, torch.ones_like(mean), mean + constant)
             return
         for domain, owner in enumerate(self.carried.owners):
             if owner is not None:  # units without this source do not follow its domain
@@ -257,7 +259,7 @@ class SequentialFit:
         aim = torch.where(followed, aim, norm.bias.double())
         kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
         slope = torch.where(followed & (variance > 1e-9), covariance / variance.clamp_min(1e-9), kept)
-        rewrite(norm, mean, variance, slope, aim)
+        set_affine(norm, mean, variance, slope, aim)
 
 
 def _single(units: UnitMap) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from project.alignment import UnitMap, overlap
 from project.errors import MergeError
-from project.student.sharing import ALONE, Piece, World, divide
+from project.student.processes import ALONE, Piece, World, divide
 from project.symmetry import Layer
 
 STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it

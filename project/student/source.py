@@ -9,7 +9,7 @@ from torch import nn
 
 from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, Description, build_network, read_weights, written_out
-from project.student.artefact import build_student, is_student
+from project.student.file import build_student, is_student
 from project.symmetry import Spec, trace
 
 

@@ -12,11 +12,12 @@ from project.symmetry.permute import (
     permute_tensors,
     random_orders,
 )
+from project.symmetry.sites import Site, sites
 from project.symmetry.spec import Axis, Group, Join, Layer, Norm, Parameter, Spec
 from project.symmetry.trace import trace
 
 __all__ = [
-    "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Spec", "check_blocks", "check_equivalence",
-    "graph_of", "group_differences", "move_units", "permute_axis", "permute_state", "permute_tensors", "random_orders",
-    "shaped_graph", "trace",
+    "NORMS", "Axis", "Group", "Join", "Layer", "Norm", "Parameter", "Site", "Spec", "check_blocks",
+    "check_equivalence", "graph_of", "group_differences", "move_units", "permute_axis", "permute_state",
+    "permute_tensors", "random_orders", "shaped_graph", "sites", "trace",
 ]  # fmt: skip

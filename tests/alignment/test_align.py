@@ -1,4 +1,4 @@
-"""Matching a network with permuted copies of itself finds the permutations (DESIGN §11.2)."""
+"""Matching a network with permuted copies of itself finds the permutations."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""The unit map's invariants, by brute force over its entries (DESIGN §3)."""
+"""The unit map's invariants, by brute force over its entries."""
 
 import itertools
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from project.alignment.zip import Zip, cohesion, zip_units
+from project.alignment.zip_sets import Zip, cohesion, zip_units
 from project.symmetry import Axis
 
 

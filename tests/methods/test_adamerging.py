@@ -18,10 +18,10 @@ from torch import Tensor
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import AdaMerging, Merged, Problem, TaskArithmetic
+from project.methods.aligned import Space
 from project.methods.arithmetic import write
 from project.methods.blend import Blend
 from project.methods.entropy import Draws, Norms, Objective, entropies
-from project.methods.space import Space
 from project.methods.ties import elected, trimmed
 from project.student import Student, World
 from project.student.spill import Waiting, lengths, waiting

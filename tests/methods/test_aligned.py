@@ -12,8 +12,8 @@ from torch import nn
 from project.alignment import align_by_activations, align_by_both
 from project.errors import ConfigurationError, MergeError
 from project.methods import EMR, TIES, Average, MaTS, Method, Permutation, PLeaS, Problem, RegMean, TaskArithmetic
+from project.methods.aligned import Space
 from project.methods.matching import Matching
-from project.methods.space import Space
 from project.moments import INPUTS, LAYERS, UNITS
 
 SHAPE = (3, SIDE, SIDE)
@@ -114,15 +114,15 @@ def test_what_matching_takes_is_counted() -> None:
     first, second = (8 * (4 * units) ** 2 for units in (40, 70))
     for by, needed in (("activations", 2 * second), ("weights", 2 * second), ("both", first + 3 * second)):
         for method in (Permutation(by), Average(align=by), TIES(align=by), PLeaS(by, fit="joint")):  # type: ignore[arg-type]
-            found = method.demand(it, dict.fromkeys(DOMAINS, 10), [1.0], 5)
+            found = method.memory_estimate(it, dict.fromkeys(DOMAINS, 10), [1.0], 5)
             assert found.whole >= needed
             assert found.whole == needed or not isinstance(method, Permutation | Average) or isinstance(method, PLeaS)
-    assert Matching(alpha=1.0).demand(it) == Matching("weights").demand(it)
+    assert Matching(alpha=1.0).memory_estimate(it) == Matching("weights").memory_estimate(it)
     for method in (TIES(), Average()):
-        assert method.demand(it, {}, [1.0], 5).whole < 2 * second
+        assert method.memory_estimate(it, {}, [1.0], 5).whole < 2 * second
     grouped = make_problem([kind("grouped", seed) for seed in range(2)], shape=SHAPE, batches=[])
     tied = max(sum((2 * one.size) ** 2 for one in grouped.spec.tied(group)) for group in grouped.spec.free)
-    assert Matching("weights").demand(grouped).whole == 16 * tied
+    assert Matching("weights").memory_estimate(grouped).whole == 16 * tied
 
 
 def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:

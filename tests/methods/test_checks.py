@@ -16,7 +16,7 @@ from project.methods.matching import Matching
 from project.moments import LAYERS
 from project.moments.patches import CHUNK_BYTES
 from project.student import check_budgets
-from project.student.memory import Demand, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.memory import MemoryEstimate, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 
 
 def quiet() -> warnings.catch_warnings:
@@ -126,31 +126,31 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
 def test_systems_of_layers_demand_room_block_by_block() -> None:
     """Counted by hand: of a convolution of 27 inputs and 8 outputs, and one of 4 blocks of 18 inputs and 3 outputs."""
     it = make_problem([kind("grouped", seed) for seed in range(2)], shape=(3, SIDE, SIDE), batches=[])
-    plain = Arithmetic.demand(RegMean(), it, {}, [1.0], 1)
+    plain = Arithmetic.memory_estimate(RegMean(), it, {}, [1.0], 1)
     gram = 4 * 18**2
     assert gram > 27**2
-    assert RegMean().demand(it, {}, [1.0], 1).whole - plain.whole == solve_bytes(18, 1, 4) == 8 * 5 * gram
+    assert RegMean().memory_estimate(it, {}, [1.0], 1).whole - plain.whole == solve_bytes(18, 1, 4) == 8 * 5 * gram
     both = gram + 4 * 3**2
-    assert MaTS("gram").demand(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
-    assert MaTS("kfac").demand(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
+    assert MaTS("gram").memory_estimate(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
+    assert MaTS("kfac").memory_estimate(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
     sides = [(27, 8), (8, 8), (12, 8), (8, 5)]
     every = both + sum(inputs**2 + outputs**2 for inputs, outputs in sides)
-    assert MaTS("kfac", watch=1).demand(it, {}, [1.0], 1).least - plain.least == 8 * (2 * every + 2 * both)
+    assert MaTS("kfac", watch=1).memory_estimate(it, {}, [1.0], 1).least - plain.least == 8 * (2 * every + 2 * both)
 
 
 def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> None:
     problem = make_problem([random_network(0, weights) for weights in (0, 1)])
     spec, many = problem.spec, {"art": 10**6, "birds": 10**6}
-    demand = PLeaS().demand(problem, many, [1.0], 16)
+    estimate = PLeaS().memory_estimate(problem, many, [1.0], 16)
     solving = solve_bytes(max(layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers), 2)
     solving += patch_bytes(spec, spec.sizes, 16)
     assert patch_bytes(spec, spec.sizes, 10**6) <= CHUNK_BYTES
-    assert demand.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
-    assert demand.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
-    drawn = PLeaS(excess=0.01).demand(problem, many, [1.0], 16)
-    assert drawn.least - demand.least == drawn_bytes(spec, spec.sizes, 16, 4) > 0
-    assert drawn.whole - demand.whole == drawn_bytes(spec, spec.sizes, 2 * 10**6, 4)
-    assert Permutation().demand(problem, many, [2.0], 16) == Matching("activations").demand(problem)
+    assert estimate.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
+    assert estimate.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
+    drawn = PLeaS(excess=0.01).memory_estimate(problem, many, [1.0], 16)
+    assert drawn.least - estimate.least == drawn_bytes(spec, spec.sizes, 16, 4) > 0
+    assert drawn.whole - estimate.whole == drawn_bytes(spec, spec.sizes, 2 * 10**6, 4)
+    assert Permutation().memory_estimate(problem, many, [2.0], 16) == Matching("activations").memory_estimate(problem)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_the_joint_fit_holds_no_more_than_it_demands(
     batches = [(domain, pictures(8, number, shape)) for number, domain in enumerate(DOMAINS[:count])]
     it = make_problem(sources, shape=shape, batches=batches, needs=[LAYERS])
     method = PLeaS(matching="weights", fit="joint", targets=targets)
-    demand = method.demand(it, dict.fromkeys(it.owners, 8), budgets, 8)
-    assert demand.whole == demand.least
+    estimate = method.memory_estimate(it, dict.fromkeys(it.owners, 8), budgets, 8)
+    assert estimate.whole == estimate.least
     weights = sum(tensor.nbytes for tensor in sources[0].state_dict().values())
     found = peak_bytes(lambda: list(method.merge(it, budgets))) - 2 * len(budgets) * weights  # the students themselves
-    assert demand.whole / 3 < found < 1.1 * demand.whole, (demand.whole, found)
+    assert estimate.whole / 3 < found < 1.1 * estimate.whole, (estimate.whole, found)
 
 
 def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
@@ -183,9 +183,9 @@ def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
     three |= {shared.spec.input.name: 3, shared.spec.output.name: shared.spec.output.size}
     solving += patch_bytes(shared.spec, three, 30)
     walk = walk_bytes(widest(shared.spec, three), 30)
-    assert PLeaS().demand(shared, pictures, [3.0], 30) == Demand(walk + solving, walk + solving)
+    assert PLeaS().memory_estimate(shared, pictures, [3.0], 30) == MemoryEstimate(walk + solving, walk + solving)
     walk = walk_bytes(widest(shared.spec, three), 30)
-    assert PLeaS().demand(different, pictures, [3.0], 30) == Demand(walk, walk)
+    assert PLeaS().memory_estimate(different, pictures, [3.0], 30) == MemoryEstimate(walk, walk)
 
 
 @pytest.mark.parametrize("separate", ["front", "back", "uniform", "gain"])

@@ -1,4 +1,4 @@
-"""Depthwise convolutions and squeeze and excite: what must hold of every student holds of theirs (DESIGN §11)."""
+"""Depthwise convolutions and squeeze and excite: what must hold of every student holds of theirs."""
 
 import copy
 

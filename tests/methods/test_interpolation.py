@@ -52,7 +52,7 @@ def test_heads_of_their_own_stay_the_sources() -> None:
 
 def test_points_are_held_until_they_are_scored() -> None:
     problem = make_problem([random_network(0, seed) for seed in range(3)], needs=())
-    few, many = (Interpolation(steps).demand(problem, {}, [1.0], 1).least for steps in (1, 3))
+    few, many = (Interpolation(steps).memory_estimate(problem, {}, [1.0], 1).least for steps in (1, 3))
     assert many - few == 2 * 3 * stored_bytes(problem.sources[0].state_dict())
 
 

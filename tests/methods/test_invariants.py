@@ -1,4 +1,4 @@
-"""What must hold of every student: copies merge to themselves, sources apart are the sources (DESIGN §11.2, §11.3)."""
+"""What must hold of every student: copies merge to themselves, sources apart are the sources."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Networks of every kind of layer: what must hold of every student holds of theirs (DESIGN §11)."""
+"""Networks of every kind of layer: what must hold of every student holds of theirs."""
 
 from pathlib import Path
 

@@ -303,7 +303,7 @@ def test_every_method_can_be_made_again_with_another_argument(method: Method, tm
 def test_pictures_and_their_copies_are_planned_for() -> None:
     it, counts = problem(), {"art": 100, "birds": 20}
     method = Tuned(TaskArithmetic(), {"scale": [0.3, 0.5]})
-    plain, found = TaskArithmetic().demand(it, counts, [1.0], 4), method.demand(it, counts, [1.0], 4)
+    plain, found = TaskArithmetic().memory_estimate(it, counts, [1.0], 4), method.memory_estimate(it, counts, [1.0], 4)
     kept = found.least - plain.least
     assert kept == 2 * 4 * sum(one.numel() for one in it.sources[0].parameters()), "the best student and the next"
     assert found.whole == plain.whole + kept + 2 * 120 * pictures(1, 0).numel() * 4

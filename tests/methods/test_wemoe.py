@@ -260,16 +260,19 @@ def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MergeError, match="keep them"):
         list(WEMoE().merge(replace(it, pictures=None), [1.0]))
     plain, one, two = (
-        WEMoE(steps=steps).demand(it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))
+        WEMoE(steps=steps).memory_estimate(it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))
     )
     assert two.whole - one.whole == picture_bytes(it.spec, 1) == 4 * 3 * it.spec.picture[1] * it.spec.picture[2]
     step = one.least - plain.least
     assert 0 < step == one.whole - plain.whole - picture_bytes(it.spec, 20), "networks stay while routers are trained"
     monkeypatch.setattr(experts, "FEW", 0)  # a kernel with its gradient for each picture; or what all sources make
-    kernels = WEMoE(steps=9).demand(it, {"art": 20}, [1.0], 4).least - plain.least
+    kernels = WEMoE(steps=9).memory_estimate(it, {"art": 20}, [1.0], 4).least - plain.least
     chosen = {name for block in WEMoE()._chosen(it) for name in block}
     layers = [layer for layer in it.spec.layers if layer.name in chosen]
     weights = sum(it.sources[0].get_submodule(layer.name).weight.numel() for layer in layers)  # type: ignore[union-attr, operator]
     values = sum(it.spec.sizes[layer.outputs] * layer.positions for layer in layers)
     assert kernels - step == 4 * WEMoE().batch * (2 * weights - len(it.sources) * values)
-    assert WEMoE().demand(it, {"art": 10}, [1.0], 4).whole > WEMoE(steps=0).demand(it, {"art": 10}, [1.0], 4).whole
+    assert (
+        WEMoE().memory_estimate(it, {"art": 10}, [1.0], 4).whole
+        > WEMoE(steps=0).memory_estimate(it, {"art": 10}, [1.0], 4).whole
+    )

@@ -25,7 +25,7 @@ from kinds import SIDE, kind
 from torch import nn
 
 from project.alignment import UnitMap, Zipping
-from project.alignment.zip import Zip
+from project.alignment.zip_sets import Zip
 from project.errors import ConfigurationError, MergeError
 from project.methods import MaTS, Problem, ZipIt
 from project.models import Architecture, Preprocessing
@@ -389,5 +389,5 @@ def test_demand_counts_what_is_held_of_all_groups() -> None:
         (ZipIt("both", alpha=1.0), 5 * max(squares)),
         (ZipIt("weights"), 5 * max(squares)),
     ):
-        found = method.demand(it, {}, [1.0], 1)
+        found = method.memory_estimate(it, {}, [1.0], 1)
         assert found.whole == found.least == max(needed, parameters)

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from project.data import DomainDataModule, Shapes, UnlabelledDataModule
 from project.errors import ConfigurationError
 from project.methods import AdaMerging, Concrete, Learned
-from project.methods.space import Space
+from project.methods.aligned import Space
 from project.modules import CoefficientModule, MergeModule
 from project.moments import UNITS
 from project.student import Student, load_source, load_student

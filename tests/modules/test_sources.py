@@ -10,7 +10,7 @@ import torch
 from project.errors import ConfigurationError
 from project.models import Architecture, LabelSpace
 from project.modules import SourceFile
-from project.modules.sources import own_domains, read_sources
+from project.modules.sources import read_sources, settle_domains
 
 NAMES = ("cat", "dog")
 
@@ -20,7 +20,7 @@ def settled(stated: list[list[str] | None], domains: str, mode: str = "shared", 
     labels = LabelSpace({domain: NAMES for domain in domains}, mode)  # type: ignore[arg-type]
     files = [SourceFile(Path(f"{i}.pth"), one) for i, one in enumerate(stated)]
     silent = SimpleNamespace(description=SimpleNamespace(label_space=None, domains=()))
-    return own_domains(files, [silent] * len(files), labels, ownerless)  # type: ignore[list-item]
+    return settle_domains(files, [silent] * len(files), labels, ownerless)  # type: ignore[list-item]
 
 
 def test_silent_sources_take_what_is_left_in_order() -> None:
@@ -34,9 +34,9 @@ def test_a_source_of_another_domain_is_not_taken_by_its_place() -> None:
     labels = LabelSpace({domain: NAMES for domain in "ab"}, "shared")
     says = [SimpleNamespace(description=SimpleNamespace(label_space=None, domains=(domain,))) for domain in "cb"]
     with pytest.raises(ConfigurationError, match=r"trained on c, but the data have a, b; state its"):
-        own_domains([SourceFile(Path("0.pth")), SourceFile(Path("1.pth"))], says, labels)  # type: ignore[arg-type]
+        settle_domains([SourceFile(Path("0.pth")), SourceFile(Path("1.pth"))], says, labels)  # type: ignore[arg-type]
     stated = [SourceFile(Path("0.pth"), ["a"]), SourceFile(Path("1.pth"))]
-    assert own_domains(stated, says, labels) == [["a"], ["b"]]  # type: ignore[arg-type]
+    assert settle_domains(stated, says, labels) == [["a"], ["b"]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["shared", "different"])

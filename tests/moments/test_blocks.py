@@ -1,4 +1,4 @@
-"""Moments of grouped convolutions against float64 sums over the patches of each block (DESIGN §11.4)."""
+"""Moments of grouped convolutions against float64 sums over the patches of each block."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Patch moments from shifted maps against float64 sums over unfolded patches (DESIGN §4, §11.4)."""
+"""Patch moments from shifted maps against float64 sums over unfolded patches."""
 
 import itertools
 from functools import partial

@@ -1,4 +1,4 @@
-"""Second moments against float64 sums over unfolded patches (DESIGN §11.4, §11.5)."""
+"""Second moments against float64 sums over unfolded patches."""
 
 import functools
 import itertools

@@ -18,7 +18,7 @@ def random(*shape: int) -> Tensor:
 
 
 def pick(samples: Tensor, places: Tensor) -> Tensor:
-    """Drawn columns of (…, batch · positions); shape (batch · drawn, …)."""
+    """SampledPositions columns of (…, batch · positions); shape (batch · drawn, …)."""
     by_picture = samples.view(len(samples), len(places), -1)
     return torch.cat([one[:, there].T for one, there in zip(by_picture.unbind(1), places, strict=True)])
 

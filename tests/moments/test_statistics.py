@@ -1,4 +1,4 @@
-"""Statistics of whole networks: what is gathered, in pieces, over processes (DESIGN §11.5, §11.8)."""
+"""Statistics of whole networks: what is gathered, in pieces, over processes."""
 
 from datetime import timedelta
 from pathlib import Path

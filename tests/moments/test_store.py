@@ -19,9 +19,9 @@ from project.moments import (
     LAYERS,
     UNITS,
     Collector,
+    Fingerprint,
     Lockstep,
     PictureSum,
-    Stamp,
     Statistics,
     add_statistics,
     fisher_need,
@@ -40,9 +40,9 @@ def sources(seed: int, count: int = 2) -> tuple[list[nn.Module], Spec]:
     return networks, trace(networks[0], PICTURE)
 
 
-def stamp(networks: list[nn.Module], spec: Spec, batches: Batches) -> Stamp:
+def fingerprint(networks: list[nn.Module], spec: Spec, batches: Batches) -> Fingerprint:
     domains = dict.fromkeys(name for name, _ in batches)
-    return Stamp.of(networks, spec, tensor_sums({d: [b for name, b in batches if name == d] for d in domains}))
+    return Fingerprint.of(networks, spec, tensor_sums({d: [b for name, b in batches if name == d] for d in domains}))
 
 
 def blank(networks: list[nn.Module], spec: Spec, domains: tuple[str, ...]) -> Statistics:
@@ -55,9 +55,9 @@ def test_what_comes_back_is_what_was_kept(tmp_path: Path, seed: int) -> None:
     networks, spec = sources(seed, 2 + seed % 2)
     batches = [("art", pictures(5, 1)), ("birds", pictures(3, 2))]
     found = gathered(networks, spec, batches, DOMAINS[:2], ALL)
-    save_statistics(found, stamp(networks, spec, batches), tmp_path / "kept.safetensors")
+    save_statistics(found, fingerprint(networks, spec, batches), tmp_path / "kept.safetensors")
     stored = read_statistics(tmp_path / "kept.safetensors")
-    assert stored.stamp == stamp(networks, spec, batches)
+    assert stored.fingerprint == fingerprint(networks, spec, batches)
     assert stored.pictures == {"art": 5, "birds": 3}
     again = blank(networks, spec, DOMAINS[:2])
     stored.fill(again, torch.device("cpu"))
@@ -82,14 +82,14 @@ def test_the_sum_of_shards_is_the_whole(tmp_path: Path, seed: int) -> None:
     ]
     for number, shard in enumerate(shards):
         found = gathered(networks, spec, shard, DOMAINS[:3], ALL)
-        save_statistics(found, stamp(networks, spec, shard), tmp_path / f"{number}.safetensors")
+        save_statistics(found, fingerprint(networks, spec, shard), tmp_path / f"{number}.safetensors")
     stored = add_statistics([tmp_path / f"{number}.safetensors" for number in (0, 1)], tmp_path / "sum.safetensors")
     reference = gathered(networks, spec, whole, DOMAINS[:3], ALL)
     again = blank(networks, spec, DOMAINS[:3])
     stored.fill(again, torch.device("cpu"))
     again.pictures = dict(stored.pictures)
     assert equal(again, reference)
-    assert stored.stamp == stamp(networks, spec, whole), "the sum says of itself what the whole would"
+    assert stored.fingerprint == fingerprint(networks, spec, whole), "the sum says of itself what the whole would"
     one, other = (gathered(networks, spec, shard, DOMAINS[:3], ALL) for shard in shards)
     one.add(other)
     assert equal(one, reference)
@@ -112,7 +112,7 @@ def test_adding_takes_along_what_only_one_has_seen() -> None:
 def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     networks, spec = sources(0)
     batches: Batches = [("art", pictures(3, 1))]
-    found, mine = gathered(networks, spec, batches, ["art"]), stamp(networks, spec, batches)
+    found, mine = gathered(networks, spec, batches, ["art"]), fingerprint(networks, spec, batches)
     units = gathered(networks, spec, batches, ["art"], [UNITS])
     first = tmp_path / "first.safetensors"
     save_statistics(found, mine, first)
@@ -133,27 +133,27 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_stamps_say_what_differs() -> None:
     networks, spec = sources(0)
     batches: Batches = [("art", pictures(4, 1)), ("birds", pictures(3, 2))]
-    mine = stamp(networks, spec, batches)
+    mine = fingerprint(networks, spec, batches)
     mixed: Batches = [("birds", batches[1][1].flip(0)), ("art", batches[0][1][2:]), ("art", batches[0][1][:2])]
-    assert mine.differences(stamp(networks, spec, mixed)) == [], "neither order nor batches matter"
-    assert mine.digest != stamp(networks[::-1], spec, batches).digest
-    assert mine.differences(stamp(networks[::-1], spec, batches)) == ["sources in another order"]
+    assert mine.differences(fingerprint(networks, spec, mixed)) == [], "neither order nor batches matter"
+    assert mine.digest != fingerprint(networks[::-1], spec, batches).digest
+    assert mine.differences(fingerprint(networks[::-1], spec, batches)) == ["sources in another order"]
     with torch.no_grad():
         next(networks[1].parameters()).view(-1)[0] += 1e-6
-    assert mine.differences(stamp(networks, spec, batches)) == ["other sources"]
-    fewer = replace(mine, pictures=stamp(networks, spec, [("art", batches[0][1][:3]), batches[1]]).pictures)
+    assert mine.differences(fingerprint(networks, spec, batches)) == ["other sources"]
+    fewer = replace(mine, pictures=fingerprint(networks, spec, [("art", batches[0][1][:3]), batches[1]]).pictures)
     assert mine.differences(fewer) == ["other pictures of art (3 instead of 4)"]
-    changed = replace(mine, pictures=stamp(networks, spec, [batches[0], ("birds", pictures(3, 3))]).pictures)
+    changed = replace(mine, pictures=fingerprint(networks, spec, [batches[0], ("birds", pictures(3, 3))]).pictures)
     assert mine.differences(changed) == ["other pictures of birds (as many)"]
-    assert Stamp.read(mine.plain) == mine
+    assert Fingerprint.read(mine.plain) == mine
 
 
 def test_stamps_of_gradients_say_which_heads_and_labels() -> None:
     """As far as both know of any: what reads no labels may lie beside what does."""
     networks, spec = sources(0)
-    plain = stamp(networks, spec, [("art", pictures(4, 1)), ("birds", pictures(3, 2))])
+    plain = fingerprint(networks, spec, [("art", pictures(4, 1)), ("birds", pictures(3, 2))])
     mine = replace(plain, heads={"art": (0, 3), "birds": ()}, labels={"art": PictureSum(4, "a"), "birds": PictureSum()})
-    assert Stamp.read(mine.plain) == mine
+    assert Fingerprint.read(mine.plain) == mine
     assert mine.differences(plain) == plain.differences(mine) == []
     assert plain.beside(mine) == mine.beside(plain) == mine
     assert len({plain.digest, mine.digest, replace(mine, labels={}).digest}) == 3
@@ -168,7 +168,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path: Path) -> None:
     networks, spec = sources(0)
     batches: Batches = [("art", pictures(3, 1))]
     good = tmp_path / "good.safetensors"
-    save_statistics(gathered(networks, spec, batches, ["art"], [UNITS]), stamp(networks, spec, batches), good)
+    save_statistics(gathered(networks, spec, batches, ["art"], [UNITS]), fingerprint(networks, spec, batches), good)
     content = good.read_bytes()
     for kept in (0, 5, len(content) // 2, len(content) - 1):
         (tmp_path / "short").write_bytes(content[:kept])
@@ -189,7 +189,9 @@ def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     networks, spec = sources(0)
     batches: Batches = [("art", pictures(1, 1))]
     (tmp_path / "plain").touch()
-    save_statistics(gathered(networks, spec, batches, ["art"], [UNITS]), stamp(networks, spec, batches), tmp_path / "s")
+    save_statistics(
+        gathered(networks, spec, batches, ["art"], [UNITS]), fingerprint(networks, spec, batches), tmp_path / "s"
+    )
     assert (tmp_path / "s").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 

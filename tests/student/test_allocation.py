@@ -21,7 +21,7 @@ from project.student import (
     stagewise,
     uniform,
 )
-from project.student.choices import Choices
+from project.student.candidates import Choices
 
 UNITS_OF_SIZE = ("MACs", "parameters", "bytes")
 

@@ -1,4 +1,4 @@
-"""Sizes: nominal = counted = the weights that may differ from zero; whole budgets (DESIGN §11.7)."""
+"""Sizes: nominal = counted = the weights that may differ from zero; whole budgets."""
 
 from collections.abc import Mapping
 from typing import cast

@@ -1,4 +1,4 @@
-"""The closed form against numpy's least squares on the stacked data (DESIGN §11.4)."""
+"""The closed form against numpy's least squares on the stacked data."""
 
 from dataclasses import dataclass
 
@@ -184,7 +184,7 @@ def test_start_point(kind: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_start_point_is_the_table_of_two_sources(seed: int) -> None:
-    """METHODS §1b: rows are outputs, columns inputs; B indexed through the permutation."""
+    """Rows are outputs, columns inputs; B indexed through the permutation."""
     torch.manual_seed(seed)
     modules = [nn.Linear(5, 6, bias=False) for _ in range(2)]
     a, b = (module.weight.detach().double() for module in modules)

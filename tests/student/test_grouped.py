@@ -167,5 +167,5 @@ def test_memory_counts_every_block() -> None:
 
     it = make_problem([network(seed) for seed in (0, 1)], shape=(3, 4, 4), batches=[])
     systems = 64 * 50 * 50 * 8  # bytes of one float64 gram for each channel: 7 × 7 taps and a constant
-    found = PLeaS("weights").demand(it, dict.fromkeys(it.owners, 1), [1.0], 1)
+    found = PLeaS("weights").memory_estimate(it, dict.fromkeys(it.owners, 1), [1.0], 1)
     assert 5 * systems < found.least <= found.whole < 8 * systems, "one for each domain, and some to solve"

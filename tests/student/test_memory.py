@@ -14,7 +14,7 @@ from project.errors import ConfigurationError
 from project.methods import PLeaS, Problem
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep
-from project.student import Demand, free_bytes, memory, plan_memory, read_bytes
+from project.student import MemoryEstimate, free_bytes, memory, plan_memory, read_bytes
 from project.student.memory import drawn_bytes, gather_bytes, patch_bytes
 from project.student.spill import OnDisk, Spilled, waiting
 from project.symmetry import trace
@@ -38,22 +38,22 @@ def test_two_resnet152_at_224_pixels_within_16_gigabytes() -> None:
     problem, moments = resnet152()
     assert sum(moments.values()) > 16 * GB, "the statistics alone are more"
     counts, batch = {"photo": 512, "sketch": 512}, 32
-    demand = PLeaS().demand(problem, counts, [1.0, 1.5], batch)
+    estimate = PLeaS().memory_estimate(problem, counts, [1.0, 1.5], batch)
     gathering = gather_bytes(problem.spec, 2, batch)
-    plan = plan_memory(moments, gathering, demand, 16 * GB)
+    plan = plan_memory(moments, gathering, estimate, 16 * GB)
     assert sorted(name for share in plan.shares for name in share) == sorted(moments)
     assert all(gathering + sum(moments[name] for name in share) <= 16 * GB for share in plan.shares)
     assert len(plan.shares) == np.ceil(sum(moments.values()) / (16 * GB - gathering)), "no more passes than it takes"
     assert plan.shelve
     assert plan.spill
-    assert max(demand.least, gathering) < plan.peak <= 16 * GB
-    assert demand.least <= 16 * GB < demand.whole
+    assert max(estimate.least, gathering) < plan.peak <= 16 * GB
+    assert estimate.least <= 16 * GB < estimate.whole
     widest = 112 * 112 * 64 * 2 * 4  # bytes of the stem's output on one picture, both sources
-    assert demand.whole > 2 * widest * 1024
+    assert estimate.whole > 2 * widest * 1024
     assert f"{len(plan.shares)} passes" in str(plan)
     assert "waiting batches lie on disk" in str(plan)
     with pytest.raises(ConfigurationError, match=r"memory is 2\.0 GB, but gathering statistics takes about"):
-        plan_memory(moments, gather_bytes(problem.spec, 2, 64), demand, 2 * GB)
+        plan_memory(moments, gather_bytes(problem.spec, 2, 64), estimate, 2 * GB)
 
 
 def test_patches_are_written_out_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,10 +73,10 @@ def test_passes_hold_everything_once_and_nothing_is_split_without_need(seed: int
     random = np.random.default_rng(seed)
     moments = {str(name): int(random.integers(1, 50)) for name in range(30)}
     batch, whole = int(random.integers(1, 20)), int(random.integers(0, 400))
-    demand, total = Demand(whole, whole // 10), sum(moments.values())
+    estimate, total = MemoryEstimate(whole, whole // 10), sum(moments.values())
     for room in (batch + 50, batch + total // 2, batch + total - 1, batch + total, batch + total + whole):
-        plan = plan_memory(moments, batch, demand, max(room, demand.least))
-        room = max(room, demand.least)
+        plan = plan_memory(moments, batch, estimate, max(room, estimate.least))
+        room = max(room, estimate.least)
         assert [name for share in plan.shares for name in share] == list(moments)
         assert all(batch + sum(moments[name] for name in share) <= room for share in plan.shares)
         neighbours = zip(plan.shares, plan.shares[1:], strict=False)
@@ -85,11 +85,11 @@ def test_passes_hold_everything_once_and_nothing_is_split_without_need(seed: int
         assert plan.spill == (whole > room)
         assert plan.shelve == (len(plan.shares) > 1 or total + whole > room)
         held = 0 if plan.shelve else total
-        assert held + (demand.least if plan.spill else whole) <= plan.peak <= room, "what is held during the fit"
+        assert held + (estimate.least if plan.spill else whole) <= plan.peak <= room, "what is held during the fit"
 
 
 def test_nothing_to_gather_takes_no_pass() -> None:
-    assert plan_memory({}, 0, Demand(), 1).shares == ()
+    assert plan_memory({}, 0, MemoryEstimate(), 1).shares == ()
 
 
 def test_amounts_of_memory() -> None:

@@ -34,9 +34,8 @@ from project.student import (
     load_source,
     nominal_macs,
     nominal_size,
-    sites,
 )
-from project.symmetry import trace
+from project.symmetry import sites, trace
 
 LAYERS = {
     "convolution": (nn.Conv2d(6, 4, 3, 2, 1), (6, 7, 5)),

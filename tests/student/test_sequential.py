@@ -13,7 +13,7 @@ from project.alignment import UnitMap
 from project.methods import PLeaS, Problem
 from project.moments import Run
 from project.student import SequentialFit, Student, damping
-from project.student.surroundings import Surroundings, student_graph, surroundings
+from project.student.neighbours import LayerContext, student_graph, surroundings
 from project.symmetry import graph_of
 
 
@@ -298,8 +298,8 @@ class Gate(nn.Module):
 def test_only_sums_are_taken_for_sums() -> None:
     graph = student_graph(Gate())
     nodes = {node.name: node for node in graph.graph.nodes}
-    assert surroundings(graph, nodes["conv"], {"x"}) == Surroundings(None, None, True)
-    assert surroundings(graph, nodes["gate"], set(nodes)) == Surroundings("norm", None, False)
+    assert surroundings(graph, nodes["conv"], {"x"}) == LayerContext(None, None, True)
+    assert surroundings(graph, nodes["gate"], set(nodes)) == LayerContext("norm", None, False)
     small = student_graph(random_network(0, 0))
     sums = [node for node in small.graph.nodes if "add" in node.name]
     assert sums, "the example has a residual sum"

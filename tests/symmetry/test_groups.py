@@ -1,4 +1,4 @@
-"""Which axes move together, and that moving them leaves the function alone (DESIGN §11.1)."""
+"""Which axes move together, and that moving them leaves the function alone."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Grouped and depthwise convolutions, norms over units, attention, concatenation: their groups hold (DESIGN §11.1)."""
+"""Grouped and depthwise convolutions, norms over units, attention, concatenation: their groups hold."""
 
 import itertools
 from collections.abc import Callable

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
-from project.moments import Norm
+from project.moments import BatchNorm
 from project.symmetry import NORMS
 
 
-def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, Norm]:
+def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, BatchNorm]:
     """Batch-norm layers that keep running statistics, by name.
 
     Args:
@@ -33,7 +33,7 @@ def _train_where_possible(norm: nn.Module, inputs: tuple[Tensor]) -> None:
 class _Counted:
     """Gives each picture the same weight in a norm's cumulative average, whatever the size of its batch."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: BatchNorm) -> None:
         self.norm, self.seen, self.lone, self.momentum = norm, 0, False, norm.momentum
         self.before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
         norm.reset_running_stats()

@@ -15,7 +15,7 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class LayerContext:
     """What follows a layer.
 
     Args:
@@ -34,7 +34,7 @@ def student_graph(network: nn.Module) -> fx.GraphModule:
     return graph_of(network, BlockLayer)
 
 
-def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> Surroundings:
+def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> LayerContext:
     """Look at what reads a layer.
 
     Args:
@@ -47,13 +47,13 @@ def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> Surro
     if reader is not None and is_norm(graph, reader):
         norm, last, reader = str(reader.target), reader, _only_reader(reader)
     if reader is None:
-        return Surroundings(norm)
+        return LayerContext(norm)
     if is_rectifier(graph, reader):
-        return Surroundings(norm, None, True)
+        return LayerContext(norm, None, True)
     others = [value for value in reader.all_input_nodes if value is not last]
     if reader.target in SUMS and not reader.kwargs and len(others) == 1 and others[0].name in known - tables:
-        return Surroundings(norm, others[0].name, all(is_rectifier(graph, one) for one in reader.users))
-    return Surroundings(norm)
+        return LayerContext(norm, others[0].name, all(is_rectifier(graph, one) for one in reader.users))
+    return LayerContext(norm)
 
 
 def is_norm(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -78,9 +78,9 @@ def check_labels(classes: Classes, problem: Problem, pictures: Iterable[str]) ->
     Raises:
         ConfigurationError: With the domain.
     """
-    strangers = [domain for domain in pictures if domain not in problem.labels.domains]
-    if classes == "labels" and strangers:
+    unowned = [domain for domain in pictures if domain not in problem.labels.domains]
+    if classes == "labels" and unowned:
         raise ConfigurationError(
-            f"classes is 'labels', but calibration pictures are of {strangers[0]!r}, whose classes are not the "
+            f"classes is 'labels', but calibration pictures are of {unowned[0]!r}, whose classes are not the "
             f"sources'; use 'sampled' or 'exact'."
         )

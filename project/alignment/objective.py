@@ -9,13 +9,13 @@ from torch import Tensor
 
 from project.alignment.assignment import total_similarity
 from project.alignment.similarity import BUFFERS, activation_similarity, weight_correlation, weight_similarity
-from project.alignment.zip import Zip
+from project.alignment.zip_sets import Zip
 from project.moments import Statistics
 from project.symmetry import Group, Spec, permute_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class Measure(ABC):
+class AscentObjective(ABC):
     """What coordinate ascent raises.
 
     Args:
@@ -44,7 +44,7 @@ class Measure(ABC):
         return sum(total_similarity(self.similarity(group, members), members[group.name]) for group in groups)
 
 
-class Products(Measure):
+class Products(AscentObjective):
     """Inner products of weights: every group's ascent raises one sum over all tensors (Git Re-Basin)."""
 
     def similarity(self, group: Group, members: Mapping[str, Tensor], skip: Collection[str] = ()) -> Tensor:
@@ -66,7 +66,7 @@ class Products(Measure):
 
 
 @dataclass(frozen=True, eq=False)
-class Dual(Measure):
+class Dual(AscentObjective):
     """S = α S_w + (1 − α) S_act, Pearson correlations of weights and of activations (MuDSC, arXiv 2403.01753).
 
     Args:

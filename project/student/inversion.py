@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.models import Preprocessing
-from project.moments import Norm
-from project.student.normalise import batch_norms
+from project.moments import BatchNorm
+from project.student.batch_norm import batch_norms
 
 RATE = 0.05
 """Step of Adam, in the unit of normalised pixels."""
@@ -33,7 +33,7 @@ def strangeness(source: nn.Module, pictures: Tensor) -> Tensor:
     """
     found: list[Tensor] = []
 
-    def measure(norm: Norm, inputs: tuple[Tensor]) -> None:
+    def measure(norm: BatchNorm, inputs: tuple[Tensor]) -> None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         values, kept = inputs[0].transpose(0, 1).flatten(1), norm.running_var + norm.eps

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.methods import Permutation, PLeaS
 from project.student import SequentialFit, World, solver
-from project.student.sharing import divide, effort
+from project.student.processes import divide, effort
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 

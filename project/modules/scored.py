@@ -15,7 +15,7 @@ from project.student import build_student, is_student
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class ScoredNetwork:
     """A network to be scored.
 
     Args:
@@ -71,7 +71,7 @@ class Contender:
         return len(self.labels.heads) > 1 and all(map(self.knows, domains))
 
 
-def load_contenders(files: Sequence[SourceFile], labels: LabelSpace | None) -> list[Contender]:
+def load_scored_networks(files: Sequence[SourceFile], labels: LabelSpace | None) -> list[ScoredNetwork]:
     """Networks from any files; one that says nothing of its classes takes the data's, where these are known.
 
     Raises:
@@ -101,11 +101,13 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     raise ConfigurationError(f"networks holds {paths[0]} and others that differ by their suffix alone; rename them.")
 
 
-def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> Contender:
+def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> ScoredNetwork:
     weights = read_weights(file.path)
     if is_student(weights):
         student = build_student(weights)
         known = own_labels(weights, labels, str(file.path), file.domains)
-        return Contender(name, student, known, student.preprocessing)
+        return ScoredNetwork(name, student, known, student.preprocessing)
     network, weights = build_network(weights, file.architecture)
-    return Contender(name, network, own_labels(weights, labels, str(file.path), file.domains), weights.preprocessing)
+    return ScoredNetwork(
+        name, network, own_labels(weights, labels, str(file.path), file.domains), weights.preprocessing
+    )

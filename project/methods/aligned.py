@@ -172,8 +172,8 @@ def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
         return align
     if isinstance(align, Mapping):
         known = [one.name for one in fields(Matching)]
-        if strangers := [name for name in align if name not in known]:
-            raise ConfigurationError(f"align names {strangers[0]!r}; settings: {', '.join(known)}.")
+        if unowned := [name for name in align if name not in known]:
+            raise ConfigurationError(f"align names {unowned[0]!r}; settings: {', '.join(known)}.")
         return Matching(**align)
     if align not in ("none", *get_args(By)):
         allowed = ", ".join(map(repr, ("none", *get_args(By))))

@@ -9,15 +9,15 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.moments import Positions, Run, drawn_count, flat
 from project.student.layers import weight_of
+from project.student.neighbours import LayerContext
 from project.student.spill import waiting
-from project.student.surroundings import Surroundings
 from project.symmetry import Layer
 
 Scales = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Place:
+class LayerTask:
     """A layer that is about to be fitted, and where it stands.
 
     Args:
@@ -36,7 +36,7 @@ class Place:
     inputs: UnitMap
     reader: nn.Module
     scales: Scales
-    plan: Surroundings
+    plan: LayerContext
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,26 +60,26 @@ class Batch:
     sources: Mapping[int, Run]
 
 
-class Whole:
+class AllPositions:
     """Looks at everything that a layer reads and writes, as it does itself."""
 
     share = 1.0
     """Of the layer's positions."""
 
-    def reader(self, place: Place) -> nn.Module:
+    def reader(self, place: LayerTask) -> nn.Module:
         """A layer without values that reads :meth:`inputs`."""
         return place.reader
 
-    def inputs(self, batch: Batch, place: Place) -> Tensor:
+    def inputs(self, batch: Batch, place: LayerTask) -> Tensor:
         """What the layer reads."""
         return flat(batch.student.first_argument(place.node), place.reader)
 
-    def outputs(self, batch: Batch, place: Place, values: Tensor) -> Tensor:
+    def outputs(self, batch: Batch, place: LayerTask, values: Tensor) -> Tensor:
         """A value that has the layer's positions, or fewer to be broadcast."""
         return flat(values, place.reader)
 
 
-class Drawn(Whole):
+class SampledPositions(AllPositions):
     """Looks at positions of each picture that are drawn once, each a sample of a linear layer.
 
     Args:
@@ -89,25 +89,25 @@ class Drawn(Whole):
         scratch: Folder for what waits to be looked at again; None to hold it in memory.
     """
 
-    def __init__(self, place: Place, batches: Sequence[Batch], step: int, scratch: Path | None) -> None:
+    def __init__(self, place: LayerTask, batches: Sequence[Batch], step: int, scratch: Path | None) -> None:
         self.share = drawn_count(place.layer.positions, step) / place.layer.positions
         self._index = {batch.number: index for index, batch in enumerate(batches)}
         self._positions: list[Positions] = []
         self._inputs = waiting((self._draw(batch, place, step) for batch in batches), scratch)
 
-    def _draw(self, batch: Batch, place: Place, step: int) -> Tensor:
+    def _draw(self, batch: Batch, place: LayerTask, step: int) -> Tensor:
         values = batch.student.first_argument(place.node)
         self._positions.append(Positions.draw(values, place.reader, step, batch.number))
         return self._positions[-1].inputs(values)
 
-    def reader(self, place: Place) -> nn.Module:
+    def reader(self, place: LayerTask) -> nn.Module:
         """A linear layer without values that reads :meth:`inputs`."""
         return nn.Linear(weight_of(place.reader)[0].numel(), 1, device="meta")
 
-    def inputs(self, batch: Batch, place: Place) -> Tensor:
+    def inputs(self, batch: Batch, place: LayerTask) -> Tensor:
         """What the layer multiplies at the positions."""
         return self._inputs[self._index[batch.number]]
 
-    def outputs(self, batch: Batch, place: Place, values: Tensor) -> Tensor:
+    def outputs(self, batch: Batch, place: LayerTask, values: Tensor) -> Tensor:
         """A value at the positions."""
         return self._positions[self._index[batch.number]].outputs(values)

@@ -14,7 +14,7 @@ def growing(spec: Spec) -> tuple[Group, ...]:
     return tuple(group for group in spec.free if _reason(group) is None)
 
 
-def obstacle(spec: Spec) -> str | None:
+def why_not_larger(spec: Spec) -> str | None:
     """Why no student holds all units of all sources, in words; None where one can."""
     return next((reason for group in spec.free if (reason := _reason(group)) is not None), None)
 
@@ -45,7 +45,7 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
     Raises:
         ConfigurationError: With the budget, the largest that is allowed, and what stays merged.
     """
-    reason = obstacle(spec)
+    reason = why_not_larger(spec)
     if reason is None:
         return
     heads = fixed[spec.output.name]

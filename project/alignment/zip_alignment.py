@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from project.alignment.ascent import ascend
-from project.alignment.measure import Dual, counted
+from project.alignment.objective import Dual, counted
 from project.alignment.structured import alike_within, bundles, match_whole, match_within, shared_tensors
-from project.alignment.zip import Zip, cohesion, set_power, zip_units
+from project.alignment.zip_sets import Zip, cohesion, set_power, zip_units
 from project.moments import Statistics
 from project.symmetry import Group, Spec
 
@@ -68,8 +68,8 @@ def zip_sources(
         states: State dict of every source.
         statistics: With unit moments of all sources, where α is below 1.
         alpha: α, the share of the weights: 0 to 1.
-        within: See :func:`~project.alignment.zip.zip_units`.
-        repeat: See :func:`~project.alignment.zip.zip_units`.
+        within: See :func:`~project.alignment.zip_sets.zip_units`.
+        repeat: See :func:`~project.alignment.zip_sets.zip_units`.
         heads: Whether the heads' weights count: only where their rows mean the same classes.
         sweeps: Most passes over all groups; see :func:`~project.alignment.ascent.ascend`.
         seed: Seed of the order in which groups are visited.

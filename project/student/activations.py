@@ -24,16 +24,16 @@ from project.moments import (
     layer_moment,
 )
 from project.student.head import HeadView
+from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions, Scales
 from project.student.layers import resized, weight_of
-from project.student.place import Batch, Drawn, Place, Scales, Whole
-from project.student.sharing import World
+from project.student.neighbours import LayerContext
+from project.student.processes import World
 from project.student.solver import Equations, seen_weights
 from project.student.spill import OnDisk, waiting
-from project.student.surroundings import Surroundings
 from project.symmetry import Layer
 
 
-class Carried:
+class Activations:
     """All batches of all domains.
 
     Args:
@@ -58,7 +58,7 @@ class Carried:
     ) -> None:
         self.owners, self.weights, self.world, self.modules = owners, weights, world, sources[0]
         self.scratch, self.device = scratch, next(student.parameters()).device
-        self.look = Whole()
+        self.look = AllPositions()
         self.batches: list[Batch] = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
@@ -77,7 +77,7 @@ class Carried:
         self.world.reduce(counts)
         return (counts[:, 0] // self.world.size).int().tolist(), counts[:, 1].int().tolist()
 
-    def every(self, step: int, offset: int = 0) -> "Carried":
+    def every(self, step: int, offset: int = 0) -> "Activations":
         """Every so many batches of each domain, from some batch on; the passes are shared."""
         if step == 1:
             return self
@@ -89,20 +89,20 @@ class Carried:
             seen[batch.domain] += 1
         return part
 
-    def drawn(self, place: Place, step: int) -> "Carried":
+    def drawn(self, place: LayerTask, step: int) -> "Activations":
         """One position in so many of each picture, at least one, for one layer; the passes are shared."""
         part = copy(self)
-        part.look = Drawn(place, self.batches, step, self.scratch)
+        part.look = SampledPositions(place, self.batches, step, self.scratch)
         return part
 
-    def reach(self, node: fx.Node) -> None:
+    def advance_sources(self, node: fx.Node) -> None:
         """Let the sources compute a value."""
         with exact_products(self.device):
             for batch in self.batches:
                 for source in batch.sources.values():
                     source.step(_twin(source, node))
 
-    def leave(self, node: fx.Node) -> None:
+    def advance_student(self, node: fx.Node) -> None:
         """Let the student compute it too, and forget what nothing behind it reads."""
         with exact_products(self.device):
             for batch in self.batches:
@@ -111,7 +111,7 @@ class Carried:
                 for source in batch.sources.values():
                     source.release(_twin(source, node))
 
-    def targets(self, place: Place) -> Sequence[Tensor]:
+    def targets(self, place: LayerTask) -> Sequence[Tensor]:
         """What each batch asks of a layer: the blend of its sources' outputs, less what the student has already."""
         found = (
             _target(batch, place.node, self._seen(batch, place), place.outputs, place.scales, place.plan)
@@ -123,14 +123,14 @@ class Carried:
         """What each batch asks of a norm: the blend of its sources' outputs."""
         module = self.modules.get_submodule(str(node.target))
         found = (
-            _target(batch, node, lambda value: flat(value, module), units, (), Surroundings()) for batch in self.batches
+            _target(batch, node, lambda value: flat(value, module), units, (), LayerContext()) for batch in self.batches
         )
         return waiting(found, self.scratch)
 
-    def _seen(self, batch: Batch, place: Place) -> Callable[[Tensor], Tensor]:
+    def _seen(self, batch: Batch, place: LayerTask) -> Callable[[Tensor], Tensor]:
         return lambda values: self.look.outputs(batch, place, values)
 
-    def equations(self, place: Place, start: Tensor) -> list[Equations]:
+    def equations(self, place: LayerTask, start: Tensor) -> list[Equations]:
         """E[x xᵀ] of every domain, over all processes, of the inputs that some row following the domain sees.
 
         Of a grouped convolution one for every block, shape (blocks, unknowns, unknowns).
@@ -154,7 +154,7 @@ class Carried:
             moments[batch.domain].read([values])
         return self._summed(moments, columns)
 
-    def _block_equations(self, place: Place, device: torch.device) -> list[Equations]:
+    def _block_equations(self, place: LayerTask, device: torch.device) -> list[Equations]:
         assert isinstance(place.reader, nn.Conv2d)
         moments = [GroupedMoment(place.reader, constant=place.layer.bias, device=device) for _ in self.owners]
         for batch in self.batches:
@@ -171,7 +171,7 @@ class Carried:
         ]
 
     def crosses(
-        self, place: Place, wanted: Iterable[Tensor], equations: Sequence[Equations]
+        self, place: LayerTask, wanted: Iterable[Tensor], equations: Sequence[Equations]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """E[t xᵀ] and E[t²] of every domain, over all processes."""
         outputs, layer, reader = place.outputs, place.layer, self.look.reader(place)
@@ -189,7 +189,7 @@ class Carried:
             power.div_(max(1, one.samples))
         return crosses, powers
 
-    def rectified(self, place: Place, matrix: Tensor, wanted: Iterable[Tensor]) -> Iterator[Tensor]:
+    def rectified(self, place: LayerTask, matrix: Tensor, wanted: Iterable[Tensor]) -> Iterator[Tensor]:
         """The targets, and the prediction instead where both would be cut off by the rectifier."""
         reader = self.look.reader(place)
         for batch, target in zip(self.batches, wanted, strict=True):
@@ -198,7 +198,7 @@ class Carried:
             other = 0.0 if place.plan.other is None else self._seen(batch, place)(_known(batch, place.plan.other))
             yield torch.where(target + other < 0, (predicted + other).clamp_max(0) - other, target)
 
-    def views(self, place: Place, wanted: Iterable[Tensor], rows: slice, domains: Sequence[bool]) -> list[HeadView]:
+    def views(self, place: LayerTask, wanted: Iterable[Tensor], rows: slice, domains: Sequence[bool]) -> list[HeadView]:
         """What the batches of some domains ask of one head of the layer that writes the logits.
 
         Args:
@@ -274,7 +274,7 @@ def _target(
     seen: Callable[[Tensor], Tensor],
     outputs: UnitMap,
     scales: Scales,
-    plan: Surroundings,
+    plan: LayerContext,
 ) -> Tensor:
     blend = outputs.mean if batch.owner is None else outputs.own(batch.owner)
     result: Tensor | None = None

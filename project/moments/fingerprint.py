@@ -40,7 +40,7 @@ class PictureSum:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Fingerprint:
     """What statistics depend on.
 
     Args:
@@ -68,14 +68,14 @@ class Stamp:
         transform: Mapping[str, Any] | None = None,
         heads: Mapping[str, tuple[int, ...]] | None = None,
         labels: Mapping[str, PictureSum] | None = None,
-    ) -> "Stamp":
+    ) -> "Fingerprint":
         """Of sources, their spec and pictures; see :func:`tensor_sums` for pictures that are tensors."""
         plain = json.loads(json.dumps(dict(transform or {})))  # as a file gives it back
         hashes = tuple(map(network_hash, sources))
         return cls(hashes, spec_hash(spec), plain, dict(pictures), dict(heads or {}), dict(labels or {}))
 
-    def differences(self, other: "Stamp") -> list[str]:
-        """In what another stamp differs from this one, a phrase each; nothing where statistics are the same."""
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """In what another fingerprint differs from this one, a phrase each; nothing where statistics are the same."""
         found = []
         if self.sources != other.sources:
             sets = sorted(self.sources) == sorted(other.sources)
@@ -101,7 +101,7 @@ class Stamp:
                 found.append(f"another head of {domain}")
         return found
 
-    def __add__(self, other: "Stamp") -> "Stamp":
+    def __add__(self, other: "Fingerprint") -> "Fingerprint":
         """Of the pictures of both."""
         domains = [*self.pictures, *(domain for domain in other.pictures if domain not in self.pictures)]
         none = PictureSum()
@@ -112,7 +112,7 @@ class Stamp:
         }
         return replace(self, pictures=both, heads={**self.heads, **other.heads}, labels=labels)
 
-    def beside(self, other: "Stamp") -> "Stamp":
+    def beside(self, other: "Fingerprint") -> "Fingerprint":
         """This one where both kinds of statistics are kept in one file: with what only the other's depend on."""
         return replace(self, heads={**other.heads, **self.heads}, labels={**other.labels, **self.labels})
 
@@ -128,7 +128,7 @@ class Stamp:
         return found
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> "Stamp":
+    def read(cls, plain: Mapping[str, Any]) -> "Fingerprint":
         """From what :attr:`plain` gave."""
         pictures = {domain: PictureSum(**one) for domain, one in plain["pictures"].items()}
         heads = {domain: tuple(columns) for domain, columns in plain.get("heads", {}).items()}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from project.symmetry import Spec, shaped_graph
+from project.symmetry.graph import shaped_graph
+from project.symmetry.spec import Spec
 
 PICTURES = 97  # of the traced batch: no other axis is taken for the pictures' by chance
 

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from project.moments import drawn_count, gram_costs
-from project.student.carried import Carried
-from project.student.place import Place
+from project.student.activations import Activations
+from project.student.layer_task import LayerTask
 from project.student.solver import LayerSolver, misfit
 
 FIRST = 8  # one batch, and then one position, in so many is looked at first
-SPARE = 4  # samples that each unknown must have, or halves tell nothing and the rule does not hold
+SAMPLES_PER_UNKNOWN = 4  # samples that each unknown must have, or halves tell nothing and the rule does not hold
 SWEEPS = 3  # about how often a layer's inputs are multiplied with its targets or its weights
 GATHER = 300  # multiply-adds that take as long as bringing one entry of a patch to its place
 SPARSEST, DENSEST = 8, 4  # one position in so many is drawn, if any are left out: gathering more costs what it saves
 
 
-def enough(carried: Carried, place: Place, start: Tensor, ridge: float, excess: float) -> Carried:
+def choose_subsample(carried: Activations, place: LayerTask, start: Tensor, ridge: float, excess: float) -> Activations:
     """The batches, and the positions of their pictures, that a layer is fitted to.
 
     Args:
@@ -48,7 +48,7 @@ def enough(carried: Carried, place: Place, start: Tensor, ridge: float, excess: 
     """
     batches, pictures = carried.counts()
     step, positions = min(FIRST, min(batches) // 2), place.layer.positions
-    spare = min(pictures) * positions / (SPARE * start.shape[1])  # thinned by more, samples are too few
+    spare = min(pictures) * positions / (SAMPLES_PER_UNKNOWN * start.shape[1])  # thinned by more, samples are too few
     if step < 2 or spare < 2 * step:
         return carried
     halves = [carried.every(2 * step, offset) for offset in (0, step)]
@@ -72,7 +72,7 @@ def enough(carried: Carried, place: Place, start: Tensor, ridge: float, excess: 
     return carried.every(n) if m == 1 else carried.every(n).drawn(place, m)
 
 
-def _excess(halves: Sequence[Carried], place: Place, start: Tensor, ridge: float) -> float:
+def _excess(halves: Sequence[Activations], place: LayerTask, start: Tensor, ridge: float) -> float:
     """Relative excess of a fit to both halves of some samples over the best."""
     fits, problems = [], []
     for half in halves:
@@ -90,7 +90,7 @@ def _excess(halves: Sequence[Carried], place: Place, start: Tensor, ridge: float
     return max(0.0, (other - own) / max(2 * (other + own), 1e-300))
 
 
-def _cost(place: Place, start: Tensor, thinned: float) -> float:
+def _cost(place: LayerTask, start: Tensor, thinned: float) -> float:
     """What looking at one picture costs, in multiply-adds, where one position in so many is looked at."""
     positions, unknowns = place.layer.positions / thinned, start.shape[1]
     sweeps = SWEEPS * positions * start.numel()

@@ -14,11 +14,11 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.methods import Merged, PLeaS, Problem
 from project.modules import fitting
-from project.student import Budget, LayerFit, SequentialFit, Student, World, carried, sequential
-from project.student.carried import Carried
-from project.student.enough import enough
-from project.student.place import Batch, Drawn, Place, Whole
+from project.student import Budget, LayerFit, SequentialFit, Student, World, activations, sequential
+from project.student.activations import Activations
+from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions
 from project.student.solver import LayerSolver, misfit
+from project.student.subsample import choose_subsample
 
 BATCHES = 16
 
@@ -33,8 +33,8 @@ def compared(problem: Problem, excess: float, monkeypatch: pytest.MonkeyPatch) -
     """layer -> the share of the batches it was fitted to, and its misfit on all of them over that of a fit to all."""
     found = {}
 
-    def watched(carried: Carried, place: Place, start: Tensor, ridge: float, allowed: float) -> Carried:
-        part = enough(carried, place, start, ridge, allowed)
+    def watched(carried: Activations, place: LayerTask, start: Tensor, ridge: float, allowed: float) -> Activations:
+        part = choose_subsample(carried, place, start, ridge, allowed)
         asked, matrices = [], []
         for one in (carried, part):
             wanted = one.targets(place)
@@ -48,7 +48,7 @@ def compared(problem: Problem, excess: float, monkeypatch: pytest.MonkeyPatch) -
         return part
 
     with monkeypatch.context() as patch:
-        patch.setattr(sequential, "enough", watched)
+        patch.setattr(sequential, "choose_subsample", watched)
         (merged,) = PLeaS(excess=excess, rounds=0, logits="squares").merge(problem, [1.0])
     for name, (share, _) in found.items():
         assert merged.layers[name]["pictures"] == pytest.approx(share)
@@ -121,7 +121,7 @@ def large() -> Problem:
 
 
 def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.student.enough.GATHER", 0)  # it pays for wider layers only
+    monkeypatch.setattr("project.student.subsample.GATHER", 0)  # it pays for wider layers only
     found = compared(large, 0.02, monkeypatch)
     (merged,) = PLeaS(excess=0.02, rounds=0, logits="squares").merge(large, [1.0])
     for layer in ("stem", "inner"):
@@ -132,31 +132,31 @@ def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest
 
 @pytest.mark.parametrize("budget", [1.0, 1.4])
 def test_positions_one_by_one_are_all_of_them(large: Problem, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn one by one, in any order, all positions ask for the same as whole maps do."""
+    """SampledPositions one by one, in any order, all positions ask for the same as whole maps do."""
 
-    class Listed(Whole):
+    class Listed(AllPositions):
         """All positions, drawn."""
 
         def __init__(self) -> None:
-            self.drawn: dict[tuple[str, int], Drawn] = {}
+            self.drawn: dict[tuple[str, int], SampledPositions] = {}
 
-        def at(self, batch: Batch, place: Place) -> Drawn:
+        def at(self, batch: Batch, place: LayerTask) -> SampledPositions:
             key = place.layer.name, batch.number
             if key not in self.drawn:
-                self.drawn[key] = Drawn(place, [batch], 1, None)
+                self.drawn[key] = SampledPositions(place, [batch], 1, None)
             return self.drawn[key]
 
-        def reader(self, place: Place) -> nn.Module:
-            return Drawn(place, [], 1, None).reader(place)
+        def reader(self, place: LayerTask) -> nn.Module:
+            return SampledPositions(place, [], 1, None).reader(place)
 
-        def inputs(self, batch: Batch, place: Place) -> Tensor:
+        def inputs(self, batch: Batch, place: LayerTask) -> Tensor:
             return self.at(batch, place).inputs(batch, place)
 
-        def outputs(self, batch: Batch, place: Place, values: Tensor) -> Tensor:
+        def outputs(self, batch: Batch, place: LayerTask, values: Tensor) -> Tensor:
             return self.at(batch, place).outputs(batch, place, values)
 
     (whole,) = PLeaS("weights", logits="squares").merge(large, [budget])
-    monkeypatch.setattr(carried, "Whole", Listed)
+    monkeypatch.setattr(activations, "AllPositions", Listed)
     (one_by_one,) = PLeaS("weights", logits="squares").merge(large, [budget])
     batch = smooth(4, 1)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def some(problem: Problem) -> Merged:
 
 
 def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    monkeypatch.setattr("project.student.subsample.GATHER", 0)
     batches = [(domain, smooth(8, 7 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
     problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units",), shape=(3, 24, 24))
     assert some(problem).layers["mix"]["positions"] < 1 / 2
@@ -197,7 +197,7 @@ def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_look_at_their_own_pictures_and_make_one_student(
     large: Problem, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    monkeypatch.setattr("project.student.subsample.GATHER", 0)
     tracing = Lock()  # torch.fx changes all modules while it traces
 
     def walked(world: World) -> tuple[Student, dict[str, LayerFit]]:
@@ -232,7 +232,7 @@ def test_processes_look_at_their_own_pictures_and_make_one_student(
 
 
 def test_drawn_positions_wait_on_disk(large: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.student.enough.GATHER", 0)
+    monkeypatch.setattr("project.student.subsample.GATHER", 0)
     held, waiting = some(large), some(replace(large, scratch=tmp_path))
     assert held.layers["inner"]["positions"] < 1 / 2
     assert same_state(held.student.state_dict(), waiting.student.state_dict())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from project.moments import Norm, norm_scale_and_shift
+from project.moments import BatchNorm, norm_scale_and_shift
 from project.student.layers import weight_of
 from project.symmetry import NORMS
 
@@ -19,7 +19,7 @@ def scale_and_shift(source: nn.Module, norm: str | None, layer: nn.Module) -> tu
     return norm_scale_and_shift(module)
 
 
-def absorbed(matrix: Tensor, scale: Tensor, shift: Tensor, biased: bool) -> Tensor:
+def fold_norm(matrix: Tensor, scale: Tensor, shift: Tensor, biased: bool) -> Tensor:
     """A layer's matrix with the norm behind it brought in, its constant as a last column."""
     weight, bias = (matrix[:, :-1], matrix[:, -1]) if biased else (matrix, torch.zeros_like(shift))
     return torch.cat([weight * scale[:, None], (bias * scale + shift)[:, None]], 1)
@@ -33,7 +33,7 @@ def central_moments(sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return count, mean, aim, (xx / n - mean.square()).clamp_min(0), xt / n - mean * aim
 
 
-def rewrite(norm: Norm, mean: Tensor, variance: Tensor, slope: Tensor, aim: Tensor) -> None:
+def set_affine(norm: BatchNorm, mean: Tensor, variance: Tensor, slope: Tensor, aim: Tensor) -> None:
     """Let a norm hold these statistics of its input x and put out slope · (x − mean) + aim."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
