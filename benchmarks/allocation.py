@@ -14,7 +14,7 @@ from typing import Any
 
 from merge_quality import CONFIGS, machine, merged, real_arguments, unpacked
 
-from project.models import atomic_text
+from project.runtime import atomic_text
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import yaml
 from matplotlib.figure import Figure
 from merge_quality import machine, merged, real_arguments, unpacked
 
-from project.models import atomic_text
+from project.runtime import atomic_text
 
 ALIGNMENTS = {"none": "tab:gray", "weights": "tab:blue", "activations": "tab:orange", "both": "tab:green"}
 

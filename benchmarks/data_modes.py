@@ -16,7 +16,7 @@ from typing import Any
 
 from merge_quality import machine, real, shapes, unpacked
 
-from project.models import atomic_text
+from project.runtime import atomic_text
 
 MODES = ("all", "512", "64", "16", "4", "public", "none")
 WITHOUT = (("Average", {}), ("Permutation", {"matching": "weights"}))

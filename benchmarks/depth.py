@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from project.cli import MergeCLI
 from project.cli import main as pleas
 from project.data import DomainDataModule, DomainNet
-from project.models import atomic_text
 from project.moments import Run
+from project.runtime import atomic_text
 from project.student import Student
 from project.student.neighbours import student_graph
 from project.symmetry import graph_of

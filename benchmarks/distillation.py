@@ -27,9 +27,9 @@ from torch import Tensor
 from project.cli import MergeCLI
 from project.cli import main as pleas
 from project.data import DomainDataModule
-from project.models import atomic_text
 from project.modules.refine import warmup_cosine
 from project.report.results import text_table
+from project.runtime import atomic_text
 from project.student import Distillation, Student, batch_norms, reestimate
 from project.symmetry import permute_state
 

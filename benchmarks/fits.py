@@ -20,7 +20,7 @@ from typing import Any
 
 from merge_quality import CONFIGS, machine, real_arguments, unpacked
 
-from project.models import atomic_text
+from project.runtime import atomic_text
 
 PICTURES = 512  # calibration pictures a domain; as configs/pacs/merge.yaml has it
 FITS: dict[str, dict[str, Any]] = {

@@ -28,7 +28,8 @@ from merge_quality import machine
 from torch import nn
 
 from project.alignment import Alignment, UnitMap
-from project.models import Architecture, atomic_text
+from project.models import Architecture
+from project.runtime import atomic_text
 from project.student import blank_network, by_gain, nominal_macs, source_macs, stagewise, uniform
 from project.symmetry import Spec, trace
 

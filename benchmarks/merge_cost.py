@@ -32,8 +32,9 @@ from torch.utils.flop_counter import flop_registry
 
 from project.alignment import UnitMap
 from project.methods import PLeaS, Problem
-from project.models import Architecture, LabelSpace, atomic_text
+from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
+from project.runtime import atomic_text
 from project.student import Student, start_student
 from project.student.fit import View
 from project.student.grouped import BlockSolver

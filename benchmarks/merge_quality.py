@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from project.cli import main as pleas
-from project.models import atomic_text
+from project.runtime import atomic_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

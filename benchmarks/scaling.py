@@ -17,8 +17,8 @@ from merge_cost import CLOCKS, Bench
 from merge_quality import machine
 
 from project.methods import PLeaS, Problem
-from project.models import atomic_text
 from project.moments import LAYERS, UNITS
+from project.runtime import atomic_text
 
 BASE: dict[str, Any] = {"pictures": 256, "depth": 20, "width": 2, "sources": 2, "budgets": 1}
 AXES: dict[str, list[int]] = {

@@ -19,7 +19,8 @@ import torch
 from merge_quality import CONFIGS, machine
 
 from project.cli import main as pleas
-from project.models import Architecture, atomic_text
+from project.models import Architecture
+from project.runtime import atomic_text
 
 
 def main() -> None:

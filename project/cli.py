@@ -20,7 +20,7 @@ from project.callbacks import PredictionTable, check_strategy_name, write_atomic
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
 from project.parser import OneSentenceParser, files_first, sentence
-from project.student.progress import FOLDER as PROGRESS
+from project.runtime.progress import FOLDER as PROGRESS
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work

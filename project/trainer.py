@@ -33,8 +33,8 @@ from project.report import (
     write_results,
     write_variances,
 )
+from project.runtime.progress import FOLDER as PROGRESS
 from project.student import Student, batch_norms, executed_macs, save_student, separated, stored_bytes
-from project.student.progress import FOLDER as PROGRESS
 
 
 class MergeTrainer(Trainer):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from project.methods import Problem
-from project.student import World
+from project.runtime import World
 
 
 @dataclass

@@ -21,8 +21,8 @@ import project
 from project.callbacks import check_strategy
 from project.cli import main
 from project.errors import ConfigurationError
-from project.models import saving
 from project.modules import FineTuneModule, MergeModule, ScoringModule
+from project.runtime import saving
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER, TINY = ROOT / "configs" / "cluster", ROOT / "configs" / "tiny"

@@ -20,8 +20,8 @@ from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import MaTS
 from project.moments import Collector, read_statistics
+from project.runtime.spill import Spilled
 from project.student import SequentialFit
-from project.student.spill import Spilled
 
 METHODS: list[dict[str, Any]] = [{"class_path": f"project.methods.{name}"} for name in ("Permutation", "PLeaS")]
 JOINT = {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}}

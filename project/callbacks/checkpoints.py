@@ -7,7 +7,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from project.models import atomic_save
+from project.runtime import atomic_save
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from project.callbacks.strategy import check_strategy
 from project.modules import MergeModule
-from project.report.phases import PhaseClock
-from project.student import World
+from project.runtime import World
+from project.runtime.phases import PhaseClock
 
 
 class MergeCallback(Callback):

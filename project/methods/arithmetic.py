@@ -12,7 +12,8 @@ from project.alignment import unaligned
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space, matching_of
 from project.methods.base import Merged, Method, Problem
-from project.student import Budget, MemoryEstimate, Student
+from project.runtime import MemoryEstimate
+from project.student import Budget, Student
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ from project.methods.aligned import Align, Space
 from project.methods.arguments import check_count, check_weights
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
-from project.student import Budget, MemoryEstimate, Student
+from project.runtime import MemoryEstimate
+from project.student import Budget, Student
 
 
 class Average(Arithmetic):

@@ -14,18 +14,8 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.moments import Statistics
-from project.student import (
-    ALONE,
-    Budget,
-    MemoryEstimate,
-    Progress,
-    Student,
-    World,
-    nominal_macs,
-    source_macs,
-    source_size,
-    start_student,
-)
+from project.runtime import ALONE, MemoryEstimate, Progress, World
+from project.student import Budget, Student, nominal_macs, source_macs, source_size, start_student
 from project.symmetry import Spec
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from project.errors import MergeError
 from project.methods.base import Problem
 from project.moments import own_domains
-from project.student import Student, World, reestimation
+from project.runtime import World
+from project.student import Student, reestimation
 
 
 @torch.no_grad()

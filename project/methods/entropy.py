@@ -17,7 +17,8 @@ from torch.func import functional_call
 
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Problem
-from project.student import ALONE, Student, World, lengths, own_statistics
+from project.runtime import ALONE, World, lengths
+from project.student import Student, own_statistics
 
 Norms = Literal["mixed", "domain", "running"]
 """What batch norms normalise by: a batch's own statistics, of all domains together or of each alone, or kept ones."""

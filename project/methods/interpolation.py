@@ -7,7 +7,8 @@ from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
-from project.student import Budget, MemoryEstimate, stored_bytes
+from project.runtime import MemoryEstimate
+from project.student import Budget, stored_bytes
 
 
 class Interpolation(Aligned):

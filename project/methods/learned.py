@@ -17,8 +17,9 @@ from project.methods.blend import Blend
 from project.methods.curves import ALL
 from project.methods.entropy import Draws, Norms, Objective, check_heads, check_norms
 from project.moments import PICTURES
-from project.student import Budget, MemoryEstimate, Student
-from project.student.memory import gradient_bytes, picture_bytes
+from project.runtime import MemoryEstimate
+from project.student import Budget, Student
+from project.student.memory_estimate import gradient_bytes, picture_bytes
 
 POINTS = 200
 """Points of a curve, about."""

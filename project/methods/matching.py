@@ -14,7 +14,7 @@ from project.alignment import (
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Problem
 from project.moments import UNITS
-from project.student import MemoryEstimate
+from project.runtime import MemoryEstimate
 
 By = Literal["activations", "weights", "both"]
 

@@ -19,8 +19,9 @@ from project.methods.systems import Elementwise, Gram, Kronecker, System, merged
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
-from project.student import Budget, MemoryEstimate, Student
-from project.student.memory import picture_bytes
+from project.runtime import MemoryEstimate
+from project.student import Budget, Student
+from project.student.memory_estimate import picture_bytes
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}

@@ -10,9 +10,9 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
 from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
+from project.runtime import MemoryEstimate
 from project.student import (
     Budget,
-    MemoryEstimate,
     by_gain,
     check_growth,
     separation_gains,

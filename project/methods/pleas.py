@@ -16,6 +16,8 @@ from project.methods.base import Merged, Problem
 from project.methods.matching import By
 from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES, Moment, layer_moment
+from project.runtime import waiting
+from project.runtime.memory import MemoryEstimate
 from project.student import (
     Budget,
     KeptFits,
@@ -29,12 +31,11 @@ from project.student import (
     restyled,
     stages,
     unfitted,
-    waiting,
     with_joins,
 )
 from project.student.build import exact_groups
 from project.student.layers import weight_of
-from project.student.memory import MemoryEstimate, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.student.subsample import DENSEST
 from project.symmetry import Layer, graph_of
 

@@ -10,8 +10,9 @@ from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
 from project.methods.systems import Gram, diagonals, merged_layers
 from project.moments import INPUTS
-from project.student import Budget, Factor, MemoryEstimate, Student
-from project.student.memory import solve_bytes
+from project.runtime import MemoryEstimate
+from project.student import Budget, Factor, Student
+from project.student.memory_estimate import solve_bytes
 from project.symmetry import Layer
 
 

@@ -13,7 +13,8 @@ from project.errors import MergeError
 from project.methods.base import Problem
 from project.methods.curves import ALL
 from project.methods.entropy import Draws, check_finite, entropies
-from project.student import MixtureStudent, World, own_statistics
+from project.runtime import World
+from project.student import MixtureStudent, own_statistics
 
 Curves = dict[str, dict[str, dict[int, float]]]
 

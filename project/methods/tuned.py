@@ -16,8 +16,9 @@ from project.methods.curves import ALL
 from project.methods.divergence import divergence, domain_mean, renormalised
 from project.methods.entropy import check_heads, entropies
 from project.moments import PICTURES
-from project.student import Budget, MemoryEstimate, Student, World, lengths, waiting
-from project.student.memory import picture_bytes
+from project.runtime import MemoryEstimate, World, lengths, waiting
+from project.student import Budget, Student
+from project.student.memory_estimate import picture_bytes
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)

@@ -15,9 +15,10 @@ from project.methods.base import Merged, Problem
 from project.methods.entropy import check_heads
 from project.methods.routing import train_routers
 from project.moments import PICTURES
-from project.student import BlendedLayer, Block, Budget, Learnt, LearntRouter, MemoryEstimate, MixtureStudent
+from project.runtime import MemoryEstimate
+from project.student import BlendedLayer, Block, Budget, Learnt, LearntRouter, MixtureStudent
 from project.student.experts import beside
-from project.student.memory import gradient_bytes, picture_bytes
+from project.student.memory_estimate import gradient_bytes, picture_bytes
 from project.symmetry import sites
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's

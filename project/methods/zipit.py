@@ -11,7 +11,8 @@ from project.errors import ConfigurationError, MergeError
 from project.methods.arithmetic import write
 from project.methods.base import Merged, Method, Problem
 from project.methods.matching import By, Matching
-from project.student import Budget, MemoryEstimate
+from project.runtime import MemoryEstimate
+from project.student import Budget
 
 
 class ZipIt(Method):

@@ -10,11 +10,10 @@ from project.models.network import build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
 from project.models.recognise import recognise
-from project.models.saving import atomic_file, atomic_save, atomic_text
 from project.models.scores import DomainScores, JointScores
 
 __all__ = [
     "Architecture", "Description", "DomainScores", "Heads", "JointScores", "LabelSpace", "MultiHead", "Preprocessing",
-    "Weights", "architectures", "atomic_file", "atomic_save", "atomic_text", "build_network", "load_network",
-    "pretrained", "read_weights", "recognise", "written_out",
+    "Weights", "architectures", "build_network", "load_network", "pretrained", "read_weights", "recognise",
+    "written_out",
 ]  # fmt: skip

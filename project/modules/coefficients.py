@@ -27,7 +27,8 @@ from project.modules.lineage import lineage
 from project.modules.preparation import prepare, prove
 from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, Statistics
-from project.student import Budget, Source, Student, World, common_spec, reestimation, save_student, student_entries
+from project.runtime import World
+from project.student import Budget, Source, Student, common_spec, reestimation, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from project.alignment import UnitMap
 from project.methods import Merged, Method, Problem
-from project.student import Budget, Progress, Student, kind_entries, of_its_kind
+from project.runtime import Progress
+from project.student import Budget, Student, kind_entries, of_its_kind
 
 RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
 

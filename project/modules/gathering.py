@@ -18,13 +18,12 @@ from project.moments import (
     Collector,
     Fingerprint,
     Lockstep,
-    Reduce,
     Statistics,
     StoredStatistics,
     read_statistics,
     save_statistics,
 )
-from project.student import Progress
+from project.runtime import Progress, Reduce
 from project.symmetry import Spec
 
 MAX_CHECKPOINT_TIME_SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered

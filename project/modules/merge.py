@@ -24,23 +24,21 @@ from project.modules.planning import Planner
 from project.modules.preparation import prepare, progress_of, prove
 from project.modules.scored import ScoredNetwork
 from project.modules.sources import SourceFile, read_sources
-from project.moments import PICTURES, Lockstep, Reduce, needs_gradients
+from project.moments import PICTURES, Lockstep, needs_gradients
+from project.runtime import Progress, Reduce, World, read_bytes
+from project.runtime.spill import Waiting, waiting
 from project.student import (
     Budget,
     MaskedStudent,
-    Progress,
     Source,
-    World,
     batch_norms,
     check_budgets,
     check_growth,
     common_spec,
-    read_bytes,
     reestimation,
     running_variances,
     source_size,
-)  # fmt: skip
-from project.student.spill import Waiting, waiting
+)
 from project.symmetry import Spec
 
 

@@ -10,8 +10,10 @@ from project.data import DomainDataModule
 from project.methods import Method, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
-from project.student import Budget, MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes, stored_bytes
-from project.student.memory import gather_bytes, gradient_bytes, size
+from project.runtime import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
+from project.runtime.memory import size
+from project.student import Budget, stored_bytes
+from project.student.memory_estimate import gather_bytes, gradient_bytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Planner:
         return cls(room, batch, estimate, told)
 
     def plan(self, moments: Mapping[str, int]) -> MemoryPlan:
-        """For some moments, by name, with the bytes of each; see :func:`~project.student.memory.plan_memory`."""
+        """For some moments, by name, with the bytes of each; see :func:`~project.runtime.memory.plan_memory`."""
         return plan_memory(moments, self.batch if moments else 0, self.estimate, self.room)
 
     def within(self, room: int) -> "Planner":

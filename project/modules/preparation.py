@@ -16,8 +16,9 @@ from project.methods import Arithmetic, Method, Permutation, Problem
 from project.models import LabelSpace
 from project.modules.sources import SourceFile, place_sources
 from project.moments import Fingerprint, network_hash
-from project.student import Budget, Progress, Source
-from project.student.progress import FOLDER
+from project.runtime import Progress
+from project.runtime.progress import FOLDER
+from project.student import Budget, Source
 from project.symmetry import Spec, check_equivalence
 
 

@@ -7,7 +7,7 @@ from project.moments.fingerprint import Fingerprint, PictureSum, network_hash, t
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import InputMoment, LayerMoment, layer_moment
 from project.moments.lockstep import Lockstep, Run
-from project.moments.moment import Moment, Pull, Reduce, SecondMoment, Sums
+from project.moments.moment import Moment, Pull, SecondMoment, Sums
 from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
 from project.moments.positions import Positions, drawn_count
 from project.moments.statistics import INPUTS, LAYERS, PICTURES, UNITS, Collector, Statistics, entry_name, own_domains
@@ -16,7 +16,7 @@ from project.moments.store import StoredStatistics, add_statistics, read_statist
 __all__ = [
     "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "BatchNorm", "Classes", "Collector",
     "Fingerprint", "GroupedMoment", "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum", "Positions",
-    "Pull", "Reduce", "Run", "SecondMoment", "SquareMoment", "Statistics", "StoredStatistics", "Sums",
+    "Pull", "Run", "SecondMoment", "SquareMoment", "Statistics", "StoredStatistics", "Sums",
     "add_statistics", "cross_moment", "drawn_count", "entry_name", "exact_products", "fisher_need", "flat",
     "gram_costs", "joint_columns", "layer_moment", "needs_gradients", "network_hash", "norm_scale_and_shift",
     "own_domains", "pays", "read_statistics", "save_statistics", "tensor_sums", "unit_columns",

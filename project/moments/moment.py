@@ -10,6 +10,7 @@ from torch import Tensor
 
 from project.errors import MergeError
 from project.moments.patches import exact_products
+from project.runtime import Reduce
 
 LEAF = 128  # rows below which halving a product no longer pays
 WIDE_LEAF = 1024  # the same on accelerators, where a launch takes as long as a small product
@@ -17,7 +18,6 @@ PENDING = 2048  # samples of one product: adding to a wide float64 total costs a
 PRODUCT_BYTES = 64 * 2**20  # of the products of one launch on accelerators
 
 
-Reduce = Callable[[Tensor], object]
 """Sums a tensor over all processes, in place."""
 
 Pull = Callable[[Tensor, int], Tensor]

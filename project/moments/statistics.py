@@ -20,8 +20,9 @@ from project.moments.fisher import (
 )
 from project.moments.layer import InputMoment, LayerMoment, input_moment, layer_moment
 from project.moments.lockstep import Lockstep
-from project.moments.moment import Moment, Reduce, Sums
+from project.moments.moment import Moment, Sums
 from project.moments.patches import unit_columns, unit_sums
+from project.runtime import Reduce
 from project.symmetry import Layer, Spec
 
 M = TypeVar("M", bound=Sums)

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from project.errors import CheckpointError, ConfigurationError, MergeError
-from project.models.saving import atomic_path
 from project.moments.fingerprint import Fingerprint
 from project.moments.statistics import Statistics, domain_of
+from project.runtime.saving import atomic_path
 
 FORMAT = "pleas-statistics"
 VERSION = "1"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from project.models import atomic_text
+from project.runtime import atomic_text
 
 
 @dataclass(frozen=True)

@@ -19,31 +19,28 @@ from project.student.fit import View, fit_layer, joint_matrix, start_matrix, tar
 from project.student.gain import separation_gains
 from project.student.inversion import restyled, strangeness
 from project.student.joins import with_joins
+from project.student.kept_fits import KeptFits
 from project.student.layers import BlockLayer
 from project.student.limits import check_growth, growing, unfitted, why_not_larger
 from project.student.lineage import original_owners, original_sources
 from project.student.masked import MaskedStudent, packed
-from project.student.memory import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
 from project.student.mixture import Block, Learnt, MixtureStudent, Projected
-from project.student.processes import ALONE, World, effort
-from project.student.progress import KeptFits, Progress
+from project.student.row_blocks import effort
 from project.student.sequential import SequentialFit
 from project.student.size import Unit, executed_macs, nominal_macs, nominal_size, source_macs, source_size, stored_bytes
 from project.student.solver import Factor, LayerFit, damping
 from project.student.source import Source, common_spec, load_source
-from project.student.spill import lengths, waiting
 from project.student.stages import in_stages, stages
 
 __all__ = [
-    "ALONE", "BlendedLayer", "Block", "BlockLayer", "Budget", "Distillation", "DistillationLoss", "Factor",
-    "KeptFits", "LayerFit", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent", "MemoryEstimate", "MemoryPlan",
-    "MixtureStudent", "Progress", "Projected", "ProjectionRouter", "RoutedNorm", "SequentialFit", "Source", "Student",
-    "Unit", "View", "World", "batch_norms", "blank_network", "build_student", "by_gain", "check_budgets",
-    "check_growth", "common_spec", "damping", "effort", "executed_macs", "fit_layer", "free_bytes", "growing",
-    "in_stages", "is_student", "joint_matrix", "kind_entries", "lengths", "load_source", "load_student",
-    "nominal_macs", "nominal_size", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed",
-    "plan_memory", "read_bytes", "reestimate", "reestimation", "restyled", "running_variances", "save_student",
+    "BlendedLayer", "Block", "BlockLayer", "Budget", "Distillation", "DistillationLoss", "Factor", "KeptFits",
+    "LayerFit", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent", "MixtureStudent", "Projected",
+    "ProjectionRouter", "RoutedNorm", "SequentialFit", "Source", "Student", "Unit", "View", "batch_norms",
+    "blank_network", "build_student", "by_gain", "check_budgets", "check_growth", "common_spec", "damping", "effort",
+    "executed_macs", "fit_layer", "growing", "in_stages", "is_student", "joint_matrix", "kind_entries", "load_source",
+    "load_student", "nominal_macs", "nominal_size", "of_its_kind", "original_owners", "original_sources",
+    "own_statistics", "packed", "reestimate", "reestimation", "restyled", "running_variances", "save_student",
     "separated", "separation_gains", "source_macs", "source_size", "stages", "stagewise", "start_matrix",
-    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform", "waiting",
+    "start_student", "stored_bytes", "strangeness", "student_entries", "targets", "unfitted", "uniform",
     "why_not_larger", "widest_maps", "with_joins",
 ]  # fmt: skip

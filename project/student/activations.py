@@ -23,13 +23,13 @@ from project.moments import (
     flat,
     layer_moment,
 )
+from project.runtime.processes import World
+from project.runtime.spill import OnDisk, waiting
 from project.student.head import HeadView
 from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions, Scales
 from project.student.layers import resized, weight_of
 from project.student.neighbours import LayerContext
-from project.student.processes import World
 from project.student.solver import Equations, seen_weights
-from project.student.spill import OnDisk, waiting
 from project.symmetry import Layer
 
 

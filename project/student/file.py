@@ -11,8 +11,8 @@ from project.alignment import UnitMap
 from project.errors import CheckpointError, PleasError
 from project.models import Architecture, Weights, read_weights, written_out
 from project.models.description import Description
-from project.models.saving import atomic_save
 from project.models.strict import load_strictly
+from project.runtime.saving import atomic_save
 from project.student.build import Student, blank_network
 from project.student.masked import MaskedStudent
 from project.student.mixture import MixtureStudent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from project.alignment import UnitMap
-from project.student.processes import ALONE, World
+from project.runtime.processes import ALONE, World
 from project.student.solver import Equations, Factor, LayerFit, damping, fitted_energies, refuse_few
 from project.symmetry import Layer
 

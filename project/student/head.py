@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from project.student.processes import ALONE, World
+from project.runtime.processes import ALONE, World
 
 ENOUGH = 1e-7  # of the first gradient; at 1e-6, a head of a very certain network stopped 0.2 % above its least
 

@@ -8,9 +8,9 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.moments import Positions, Run, drawn_count, flat
+from project.runtime.spill import waiting
 from project.student.layers import weight_of
 from project.student.neighbours import LayerContext
-from project.student.spill import waiting
 from project.symmetry import Layer
 
 Scales = Sequence[tuple[Tensor, Tensor]]

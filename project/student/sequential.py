@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
+from project.runtime.processes import ALONE, World
 from project.student.activations import Activations, own_heads, resized_reader
 from project.student.build import Student
 from project.student.fit import joint_matrix, start_matrix
@@ -36,7 +37,6 @@ from project.student.head import fit_head
 from project.student.layer_task import LayerTask
 from project.student.layers import load_matrix
 from project.student.neighbours import LayerContext, is_norm, student_graph, surroundings
-from project.student.processes import ALONE, World
 from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
 from project.student.stages import in_stages
 from project.student.subsample import choose_subsample
@@ -65,7 +65,7 @@ class SequentialFit:
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with its name and what solves it; may give back what an earlier walk
-            found instead, see :class:`~project.student.progress.KeptFits`.
+            found instead, see :class:`~project.student.kept_fits.KeptFits`.
     """
 
     def __init__(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from project.alignment import UnitMap, overlap
 from project.errors import MergeError
-from project.student.processes import ALONE, Piece, World, divide
+from project.runtime.processes import ALONE, World
+from project.student.row_blocks import Piece, divide
 from project.symmetry import Layer
 
 STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it

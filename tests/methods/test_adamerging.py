@@ -23,8 +23,9 @@ from project.methods.arithmetic import write
 from project.methods.blend import Blend
 from project.methods.entropy import Draws, Norms, Objective, entropies
 from project.methods.ties import elected, trimmed
-from project.student import Student, World
-from project.student.spill import Waiting, lengths, waiting
+from project.runtime import World
+from project.runtime.spill import Waiting, lengths, waiting
+from project.student import Student
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 NORMS: tuple[Norms, ...] = ("mixed", "domain", "running")

@@ -15,8 +15,9 @@ from project.methods.arithmetic import Arithmetic
 from project.methods.matching import Matching
 from project.moments import LAYERS
 from project.moments.patches import CHUNK_BYTES
+from project.runtime.memory import MemoryEstimate
 from project.student import check_budgets
-from project.student.memory import MemoryEstimate, drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.student.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 
 
 def quiet() -> warnings.catch_warnings:

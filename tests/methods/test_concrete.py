@@ -17,7 +17,7 @@ from project.methods.aligned import Space
 from project.methods.blend import MaskedBlend
 from project.methods.concrete import halves
 from project.methods.entropy import Norms, Objective
-from project.student import World
+from project.runtime import World
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 

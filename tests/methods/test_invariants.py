@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem, pleas
-from project.student import BlockLayer, World, nominal_macs, reestimate
+from project.runtime import World
+from project.student import BlockLayer, nominal_macs, reestimate
 from project.symmetry import Layer, trace
 
 METHODS: dict[str, Callable[[], Method]] = {

@@ -36,7 +36,8 @@ from project.methods.matching import Matching
 from project.methods.tuned import divided
 from project.modules.fitting import fitted
 from project.moments import PICTURES, UNITS
-from project.student import Budget, Progress, World, reestimate
+from project.runtime import Progress, World
+from project.student import Budget, reestimate
 
 SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
 SIZES = (7, 8, 5)

@@ -13,8 +13,9 @@ from project.errors import ConfigurationError, MergeError
 from project.methods import Merged, Problem, TaskArithmetic, WEMoE
 from project.modules.fitting import fitted
 from project.moments import PICTURES
-from project.student import Budget, MixtureStudent, Progress, World, batch_norms, experts, reestimate
-from project.student.memory import picture_bytes
+from project.runtime import Progress, World
+from project.student import Budget, MixtureStudent, batch_norms, experts, reestimate
+from project.student.memory_estimate import picture_bytes
 from project.symmetry import trace
 
 

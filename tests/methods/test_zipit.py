@@ -31,7 +31,8 @@ from project.methods import MaTS, Problem, ZipIt
 from project.models import Architecture, Preprocessing
 from project.modules.fitting import fitted
 from project.moments import UNITS
-from project.student import Budget, Distillation, Progress, load_source, load_student, save_student
+from project.runtime import Progress
+from project.student import Budget, Distillation, load_source, load_student, save_student
 
 SHAPE = (3, SIDE, SIDE)
 SLOW = pytest.mark.slow

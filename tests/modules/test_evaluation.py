@@ -14,7 +14,7 @@ import project
 from project.cli import MergeCLI, main
 from project.errors import ConfigurationError
 from project.models import Architecture, Description, LabelSpace, Preprocessing
-from project.models.saving import atomic_save
+from project.runtime.saving import atomic_save
 from project.student import load_source
 
 CLASSES = {"art": ("cat", "dog", "eel"), "birds": ("auk", "cat"), "cars": ("bus", "cab", "van", "vw")}

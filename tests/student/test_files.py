@@ -11,7 +11,7 @@ from helpers import DOMAINS, PICTURE, close, make_problem, pictures, resnet, sam
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.methods import Merged, Permutation, PLeaS, Problem
 from project.models import Architecture, Description, LabelSpace, Preprocessing
-from project.models.saving import atomic_save
+from project.runtime.saving import atomic_save
 from project.student import Student, common_spec, load_source, load_student, nominal_size, save_student
 
 ARCHITECTURE = Architecture("resnet20", 4)

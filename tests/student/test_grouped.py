@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.errors import MergeError
 from project.methods import PLeaS, Problem
-from project.student import LayerFit, SequentialFit, World, damping
+from project.runtime import World
+from project.student import LayerFit, SequentialFit, damping
 from project.student.grouped import BlockSolver
 from project.student.solver import Equations
 from project.symmetry import Layer

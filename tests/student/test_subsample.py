@@ -14,7 +14,8 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.methods import Merged, PLeaS, Problem
 from project.modules import fitting
-from project.student import Budget, LayerFit, SequentialFit, Student, World, activations, sequential
+from project.runtime import World
+from project.student import Budget, LayerFit, SequentialFit, Student, activations, sequential
 from project.student.activations import Activations
 from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions
 from project.student.solver import LayerSolver, misfit

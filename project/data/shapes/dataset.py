@@ -12,7 +12,7 @@ from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
 from project.errors import ConfigurationError, DataError
-from project.models.saving import atomic_text
+from project.runtime.saving import atomic_text
 
 RECIPE = 1
 """Counts the changes to how pictures are drawn; pictures drawn by another recipe are not mixed in."""

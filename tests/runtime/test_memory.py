@@ -14,9 +14,10 @@ from project.errors import ConfigurationError
 from project.methods import PLeaS, Problem
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep
-from project.student import MemoryEstimate, free_bytes, memory, plan_memory, read_bytes
-from project.student.memory import drawn_bytes, gather_bytes, patch_bytes
-from project.student.spill import OnDisk, Spilled, waiting
+from project.runtime import MemoryEstimate, free_bytes, plan_memory, read_bytes
+from project.runtime.spill import OnDisk, Spilled, waiting
+from project.student import memory_estimate
+from project.student.memory_estimate import drawn_bytes, gather_bytes, patch_bytes
 from project.symmetry import trace
 
 GB = 10**9
@@ -62,9 +63,9 @@ def test_patches_are_written_out_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     each = 4 * (4 * 4) * 3 * 9  # bytes of what the first layer multiplies on one picture: 16 patches of 27 numbers
     assert patch_bytes(spec, spec.sizes, 7) == 7 * each
     assert drawn_bytes(spec, spec.sizes, 7, 4) == 7 * each // 4
-    monkeypatch.setattr(memory, "CHUNK_BYTES", 3 * each)
+    monkeypatch.setattr(memory_estimate, "CHUNK_BYTES", 3 * each)
     assert patch_bytes(spec, spec.sizes, 7) == 3 * each
-    monkeypatch.setattr(memory, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(memory_estimate, "CHUNK_BYTES", 1)
     assert patch_bytes(spec, spec.sizes, 7) == each, "a picture at a time at least"
 
 

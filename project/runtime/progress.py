@@ -9,16 +9,15 @@ import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from project.models.saving import atomic_save
-from project.moments import Reduce
-from project.student.solver import LayerFit
+from project.runtime.processes import Reduce
+from project.runtime.saving import atomic_save
 
 FOLDER = "progress"
 
@@ -91,30 +90,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return {"class": type(value).__name__, **vars(value)} if hasattr(value, "__dict__") else repr(value)
-
-
-class KeptFits:
-    """The fits of one walk through a network's layers, in order: the first ones recalled, the others kept when made.
-
-    Args:
-        progress: For this walk alone.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.number, self.recalling = progress, 0, True
-
-    def __call__(self, layer: str, solve: Callable[[], LayerFit]) -> LayerFit:
-        """The next layer's fit.
-
-        Args:
-            layer: Its name.
-            solve: Makes it, where it was not kept.
-        """
-        name, self.number = f"{self.number:04}-{layer}", self.number + 1
-        kept = self.progress.recall(name) if self.recalling else None
-        if kept is not None:
-            return LayerFit(**{**kept, "matrix": kept["matrix"].to(self.progress.device)})
-        self.recalling = False
-        fit = solve()
-        self.progress.keep(name, vars(fit))
-        return fit

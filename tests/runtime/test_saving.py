@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from project.models import atomic_file, atomic_save
+from project.runtime import atomic_file, atomic_save
 
 
 def test_saved_content_comes_back(tmp_path: Path) -> None:

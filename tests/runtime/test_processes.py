@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.methods import Permutation, PLeaS
-from project.student import SequentialFit, World, solver
-from project.student.processes import divide, effort
+from project.runtime import World
+from project.student import SequentialFit, solver
+from project.student.row_blocks import divide, effort
 from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 
