@@ -28,9 +28,10 @@ from merge_quality import machine
 from torch import nn
 
 from project.alignment import Alignment, UnitMap
+from project.allocation import by_gain, nominal_macs, source_macs, stagewise, uniform
 from project.models import Architecture
 from project.runtime import atomic_text
-from project.student import blank_network, by_gain, nominal_macs, source_macs, stagewise, uniform
+from project.student import blank_network
 from project.symmetry import Spec, trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -11,11 +11,12 @@ import torch
 import torchvision
 from torch import nn
 
+from project.allocation import unfitted, why_not_larger
 from project.errors import ConfigurationError, TraceError, nearest
 from project.models import written_out
 from project.parser import CommandParser
 from project.report import group_table
-from project.student import load_source, reestimate, unfitted, why_not_larger
+from project.student import load_source, reestimate
 from project.symmetry import Spec, group_differences, trace
 
 

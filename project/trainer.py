@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from scipy.optimize import linear_sum_assignment
 
+from project.allocation import executed_macs, separated, stored_bytes
 from project.callbacks import MergeCallback, check_strategy, ended_by, named
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
@@ -34,7 +35,7 @@ from project.report import (
     write_variances,
 )
 from project.runtime.progress import FOLDER as PROGRESS
-from project.student import Student, batch_norms, executed_macs, save_student, separated, stored_bytes
+from project.student import Student, batch_norms, save_student
 
 
 class MergeTrainer(Trainer):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import PICTURE, random_network
 
-from project.student import nominal_macs, separated
+from project.allocation import nominal_macs, separated
 from project.symmetry import trace
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

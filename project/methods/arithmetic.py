@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from project.alignment import unaligned
+from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space, matching_of
 from project.methods.base import Merged, Method, Problem
 from project.runtime import MemoryEstimate
-from project.student import Budget, Student
+from project.student import Student
 
 
 @dataclass(frozen=True, eq=False)

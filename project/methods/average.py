@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from project.allocation import Budget
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_count, check_weights
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
 from project.runtime import MemoryEstimate
-from project.student import Budget, Student
+from project.student import Student
 
 
 class Average(Arithmetic):

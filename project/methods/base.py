@@ -11,11 +11,12 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.allocation import Budget, nominal_macs, source_macs, source_size
 from project.errors import ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
 from project.moments import Statistics
 from project.runtime import ALONE, MemoryEstimate, Progress, World
-from project.student import Budget, Student, nominal_macs, source_macs, source_size, start_student
+from project.student import Student, start_student
 from project.symmetry import Spec
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from project.allocation import Budget
 from project.methods.aligned import Space
 from project.methods.arithmetic import Aligned, task_vectors, write
 from project.methods.base import Merged, Problem
-from project.student import Budget, MaskedStudent, packed
+from project.student import MaskedStudent, packed
 
 
 class EMR(Aligned):

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_classes, check_count, check_labels, check_weights
 from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
 from project.moments import DIAGONAL, Classes, fisher_need
-from project.student import Budget, Student
+from project.student import Student
 
 
 class Fisher(Arithmetic):

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
+from project.allocation import Budget, stored_bytes
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
 from project.runtime import MemoryEstimate
-from project.student import Budget, stored_bytes
 
 
 class Interpolation(Aligned):

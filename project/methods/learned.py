@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from project.allocation import Budget
 from project.errors import MergeError
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_learning, check_scale
@@ -18,7 +19,7 @@ from project.methods.curves import ALL
 from project.methods.entropy import Draws, Norms, Objective, check_heads, check_norms
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
-from project.student import Budget, Student
+from project.student import Student
 from project.student.memory_estimate import gradient_bytes, picture_bytes
 
 POINTS = 200

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_classes, check_labels
@@ -20,7 +21,7 @@ from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
 from project.runtime import MemoryEstimate
-from project.student import Budget, Student
+from project.student import Student
 from project.student.memory_estimate import picture_bytes
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]

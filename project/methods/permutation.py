@@ -6,21 +6,13 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
+from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, why_not_larger, widest_maps
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Method, Problem
 from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.runtime import MemoryEstimate
-from project.student import (
-    Budget,
-    by_gain,
-    check_growth,
-    separation_gains,
-    stagewise,
-    uniform,
-    why_not_larger,
-    widest_maps,
-)
+from project.student import separation_gains
 
 Separate = Literal["gain", "front", "back", "uniform"]
 

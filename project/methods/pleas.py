@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.alignment import Similarity, UnitMap
+from project.allocation import Budget, unfitted
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Merged, Problem
 from project.methods.matching import By
@@ -19,7 +20,6 @@ from project.moments import LAYERS, PICTURES, Moment, layer_moment
 from project.runtime import waiting
 from project.runtime.memory import MemoryEstimate
 from project.student import (
-    Budget,
     KeptFits,
     LayerFit,
     SequentialFit,
@@ -30,7 +30,6 @@ from project.student import (
     joint_matrix,
     restyled,
     stages,
-    unfitted,
     with_joins,
 )
 from project.student.build import exact_groups

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Arithmetic, Combined
@@ -11,7 +12,7 @@ from project.methods.base import Problem
 from project.methods.systems import Gram, diagonals, merged_layers
 from project.moments import INPUTS
 from project.runtime import MemoryEstimate
-from project.student import Budget, Factor, Student
+from project.student import Factor, Student
 from project.student.memory_estimate import solve_bytes
 from project.symmetry import Layer
 

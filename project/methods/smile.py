@@ -7,6 +7,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space
 from project.methods.arithmetic import Aligned, write
@@ -14,7 +15,6 @@ from project.methods.base import Merged, Problem
 from project.student import (
     BlendedLayer,
     Block,
-    Budget,
     LowRankLayer,
     MixtureStudent,
     Projected,

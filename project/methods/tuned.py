@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
 from project.methods.base import Merged, Method, Problem
 from project.methods.curves import ALL
@@ -17,7 +18,7 @@ from project.methods.divergence import divergence, domain_mean, renormalised
 from project.methods.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
-from project.student import Budget, Student
+from project.student import Student
 from project.student.memory_estimate import picture_bytes
 
 Criterion = Literal["entropy", "divergence", "accuracy"]

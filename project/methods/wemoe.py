@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_learning, check_scale, check_share
@@ -16,7 +17,7 @@ from project.methods.entropy import check_heads
 from project.methods.routing import train_routers
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
-from project.student import BlendedLayer, Block, Budget, Learnt, LearntRouter, MixtureStudent
+from project.student import BlendedLayer, Block, Learnt, LearntRouter, MixtureStudent
 from project.student.experts import beside
 from project.student.memory_estimate import gradient_bytes, picture_bytes
 from project.symmetry import sites

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
+from project.allocation import Budget
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError
 from project.methods import Learned, Merged, Problem
@@ -28,7 +29,7 @@ from project.modules.preparation import prepare, prove
 from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World
-from project.student import Budget, Source, Student, common_spec, reestimation, save_student, student_entries
+from project.student import Source, Student, common_spec, reestimation, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -8,9 +8,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from project.alignment import UnitMap
+from project.allocation import Budget
 from project.methods import Merged, Method, Problem
 from project.runtime import Progress
-from project.student import Budget, Student, kind_entries, of_its_kind
+from project.student import Student, kind_entries, of_its_kind
 
 RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.allocation import Budget, check_budgets, check_growth, source_size
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
@@ -27,18 +28,7 @@ from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, needs_gradients
 from project.runtime import Progress, Reduce, World, read_bytes
 from project.runtime.spill import Waiting, waiting
-from project.student import (
-    Budget,
-    MaskedStudent,
-    Source,
-    batch_norms,
-    check_budgets,
-    check_growth,
-    common_spec,
-    reestimation,
-    running_variances,
-    source_size,
-)
+from project.student import MaskedStudent, Source, batch_norms, common_spec, reestimation, running_variances
 from project.symmetry import Spec
 
 

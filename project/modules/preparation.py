@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from project.allocation import Budget
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
 from project.methods import Arithmetic, Method, Permutation, Problem
@@ -18,7 +19,7 @@ from project.modules.sources import SourceFile, place_sources
 from project.moments import Fingerprint, network_hash
 from project.runtime import Progress
 from project.runtime.progress import FOLDER
-from project.student import Budget, Source
+from project.student import Source
 from project.symmetry import Spec, check_equivalence
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch.utils.tensorboard import SummaryWriter
 
+from project.allocation import separated
 from project.methods import Merged
 from project.report.connectivity import connectivity_figure
 from project.report.figures import accuracy_figure, layer_figure, separate_figure
 from project.report.results import Results
-from project.student import separated
 
 
 def write_results(writer: SummaryWriter, results: Results) -> None:

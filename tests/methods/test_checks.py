@@ -9,6 +9,7 @@ from helpers import DOMAINS, make_problem, pictures, random_network, resnet
 from kinds import SIDE, kind
 from live import peak_bytes
 
+from project.allocation import check_budgets
 from project.errors import ConfigurationError, MergeError
 from project.methods import MaTS, Permutation, PLeaS, RegMean
 from project.methods.arithmetic import Arithmetic
@@ -16,7 +17,6 @@ from project.methods.matching import Matching
 from project.moments import LAYERS
 from project.moments.patches import CHUNK_BYTES
 from project.runtime.memory import MemoryEstimate
-from project.student import check_budgets
 from project.student.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 
 

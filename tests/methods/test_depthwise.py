@@ -9,8 +9,8 @@ from kinds import SIDE, kind
 from torch import nn
 
 from project.alignment import UnitMap
+from project.allocation import executed_macs, nominal_macs
 from project.methods import Method, Permutation, PLeaS
-from project.student import executed_macs, nominal_macs
 from project.symmetry import trace
 
 SHAPE = (3, SIDE, SIDE)

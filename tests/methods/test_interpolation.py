@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers import DOMAINS, close, make_problem, permuted_family, pictures, random_network, run
 
+from project.allocation import stored_bytes
 from project.errors import ConfigurationError
 from project.methods import Interpolation, Tuned
-from project.student import stored_bytes
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -21,9 +21,10 @@ from helpers import (
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.allocation import nominal_macs
 from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem, pleas
 from project.runtime import World
-from project.student import BlockLayer, nominal_macs, reestimate
+from project.student import BlockLayer, reestimate
 from project.symmetry import Layer, trace
 
 METHODS: dict[str, Callable[[], Method]] = {

@@ -8,10 +8,11 @@ from helpers import close, make_problem, permuted_family, pictures, same_state
 from kinds import KINDS, SIDE, kind
 from torch import nn
 
+from project.allocation import executed_macs, growing, nominal_macs, nominal_size
 from project.errors import ConfigurationError
 from project.methods import Average, Method, Permutation, PLeaS
 from project.models import Architecture, LabelSpace, Preprocessing
-from project.student import executed_macs, growing, load_source, load_student, nominal_macs, nominal_size, save_student
+from project.student import load_source, load_student, save_student
 from project.symmetry import permute_state
 
 SHAPE = (3, SIDE, SIDE)

@@ -13,6 +13,7 @@ from helpers import DOMAINS, make_problem, moved, only, pictures, random_network
 from meeting import dealt, together
 from torch import Tensor
 
+from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.methods import (
     EMR,
@@ -37,7 +38,7 @@ from project.methods.tuned import divided
 from project.modules.fitting import fitted
 from project.moments import PICTURES, UNITS
 from project.runtime import Progress, World
-from project.student import Budget, reestimate
+from project.student import reestimate
 
 SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
 SIZES = (7, 8, 5)

@@ -9,12 +9,13 @@ import torch
 from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
 from torch import Tensor, nn
 
+from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.methods import Merged, Problem, TaskArithmetic, WEMoE
 from project.modules.fitting import fitted
 from project.moments import PICTURES
 from project.runtime import Progress, World
-from project.student import Budget, MixtureStudent, batch_norms, experts, reestimate
+from project.student import MixtureStudent, batch_norms, experts, reestimate
 from project.student.memory_estimate import picture_bytes
 from project.symmetry import trace
 

@@ -6,11 +6,11 @@ from typing import cast
 import pytest
 from helpers import make_problem, random_network
 
+from project.allocation import Budget, stored_bytes
 from project.data import DomainDataModule
 from project.methods import Average, PLeaS
 from project.modules import planning
 from project.modules.planning import Planner
-from project.student import Budget, stored_bytes
 
 GB = 10**9
 

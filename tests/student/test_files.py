@@ -8,11 +8,12 @@ import pytest
 import torch
 from helpers import DOMAINS, PICTURE, close, make_problem, pictures, resnet, same_state
 
+from project.allocation import nominal_size
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.methods import Merged, Permutation, PLeaS, Problem
 from project.models import Architecture, Description, LabelSpace, Preprocessing
 from project.runtime.saving import atomic_save
-from project.student import Student, common_spec, load_source, load_student, nominal_size, save_student
+from project.student import Student, common_spec, load_source, load_student, save_student
 
 ARCHITECTURE = Architecture("resnet20", 4)
 PREPROCESSING = Preprocessing(32)

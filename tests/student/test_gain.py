@@ -9,9 +9,10 @@ from helpers import PICTURE, make_problem, permuted_copy, random_map, random_net
 from torch import Tensor, nn
 
 from project.alignment import UnitMap, align_by_activations
+from project.allocation import separated
 from project.methods import Permutation, PLeaS, Problem
 from project.moments import INPUTS, UNITS
-from project.student import separated, separation_gains
+from project.student import separation_gains
 from project.symmetry import trace
 
 

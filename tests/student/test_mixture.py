@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.convnext import LayerNorm2d
 
 from project import load_student, save_student
+from project.allocation import executed_macs, nominal_macs, nominal_size
 from project.errors import CheckpointError, ConfigurationError
 from project.methods import EMR, SMILE, Average, Method, WEMoE
 from project.models import Architecture, Preprocessing
@@ -29,11 +30,8 @@ from project.student import (
     Projected,
     ProjectionRouter,
     RoutedNorm,
-    executed_macs,
     experts,
     load_source,
-    nominal_macs,
-    nominal_size,
 )
 from project.symmetry import sites, trace
 

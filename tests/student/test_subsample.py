@@ -11,11 +11,12 @@ from meeting import dealt, together
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.methods import Merged, PLeaS, Problem
 from project.modules import fitting
 from project.runtime import World
-from project.student import Budget, LayerFit, SequentialFit, Student, activations, sequential
+from project.student import LayerFit, SequentialFit, Student, activations, sequential
 from project.student.activations import Activations
 from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions
 from project.student.solver import LayerSolver, misfit

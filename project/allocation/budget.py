@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from project.allocation.size import Unit
 from project.errors import ConfigurationError
-from project.student.size import Unit
 
 Scale = Literal["", "x", "k", "M", "G"]
 SCALES: dict[str, Scale] = {"": "", "x": "x", "k": "k", "m": "M", "g": "G"}
@@ -31,7 +31,7 @@ class Budget:
     Args:
         number: How much of it.
         scale: ``x``: times one source's size; else the power of ten: none, ``k``, ``M`` or ``G``.
-        unit: What is counted, see :func:`~project.student.size.price`.
+        unit: What is counted, see :func:`~project.allocation.size.price`.
     """
 
     number: float

@@ -2,8 +2,8 @@
 
 import pytest
 
+from project.allocation import Budget, check_budgets
 from project.errors import ConfigurationError
-from project.student import Budget, check_budgets
 
 WRITTEN = {
     "1.5": (Budget(1.5), "1.50"),

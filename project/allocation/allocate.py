@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from project.alignment import Alignment, Splitting, UnitMap
-from project.student.budget import Budget
-from project.student.candidates import Choices, Vector, step_of
-from project.student.limits import growing
-from project.student.search import best_counts
-from project.student.size import price, source_size
+from project.allocation.budget import Budget
+from project.allocation.candidates import Choices, Vector, step_of
+from project.allocation.limits import growing
+from project.allocation.search import best_counts
+from project.allocation.size import price, source_size
 from project.symmetry import Spec
 
 
@@ -39,7 +39,7 @@ def stagewise(
         budget: Largest size of the student.
         front: Separate from the front instead.
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
-            None: see :func:`~project.student.candidates.step_of`.
+            None: see :func:`~project.allocation.candidates.step_of`.
 
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge. In its last
@@ -72,7 +72,7 @@ def uniform(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
-            None: see :func:`~project.student.candidates.step_of`.
+            None: see :func:`~project.allocation.candidates.step_of`.
 
     Returns:
         Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.

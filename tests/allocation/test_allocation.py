@@ -10,18 +10,9 @@ from kinds import Sum
 from torch import nn
 
 from project.alignment import Alignment, UnitMap
+from project.allocation import Budget, by_gain, executed_macs, nominal_size, separated, source_size, stagewise, uniform
+from project.allocation.candidates import Choices
 from project.methods import Problem
-from project.student import (
-    Budget,
-    by_gain,
-    executed_macs,
-    nominal_size,
-    separated,
-    source_size,
-    stagewise,
-    uniform,
-)
-from project.student.candidates import Choices
 
 UNITS_OF_SIZE = ("MACs", "parameters", "bytes")
 

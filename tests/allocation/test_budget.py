@@ -9,9 +9,10 @@ from helpers import PICTURE, close, make_problem, pictures, random_map, random_n
 from torch import Tensor, nn
 
 from project.alignment import Alignment, UnitMap, overlap
+from project.allocation import executed_macs, nominal_macs, stagewise
 from project.methods import Problem
 from project.models import Architecture
-from project.student import BlockLayer, executed_macs, nominal_macs, stagewise, start_student
+from project.student import BlockLayer, start_student
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.symmetry import trace
 

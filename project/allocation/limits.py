@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from project.alignment import UnitMap
+from project.allocation.budget import Budget
+from project.allocation.size import nominal_size, source_size
 from project.errors import ConfigurationError
-from project.student.budget import Budget
-from project.student.size import nominal_size, source_size
 from project.symmetry import Group, Spec
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from project.student.candidates import Choices, Counts, Vector, step_of
+from project.allocation.candidates import Choices, Counts, Vector, step_of
 
 IMPROVED = 4  # of the starts, the best ones
 WORTHWHILE = 1e-3  # of the value: what an exchange must add

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from project.alignment import Alignment, UnitMap
-from project.student.budget import Budget
-from project.student.size import price, source_size
+from project.allocation.budget import Budget
+from project.allocation.size import price, source_size
 from project.symmetry import Spec
 
 Vector = NDArray[np.float64]
