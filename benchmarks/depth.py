@@ -25,7 +25,7 @@ from project.data import DomainDataModule, DomainNet
 from project.moments import Run
 from project.runtime import atomic_text
 from project.student import Student
-from project.student.neighbours import student_graph
+from project.student.graph import student_graph
 from project.symmetry import graph_of
 
 

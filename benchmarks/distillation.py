@@ -27,10 +27,11 @@ from torch import Tensor
 from project.cli import MergeCLI
 from project.cli import main as pleas
 from project.data import DomainDataModule
+from project.fit import Distillation
 from project.modules.refine import warmup_cosine
 from project.report.results import text_table
 from project.runtime import atomic_text
-from project.student import Distillation, Student, batch_norms, reestimate
+from project.student import Student, batch_norms, reestimate
 from project.symmetry import permute_state
 
 BATCH = 32  # pictures of each domain

@@ -31,14 +31,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from project.alignment import UnitMap
+from project.fit import View
+from project.fit.grouped import BlockSolver
+from project.fit.solver import LayerSolver
 from project.methods import PLeaS, Problem
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
 from project.runtime import atomic_text
 from project.student import Student, start_student
-from project.student.fit import View
-from project.student.grouped import BlockSolver
-from project.student.solver import LayerSolver
 from project.symmetry import trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.cli import main
+from project.fit import Distillation
+from project.fit.head import HeadView, fit_head
 from project.methods import (
     EMR,
     PCB,
@@ -35,8 +37,7 @@ from project.methods import (
     ZipIt,
 )
 from project.moments import PICTURES, Collector, Lockstep, Moment
-from project.student import Distillation, load_student
-from project.student.head import HeadView, fit_head
+from project.student import load_student
 
 METHODS: dict[str, Callable[[], Method]] = {
     "average": Average,
@@ -173,7 +174,7 @@ class Blocks(nn.Module):
 def test_grouped_layers_and_drawn_positions_stay_on_their_device(
     logits: Literal["squares", "divergence"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("project.student.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
     method = PLeaS("weights", excess=0.3, rounds=1, logits=logits)
     batches = [(domain, pictures(8, 10 * i + j)) for i, domain in enumerate(DOMAINS[:2]) for j in range(4)]
     problem = make_problem([Blocks(seed) for seed in (0, 1)], batches=batches, needs=())

@@ -18,10 +18,10 @@ import project
 from project.cli import main
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
+from project.fit import SequentialFit
 from project.methods import MaTS
 from project.moments import Collector, read_statistics
 from project.runtime.spill import Spilled
-from project.student import SequentialFit
 
 METHODS: list[dict[str, Any]] = [{"class_path": f"project.methods.{name}"} for name in ("Permutation", "PLeaS")]
 JOINT = {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}}

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from project.allocation import Budget
 from project.errors import MergeError
+from project.fit.memory_estimate import gradient_bytes, picture_bytes
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_learning, check_scale
 from project.methods.arithmetic import Combined, FromBase
@@ -20,7 +21,6 @@ from project.methods.entropy import Draws, Norms, Objective, check_heads, check_
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
 from project.student import Student
-from project.student.memory_estimate import gradient_bytes, picture_bytes
 
 POINTS = 200
 """Points of a curve, about."""

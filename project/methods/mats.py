@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
+from project.fit.memory_estimate import picture_bytes
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_classes, check_labels
 from project.methods.arithmetic import Arithmetic, Combined, write
@@ -22,7 +23,6 @@ from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
 from project.runtime import MemoryEstimate
 from project.student import Student
-from project.student.memory_estimate import picture_bytes
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}

@@ -8,11 +8,11 @@ from torch import Tensor
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
 from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, why_not_larger, widest_maps
 from project.errors import ConfigurationError, MergeError
+from project.fit import separation_gains
 from project.methods.base import Merged, Method, Problem
 from project.methods.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.runtime import MemoryEstimate
-from project.student import separation_gains
 
 Separate = Literal["gain", "front", "back", "uniform"]
 

@@ -13,29 +13,18 @@ from tqdm import tqdm
 from project.alignment import Similarity, UnitMap
 from project.allocation import Budget, unfitted
 from project.errors import ConfigurationError, MergeError
+from project.fit import KeptFits, LayerFit, SequentialFit, View, effort, fit_layer, restyled, stages
+from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.fit.subsample import DENSEST
 from project.methods.base import Merged, Problem
 from project.methods.matching import By
 from project.methods.permutation import Permutation, Separate
 from project.moments import LAYERS, PICTURES, Moment, layer_moment
 from project.runtime import waiting
 from project.runtime.memory import MemoryEstimate
-from project.student import (
-    KeptFits,
-    LayerFit,
-    SequentialFit,
-    View,
-    batch_norms,
-    effort,
-    fit_layer,
-    joint_matrix,
-    restyled,
-    stages,
-    with_joins,
-)
+from project.student import batch_norms, joint_matrix, with_joins
 from project.student.build import exact_groups
 from project.student.layers import weight_of
-from project.student.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
-from project.student.subsample import DENSEST
 from project.symmetry import Layer, graph_of
 
 MEASURED = ("residual_before", "residual_after", "condition", "fallbacks", "pictures", "positions")
@@ -73,7 +62,7 @@ class PLeaS(Permutation):
         excess: For the sequential fit: by how much a layer's residual may exceed that of a fit to all pictures, as a
             share of it (0.005 is half a percent). Layers with samples to spare then look at some of the batches, and at
             some positions of their pictures, only: as many as two halves of a few say are needed, see
-            :mod:`project.student.subsample`. It takes four batches of each domain or more. Default: all of them.
+            :mod:`project.fit.subsample`. It takes four batches of each domain or more. Default: all of them.
         heads: For the joint fit with different label spaces: keep the ``original`` heads on the units they can read,
             or fit them too (``fitted``). Shared heads are always fitted.
         seed: Seed of the order in which matching by weights, or both, visits the groups.

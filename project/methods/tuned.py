@@ -12,6 +12,7 @@ from torch import Tensor
 
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
+from project.fit.memory_estimate import picture_bytes
 from project.methods.base import Merged, Method, Problem
 from project.methods.curves import ALL
 from project.methods.divergence import divergence, domain_mean, renormalised
@@ -19,7 +20,6 @@ from project.methods.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
 from project.student import Student
-from project.student.memory_estimate import picture_bytes
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from project.allocation import Budget
 from project.errors import ConfigurationError
+from project.fit.memory_estimate import gradient_bytes, picture_bytes
 from project.methods.aligned import Align, Space
 from project.methods.arguments import check_learning, check_scale, check_share
 from project.methods.arithmetic import Aligned, write
@@ -19,7 +20,6 @@ from project.moments import PICTURES
 from project.runtime import MemoryEstimate
 from project.student import BlendedLayer, Block, Learnt, LearntRouter, MixtureStudent
 from project.student.experts import beside
-from project.student.memory_estimate import gradient_bytes, picture_bytes
 from project.symmetry import sites
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's

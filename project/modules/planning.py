@@ -8,12 +8,12 @@ import torch
 
 from project.allocation import Budget, stored_bytes
 from project.data import DomainDataModule
+from project.fit.memory_estimate import gather_bytes, gradient_bytes
 from project.methods import Method, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
 from project.runtime import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
 from project.runtime.memory import size
-from project.student.memory_estimate import gather_bytes, gradient_bytes
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,11 @@ from torch import Tensor, optim
 
 from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError
+from project.fit import Distillation
+from project.fit.distil import check_weights
 from project.models import DomainScores
 from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
-from project.student import (
-    Distillation,
-    Student,
-    load_student,
-    original_owners,
-    original_sources,
-    save_student,
-    student_entries,
-)
-from project.student.distil import check_weights
+from project.student import Student, load_student, original_owners, original_sources, save_student, student_entries
 
 
 class RefineModule(LightningModule):

@@ -12,10 +12,10 @@ from project.alignment import UnitMap
 from project.allocation import nominal_macs, stored_bytes
 from project.models import Architecture, LabelSpace, MultiHead, Preprocessing
 from project.models.probe import run_with_features
-from project.student.fit import joint_matrix, start_matrix
 from project.student.joins import with_joins
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.student.norms import load_norm, student_norm
+from project.student.start import joint_matrix, start_matrix
 from project.symmetry import Spec
 
 Change = Callable[[Any], Any]

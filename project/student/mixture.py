@@ -9,7 +9,7 @@ from torch import fx, nn
 from project.errors import CheckpointError
 from project.student.build import Student
 from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
-from project.student.neighbours import student_graph
+from project.student.graph import student_graph
 
 ROUTERS = "routers"
 

@@ -11,13 +11,13 @@ from live import peak_bytes
 
 from project.allocation import check_budgets
 from project.errors import ConfigurationError, MergeError
+from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.methods import MaTS, Permutation, PLeaS, RegMean
 from project.methods.arithmetic import Arithmetic
 from project.methods.matching import Matching
 from project.moments import LAYERS
 from project.moments.patches import CHUNK_BYTES
 from project.runtime.memory import MemoryEstimate
-from project.student.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 
 
 def quiet() -> warnings.catch_warnings:

@@ -28,12 +28,13 @@ from project.alignment import UnitMap, Zipping
 from project.alignment.zip_sets import Zip
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
+from project.fit import Distillation
 from project.methods import MaTS, Problem, ZipIt
 from project.models import Architecture, Preprocessing
 from project.modules.fitting import fitted
 from project.moments import UNITS
 from project.runtime import Progress
-from project.student import Distillation, load_source, load_student, save_student
+from project.student import load_source, load_student, save_student
 
 SHAPE = (3, SIDE, SIDE)
 SLOW = pytest.mark.slow

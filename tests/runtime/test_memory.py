@@ -11,13 +11,13 @@ from helpers import make_problem, pictures, random_network, same_state
 from torch import nn
 
 from project.errors import ConfigurationError
+from project.fit import memory_estimate
+from project.fit.memory_estimate import drawn_bytes, gather_bytes, patch_bytes
 from project.methods import PLeaS, Problem
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep
 from project.runtime import MemoryEstimate, free_bytes, plan_memory, read_bytes
 from project.runtime.spill import OnDisk, Spilled, waiting
-from project.student import memory_estimate
-from project.student.memory_estimate import drawn_bytes, gather_bytes, patch_bytes
 from project.symmetry import trace
 
 GB = 10**9

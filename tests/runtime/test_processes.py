@@ -16,11 +16,11 @@ from meeting import dealt, together
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.fit import LayerFit, SequentialFit, effort, solver
+from project.fit.row_blocks import divide
+from project.fit.solver import Equations, LayerSolver
 from project.methods import Permutation, PLeaS
 from project.runtime import World
-from project.student import SequentialFit, solver
-from project.student.row_blocks import divide, effort
-from project.student.solver import Equations, LayerFit, LayerSolver
 from project.symmetry import Layer
 
 

@@ -17,7 +17,7 @@ from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.moments import Run
 from project.student.build import Student
-from project.student.neighbours import student_graph
+from project.student.graph import student_graph
 from project.symmetry import graph_of
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import MergeError
+from project.fit import Factor, View, damping, fit_layer
 from project.moments import LayerMoment, Moment
 from project.moments.correlations import CorrelationMoment
 from project.moments.layer import UnfoldedMoment
-from project.student import View, damping, fit_layer, joint_matrix, start_matrix
-from project.student.solver import Factor
+from project.student import joint_matrix, start_matrix
 from project.symmetry import Layer
 
 

@@ -10,10 +10,12 @@ from helpers import PICTURE, make_problem, pictures, random_network
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
+from project.fit import SequentialFit, damping
+from project.fit.neighbours import LayerContext, surroundings
 from project.methods import PLeaS, Problem
 from project.moments import Run
-from project.student import SequentialFit, Student, damping
-from project.student.neighbours import LayerContext, student_graph, surroundings
+from project.student import Student
+from project.student.graph import student_graph
 from project.symmetry import graph_of
 
 

@@ -16,7 +16,7 @@ What makes it close to the sources:
   the source's sum less the student's other addend: what earlier layers got wrong is put right.
 - Where a rectifier follows, all negative targets are alike: where both target and prediction are negative, the
   prediction is its own target. A few rounds with the same factorisation settle which those are.
-- The layer that writes the logits is fitted to the sources' classes (:mod:`~project.student.head`).
+- The layer that writes the logits is fitted to the sources' classes (:mod:`~project.fit.head`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,19 +27,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
+from project.fit.activations import Activations, own_heads, resized_reader
+from project.fit.folding import central_moments, fold_norm, scale_and_shift, set_affine
+from project.fit.grouped import BlockSolver
+from project.fit.head import fit_head
+from project.fit.layer_task import LayerTask
+from project.fit.neighbours import LayerContext, is_norm, surroundings
+from project.fit.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
+from project.fit.stages import in_stages
+from project.fit.subsample import choose_subsample
 from project.runtime.processes import ALONE, World
-from project.student.activations import Activations, own_heads, resized_reader
 from project.student.build import Student
-from project.student.fit import joint_matrix, start_matrix
-from project.student.folding import central_moments, fold_norm, scale_and_shift, set_affine
-from project.student.grouped import BlockSolver
-from project.student.head import fit_head
-from project.student.layer_task import LayerTask
+from project.student.graph import student_graph
 from project.student.layers import load_matrix
-from project.student.neighbours import LayerContext, is_norm, student_graph, surroundings
-from project.student.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
-from project.student.stages import in_stages
-from project.student.subsample import choose_subsample
+from project.student.start import joint_matrix, start_matrix
 from project.symmetry import NORMS, Layer, graph_of
 
 
@@ -51,21 +52,21 @@ class SequentialFit:
         sources: The sources, left bit-identical.
         owners: domain -> index of its source.
         pictures: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
-        ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
+        ridge: Pull towards the start point, see :func:`~project.fit.solver.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
         absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
             is then fitted by itself, and there are neither sums nor rectifiers to look at.
         compensate: Whether a residual sum's target is less what the student has already put into it.
         rounds: Rounds in which rectified targets are settled; 0 for plain targets.
         divergence: Whether the layer that writes the logits is fitted to the sources' classes, see
-            :mod:`~project.student.head`, or to their logits like any other layer.
+            :mod:`~project.fit.head`, or to their logits like any other layer.
         weights: domain -> weight of each of its pictures; default: 1 for all, 0 leaves a domain out.
         excess: Largest relative excess of a layer's residual over that of a fit to all pictures and positions, see
-            :mod:`~project.student.subsample`; None for all of them in every layer.
+            :mod:`~project.fit.subsample`; None for all of them in every layer.
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with its name and what solves it; may give back what an earlier walk
-            found instead, see :class:`~project.student.kept_fits.KeptFits`.
+            found instead, see :class:`~project.fit.kept_fits.KeptFits`.
     """
 
     def __init__(

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap, overlap
+from project.fit.head import HeadView
+from project.fit.layer_task import AllPositions, Batch, LayerTask, SampledPositions, Scales
+from project.fit.neighbours import LayerContext
+from project.fit.solver import Equations, seen_weights
 from project.models import LabelSpace
 from project.moments import (
     GroupedMoment,
@@ -25,11 +29,7 @@ from project.moments import (
 )
 from project.runtime.processes import World
 from project.runtime.spill import OnDisk, waiting
-from project.student.head import HeadView
-from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions, Scales
 from project.student.layers import resized, weight_of
-from project.student.neighbours import LayerContext
-from project.student.solver import Equations, seen_weights
 from project.symmetry import Layer
 
 

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from project.fit.activations import Activations
+from project.fit.layer_task import LayerTask
+from project.fit.solver import LayerSolver, misfit
 from project.moments import drawn_count, gram_costs
-from project.student.activations import Activations
-from project.student.layer_task import LayerTask
-from project.student.solver import LayerSolver, misfit
 
 FIRST = 8  # one batch, and then one position, in so many is looked at first
 SAMPLES_PER_UNKNOWN = 4  # samples that each unknown must have, or halves tell nothing and the rule does not hold

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from project.fit.solver import LayerFit
 from project.runtime.progress import Progress
-from project.student.solver import LayerFit
 
 
 class KeptFits:

@@ -22,11 +22,11 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.errors import MergeError
+from project.fit.folding import fold_norm, scale_and_shift
+from project.fit.neighbours import surroundings
+from project.fit.solver import damping
 from project.moments import Statistics, own_domains
-from project.student.fit import joint_matrix
-from project.student.folding import fold_norm, scale_and_shift
-from project.student.neighbours import surroundings
-from project.student.solver import damping
+from project.student.start import joint_matrix
 from project.symmetry import Layer, Spec, graph_of
 
 RIDGE = 0.05  # the pull towards the mean that a fit of so many samples would have

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
+from project.fit.neighbours import LayerContext
 from project.moments import Positions, Run, drawn_count, flat
 from project.runtime.spill import waiting
 from project.student.layers import weight_of
-from project.student.neighbours import LayerContext
 from project.symmetry import Layer
 
 Scales = Sequence[tuple[Tensor, Tensor]]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import ConfigurationError
+from project.fit import Distillation
 from project.methods import Problem
-from project.student import Distillation, Student
+from project.student import Student
 
 CLASSES = {"shared": (5, 5, 5), "different": (3, 7, 4)}
 

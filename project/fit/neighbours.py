@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from project.student.layers import BlockLayer
-from project.symmetry import NORMS, graph_of
+from project.symmetry import NORMS
 
 RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -27,11 +26,6 @@ class LayerContext:
     norm: str | None = None
     other: str | None = None
     rectified: bool = False
-
-
-def student_graph(network: nn.Module) -> fx.GraphModule:
-    """Trace a student; block layers stay whole, so that its graph is that of its sources."""
-    return graph_of(network, BlockLayer)
 
 
 def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> LayerContext:

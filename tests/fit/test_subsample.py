@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.allocation import Budget
 from project.errors import ConfigurationError
+from project.fit import LayerFit, SequentialFit, activations, sequential
+from project.fit.activations import Activations
+from project.fit.layer_task import AllPositions, Batch, LayerTask, SampledPositions
+from project.fit.solver import LayerSolver, misfit
+from project.fit.subsample import choose_subsample
 from project.methods import Merged, PLeaS, Problem
 from project.modules import fitting
 from project.runtime import World
-from project.student import LayerFit, SequentialFit, Student, activations, sequential
-from project.student.activations import Activations
-from project.student.layer_task import AllPositions, Batch, LayerTask, SampledPositions
-from project.student.solver import LayerSolver, misfit
-from project.student.subsample import choose_subsample
+from project.student import Student
 
 BATCHES = 16
 
@@ -123,7 +124,7 @@ def large() -> Problem:
 
 
 def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.student.subsample.GATHER", 0)  # it pays for wider layers only
+    monkeypatch.setattr("project.fit.subsample.GATHER", 0)  # it pays for wider layers only
     found = compared(large, 0.02, monkeypatch)
     (merged,) = PLeaS(excess=0.02, rounds=0, logits="squares").merge(large, [1.0])
     for layer in ("stem", "inner"):
@@ -189,7 +190,7 @@ def some(problem: Problem) -> Merged:
 
 
 def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.student.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
     batches = [(domain, smooth(8, 7 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
     problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units",), shape=(3, 24, 24))
     assert some(problem).layers["mix"]["positions"] < 1 / 2
@@ -199,7 +200,7 @@ def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_look_at_their_own_pictures_and_make_one_student(
     large: Problem, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("project.student.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
     tracing = Lock()  # torch.fx changes all modules while it traces
 
     def walked(world: World) -> tuple[Student, dict[str, LayerFit]]:
@@ -234,7 +235,7 @@ def test_processes_look_at_their_own_pictures_and_make_one_student(
 
 
 def test_drawn_positions_wait_on_disk(large: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.student.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
     held, waiting = some(large), some(replace(large, scratch=tmp_path))
     assert held.layers["inner"]["positions"] < 1 / 2
     assert same_state(held.student.state_dict(), waiting.student.state_dict())

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import MergeError
+from project.fit import LayerFit, SequentialFit, damping
+from project.fit.grouped import BlockSolver
+from project.fit.solver import Equations
 from project.methods import PLeaS, Problem
 from project.runtime import World
-from project.student import LayerFit, SequentialFit, damping
-from project.student.grouped import BlockSolver
-from project.student.solver import Equations
 from project.symmetry import Layer
 
 SHAPE = (3, SIDE, SIDE)

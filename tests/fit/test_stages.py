@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import fx, nn
 
+from project.fit import in_stages, stages
 from project.models import Architecture
-from project.student import in_stages, stages
 from project.symmetry import graph_of, trace
 
 SIZE = (3, 32, 32)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap, align_by_activations
 from project.allocation import separated
+from project.fit import separation_gains
 from project.methods import Permutation, PLeaS, Problem
 from project.moments import INPUTS, UNITS
-from project.student import separation_gains
 from project.symmetry import trace
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from project.alignment import UnitMap
+from project.fit.factor import Factor
+from project.fit.solver import Equations, LayerFit, damping, fitted_energies, refuse_few
 from project.runtime.processes import ALONE, World
-from project.student.solver import Equations, Factor, LayerFit, damping, fitted_energies, refuse_few
 from project.symmetry import Layer
 
 
@@ -29,7 +30,7 @@ class BlockSolver:
         outputs: Unit map of the output axis; the units of a block stand for the same sources.
         inputs: Unit map of the input axis, laid out alike.
         equations: Parts of the calibration data; grams of shape (B, unknowns, unknowns).
-        ridge: Pull towards the start point, see :func:`~project.student.solver.damping`.
+        ridge: Pull towards the start point, see :func:`~project.fit.solver.damping`.
         world: The processes that share the work.
 
     Raises:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from project.fit.head import HeadView, fit_head
 from project.runtime import World
-from project.student.head import HeadView, fit_head
 
 Array = NDArray[np.float64]
 

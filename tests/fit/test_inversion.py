@@ -10,9 +10,9 @@ from helpers import make_problem, pictures, resnet, same_state
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError, MergeError
+from project.fit import restyled, strangeness
 from project.methods import PLeaS, Problem
 from project.models import Preprocessing
-from project.student import restyled, strangeness
 
 SHAPE = (3, 16, 16)
 

@@ -1,0 +1,17 @@
+"""Least squares: the layers of a student fitted to what the sources do, in closed form."""
+
+from project.fit.distil import Distillation, DistillationLoss
+from project.fit.factor import Factor
+from project.fit.gain import separation_gains
+from project.fit.inversion import restyled, strangeness
+from project.fit.joint import View, fit_layer
+from project.fit.kept_fits import KeptFits
+from project.fit.row_blocks import effort
+from project.fit.sequential import SequentialFit
+from project.fit.solver import LayerFit, damping
+from project.fit.stages import in_stages, stages
+
+__all__ = [
+    "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "SequentialFit", "View", "damping",
+    "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness",
+]  # fmt: skip

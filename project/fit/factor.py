@@ -1,0 +1,68 @@
+"""Symmetric positive matrices, factorised once for any number of right-hand sides."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it
+
+
+class Factor:
+    """A factorised gram + shift · I, or a batch of them: by Cholesky, or by eigenvalues where that fails.
+
+    Args:
+        gram: Float64, shape (…, unknowns, unknowns).
+        shift: A number, or one for each matrix, shape (…).
+    """
+
+    def __init__(self, gram: Tensor, shift: Tensor | float) -> None:
+        self.shift = torch.as_tensor(shift).to(gram)
+        matrix = gram.clone()
+        matrix.diagonal(dim1=-2, dim2=-1).add_(self.shift[..., None])
+        self._cholesky, failed = torch.linalg.cholesky_ex(matrix)
+        self._failed = failed != 0
+        self.fallbacks = int(self._failed.sum())
+        """How many matrices were not positive definite."""
+        condition = self._estimated_condition(matrix)
+        if self.fallbacks:
+            values, self._vectors = torch.linalg.eigh(matrix[self._failed])
+            largest = values[..., -1:]
+            kept = values > largest * torch.finfo(torch.float32).eps  # the moments are sums of float32 products
+            self._inverse = torch.where(kept, values.reciprocal(), 0.0)  # least norm in what the data determine
+            least = torch.where(kept, values, largest).amin(-1)
+            condition[self._failed] = torch.where(kept.any(-1), largest[..., 0] / least, 1.0)  # none: all inputs dead
+        self.condition = float(condition.max()) if condition.numel() else 1.0
+        """The largest of the matrices' estimated conditions."""
+
+    def _estimated_condition(self, matrix: Tensor) -> Tensor:
+        """Ratio of the extreme eigenvalues, from below: power iteration on the matrix and on its inverse."""
+        pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
+        largest = self._iterated(pivots, lambda vector: matrix @ vector)
+        inverse = self._iterated(1 / pivots, self._solved)
+        return largest * inverse
+
+    def _solved(self, right: Tensor) -> Tensor:
+        """(gram + shift · I)⁻¹ right. ``torch.cholesky_solve`` would copy the factor, which may be all of the work."""
+        half = torch.linalg.solve_triangular(self._cholesky, right, upper=False)
+        found: Tensor = torch.linalg.solve_triangular(self._cholesky.mT, half, upper=True)
+        return found
+
+    @staticmethod
+    def _iterated(start: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        """An estimate, from below, of the largest eigenvalue; one whose eigenvector is across the start escapes it."""
+        vector = start[..., None] / torch.linalg.vector_norm(start, dim=-1)[..., None, None]
+        for _ in range(STEPS):
+            vector = apply(vector)
+            length = torch.linalg.vector_norm(vector, dim=(-2, -1))
+            vector = vector / length[..., None, None]
+        found: Tensor = length
+        return found
+
+    def solve(self, right: Tensor) -> Tensor:
+        """X with X (gram + shift · I) = right, shape (…, rows, unknowns)."""
+        found = self._solved(right.mT).mT
+        if self.fallbacks:
+            vectors = self._vectors
+            found[self._failed] = ((right[self._failed] @ vectors) * self._inverse[..., None, :]) @ vectors.mT
+        return found
