@@ -1,7 +1,6 @@
 """Merging methods, one file each."""
 
 from project.methods.adamerging import AdaMerging
-from project.methods.arithmetic import Arithmetic
 from project.methods.average import Average
 from project.methods.base import Merged, Method, Problem
 from project.methods.concrete import Concrete
@@ -9,7 +8,6 @@ from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
 from project.methods.fisher import Fisher
 from project.methods.interpolation import Interpolation
-from project.methods.learned import Learned
 from project.methods.mats import MaTS
 from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
@@ -23,7 +21,6 @@ from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
 
 __all__ = [
-    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Arithmetic", "Average", "Concrete", "Ensemble", "Fisher",
-    "Interpolation", "Learned", "MaTS", "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean",
-    "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
+    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Average", "Concrete", "Ensemble", "Fisher", "Interpolation", "MaTS",
+    "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
 ]  # fmt: skip

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from project.errors import ConfigurationError
-from project.methods.aligned import Align, Space
-from project.methods.arguments import check_share
-from project.methods.arithmetic import task_vectors
-from project.methods.blend import Blend
-from project.methods.entropy import Norms, Objective
-from project.methods.learned import Learned
+from project.methods.shared import Learned
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arguments import check_share
+from project.methods.shared.arithmetic import task_vectors
+from project.methods.shared.blend import Blend
+from project.methods.shared.entropy import Norms, Objective
 from project.methods.ties import elected, trimmed
 from project.student import Student
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from project.allocation import Budget
-from project.methods.aligned import Align, Space
-from project.methods.arguments import check_count, check_weights
-from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
+from project.methods.shared import Arithmetic
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arguments import check_count, check_weights
+from project.methods.shared.arithmetic import Combined
 from project.runtime import MemoryEstimate
 from project.student import Student
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from project.errors import ConfigurationError
-from project.methods.aligned import Align, Space
 from project.methods.base import Problem
-from project.methods.blend import Blend, MaskedBlend
-from project.methods.curves import ALL
-from project.methods.entropy import Norms, Objective
-from project.methods.learned import Learned
+from project.methods.shared import Learned
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.blend import Blend, MaskedBlend
+from project.methods.shared.curves import ALL
+from project.methods.shared.entropy import Norms, Objective
 from project.student import Student
 
 Coefficients = Literal["fixed", "learned"]

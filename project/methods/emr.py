@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from project.allocation import Budget
-from project.methods.aligned import Space
-from project.methods.arithmetic import Aligned, task_vectors, write
 from project.methods.base import Merged, Problem
+from project.methods.shared.aligned import Space
+from project.methods.shared.arithmetic import Aligned, task_vectors, write
 from project.student import MaskedStudent, packed
 
 

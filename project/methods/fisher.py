@@ -6,10 +6,11 @@ import torch
 
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.aligned import Align, Space
-from project.methods.arguments import check_classes, check_count, check_labels, check_weights
-from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
+from project.methods.shared import Arithmetic
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arguments import check_classes, check_count, check_labels, check_weights
+from project.methods.shared.arithmetic import Combined
 from project.moments import DIAGONAL, Classes, fisher_need
 from project.student import Student
 

@@ -5,9 +5,9 @@ from itertools import combinations
 
 from project.allocation import Budget, stored_bytes
 from project.errors import ConfigurationError
-from project.methods.aligned import Align, Space
-from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arithmetic import Aligned, write
 from project.runtime import MemoryEstimate
 
 

@@ -10,14 +10,15 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
 from project.fit.memory_estimate import picture_bytes
-from project.methods.aligned import Align, Space
-from project.methods.arguments import check_classes, check_labels
-from project.methods.arithmetic import Arithmetic, Combined, write
 from project.methods.base import Problem
-from project.methods.conjugate import ConjugateGradients
-from project.methods.curves import Curves
-from project.methods.divergence import divergence, renormalised
-from project.methods.systems import Elementwise, Gram, Kronecker, System, merged_layers
+from project.methods.shared import Arithmetic
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arguments import check_classes, check_labels
+from project.methods.shared.arithmetic import Combined, write
+from project.methods.shared.conjugate import ConjugateGradients
+from project.methods.shared.curves import Curves
+from project.methods.shared.divergence import divergence, renormalised
+from project.methods.shared.systems import Elementwise, Gram, Kronecker, System, merged_layers
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need

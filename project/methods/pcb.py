@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from project.errors import ConfigurationError
-from project.methods.aligned import Align
-from project.methods.arguments import check_scale, check_share
-from project.methods.arithmetic import TaskVectors
+from project.methods.shared.aligned import Align
+from project.methods.shared.arguments import check_scale, check_share
+from project.methods.shared.arithmetic import TaskVectors
 
 
 class PCB(TaskVectors):

@@ -10,7 +10,7 @@ from project.allocation import Budget, by_gain, check_growth, stagewise, uniform
 from project.errors import ConfigurationError, MergeError
 from project.fit import separation_gains
 from project.methods.base import Merged, Method, Problem
-from project.methods.matching import By, Matching
+from project.methods.shared.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.runtime import MemoryEstimate
 

@@ -17,8 +17,8 @@ from project.fit import KeptFits, LayerFit, SequentialFit, View, effort, fit_lay
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.fit.subsample import DENSEST
 from project.methods.base import Merged, Problem
-from project.methods.matching import By
 from project.methods.permutation import Permutation, Separate
+from project.methods.shared.matching import By
 from project.moments import LAYERS, PICTURES, Moment, layer_moment
 from project.runtime import waiting
 from project.runtime.memory import MemoryEstimate

@@ -8,10 +8,11 @@ from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.fit import Factor
 from project.fit.memory_estimate import solve_bytes
-from project.methods.aligned import Align, Space
-from project.methods.arithmetic import Arithmetic, Combined
 from project.methods.base import Problem
-from project.methods.systems import Gram, diagonals, merged_layers
+from project.methods.shared import Arithmetic
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arithmetic import Combined
+from project.methods.shared.systems import Gram, diagonals, merged_layers
 from project.moments import INPUTS
 from project.runtime import MemoryEstimate
 from project.student import Student

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.aligned import Align, Space
-from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arithmetic import Aligned, write
 from project.student import (
     BlendedLayer,
     Block,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from project.methods.aligned import Align
-from project.methods.arguments import check_scale
-from project.methods.arithmetic import TaskVectors
+from project.methods.shared.aligned import Align
+from project.methods.shared.arguments import check_scale
+from project.methods.shared.arithmetic import TaskVectors
 
 
 class TaskArithmetic(TaskVectors):

@@ -14,9 +14,9 @@ from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
 from project.fit.memory_estimate import picture_bytes
 from project.methods.base import Merged, Method, Problem
-from project.methods.curves import ALL
-from project.methods.divergence import divergence, domain_mean, renormalised
-from project.methods.entropy import check_heads, entropies
+from project.methods.shared.curves import ALL
+from project.methods.shared.divergence import divergence, domain_mean, renormalised
+from project.methods.shared.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
 from project.student import Student

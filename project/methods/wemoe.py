@@ -10,12 +10,12 @@ from torch import Tensor
 from project.allocation import Budget
 from project.errors import ConfigurationError
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.aligned import Align, Space
-from project.methods.arguments import check_learning, check_scale, check_share
-from project.methods.arithmetic import Aligned, write
 from project.methods.base import Merged, Problem
-from project.methods.entropy import check_heads
-from project.methods.routing import train_routers
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arguments import check_learning, check_scale, check_share
+from project.methods.shared.arithmetic import Aligned, write
+from project.methods.shared.entropy import check_heads
+from project.methods.shared.routing import train_routers
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
 from project.student import BlendedLayer, Block, Learnt, LearntRouter, MixtureStudent

@@ -9,9 +9,9 @@ from torch import Tensor
 from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
-from project.methods.arithmetic import write
 from project.methods.base import Merged, Method, Problem
-from project.methods.matching import By, Matching
+from project.methods.shared.arithmetic import write
+from project.methods.shared.matching import By, Matching
 from project.runtime import MemoryEstimate
 
 

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError
-from project.methods import Learned, Merged, Problem
-from project.methods.aligned import Space
-from project.methods.arithmetic import write
-from project.methods.blend import Blend
-from project.methods.entropy import Objective, entropies
+from project.methods import Merged, Problem
+from project.methods.shared import Learned
+from project.methods.shared.aligned import Space
+from project.methods.shared.arithmetic import write
+from project.methods.shared.blend import Blend
+from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores
 from project.modules.base import load_base
 from project.modules.gathering import Gathering

@@ -13,7 +13,8 @@ from torch import nn
 from project.allocation import Budget
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
-from project.methods import Arithmetic, Method, Permutation, Problem
+from project.methods import Method, Permutation, Problem
+from project.methods.shared import Arithmetic
 from project.models import LabelSpace
 from project.modules.sources import SourceFile, place_sources
 from project.moments import Fingerprint, network_hash

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from project.errors import ConfigurationError, MergeError
 from project.methods import AdaMerging, Merged, Problem, TaskArithmetic
-from project.methods.aligned import Space
-from project.methods.arithmetic import write
-from project.methods.blend import Blend
-from project.methods.entropy import Draws, Norms, Objective, entropies
+from project.methods.shared.aligned import Space
+from project.methods.shared.arithmetic import write
+from project.methods.shared.blend import Blend
+from project.methods.shared.entropy import Draws, Norms, Objective, entropies
 from project.methods.ties import elected, trimmed
 from project.runtime import World
 from project.runtime.spill import Waiting, lengths, waiting

@@ -12,8 +12,8 @@ from torch import nn
 from project.alignment import align_by_activations, align_by_both
 from project.errors import ConfigurationError, MergeError
 from project.methods import EMR, TIES, Average, MaTS, Method, Permutation, PLeaS, Problem, RegMean, TaskArithmetic
-from project.methods.aligned import Space
-from project.methods.matching import Matching
+from project.methods.shared.aligned import Space
+from project.methods.shared.matching import Matching
 from project.moments import INPUTS, LAYERS, UNITS
 
 SHAPE = (3, SIDE, SIDE)

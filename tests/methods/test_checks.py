@@ -13,8 +13,8 @@ from project.allocation import check_budgets
 from project.errors import ConfigurationError, MergeError
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.methods import MaTS, Permutation, PLeaS, RegMean
-from project.methods.arithmetic import Arithmetic
-from project.methods.matching import Matching
+from project.methods.shared import Arithmetic
+from project.methods.shared.matching import Matching
 from project.moments import LAYERS
 from project.moments.patches import CHUNK_BYTES
 from project.runtime.memory import MemoryEstimate

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from project.errors import ConfigurationError
 from project.methods import Concrete, Problem, TaskArithmetic
-from project.methods.aligned import Space
-from project.methods.blend import MaskedBlend
 from project.methods.concrete import halves
-from project.methods.entropy import Norms, Objective
+from project.methods.shared.aligned import Space
+from project.methods.shared.blend import MaskedBlend
+from project.methods.shared.entropy import Norms, Objective
 from project.runtime import World
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]

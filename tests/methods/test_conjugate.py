@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse.linalg
 import torch
 
-from project.methods.conjugate import ConjugateGradients
+from project.methods.shared.conjugate import ConjugateGradients
 
 
 @pytest.mark.parametrize("preconditioned", [False, True])

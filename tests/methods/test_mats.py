@@ -26,10 +26,10 @@ from project.methods import (
     RegMean,
     TaskArithmetic,
 )
-from project.methods.aligned import Space
-from project.methods.conjugate import ConjugateGradients
 from project.methods.mats import Estimate
-from project.methods.systems import Elementwise, Gram, Kronecker, System
+from project.methods.shared.aligned import Space
+from project.methods.shared.conjugate import ConjugateGradients
+from project.methods.shared.systems import Elementwise, Gram, Kronecker, System
 from project.moments import DIAGONAL, FACTORS, INPUTS, UNITS, fisher_need
 from project.symmetry import trace
 

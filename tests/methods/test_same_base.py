@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from project.errors import ConfigurationError
 from project.methods import PCB, TIES, Average, Fisher, Merged, Method, Problem, RegMean, TaskArithmetic
-from project.methods.aligned import Space
+from project.methods.shared.aligned import Space
 from project.methods.ties import disjoint_mean, trimmed
 from project.moments import DIAGONAL, INPUTS, UNITS, fisher_need
 

@@ -12,7 +12,7 @@ from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 
 from project.methods import EMR, Fisher, MaTS, Method, Problem, RegMean
-from project.methods.aligned import Space
+from project.methods.shared.aligned import Space
 from project.moments import DIAGONAL, FACTORS, INPUTS, Collector, Lockstep, fisher_need
 from project.student import MaskedStudent
 from project.symmetry import permute_state, trace

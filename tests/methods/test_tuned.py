@@ -33,7 +33,7 @@ from project.methods import (
     TaskArithmetic,
     Tuned,
 )  # fmt: skip
-from project.methods.matching import Matching
+from project.methods.shared.matching import Matching
 from project.methods.tuned import divided
 from project.modules.fitting import fitted
 from project.moments import PICTURES, UNITS

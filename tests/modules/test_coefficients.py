@@ -12,8 +12,9 @@ from lightning.pytorch import Trainer
 
 from project.data import DomainDataModule, Shapes, UnlabelledDataModule
 from project.errors import ConfigurationError
-from project.methods import AdaMerging, Concrete, Learned
-from project.methods.aligned import Space
+from project.methods import AdaMerging, Concrete
+from project.methods.shared import Learned
+from project.methods.shared.aligned import Space
 from project.modules import CoefficientModule, MergeModule
 from project.moments import UNITS
 from project.student import Student, load_source, load_student

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from project.errors import MergeError
 from project.methods.base import Problem
-from project.methods.curves import ALL
-from project.methods.entropy import Draws, check_finite, entropies
+from project.methods.shared.curves import ALL
+from project.methods.shared.entropy import Draws, check_finite, entropies
 from project.runtime import World
 from project.student import MixtureStudent, own_statistics
 

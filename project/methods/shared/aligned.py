@@ -11,8 +11,8 @@ from torch import Tensor
 from project.alignment import Alignment, UnitMap, unaligned
 from project.errors import ConfigurationError, MergeError
 from project.methods.base import Method, Problem
-from project.methods.matching import By, Matching
 from project.methods.permutation import Permutation
+from project.methods.shared.matching import By, Matching
 from project.moments import Classes
 from project.student import with_joins
 from project.symmetry import Layer, permute_state, permute_tensors

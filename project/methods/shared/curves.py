@@ -2,8 +2,8 @@
 
 from math import sqrt
 
-from project.methods.conjugate import ConjugateGradients
-from project.methods.systems import System
+from project.methods.shared.conjugate import ConjugateGradients
+from project.methods.shared.systems import System
 
 ALL = "all layers"
 

@@ -11,13 +11,13 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.errors import MergeError
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.aligned import Align, Space
-from project.methods.arguments import check_learning, check_scale
-from project.methods.arithmetic import Combined, FromBase
 from project.methods.base import Problem
-from project.methods.blend import Blend
-from project.methods.curves import ALL
-from project.methods.entropy import Draws, Norms, Objective, check_heads, check_norms
+from project.methods.shared.aligned import Align, Space
+from project.methods.shared.arguments import check_learning, check_scale
+from project.methods.shared.arithmetic import Combined, FromBase
+from project.methods.shared.blend import Blend
+from project.methods.shared.curves import ALL
+from project.methods.shared.entropy import Draws, Norms, Objective, check_heads, check_norms
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
 from project.student import Student
@@ -36,7 +36,7 @@ class Learned(FromBase):
         steps: Steps of Adam.
         batch: Pictures of each domain in a step, over all processes.
         rate: Learning rate.
-        norms: What batch norms normalise by meanwhile, see :class:`~project.methods.entropy.Objective`.
+        norms: What batch norms normalise by meanwhile, see :class:`~project.methods.shared.entropy.Objective`.
         seed: Seed of the order of the pictures.
         align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from project.alignment import unaligned
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.aligned import Align, Space, matching_of
 from project.methods.base import Merged, Method, Problem
+from project.methods.shared.aligned import Align, Space, matching_of
 from project.runtime import MemoryEstimate
 from project.student import Student
 
@@ -41,7 +41,7 @@ class Aligned(Method):
         align: ``none``: unit i of one source with unit i of the others, right for sources of one base; ``weights``,
             ``activations`` or ``both``: match their units first, see Permutation, for sources of different bases;
             with settings of its own: ``{alpha: 0.3}`` or ``{by: activations, similarity: correlation}``, see
-            :class:`~project.methods.matching.Matching`.
+            :class:`~project.methods.shared.matching.Matching`.
         label: Name in tables and files.
     """
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from project.methods.aligned import Space
+from project.methods.shared.aligned import Space
 from project.moments import Classes
 from project.symmetry import Layer
 
