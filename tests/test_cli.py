@@ -22,8 +22,9 @@ from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
+from project.merging import SourceFile
 from project.methods import EMR, SMILE, TIES, MaTS, Permutation, Tuned
-from project.modules import MergeModule, SourceFile
+from project.modules import MergeModule
 from project.student import batch_norms, load_source
 from project.trainer import check_shares, warn_of_swapped_domains
 

@@ -17,8 +17,9 @@ from torch import nn
 from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, Shapes
+from project.merging import SourceFile
 from project.methods import Average, Fisher, MaTS, PLeaS, RegMean
-from project.modules import MergeModule, SourceFile
+from project.modules import MergeModule
 from project.moments import layer_moment
 from project.student import load_source, load_student
 

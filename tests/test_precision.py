@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from project.callbacks import MergeCallback
 from project.data import DomainDataModule, Shapes
 from project.errors import ConfigurationError
+from project.merging import SourceFile
 from project.methods import PLeaS
-from project.modules import MergeModule, SourceFile
+from project.modules import MergeModule
 from project.moments import Moment, Statistics, cross_moment, layer_moment, unit_columns
 from project.moments.correlations import CorrelationMoment
 from project.moments.layer import UnfoldedMoment

@@ -9,10 +9,9 @@ from project.modules.merge import MergeModule
 from project.modules.probe import ProbeModule
 from project.modules.refine import RefineModule
 from project.modules.scoring import ScoringModule
-from project.modules.sources import SourceFile
 from project.modules.weight_scope import WeightScope
 
 __all__ = [
     "CoefficientModule", "EvaluationModule", "FederatedModule", "FineTuneModule", "GateModule", "MergeModule",
-    "ProbeModule", "RefineModule", "ScoringModule", "SourceFile", "WeightScope",
+    "ProbeModule", "RefineModule", "ScoringModule", "WeightScope",
 ]  # fmt: skip

@@ -16,6 +16,12 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError
+from project.merging import SourceFile
+from project.merging.base import load_base
+from project.merging.calibration import Gathering
+from project.merging.lineage import lineage
+from project.merging.preparation import prepare, prove
+from project.merging.sources import read_sources
 from project.methods import Merged, Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Space
@@ -23,11 +29,6 @@ from project.methods.shared.arithmetic import write
 from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores
-from project.modules.base import load_base
-from project.modules.gathering import Gathering
-from project.modules.lineage import lineage
-from project.modules.preparation import prepare, prove
-from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World
 from project.student import Source, Student, common_spec, reestimation, save_student, student_entries

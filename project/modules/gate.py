@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from project.models import MultiHead
-from project.modules.features import everyones
+from project.modules.common import everyones
 
 
 class GateModule(LightningModule):

@@ -15,16 +15,17 @@ from project.alignment import UnitMap
 from project.allocation import Budget, check_budgets, check_growth, source_size
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
+from project.merging import SourceFile
+from project.merging.base import load_base
+from project.merging.calibration import Gathering
+from project.merging.lineage import lineage
+from project.merging.memory_plan import Planner
+from project.merging.preparation import prepare, progress_of, prove
+from project.merging.sources import read_sources
+from project.merging.students import fitted
 from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
 from project.models import LabelSpace, Preprocessing
-from project.modules.base import load_base
-from project.modules.fitting import fitted
-from project.modules.gathering import Gathering
-from project.modules.lineage import lineage
-from project.modules.planning import Planner
-from project.modules.preparation import prepare, progress_of, prove
 from project.modules.scored import ScoredNetwork
-from project.modules.sources import SourceFile, read_sources
 from project.moments import PICTURES, Lockstep, needs_gradients
 from project.runtime import Progress, Reduce, World, read_bytes
 from project.runtime.spill import Waiting, waiting

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from project.models import DomainScores, LabelSpace
 from project.models.probe import Probe, fit_probe, run_with_features
-from project.modules.features import everyones
+from project.modules.common import everyones
 
 
 class ProbeModule(LightningModule):

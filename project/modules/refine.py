@@ -15,8 +15,8 @@ from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError
 from project.fit import Distillation
 from project.fit.distil import check_weights
+from project.merging.classes import check_classes, data_labels, warn_of_preprocessing
 from project.models import DomainScores
-from project.modules.classes import check_classes, data_labels, warn_of_preprocessing
 from project.student import Student, load_student, original_owners, original_sources, save_student, student_entries
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
+from project.merging import SourceFile
+from project.merging.classes import own_labels
 from project.models import LabelSpace, MultiHead, Preprocessing, build_network, heads, read_weights
 from project.models.heads import JOINT, Joint
-from project.modules.classes import own_labels
-from project.modules.sources import SourceFile
 from project.student import build_student, is_student
 
 

@@ -18,8 +18,8 @@ from project.fit.activations import Activations
 from project.fit.layer_task import AllPositions, Batch, LayerTask, SampledPositions
 from project.fit.solver import LayerSolver, misfit
 from project.fit.subsample import choose_subsample
+from project.merging import students
 from project.methods import Merged, PLeaS, Problem
-from project.modules import fitting
 from project.runtime import World
 from project.student import Student
 
@@ -75,9 +75,9 @@ def test_the_excess_is_kept_with_fewer_pictures(problem: Problem, monkeypatch: p
 @pytest.mark.slow
 def test_what_is_left_out_is_told(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(fitting, "rank_zero_info", told.append)
+    monkeypatch.setattr(students, "rank_zero_info", told.append)
     methods = [PLeaS(excess=excess, rounds=0, logits="squares", label=f"x{excess}") for excess in (None, 0.2)]
-    (_, whole), (_, part) = fitting.fitted(methods, problem, [Budget(1.0)])
+    (_, whole), (_, part) = students.fitted(methods, problem, [Budget(1.0)])
     shares = [one["pictures"] * one["positions"] for one in part.layers.values()]
     assert told[0].endswith(f"in {whole.seconds:.1f} s")
     assert told[1].endswith(f", its layers to {sum(shares) / len(shares):.0%} of their samples on average")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
+from project.merging.students import fitted
 from project.methods import (
     EMR,
     PCB,
@@ -35,7 +36,6 @@ from project.methods import (
 )  # fmt: skip
 from project.methods.shared.matching import Matching
 from project.methods.tuned import divided
-from project.modules.fitting import fitted
 from project.moments import PICTURES, UNITS
 from project.runtime import Progress, World
 from project.student import reestimate

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.fit.memory_estimate import picture_bytes
+from project.merging.students import fitted
 from project.methods import Merged, Problem, TaskArithmetic, WEMoE
-from project.modules.fitting import fitted
 from project.moments import PICTURES
 from project.runtime import Progress, World
 from project.student import MixtureStudent, batch_norms, experts, reestimate

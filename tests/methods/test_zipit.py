@@ -29,9 +29,9 @@ from project.alignment.zip_sets import Zip
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.fit import Distillation
+from project.merging.students import fitted
 from project.methods import MaTS, Problem, ZipIt
 from project.models import Architecture, Preprocessing
-from project.modules.fitting import fitted
 from project.moments import UNITS
 from project.runtime import Progress
 from project.student import load_source, load_student, save_student

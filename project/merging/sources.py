@@ -8,8 +8,8 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from project.errors import ConfigurationError
+from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
-from project.modules.classes import check_classes, own_labels, warn_of_preprocessing
 from project.moments import network_hash
 from project.student import Source, load_source
 

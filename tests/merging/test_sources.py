@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from project.errors import ConfigurationError
+from project.merging import SourceFile
+from project.merging.sources import read_sources, settle_domains
 from project.models import Architecture, LabelSpace
-from project.modules import SourceFile
-from project.modules.sources import read_sources, settle_domains
 
 NAMES = ("cat", "dog")
 

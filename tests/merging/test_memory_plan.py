@@ -8,9 +8,9 @@ from helpers import make_problem, random_network
 
 from project.allocation import Budget, stored_bytes
 from project.data import DomainDataModule
+from project.merging import memory_plan
+from project.merging.memory_plan import Planner
 from project.methods import Average, PLeaS
-from project.modules import planning
-from project.modules.planning import Planner
 
 GB = 10**9
 
@@ -22,11 +22,11 @@ def test_an_accelerator_has_room_for_the_networks_too(monkeypatch: pytest.Monkey
     )
     methods, budgets = [PLeaS("weights"), Average()], [Budget(1.0), Budget(1.5)]
     one = stored_bytes(problem.sources[0].state_dict())
-    monkeypatch.setattr(planning, "free_bytes", lambda *_: GB)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda *_: GB)
     there = Planner.of(problem, methods, budgets, data, device="cuda")
     assert there.room == GB - one * (2 + 2 * (1.0 + 1.5))
     assert there.free.startswith("1.0 GB are free on cuda, 1.0 GB on the host, ")
     assert Planner.of(problem, methods, budgets, data).room == GB, "on the host they lie already"
     assert Planner.of(problem, methods, budgets, data, "1 MB", "cuda").room == 10**6
-    monkeypatch.setattr(planning, "free_bytes", lambda *_: one)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda *_: one)
     assert Planner.of(problem, methods, budgets, data, device="cuda").room == 0

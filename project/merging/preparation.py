@@ -13,10 +13,10 @@ from torch import nn
 from project.allocation import Budget
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
+from project.merging.sources import SourceFile, place_sources
 from project.methods import Method, Permutation, Problem
 from project.methods.shared import Arithmetic
 from project.models import LabelSpace
-from project.modules.sources import SourceFile, place_sources
 from project.moments import Fingerprint, network_hash
 from project.runtime import Progress
 from project.runtime.progress import FOLDER
