@@ -1,7 +1,9 @@
 """What can go wrong by the user's hand, each told in one sentence: the argument, its value, what is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from math import inf
+from typing import Any, get_args
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -35,3 +37,70 @@ class TraceError(PleasError):
 
 class MergeError(PleasError):
     """Sources or statistics from which no sound student can be made."""
+
+
+def one_of(allowed: Any, **arguments: object) -> None:
+    """Refuse arguments that are none of a few values.
+
+    Args:
+        allowed: The values, or a ``Literal`` of them.
+        arguments: What was given, by the name that the user knows it by.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    known = tuple(get_args(allowed) or allowed)
+    _refuse(arguments, lambda value: value in known, ", ".join(map(repr, known)))
+
+
+def at_least(least: float, **arguments: float) -> None:
+    """Refuse arguments below a number, infinite ones and ``nan``; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, lambda value: least <= value < inf, f"{least:g} or more")
+
+
+def above(bound: float, **arguments: float) -> None:
+    """Refuse arguments that are not above a number, infinite ones and ``nan``; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, lambda value: bound < value < inf, f"above {bound:g}")
+
+
+def between(least: float, most: float, **arguments: float) -> None:
+    """Refuse arguments below one number or above another; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, lambda value: least <= value <= most, f"{least:g} to {most:g}")
+
+
+def share(*, whole: bool = True, none: bool = False, **arguments: float) -> None:
+    """Refuse arguments that are no share of something; see :func:`one_of`.
+
+    Args:
+        whole: Whether 1 is allowed.
+        none: Whether 0 is.
+        arguments: What was given.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    lower, upper = "0" if none else "above 0", "up to 1" if whole else "below 1"
+    _refuse(
+        arguments,
+        lambda value: (value >= 0 if none else value > 0) and (value <= 1 if whole else value < 1),
+        f"{lower}, {upper}",
+    )
+
+
+def _refuse(arguments: dict[str, Any], fits: Callable[[Any], bool], allowed: str) -> None:
+    for name, value in arguments.items():
+        if not fits(value):
+            told = repr(value) if isinstance(value, str) else value
+            raise ConfigurationError(f"{name} is {told}; allowed: {allowed}.")
