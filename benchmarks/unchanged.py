@@ -31,6 +31,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from unchanged_merges import DOMAINS, MERGES, Merge, draw_sources
 
+from project.models import atomic_text
+from project.models.saving import atomic_file
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLACEHOLDER = Path("-")
 
@@ -106,10 +109,7 @@ class Bench:
                 if not index.exists():
                     start = time.perf_counter()
                     made[merge.name] = self._run(merge, folder)
-                    index.parent.mkdir(parents=True, exist_ok=True)
-                    written = index.with_suffix(".tmp")
-                    written.write_text(json.dumps({"merge": merge.name, "students": made[merge.name]}, indent=2))
-                    written.replace(index)
+                    atomic_text(json.dumps({"merge": merge.name, "students": made[merge.name]}, indent=2), index)
                     count, seconds = len(made[merge.name]), time.perf_counter() - start
                     print(f"{revision}: {merge.name}: {count} students in {seconds:.0f} s", flush=True)
                 made[merge.name] = json.loads(index.read_text())["students"]
@@ -168,11 +168,8 @@ class Bench:
             for file in sorted(tensors.iterdir()):
                 content = file.read_bytes()
                 made[file.stem] = hashlib.sha256(content).hexdigest()
-                kept = self._file(made[file.stem])
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                written = kept.with_suffix(".tmp")
-                written.write_bytes(content)
-                written.replace(kept)
+                with atomic_file(self._file(made[file.stem])) as kept:
+                    kept.write(content)
             return made
 
 
