@@ -69,7 +69,7 @@ class Merge:
         }
         if self.pair == "random":
             shapes |= {"size": 32, "train_per_class": 4, "test_per_class": 1}
-            loading = {"image_size": 32, "batch_size": 12, "calibration": 48, "validation_fraction": 0}
+            loading = {"image_size": 32, "batch_size": 6, "calibration": 24, "validation_fraction": 0}
         base = self.base if self.base in (None, "mean") else str(sources / self.base)
         return {
             "trainer": {
@@ -210,12 +210,12 @@ MERGES = (
     Merge("base, heads", "random", RELATED, FROM_BASE, base=BASE, label_space="different"),
     Merge("aligned", "random", UNRELATED, ALIGNED, base="mean"),
     Merge("aligned, heads", "random", UNRELATED, ALIGNED, base="mean", label_space="different"),
-    Merge("sizes", "random", UNRELATED, SIZES, (1.0, 1.4, 2.0)),
+    Merge("sizes", "random", UNRELATED, SIZES, (1.0, 1.4)),
     Merge("options", "random", UNRELATED, OPTIONS, (1.4,)),
-    Merge("sizes, heads", "random", UNRELATED, HEADS, (1.0, 1.4, 2.0), label_space="different"),
+    Merge("sizes, heads", "random", UNRELATED, HEADS, (1.0, 1.4), label_space="different"),
     Merge(
         "public pictures", "random", UNRELATED, [method("PLeaS", restyle_steps=3)], (1.0, 1.4),
-        data={"calibration": "public", "public": PUBLIC, "public_pictures": 48},
+        data={"calibration": "public", "public": PUBLIC, "public_pictures": 24},
     ),
     Merge("demo", "demo", (BEST[0], BEST[1]), DEMO, (1.0, 1.5)),
 )  # fmt: skip
