@@ -57,12 +57,12 @@ def main() -> None:
     print(f"\n{'merge':16} {'method':28} {'budget':>6}  students")
     for merge in merges:
         rows = bench.compare(before[merge.name], after[merge.name])
-        same = [student for student, difference in rows.items() if difference is None]
+        same = [student for student, words in rows.items() if words is None]
         equal &= len(same) == len(rows) > 0
-        for student, difference in rows.items():
-            if difference is not None or arguments.all:
+        for student, words in rows.items():
+            if words is not None or arguments.all:
                 name, _, budget = student.rpartition("-")
-                print(f"{merge.name:16} {name:28} {budget:>6}  {difference or 'equal bits'}")
+                print(f"{merge.name:16} {name:28} {budget:>6}  {words or 'equal bits'}")
         print(f"{merge.name:16} {len(same)} of {len(rows)} students have equal bits")
     sys.exit(0 if equal else 1)
 
@@ -119,7 +119,7 @@ class Bench:
         rows: dict[str, str | None] = {}
         for student in dict.fromkeys((*before, *after)):
             if student not in before or student not in after:
-                rows[student] = f"made by the commit {'after' if student in after else 'before'} alone"
+                rows[student] = f"made {'after' if student in after else 'before'} alone"
             elif before[student] == after[student]:
                 rows[student] = None
             else:
@@ -136,33 +136,33 @@ class Bench:
         content = [merge.config(PLACEHOLDER, PLACEHOLDER), hashes, machine]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def _prepare(self, merge: Merge, checkout: Path) -> None:
+    def _prepare(self, merge: Merge, folder: Path) -> None:
         """Draw or train the sources that are missing."""
         if merge.pair == "random":
             draw_sources(self.sources["random"])
             return
         for domain in DOMAINS:
-            folder = self.sources["demo"] / domain
-            if not self.trained or (folder / "finished").exists():
+            run = self.sources["demo"] / domain
+            if not self.trained or (run / "finished").exists():
                 continue
-            print(f"training the demo's source {domain} into {folder}", flush=True)
+            print(f"training the demo's source {domain} into {run}", flush=True)
             options = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--overwrite", "true"]
             data = ["--data.init_args.sets.init_args.root", str(self.cache / "demo" / "data")]
-            config = ["--config", f"configs/demo/fit_{domain}.yaml", "--run", str(folder)]
-            run_in(checkout, "-m", "project", "fit", *config, *data, *options)
-            (folder / "finished").touch()
+            config = ["--config", f"configs/demo/fit_{domain}.yaml", "--run", str(run)]
+            run_in(folder, "-m", "project", "fit", *config, *data, *options)
+            (run / "finished").touch()
 
-    def _run(self, merge: Merge, checkout: Path) -> dict[str, str]:
+    def _run(self, merge: Merge, folder: Path) -> dict[str, str]:
         """Student -> hash of its file, which is kept."""
         with tempfile.TemporaryDirectory(prefix="unchanged-") as scratch:
             run, tensors = Path(scratch) / "run", Path(scratch) / "tensors"
             tensors.mkdir()
             config = {**merge.config(self.sources[merge.pair], self.cache / merge.pair / "data"), "run": str(run)}
             (Path(scratch) / "merge.yaml").write_text(json.dumps(config, indent=2))  # which is YAML, too
-            run_in(checkout, "-m", "project", "merge", "--config", str(Path(scratch) / "merge.yaml"))
+            run_in(folder, "-m", "project", "merge", "--config", str(Path(scratch) / "merge.yaml"))
             students = sorted(str(file) for file in (run / "students").iterdir() if file.suffix != ".json")
             child = str(Path(__file__).with_name("unchanged_tensors.py"))
-            run_in(checkout, child, str(checkout), str(merge.image_size), str(tensors), *students)
+            run_in(folder, child, str(folder), str(merge.image_size), str(tensors), *students)
             made = {}
             for file in sorted(tensors.iterdir()):
                 content = file.read_bytes()
@@ -249,17 +249,17 @@ def git(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     return done.stdout.strip()
 
 
-def run_in(checkout: Path, *arguments: str) -> None:
+def run_in(folder: Path, *arguments: str) -> None:
     """Run this interpreter in a checkout, with one thread and no accelerator.
 
     Args:
-        checkout: Whose ``project`` it imports.
+        folder: Whose ``project`` it imports.
         arguments: Of the interpreter.
     """
     fixed = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
-    environment = {**os.environ, **fixed, "PYTHONPATH": str(checkout)}
+    environment = {**os.environ, **fixed, "PYTHONPATH": str(folder)}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         sys.stderr.write(done.stdout.decode(errors="replace")[-5000:])
