@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from project.merging.calibration import Gathering
 from project.merging.lineage import lineage
 from project.merging.preparation import prepare, prove
 from project.merging.sources import read_sources
-from project.methods import Merged, Problem
+from project.methods import Evidence, Merged, Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Space
 from project.methods.shared.arithmetic import write
@@ -83,6 +82,7 @@ class CoefficientModule(LightningModule):
         self.blend: Blend | None = None
         self.objective: Objective | None = None
         self.problem: Problem | None = None
+        self.world = World()
         self.loaded: list[Source] = []
         self.earlier_seconds = 0.0
         self._renormalised: tuple[int, Student] | None = None
@@ -115,13 +115,13 @@ class CoefficientModule(LightningModule):
         files = (self.files, loaded, spec, data, [self.method], [Budget(1.0)])
         prepared = prepare(*files, self.without_source, base)
         prove(prepared.sources, spec, self.tolerance, data)
-        self.problem, self.loaded = replace(prepared.problem, world=World.current()), prepared.sources
+        self.problem, self.loaded, self.world = prepared.problem, prepared.sources, World.current()
         networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])
-        statistics = None
+        statistics = Statistics()
         if needs := self.method.needs - {PICTURES}:
             networks.to(self._exact_device)
             statistics = self._gathered(data, needs)
-        space = Space.of(replace(self.problem, statistics=statistics), self.method.align)
+        space = Space.of(self.problem, Evidence(statistics), self.world, self.method.align)
         student = self.problem.start(space.maps)
         self.blend = self.method.blend(space, student)
         networks.to("cpu")  # what is fitted holds what it needs of them
@@ -145,7 +145,7 @@ class CoefficientModule(LightningModule):
         for batch, number, _ in tqdm(batches, desc="gathering", unit="batch", leave=False, disable=None):
             seen = {domain: (pictures.to(device), None) for domain, pictures in batch.items() if pictures is not None}
             gathering.gather(number, seen)
-        gathering.end(problem.world.reduce, problem.world.rank == 0)
+        gathering.end(self.world.reduce, self.world.rank == 0)
         assert gathering.statistics is not None
         return gathering.statistics
 

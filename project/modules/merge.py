@@ -23,10 +23,10 @@ from project.merging.memory_plan import Planner
 from project.merging.preparation import prepare, progress_of, prove
 from project.merging.sources import read_sources
 from project.merging.students import fitted
-from project.methods import Average, Ensemble, Merged, Method, Permutation, PLeaS, Problem
+from project.methods import Average, Ensemble, Evidence, Merged, Method, Permutation, PLeaS, Problem, Run
 from project.models import LabelSpace, Preprocessing
 from project.modules.scored import ScoredNetwork
-from project.moments import PICTURES, Lockstep, needs_gradients
+from project.moments import PICTURES, Lockstep, Statistics, needs_gradients
 from project.runtime import Progress, Reduce, World, read_bytes
 from project.runtime.spill import Waiting, waiting
 from project.student import MaskedStudent, Source, batch_norms, common_spec, reestimation, running_variances
@@ -293,18 +293,15 @@ class MergeModule(LightningModule):
         """
         assert self.problem is not None
         assert self.gathering is not None
-        problem = replace(
-            self.problem,
-            statistics=self.gathering.statistics,
-            pictures=self.pictures if PICTURES in self.needs else None,
-            picture_labels=self.picture_labels if PICTURES in self.needs and self.labelled else None,
-            world=world,
-            progress=self.progress,
-            scratch=self.scratch,
+        evidence = Evidence(
+            self.gathering.statistics or Statistics(),
+            self.pictures if PICTURES in self.needs else {},
+            self.picture_labels if PICTURES in self.needs and self.labelled else {},
         )
+        run = Run(world, self.progress, self.scratch)
         self.merged = []
-        for method, merged in fitted(self.methods, problem, self.budgets):
-            merged.student.lineage = lineage(method, merged, self.loaded, problem.owners, self.base)
+        for method, merged in fitted(self.methods, self.problem, evidence, run, self.budgets):
+            merged.student.lineage = lineage(method, merged, self.loaded, self.problem.owners, self.base)
             self.merged.append(merged)
         self.students = nn.ModuleList(merged.student for merged in self.merged)
         self.pictures, self.picture_labels = {}, {}
