@@ -5,7 +5,7 @@ from math import inf, isfinite
 from typing import get_args
 
 from project.errors import ConfigurationError
-from project.methods.base import Problem
+from project.methods.problem import Problem
 from project.moments import Classes
 
 
