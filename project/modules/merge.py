@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from project.alignment import UnitMap
 from project.allocation import Budget, check_budgets, check_growth, source_size
 from project.data import DomainDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least
 from project.merging import SourceFile
 from project.merging.base import load_base
 from project.merging.calibration import Gathering
@@ -94,8 +94,7 @@ class MergeModule(LightningModule):
         self.merged: list[Merged] = []
         self.statistics = None if statistics is None else Path(statistics)
         self.memory = memory
-        if not keep_every >= 0:
-            raise ConfigurationError(f"keep_every is {keep_every}; allowed: 0 seconds or more.")
+        at_least(0, keep_every=keep_every)
         self.keep_every = keep_every
         self.gathering: Gathering | None = None
         self.progress: Progress | None = None
