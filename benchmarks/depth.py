@@ -48,7 +48,7 @@ def main() -> None:
                 "--model.init_args.methods", json.dumps([{"class_path": "project.methods.PLeaS"}]),
             ]
         )  # fmt: skip
-        student, problem = done.model.merged[0].student, done.model.problem
+        student, problem = done.model.merged[0].student, done.model.engine.problem
         for domain, index in problem.owners.items():
             network = problem.sources[index]
             module = DomainDataModule(DomainNet(data), domains=[domain], image_size=student.preprocessing.image_size)

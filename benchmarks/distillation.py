@@ -109,8 +109,8 @@ def distil(student: Student, done: Any, seconds: float, seed: int, *, fresh: boo
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = calibration(done.datamodule, device)
-    sources = [source.to(device) for source in done.model.problem.sources]
-    distillation = Distillation(student.to(device), sources, done.model.problem.owners)
+    sources = [source.to(device) for source in done.model.engine.problem.sources]
+    distillation = Distillation(student.to(device), sources, done.model.engine.problem.owners)
     for norm in batch_norms(student.network).values():
         norm.train(fresh)
     lr = FRESH if fresh else REFINED
@@ -133,7 +133,7 @@ def layer_by_layer(student: Student, done: Any, seed: int) -> float:
     """Train every layer alone on the mean of the sources' inputs and outputs, as PLeaS' released code does; seconds."""
     device = next(student.parameters()).device
     sources, draw = [], torch.Generator().manual_seed(seed)
-    for index, source in enumerate(done.model.problem.sources):
+    for index, source in enumerate(done.model.engine.problem.sources):
         aligned = copy.deepcopy(source).to(device)
         orders = {group.name: student.maps[group.name].members[:, index] for group in student.spec.free}
         aligned.load_state_dict(permute_state(aligned.state_dict(), student.spec, orders))
@@ -150,7 +150,7 @@ def layer_by_layer(student: Student, done: Any, seed: int) -> float:
 
 def calibration(data: DomainDataModule, device: torch.device) -> dict[str, Tensor]:
     """Domain -> its calibration pictures."""
-    batches = [batch for batch, _, _ in iter(data.calibration_dataloader())]
+    batches = [batch for batch in data.calibration_dataloader()]
     return {
         name: torch.cat([batch[name] for batch in batches if batch[name] is not None]).to(device)
         for name in data.domain_names

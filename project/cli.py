@@ -20,6 +20,7 @@ from project.callbacks import PredictionTable, check_strategy_name, write_atomic
 from project.check import run_check
 from project.errors import ConfigurationError, PleasError
 from project.parser import OneSentenceParser, files_first, sentence
+from project.runtime import LOGGER
 from project.runtime.progress import FOLDER as PROGRESS
 from project.trainer import MergeTrainer, writable
 
@@ -128,6 +129,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     Raises:
         PleasError: If something about the arguments or the files they name is wrong; no results were written then.
     """
+    _show_messages()
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
@@ -172,6 +174,12 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         if plain is None:
             raise
         raise plain from None
+
+
+def _show_messages() -> None:
+    """Write what a run says to standard error, unless whoever runs it has made arrangements of their own."""
+    if not logging.getLogger().hasHandlers() and not LOGGER.handlers:
+        LOGGER.addHandler(logging.StreamHandler())
 
 
 def _no_tip(record: logging.LogRecord) -> bool:

@@ -1,6 +1,8 @@
 """What benchmarks make of results; the runs themselves are measurements, and no tests."""
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,6 +85,57 @@ def test_operations_are_counted_by_precision(monkeypatch: pytest.MonkeyPatch) ->
         left.new_empty(2)
         assert counted.bytes - before == 4 * 2, "what only tells the kind is not read"
     sys.modules.pop("merge_cost")
+
+
+def test_students_of_two_commits_are_compared_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    difference = __import__("unchanged").difference
+    student = {"weights.a": torch.tensor([0.0, 4.0]), "weights.b": torch.ones(3), "logits": torch.ones(2)}
+    assert difference(student, {name: one.clone() for name, one in student.items()}) is None
+    assert "logits 0.0e+00, 1 of 3" in difference(student, {**student, "weights.a": torch.tensor([-0.0, 4.0])})
+    moved = {**student, "weights.a": torch.tensor([1.0, 4.0]), "weights.b": torch.full((3,), 1.5)}
+    assert difference(student, moved).startswith("weights 5.0e-01 of their largest (weights.b), logits 0.0e+00, 2 of")
+    assert difference(student, {**student, "logits": torch.tensor([1.0, 3.0])}).startswith("weights equal, logits 2.0")
+    assert "[3] torch.float32 and [1] torch.float32" in difference(student, {**student, "weights.b": torch.ones(1)})
+    assert "such as weights.c" in difference(student, {**student, "weights.c": torch.ones(1)})
+    for name in ("unchanged", "unchanged_merges"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.slow
+def test_a_change_of_students_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a repository of its own, whose working tree is like its commit at first, and then loads other weights."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    unchanged, merges = __import__("unchanged"), __import__("unchanged_merges")
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    for name in ("project", "configs"):
+        shutil.copytree(BENCHMARKS.parent / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    for command in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "--message", "As it is"]):
+        subprocess.run(["git", "-C", str(repository), *command], check=True)
+    merge = merges.Merge("tiny", "random", merges.UNRELATED, [merges.method("Average")])
+    monkeypatch.setattr(unchanged, "REPOSITORY", repository)
+    monkeypatch.setattr(unchanged, "MERGES", (merge,))
+    monkeypatch.setattr("sys.argv", ["unchanged.py", "--before", "HEAD", "--after", ".", "--cache", str(cache)])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        unchanged.main()
+    told = capsys.readouterr().out
+    assert "1 of 1 students have equal bits" in told
+    assert told.count("students in") == 1, "the working tree is the commit, which has been run"
+    with (repository / "project" / "__init__.py").open("a") as file:
+        file.write(
+            "_load = load_student\n\n\ndef load_student(path):\n    student = _load(path)\n"
+            "    student.network.fc.bias.data += 0.5\n    return student\n"
+        )
+    with pytest.raises(SystemExit, match=r"^1$"):
+        unchanged.main()
+    told = capsys.readouterr().out
+    assert "(weights.network.fc.bias), logits 5.0e-01, 2 of" in told
+    assert "0 of 1 students have equal bits" in told
+    for name in ("unchanged", "unchanged_merges"):
+        sys.modules.pop(name)
 
 
 @pytest.mark.slow

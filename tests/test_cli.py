@@ -191,10 +191,10 @@ def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
     root = tiny / "data"
     data = DomainDataModule(DomainNet(root), image_size=16, batch_size=16, calibration=20)
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
-    module, callback = MergeModule(files, budgets=[1.0, 1.5]), MergeCallback()
+    module = MergeModule(files, budgets=[1.0, 1.5])
     module.prepare(data)
-    trainer = Trainer(callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu")
-    while not callback.finished:
+    trainer = Trainer(callbacks=[MergeCallback()], logger=False, enable_progress_bar=False, accelerator="cpu")
+    while not module.finished:
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
     assert [merged.name for merged in module.merged][-1] == "pleas-1.50"
     student = module.merged[-1].student
@@ -204,17 +204,17 @@ def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
 def test_an_error_while_batch_norm_is_open_leaves_it_closed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration=20)
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
-    module, callback = MergeModule(files, methods=[Permutation()]), MergeCallback()
+    module = MergeModule(files, methods=[Permutation()])
     module.prepare(data)
-    trainer = Trainer(callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer = Trainer(callbacks=[MergeCallback()], logger=False, enable_progress_bar=False, accelerator="cpu")
     trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
-    assert callback.fitted
-    assert not callback.finished
+    assert module.merged
+    assert not module.finished
     monkeypatch.setattr(module.merged[0].student, "forward", lambda pictures: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
     norms = batch_norms(module.merged[0].student)
-    assert not callback.finished
+    assert not module.finished
     assert all(norm.momentum == 0.1 and not norm.training and not norm._forward_pre_hooks for norm in norms.values())
 
 
@@ -817,8 +817,7 @@ def test_a_base_is_read_from_a_file_and_of_the_sources_kind(tiny: Path, monkeypa
     for classes in (12, 7):
         module = MergeModule(sources, methods=[TIES()], base=str(tiny / f"resnet20-{classes}.pth"))
         module.prepare(data)
-        assert module.problem is not None
-        base = module.problem.base
+        base = module.engine.problem.base
         assert same_state(base.state_dict(), load_source(tiny / f"resnet20-{classes}.pth").network.state_dict())  # type: ignore[union-attr]
     for base, words in (
         (str(tiny / "resnet32-12.pth"), "resnet32-12"),

@@ -18,6 +18,7 @@ from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, Shapes
 from project.merging import SourceFile
+from project.merging.settings import Place
 from project.methods import Average, Fisher, MaTS, PLeaS, RegMean
 from project.modules import MergeModule
 from project.moments import layer_moment
@@ -94,21 +95,18 @@ def test_a_merge_takes_no_more_memory_than_planned(tmp_path: Path, device: torch
     sets = Shapes(tmp_path / "data", size=64, train_per_class=4, test_per_class=1, domains=["clipart", "sketch"])
     sets.prepare()
     data = DomainDataModule(sets, image_size=64, batch_size=16, validation_fraction=0)
-    module, callback = (
-        MergeModule(files, [Average(), PLeaS(), PLeaS(fit="joint", label="joint"), Fisher()]),
-        MergeCallback(),
-    )
-    module.prepare(data, tmp_path, device)
+    module = MergeModule(files, [Average(), PLeaS(), PLeaS(fit="joint", label="joint"), Fisher()])
+    engine = module.prepare(data, Place(tmp_path, device))
     trainer = Trainer(
-        callbacks=[callback], accelerator="gpu", devices=1, logger=False, enable_progress_bar=False,
+        callbacks=[MergeCallback()], accelerator="gpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, inference_mode=False,
     )  # fmt: skip
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    plan = module.planner.plan(module.gathering.missing)  # type: ignore[union-attr]
-    while not callback.finished:
+    plan = engine.planner.plan(engine.gathering.missing)
+    while not module.finished:
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
-    networks = sum(p.numel() * 4 for one in (*module.loaded, *module.merged) for p in _network(one).parameters())
+    networks = sum(p.numel() * 4 for one in (*engine.sources, *engine.merged) for p in _network(one).parameters())
     planned = plan.statistics + max(plan.batch, plan.estimate.whole) + networks
     assert torch.cuda.max_memory_allocated() - held <= 1.25 * planned
 

@@ -99,17 +99,16 @@ def merged(place: Path, precision: Any) -> tuple[MergeModule, Statistics]:
     data = DomainDataModule(sets, image_size=16, batch_size=16, validation_fraction=0)
     files = [SourceFile(place / f"{domain}.pth") for domain in DOMAINS]
     methods = [PLeaS(fit="joint")]
-    module, callback = MergeModule(files, methods), MergeCallback()
+    module = MergeModule(files, methods)
     module.prepare(data)
     trainer = Trainer(
-        callbacks=[callback], precision=precision, accelerator="cpu", logger=False, enable_progress_bar=False,
+        callbacks=[MergeCallback()], precision=precision, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, inference_mode=False,
     )  # fmt: skip
-    while not callback.finished:
+    while not module.finished:
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
-    assert module.gathering is not None
-    assert module.gathering.statistics is not None
-    return module, module.gathering.statistics
+    assert module.engine.gathering.statistics is not None
+    return module, module.engine.gathering.statistics
 
 
 def test_a_trainer_in_mixed_precision_leaves_moments_and_sources_alone(place: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_trainer_in_mixed_precision_leaves_moments_and_sources_alone(place: Pa
         assert {total.dtype for total in mine.totals} == {torch.float64}
         assert mine.count == theirs.count
         assert torch.linalg.norm(mine.sum() - theirs.sum()) < 2**-6 * torch.linalg.norm(theirs.sum())
-    for domain, source in zip(DOMAINS, module.loaded, strict=True):
+    for domain, source in zip(DOMAINS, module.engine.sources, strict=True):
         state = torch.load(place / f"{domain}.pth", weights_only=True)
         assert same_state({name: source.network.state_dict()[name] for name in state}, state), "bit for bit"
     dtypes = {one.dtype for made in module.merged for one in made.student.parameters()}

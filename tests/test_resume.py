@@ -186,7 +186,9 @@ def test_a_student_that_starts_from_another_is_made_again_with_it(
 ) -> None:
     given = [gradients[0], {**gradients[3], "init_args": {"start": "ties", "estimate": "average", "iterations": 0}}]
     with monkeypatch.context() as patch:
-        patch.setattr("project.modules.MergeModule.reestimation", lambda *_: (_ for _ in ()).throw(InterruptedError()))
+        patch.setattr(
+            "project.merging.passes.ReestimationPass.start", lambda *_: (_ for _ in ()).throw(InterruptedError())
+        )
         with pytest.raises(InterruptedError):
             main(gradient_arguments(workplace, "start", methods=given))
     other = [{**given[0], "init_args": {"scale": 0.5}}, given[1]]

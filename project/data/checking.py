@@ -4,12 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
 
 from project.data.domain import Sample
 from project.data.pictures import defect
 from project.errors import DataError, one_of
+from project.runtime import warn
 
 OnError = Literal["raise", "skip"]
 Defects: TypeAlias = dict[Path, str | None]
@@ -52,7 +52,7 @@ class PictureCheck:
         message = f"{len(bad)} of {len(samples)} pictures cannot be read: {', '.join(bad[:NAMED])}{more}"
         if self.on_error == "raise":
             raise DataError(f"{message}; mend them, or set on_error to 'skip'.")
-        rank_zero_warn(f"{message}; they are left out.")
+        warn(f"{message}; they are left out.")
         return [sample for sample in samples if not self._found[sample[0]]]
 
     def _examine(self, paths: list[Path]) -> Defects:

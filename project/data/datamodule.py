@@ -1,207 +1,36 @@
 """What the trainer sees of the data: loaders over the domains of any data sets."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import CombinedLoader
-from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
-from project.data.checking import OnError, PictureCheck
-from project.data.domain import Domain, DomainSet, Sample, choose
-from project.data.fingerprint import picture_sums, transform_entries
-from project.data.pictures import CalibrationPictures, NamedPictures, Pictures
+from project.data.domains import Domains, Use
+from project.data.mixed import MixedLoader
+from project.data.pictures import NamedPictures, Pictures
 from project.data.sharding import EachOnce
-from project.data.splits import Splits, split
-from project.data.transforms import Transform, evaluation_transform, training_transform
-from project.errors import ConfigurationError, DataError, at_least, share
-from project.models.labels import LabelMode, LabelSpace
-from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
-from project.moments import Fingerprint
-from project.symmetry import Spec
-
-Use = Literal["train", "validation", "calibration", "test"]
+from project.data.transforms import training_transform
 
 
-class DomainDataModule(LightningDataModule):
+class DomainDataModule(Domains, LightningDataModule):
     """Domains of one or several data sets, split, checked and loaded.
 
     Training runs over all domains at once; validation, test and prediction have one loader a domain, in order.
-    Pictures are decoded once before they are first used, so that an unreadable one is found before a long run.
-
-    Args:
-        sets: Data set, or list of data sets, from which the domains come.
-        root: Folder of the data, in place of the one that the only data set of ``sets`` names.
-        domains: Which domains, in which order; all, in the order of the data sets, when not given.
-        label_space: ``shared``: the domains have the same classes and share one head; ``different``: every domain has
-            a head of its own.
-        image_size: Side of the square network input in pixels.
-        mean: Mean of red, green and blue, for values from 0 to 1, taken off every picture.
-        std: Standard deviation of red, green and blue, by which every picture is divided.
-        crop: How pictures that are not square are fitted: ``center`` resizes the shorter side and keeps the middle,
-            ``squash`` resizes the whole.
-        batch_size: Pictures in a batch.
-        num_workers: Processes that load pictures, for each loader.
-        augment: Whether training pictures are cropped and mirrored at random.
-        validation_fraction: Share of each class's training pictures held out for validation, from 0 up to but
-            without 1.
-        calibration: Pictures, without labels, from which a merge gathers its statistics: ``all`` training pictures of
-            the domains; a number of each; ``public``, pictures of other domains; or ``none``.
-        public: For ``public``: the data set whose training pictures are taken; none of its domains may be merged.
-        public_pictures: For ``public``: how many pictures; all when null.
-        calibration_views: How often each of these pictures is shown: as it is, then cropped and mirrored at random.
-        calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
-        seed: Seed of the validation split and of the choice of calibration pictures.
-        on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
+    Pictures are decoded once before they are first used, so that an unreadable one is found before a long run. Its
+    arguments are those of :class:`~project.data.Domains`.
 
     Raises:
         ConfigurationError: Where an argument has an impossible value.
     """
 
-    def __init__(
-        self,
-        sets: DomainSet | list[DomainSet],
-        root: Path | None = None,
-        domains: list[str] | None = None,
-        label_space: LabelMode = "shared",
-        image_size: int = 64,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        crop: Crop = "center",
-        batch_size: int = 64,
-        num_workers: int = 0,
-        augment: bool = True,
-        validation_fraction: float = 0.1,
-        calibration: Calibration = 512,
-        public: DomainSet | None = None,
-        public_pictures: int | None = 256,
-        calibration_views: int = 1,
-        calibration_batch_size: int | None = None,
-        seed: int = 0,
-        on_error: OnError = "raise",
-    ) -> None:
-        super().__init__()
-        self.sets = [sets] if isinstance(sets, DomainSet) else sets
-        if root is not None:
-            if len(self.sets) != 1:
-                raise ConfigurationError(f"root is {root}, which needs one data set; sets holds {len(self.sets)}.")
-            self.sets[0].root = Path(root)
-        self.domains = domains
-        self.label_mode = label_space
-        self.preprocessing = Preprocessing(image_size, mean, std, crop)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.augment = augment
-        self.validation_fraction = validation_fraction
-        self.calibration = calibration
-        self.public = public
-        self.public_pictures = public_pictures
-        self.calibration_views = calibration_views
-        self.calibration_batch_size = batch_size if calibration_batch_size is None else calibration_batch_size
-        self.seed = seed
-        self._check_values()
-        self._check = PictureCheck(on_error)
-        self._label_space: LabelSpace | None = None
-        self._splits: dict[str, Splits] = {}
-        self._calibration: dict[str, list[Sample]] = {}
-
     def prepare_data(self) -> None:
         """Download or render what is missing, in one process."""
-        for domain_set in self.sets:
-            domain_set.prepare()
-        if self.calibration == PUBLIC and self.public is not None:
-            self.public.prepare()
+        self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists and split them, in every process alike."""
         self.read()
-
-    def read(self) -> None:
-        """List and split the pictures, once; needs no trainer.
-
-        Raises:
-            ConfigurationError: Where a domain is unknown or the classes do not fit the label space.
-            DataError: Where files are missing or malformed.
-        """
-        if self._label_space is not None:
-            return
-        found: dict[str, Domain] = {}
-        for domain in (domain for domain_set in self.sets for domain in domain_set.read()):
-            if domain.name in found:
-                raise ConfigurationError(f"sets holds domain {domain.name} twice; allowed: every name once.")
-            found[domain.name] = domain
-        chosen = [found[name] for name in choose(self.domains, list(found))]
-        self._label_space = LabelSpace({domain.name: domain.classes for domain in chosen}, self.label_mode)
-        self._splits = {domain.name: split(domain, self.validation_fraction, self.seed) for domain in chosen}
-
-    @property
-    def label_space(self) -> LabelSpace:
-        """The classes of the domains; reads the lists where that has not been done."""
-        self.read()
-        assert self._label_space is not None
-        return self._label_space
-
-    @property
-    def domain_names(self) -> tuple[str, ...]:
-        """Names of the domains, in order; reads the lists where that has not been done."""
-        return self.label_space.domains
-
-    @property
-    def calibration_domains(self) -> tuple[str, ...]:
-        """Whose pictures calibrate: the domains, ``public``, or nobody's."""
-        return tuple(self._calibrating())
-
-    def calibration_counts(self) -> dict[str, int]:
-        """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
-        return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
-
-    def calibration_fingerprint(
-        self,
-        sources: Sequence[nn.Module],
-        spec: Spec,
-        heads: Mapping[str, tuple[int, ...]] | None = None,
-        labelled: bool = False,
-    ) -> Fingerprint:
-        """What statistics that sources gather from the calibration pictures depend on; reads every file.
-
-        Args:
-            sources: The sources, in order.
-            spec: Their spec.
-            heads: See :class:`~project.moments.Fingerprint`.
-            labelled: Whether they depend on the pictures' labels.
-        """
-        samples = {domain: self.samples(domain, "calibration") for domain in self.calibration_domains}
-        transform = transform_entries(self.preprocessing, self.calibration_views, self.seed)
-        pictures = picture_sums(samples, self.calibration_views)
-        labels = picture_sums(samples, self.calibration_views, labelled=True) if labelled else {}
-        return Fingerprint.of(sources, spec, pictures, transform, heads, labels)
-
-    @property
-    def skipped(self) -> list[str]:
-        """Unreadable pictures that were left out so far."""
-        return self._check.unreadable
-
-    def samples(self, domain: str, use: Use) -> list[Sample]:
-        """The readable pictures of a domain for one use; where there are several processes, all must ask.
-
-        Args:
-            domain: Its name; for calibration, one of ``calibration_domains``.
-            use: What they are for.
-
-        Raises:
-            DataError: Where there are none, or, with ``on_error`` ``raise``, where one cannot be read.
-        """
-        self.read()
-        by_use = self._calibrating()[domain] if use == "calibration" else getattr(self._splits[domain], use)
-        listed: list[Sample] = by_use
-        readable = self._check.readable(listed)
-        if not readable:
-            raise DataError(f"Domain {domain} has no {use} pictures.")
-        return readable
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of pictures (B, 3, image_size, image_size) and output columns (B,), shuffled over all domains."""
@@ -231,28 +60,14 @@ class DomainDataModule(LightningDataModule):
         """One loader a domain, over its training pictures as they are: pictures and labels as in a test, each once."""
         return [self._evaluation_loader(name, "train", each_once=True) for name in self.domain_names]
 
-    def calibration_dataloader(self, labelled: bool = False) -> CombinedLoader | DataLoader[Any]:
-        """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
-
-        Every view comes exactly once, over all processes together, in an order that mixes the classes. Public pictures
-        come under the name ``public``; without any pictures there is one batch that maps nothing.
-
-        Args:
-            labelled: Whether domains map to pictures and their labels (B,) among the domain's classes.
-        """
-        if not self.calibration_domains:
-            return self.no_pictures()
-        loaders = {}
-        for name in self.calibration_domains:
-            samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
-            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed, labelled)
-            loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
-        return CombinedLoader(loaders, mode="max_size")
+    def calibration_dataloader(self, labelled: bool = False) -> MixedLoader:
+        """The batches to calibrate with, see :meth:`calibration_batches`."""
+        return self.calibration_batches(labelled)
 
     @staticmethod
-    def no_pictures() -> DataLoader[Any]:
+    def no_pictures() -> MixedLoader:
         """One batch that maps nothing, where a merge need not look at pictures."""
-        return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]
+        return MixedLoader({})
 
     def _evaluation_loader(self, domain: str, use: Use, each_once: bool) -> DataLoader[Any]:
         """Uneven shares would make processes wait for each other while fitting, so there `each_once` is off."""
@@ -263,31 +78,3 @@ class DomainDataModule(LightningDataModule):
         """Shuffled; a last batch of one picture, which would break batch norm, is left out."""
         lonely = len(dataset) > self.batch_size and len(dataset) % self.batch_size == 1
         return self._loader(dataset, shuffle=True, drop_last=lonely)
-
-    def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        settings = {"batch_size": self.batch_size, "num_workers": self.num_workers, **options}
-        return DataLoader(dataset, persistent_workers=self.num_workers > 0, **settings)
-
-    @property
-    def _plain(self) -> Transform:
-        return evaluation_transform(self.preprocessing)
-
-    def _calibrating(self) -> dict[str, list[Sample]]:
-        """Lists of calibration pictures, made when first asked for: only a merge needs the public ones."""
-        self.read()
-        if not self._calibration:
-            train = {domain: splits.train for domain, splits in self._splits.items()}
-            options = (self.public, self.public_pictures, self.seed)
-            self._calibration = calibration_samples(self.calibration, train, *options)
-        return self._calibration
-
-    def _check_values(self) -> None:
-        check_mode(self.calibration, self.public)
-        if not self.sets:
-            raise ConfigurationError(f"sets is {self.sets!r}; allowed: at least one data set.")
-        at_least(1, batch_size=self.batch_size, calibration_batch_size=self.calibration_batch_size)
-        at_least(1, calibration_views=self.calibration_views)
-        at_least(0, num_workers=self.num_workers, seed=self.seed)
-        share(none=True, whole=False, validation_fraction=self.validation_fraction)
-        if self.public_pictures is not None:
-            at_least(1, public_pictures=self.public_pictures)

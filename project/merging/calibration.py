@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from project.errors import ConfigurationError
@@ -23,7 +22,7 @@ from project.moments import (
     read_statistics,
     save_statistics,
 )
-from project.runtime import Progress, Reduce
+from project.runtime import Progress, Reduce, tell
 from project.symmetry import Spec
 
 MAX_CHECKPOINT_TIME_SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
@@ -46,7 +45,6 @@ class Gathering:
         columns: domain -> columns of its owner's logits that are its head, see Collector.
         fingerprint: What the statistics depend on; None where they are kept nowhere.
         file: Where they are read from if it exists, and written to.
-        progress: Where unfinished work is kept; None for nowhere.
         every: Seconds, at least, between two copies of an unfinished pass; 0 for one after every batch.
 
     Raises:
@@ -64,13 +62,12 @@ class Gathering:
         columns: Mapping[str, slice] | None = None,
         fingerprint: Fingerprint | None = None,
         file: Path | None = None,
-        progress: Progress | None = None,
         every: float = 60.0,
     ) -> None:
         self.spec, self.sources, self.needs = spec, sources, set(needs) - {PICTURES}
         self.domains, self.owners, self.columns = domains, owners, columns
-        self.fingerprint, self.file, self.progress = fingerprint, file, progress
-        self.every = every
+        self.fingerprint, self.file, self.every = fingerprint, file, every
+        self.progress: Progress | None = None  # where unfinished work is kept
         self.collector: Collector | None = None
         self.statistics: Statistics | None = None
         self.shelved = False  # whether moments wait on disk once they are gathered
@@ -90,9 +87,22 @@ class Gathering:
         return {name: count for name, count in self._bytes.items() if name not in known}
 
     @property
-    def begun(self) -> bool:
-        """Whether the passes have been settled."""
-        return self.shares is not None
+    def seen(self) -> int:
+        """How many pictures the pass under way has seen; 0 where none is."""
+        return sum(self.collector.held.pictures.values()) if self.collector is not None else 0
+
+    def keep_in(self, progress: Progress | None, shelve: bool) -> None:
+        """Settle where unfinished work is kept, before the first pass.
+
+        Args:
+            progress: Where; None for nowhere.
+            shelve: Whether moments wait on disk once they are gathered.
+        """
+        self.progress, self.shelved = progress, shelve
+
+    def drop(self) -> None:
+        """Forget a pass that did not come to its end."""
+        self.collector = None
 
     @property
     def finished(self) -> bool:
@@ -183,7 +193,7 @@ class Gathering:
                 save_statistics(
                     self.statistics, self.fingerprint.beside(self.stored.fingerprint), self.file, self.stored
                 )
-            rank_zero_info(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
+            tell(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
         if self.progress is not None:
             self.progress.forget(UNFINISHED)
 
@@ -224,7 +234,7 @@ class Gathering:
             told = (
                 f"{len(left)} of {len(self._bytes)} are missing and gathered now" if left else "none is gathered again"
             )
-            rank_zero_info(f"moments come from {origin}: {told}")
+            tell(f"moments come from {origin}: {told}")
         unfinished = self.progress.recall(UNFINISHED) if self.progress is not None and left else None
         named = sorted(unfinished["moments"]) if unfinished is not None else []
         alike = self.progress is not None and self.progress.alike(json.dumps(named))  # all must ask
@@ -264,7 +274,7 @@ class Gathering:
         collector.held.pictures = dict(unfinished["pictures"])  # type: ignore[call-overload]
         self.batches = int(unfinished["batches"])  # type: ignore[call-overload]
         seen = sum(collector.held.pictures.values())
-        rank_zero_info(f"gathering goes on after the {seen} pictures that an interrupted run has seen")
+        tell(f"gathering goes on after the {seen} pictures that an interrupted run has seen")
 
     def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:
         return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, self.columns, only, device)

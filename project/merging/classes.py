@@ -3,24 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
-
 from project.errors import ConfigurationError
 from project.models import Description, LabelSpace, Preprocessing
-
-
-def data_labels(module: LightningModule) -> LabelSpace:
-    """The label space of the data that the module's trainer was given.
-
-    Raises:
-        ConfigurationError: If there is no data module, or one without label space.
-    """
-    data = getattr(module.trainer, "datamodule", None)
-    labels = getattr(data, "label_space", None)
-    if not isinstance(labels, LabelSpace):
-        raise ConfigurationError("data must be a DomainDataModule, which says what the domains and their classes are.")
-    return labels
+from project.runtime import warn
 
 
 def own_labels(
@@ -95,12 +80,12 @@ def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
         )
 
 
-def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing) -> None:
+def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing | None) -> None:
     """Say so where the data's pictures are prepared in another way than a network's, as far as that is known."""
-    if known is None:
+    if known is None or given is None:
         return
     mine, theirs = asdict(known), asdict(given)
     differing = [one for one in mine if mine[one] != theirs[one]]
     if differing:
         words = (", ".join(f"{one} {values[one]}" for one in differing) for values in (mine, theirs))
-        rank_zero_warn("{} was made for {}, but data gives {}.".format(name, *words))
+        warn("{} was made for {}, but data gives {}.".format(name, *words))

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
-import lightning
 import torch
 
 from project.methods import Merged, Method
@@ -39,5 +39,5 @@ def lineage(
             }
             for index, source in enumerate(sources)
         ],
-        "versions": {"torch": str(torch.__version__), "lightning": str(lightning.__version__)},
+        "versions": {"torch": str(torch.__version__), "lightning": version("lightning")},
     }

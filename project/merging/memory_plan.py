@@ -7,8 +7,8 @@ from math import ceil
 import torch
 
 from project.allocation import Budget, stored_bytes
-from project.data import DomainDataModule
 from project.fit.memory_estimate import gather_bytes, gradient_bytes
+from project.merging.data import MergeData
 from project.methods import Method, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
@@ -38,7 +38,7 @@ class Planner:
         problem: Problem,
         methods: Sequence[Method],
         budgets: Sequence[Budget],
-        data: DomainDataModule,
+        data: MergeData,
         memory: str | None = None,
         device: torch.device | str = "cpu",
         processes: int = 1,

@@ -3,87 +3,106 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from project.allocation import Budget
-from project.data import DomainDataModule
+from project.alignment import UnitMap
+from project.allocation import Budget, check_budgets, check_growth, source_size
 from project.errors import ConfigurationError, MergeError
+from project.merging.base import load_base
+from project.merging.data import MergeData
+from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, place_sources
 from project.methods import Method, Permutation, Problem
 from project.methods.shared import Arithmetic
 from project.models import LabelSpace
 from project.moments import Fingerprint, network_hash
-from project.runtime import Progress
+from project.runtime import Progress, tell
 from project.runtime.progress import FOLDER
-from project.student import Source
+from project.student import Source, common_spec
 from project.symmetry import Spec, check_equivalence
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A merge of which all is known but what its sources do on the calibration pictures.
+class Loaded:
+    """Sources that go together.
 
     Args:
-        problem: Without statistics.
-        sources: The sources under their names.
+        files: What the user said of them.
+        sources: The sources, in the same order.
+        spec: The spec that they share.
+        base: The network that they were fine-tuned from; ``mean`` for their mean; None where nobody said.
     """
 
-    problem: Problem
-    sources: list[Source]
+    files: Sequence[SourceFile]
+    sources: Sequence[Source]
+    spec: Spec
+    base: nn.Module | Literal["mean"] | None
 
 
-def prepare(
-    files: Sequence[SourceFile],
-    loaded: Sequence[Source],
-    spec: Spec,
-    data: DomainDataModule,
-    methods: Sequence[Method],
-    budgets: Sequence[Budget],
-    without_source: Sequence[str] = (),
-    base: nn.Module | Literal["mean"] | None = None,
-) -> Prepared:
+def go_together(
+    files: Sequence[SourceFile], sources: Sequence[Source], settings: Settings, picture: tuple[int, int, int]
+) -> Loaded:
+    """Trace the sources, load what they were fine-tuned from, and check that a student can have the budgets.
+
+    It needs no data, so that a wrong file is found before anything is downloaded.
+
+    Args:
+        files: What the user said of the sources.
+        sources: The sources, in the same order.
+        settings: What to make of them.
+        picture: Shape of a picture: channels, height, width.
+
+    Raises:
+        PleasError: If the sources differ in architecture, or no student can have a budget.
+    """
+    spec = common_spec(sources, picture)
+    heads = UnitMap.apart(tuple(source.logits for source in sources))
+    check_budgets(settings.budgets, len(sources), lambda unit: source_size(spec, heads, unit))
+    check_growth(spec, {spec.output.name: heads}, settings.budgets)
+    base: nn.Module | Literal["mean"] | None = "mean" if settings.base == "mean" else None
+    if settings.base not in (None, "mean"):
+        base = load_base(str(settings.base), sources[0], spec.picture).requires_grad_(False)
+    return Loaded(files, sources, spec, base)
+
+
+def prepare(loaded: Loaded, settings: Settings, data: MergeData) -> tuple[Problem, list[Source]]:
     """Check that everything goes together as far as names and shapes tell, and say what is planned.
 
     Args:
-        files: The sources' files.
-        loaded: What they hold.
-        spec: The sources' spec.
+        loaded: The sources.
+        settings: What to make of them.
         data: The domains.
-        methods: Merging methods.
-        budgets: Sizes of the students.
-        without_source: Domains that need none.
-        base: What the sources were fine-tuned from, see Problem.
+
+    Returns:
+        The problem, without statistics, and the sources under their names.
 
     Raises:
-        PleasError: If something does not.
+        PleasError: If something does not go together.
     """
     labels = data.label_space
-    sources, owned = place_sources(files, loaded, labels, data.preprocessing, without_source)
+    sources, owned = place_sources(loaded.files, loaded.sources, labels, data.preprocessing, settings.without_source)
     claimed = [domain for domains in owned for domain in domains]
     ordered = {domain: labels.classes[domain] for domain in claimed}
     problem = Problem(
         tuple(source.network for source in sources),
         {d: index for index, domains in enumerate(owned) for d in domains if claimed.count(d) == 1},
-        spec,
+        loaded.spec,
         LabelSpace(ordered, "different") if labels.mode == "different" else labels,
         sources[0].architecture,
         data.preprocessing,
-        base=base,
+        base=loaded.base,
         names=tuple(source.name for source in sources),
     )
-    pictures = data.calibration_counts()
-    _check_methods(methods, problem, pictures, budgets)
-    for plan in filter(None, (method.plan(problem) for method in methods)):
-        rank_zero_info(plan)
-    return Prepared(problem, sources)
+    _check_methods(settings.methods, problem, data.calibration_counts(), settings.budgets)
+    for plan in filter(None, (method.plan(problem) for method in settings.methods)):
+        tell(plan)
+    return problem, sources
 
 
-def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: DomainDataModule) -> dict[str, float]:
+def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: MergeData) -> dict[str, float]:
     """Run every source with its groups permuted, and open every picture, so that neither fails after the fit.
 
     Args:
@@ -99,34 +118,23 @@ def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: DomainD
         PleasError: If permuting changes more, or a picture cannot be read.
     """
     equivalence = {source.name: _equivalence(source, spec, tolerance) for source in sources}
-    for domain in data.calibration_domains:
-        data.samples(domain, "calibration")
-    for domain in data.label_space.domains:
-        data.samples(domain, "test")
+    data.check_pictures()
     return equivalence
 
 
-def progress_of(
-    problem: Problem,
-    fingerprint: Fingerprint,
-    data: DomainDataModule,
-    folder: Path,
-    device: torch.device | str,
-    processes: int,
-) -> Progress:
+def progress_of(problem: Problem, fingerprint: Fingerprint, data: MergeData, place: Place) -> Progress:
     """Where the work of this merge is kept, and of no other.
 
     Args:
         problem: The merge.
         fingerprint: What its statistics depend on.
         data: The domains.
-        folder: The run's folder.
-        device: Where the merge runs.
-        processes: Processes that share the calibration pictures.
+        place: Where it runs, a folder among it.
 
     Raises:
         ConfigurationError: If the folder holds unfinished work of another merge.
     """
+    assert place.folder is not None
     depends = {
         "fingerprint": fingerprint.digest,
         "labels": [problem.labels.mode, list(problem.labels.classes.items())],
@@ -134,15 +142,16 @@ def progress_of(
         "base": network_hash(problem.base) if isinstance(problem.base, nn.Module) else problem.base,
         "seed": data.seed,  # batches are counted in its order
         "batch": data.calibration_batch_size,
-        "processes": processes,
-        "device": torch.device(device).type,
+        "processes": place.processes,
+        "device": torch.device(place.device).type,
         "versions": [version("pleas-lightning"), str(torch.__version__)],
     }
-    progress = Progress(folder / FOLDER).below("merge", depends)
-    if any(other != progress.folder for other in (folder / FOLDER).glob("merge-*")):
+    unfinished = place.folder / FOLDER
+    progress = Progress(unfinished).below("merge", depends)
+    if any(other != progress.folder for other in unfinished.glob("merge-*")):
         raise ConfigurationError(
-            f"run is {folder}, which holds an unfinished merge with other arguments; choose another folder, or remove "
-            f"{folder / FOLDER}."
+            f"run is {place.folder}, which holds an unfinished merge with other arguments; choose another folder, or "
+            f"remove {unfinished}."
         )
     return progress
 
@@ -172,7 +181,7 @@ def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:
     except MergeError as error:
         raise MergeError(f"source {source.path}: {error}") from error
     worst = max(differences.values())
-    rank_zero_info(
+    tell(
         f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "
         f"{worst:.1e} (relative)"
     )

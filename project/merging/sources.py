@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
 from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
 from project.moments import network_hash
+from project.runtime import tell, warn
 from project.student import Source, load_source
 
 
@@ -31,6 +30,18 @@ class SourceFile:
     domains: list[str] | None = None
     name: str | None = None
     architecture: str | None = None
+
+
+def as_files(sources: Sequence[SourceFile | Path]) -> list[SourceFile]:
+    """The sources as a user may name them, by their paths alone, each as a SourceFile.
+
+    Raises:
+        ConfigurationError: If they are fewer than two.
+    """
+    files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
+    if len(files) < 2:
+        raise ConfigurationError(f"sources holds {len(files)} of at least 2 files that a merge needs.")
+    return files
 
 
 def read_sources(files: Sequence[SourceFile]) -> list[Source]:
@@ -57,7 +68,7 @@ def place_sources(
     files: Sequence[SourceFile],
     loaded: Sequence[Source],
     labels: LabelSpace,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     without_source: Sequence[str] = (),
 ) -> tuple[list[Source], list[list[str]]]:
     """Settle which domains each source was trained on, and check that its head is made for them.
@@ -77,7 +88,7 @@ def place_sources(
     """
     owned = settle_domains(files, loaded, labels, without_source)
     for file, domains in zip(files, owned, strict=True):
-        rank_zero_info(f"{file.path} is the source of {', '.join(domains)}")
+        tell(f"{file.path} is the source of {', '.join(domains)}")
     named = [
         replace(source, name=file.name or "+".join(domains))
         for file, source, domains in zip(files, loaded, owned, strict=True)
@@ -133,7 +144,7 @@ def settle_domains(
             )
     for domain, count in claims.items():
         if count > 1:
-            rank_zero_warn(
+            warn(
                 f"domain {domain!r} has {count} sources: on its pictures, merged units follow the mean of all sources."
             )
     return stated

@@ -5,12 +5,10 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from project.alignment import UnitMap
 from project.allocation import Budget
 from project.methods import Merged, Method, Problem
-from project.runtime import Progress
+from project.runtime import Progress, tell
 from project.student import Student, kind_entries, of_its_kind
 
 RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
@@ -53,7 +51,7 @@ def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> It
         shares = [one["pictures"] * one["positions"] for one in merged.layers.values() if "positions" in one]
         if any(share < 1 for share in shares):
             told += f", its layers to {sum(shares) / len(shares):.0%} of their samples on average"
-        rank_zero_info(told)
+        tell(told)
         yield merged
         began = perf_counter()
 
@@ -65,7 +63,7 @@ def _kept(method: Method, problem: Problem, progress: Progress, budgets: Sequenc
     found = {name: _recalled(name, problem, progress) for name in (finished["names"] if finished else names)}
     students = {name: merged for name, merged in found.items() if merged is not None}
     for name in students:
-        rank_zero_info(f"{name} was fitted before this run was interrupted")
+        tell(f"{name} was fitted before this run was interrupted")
     left = [budget for budget, name in zip(budgets, names, strict=True) if name not in students]
     if left and not (finished and len(students) == len(found)):
         for merged in _students(method, replace(problem, progress=progress), left):

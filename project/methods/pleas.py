@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, inf
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class PLeaS(Permutation):
             ):
                 if given != default:
                     raise ConfigurationError(f"{name} is {given!r}; allowed: with fit 'sequential' alone.")
-        self.sequential = fit == "sequential"
+        self.fit, self.sequential = fit, fit == "sequential"
         self.targets = targets
         self.weights = dict(weights or {})
         self.norm = norm
@@ -135,11 +135,6 @@ class PLeaS(Permutation):
         self.excess = excess
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What it was made with, by name."""
-        return {**super().arguments, "fit": "sequential" if self.sequential else "joint"}
 
     def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
         """Refuse or, with a ridge, tell of more unknowns than samples.

@@ -4,7 +4,6 @@ from project.modules.coefficients import CoefficientModule
 from project.modules.evaluation import EvaluationModule
 from project.modules.federated import FederatedModule
 from project.modules.fine_tune import FineTuneModule
-from project.modules.gate import GateModule
 from project.modules.merge import MergeModule
 from project.modules.probe import ProbeModule
 from project.modules.refine import RefineModule
@@ -12,6 +11,6 @@ from project.modules.scoring import ScoringModule
 from project.modules.weight_scope import WeightScope
 
 __all__ = [
-    "CoefficientModule", "EvaluationModule", "FederatedModule", "FineTuneModule", "GateModule", "MergeModule",
+    "CoefficientModule", "EvaluationModule", "FederatedModule", "FineTuneModule", "MergeModule",
     "ProbeModule", "RefineModule", "ScoringModule", "WeightScope",
 ]  # fmt: skip

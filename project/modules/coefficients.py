@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,11 +17,11 @@ from project.allocation import Budget
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError, one_of
 from project.merging import SourceFile
-from project.merging.base import load_base
 from project.merging.calibration import Gathering
 from project.merging.lineage import lineage
-from project.merging.preparation import prepare, prove
-from project.merging.sources import read_sources
+from project.merging.preparation import go_together, prepare, prove
+from project.merging.settings import Settings
+from project.merging.sources import as_files, read_sources
 from project.methods import Merged, Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Space
@@ -31,7 +31,7 @@ from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World
-from project.student import Source, Student, common_spec, reestimation, save_student, student_entries
+from project.student import Source, Student, reestimation, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -74,11 +74,8 @@ class CoefficientModule(LightningModule):
         tolerance: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.files = [source if isinstance(source, SourceFile) else SourceFile(Path(source)) for source in sources]
-        if len(self.files) < 2:
-            raise ConfigurationError(f"sources holds {len(self.files)} of at least 2 files that a merge needs.")
-        self.base, self.method = base, method
-        self.without_source, self.tolerance = list(without_source), tolerance
+        self.files, self.method = as_files(sources), method
+        self.settings = Settings([method], [Budget(1.0)], tolerance, list(without_source), base)
         self.automatic_optimization = False  # gradients are summed over processes as in a merge, by the same code
         self.blend: Blend | None = None
         self.objective: Objective | None = None
@@ -103,16 +100,10 @@ class CoefficientModule(LightningModule):
 
     def _prepare(self, data: UnlabelledDataModule) -> None:
         """Settle what is learned, and where it starts."""
-        loaded = read_sources(self.files)
-        side = data.preprocessing.image_size
-        spec = common_spec(loaded, (3, side, side))
-        base: nn.Module | Literal["mean"] = "mean"
-        if self.base != "mean":
-            base = load_base(self.base, loaded[0], spec.picture).requires_grad_(False)
-        files = (self.files, loaded, spec, data, [self.method], [Budget(1.0)])
-        prepared = prepare(*files, self.without_source, base)
-        prove(prepared.sources, spec, self.tolerance, data)
-        self.problem, self.loaded = replace(prepared.problem, world=World.current()), prepared.sources
+        loaded = go_together(self.files, read_sources(self.files), self.settings, data.picture)
+        problem, self.loaded = prepare(loaded, self.settings, data)
+        prove(self.loaded, loaded.spec, self.settings.tolerance, data)
+        self.problem, base = replace(problem, world=World.current()), loaded.base
         networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])
         statistics = None
         if needs := self.method.needs - {PICTURES}:
@@ -138,8 +129,8 @@ class CoefficientModule(LightningModule):
         sources = Lockstep(problem.sources).requires_grad_(False)
         gathering = Gathering(problem.spec, sources, needs, data.calibration_domains, problem.owners, problem.columns)
         gathering.begin(lambda moments: [list(moments)], device)
-        batches = iter(data.calibration_dataloader())
-        for batch, number, _ in tqdm(batches, desc="gathering", unit="batch", leave=False, disable=None):
+        batches = tqdm(data.calibration_dataloader(), desc="gathering", unit="batch", leave=False, disable=None)
+        for number, batch in enumerate(batches):
             seen = {domain: (pictures.to(device), None) for domain, pictures in batch.items() if pictures is not None}
             gathering.gather(number, seen)
         gathering.end(problem.world.reduce, problem.world.rank == 0)
@@ -228,7 +219,7 @@ class CoefficientModule(LightningModule):
             write(student, self.method.merged(self._blend))
             loader = self.trainer.datamodule.calibration_dataloader()  # type: ignore[attr-defined]
             with reestimation(student.network, student.exact_norms, World.current().reduce):
-                for batch, _, _ in loader:
+                for batch in loader:
                     parts = [pictures.to(self.device) for pictures in batch.values() if pictures is not None]
                     student(torch.cat(parts))
             self._renormalised = self.global_step, student
@@ -244,7 +235,7 @@ class CoefficientModule(LightningModule):
             "seconds": round(self.earlier_seconds + time.perf_counter() - self.started, 1),
             "batch": self.trainer.datamodule.calibration_batch_size,  # type: ignore[attr-defined]
         }
-        known = lineage(self.method, merged, self.loaded, problem.owners, self.base)
+        known = lineage(self.method, merged, self.loaded, problem.owners, self.settings.base)
         student.lineage = {**known, "fitted": fitted}
         return student
 

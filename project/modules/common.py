@@ -1,27 +1,19 @@
-"""What the heads of frozen networks read, gathered over batches and processes."""
+"""What several modules ask of their trainer."""
 
-import torch
-from lightning.pytorch import Trainer
-from torch import Tensor
+from lightning.pytorch import LightningModule
+
+from project.errors import ConfigurationError
+from project.models import LabelSpace
 
 
-def everyones(trainer: Trainer, batches: list[Tensor]) -> Tensor:
-    """The rows of all processes on the CPU, in the order of the data, which deal them out in turn.
+def data_labels(module: LightningModule) -> LabelSpace:
+    """The label space of the data that the module's trainer was given.
 
-    Args:
-        trainer: Whose processes.
-        batches: This process's, each (batch, ...).
-
-    Returns:
-        Shape (rows, ...), the same in every process.
+    Raises:
+        ConfigurationError: If there is no data module, or one without label space.
     """
-    mine = torch.cat(batches)
-    total = _sum(trainer, torch.tensor(len(mine), device=mine.device))
-    whole = mine.new_zeros(int(total), *mine.shape[1:])
-    whole[trainer.global_rank :: trainer.world_size] = mine
-    return _sum(trainer, whole).cpu()
-
-
-def _sum(trainer: Trainer, tensor: Tensor) -> Tensor:
-    result: Tensor = trainer.strategy.reduce(tensor, reduce_op="sum")
-    return result
+    data = getattr(module.trainer, "datamodule", None)
+    labels = getattr(data, "label_space", None)
+    if not isinstance(labels, LabelSpace):
+        raise ConfigurationError("data must be a DomainDataModule, which says what the domains and their classes are.")
+    return labels

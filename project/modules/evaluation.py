@@ -11,10 +11,11 @@ from torch import Tensor
 from project.data import UnsortedDataModule
 from project.errors import ConfigurationError, one_of
 from project.merging import SourceFile
-from project.merging.classes import check_classes, data_labels, warn_of_preprocessing
+from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import heads
 from project.models.heads import Joint
 from project.models.labels import OWN
+from project.modules.common import data_labels
 from project.modules.scored import load_scored_networks
 from project.modules.scoring import ScoringModule
 from project.report.results import text_table, write_csv

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from project.models import DomainScores, LabelSpace
 from project.models.probe import Probe, fit_probe, run_with_features
-from project.modules.common import everyones
+from project.runtime import World
 
 
 class ProbeModule(LightningModule):
@@ -45,10 +45,10 @@ class ProbeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Fit the classifiers, in every process alike."""
-        self.probes = []
+        self.probes, world = [], World.current()
         for kept, numbers, names in zip(self._features, self._labels, self.labels.classes.values(), strict=True):
-            labels = everyones(self.trainer, numbers)
-            features = (everyones(self.trainer, batches) for batches in kept)
+            labels = world.gather_rows(numbers)
+            features = (world.gather_rows(batches) for batches in kept)
             self.probes.append([fit_probe(one, labels, len(names)) for one in features])
         self._features, self._labels = [], []
 

@@ -15,8 +15,9 @@ from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError, share
 from project.fit import Distillation
 from project.fit.distil import check_loss_weights
-from project.merging.classes import check_classes, data_labels, warn_of_preprocessing
+from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import DomainScores
+from project.modules.common import data_labels
 from project.student import Student, load_student, original_owners, original_sources, save_student, student_entries
 
 

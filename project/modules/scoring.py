@@ -6,9 +6,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from project.merging.classes import data_labels
 from project.models import DomainScores, JointScores
 from project.models.heads import Joint
+from project.modules.common import data_labels
 from project.modules.scored import ScoredNetwork
 
 

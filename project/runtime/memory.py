@@ -1,12 +1,12 @@
 """How much memory a merge takes, planned before it begins: what is gathered together, and what waits on disk."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+import psutil
 import torch
 
 from project.errors import ConfigurationError
@@ -124,11 +124,7 @@ def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // processes
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    table = Path("/proc/meminfo")  # on Linux, caches that can be dropped count as free
-    if table.exists():
-        line = next((line for line in table.read_text().splitlines() if line.startswith("MemAvailable")), None)
-        free = int(line.split()[1]) * 1024 if line else free
+    free = int(psutil.virtual_memory().available)  # caches that can be dropped count as free
     return min(free, *_group_bytes()) // processes
 
 

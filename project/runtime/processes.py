@@ -82,6 +82,23 @@ class World:
             for tensor in table.values():
                 self.broadcast(tensor, 0)
 
+    def gather_rows(self, batches: Sequence[Tensor]) -> Tensor:
+        """The rows of all processes on the CPU, in the order of the data, whose rows are dealt out to them in turn.
+
+        Args:
+            batches: This process's, each (batch, ...).
+
+        Returns:
+            Shape (rows, ...), the same in every process.
+        """
+        local = torch.cat(list(batches))
+        total = torch.tensor(len(local), device=local.device)
+        self.reduce(total)
+        whole = local.new_zeros(int(total), *local.shape[1:])
+        whole[self.rank :: self.size] = local
+        self.reduce(whole)
+        return whole.cpu()
+
     def deal(self, costs: Sequence[float]) -> list[int]:
         """Who does each piece of work, the same in every process.
 

@@ -39,14 +39,14 @@ def test_a_smaller_draw_is_part_of_a_larger(seed: int) -> None:
 
 def test_further_views_repeat_and_leave_the_first_as_they_are(folders: Make) -> None:
     sets, options = folders(COUNTS), {"image_size": 8, "calibration": 5, "calibration_batch_size": 5}
-    plain, *_ = (batch["art"] for batch, _, _ in DomainDataModule(sets, **options).calibration_dataloader())  # type: ignore[arg-type]
+    plain, *_ = (batch["art"] for batch in DomainDataModule(sets, **options).calibration_dataloader())  # type: ignore[arg-type]
     data = DomainDataModule(sets, calibration_views=3, **options)  # type: ignore[arg-type]
     assert data.calibration_counts() == {"art": 15, "oil": 15, "photo": 15}
     torch.manual_seed(0)
-    first = [batch["art"] for batch, _, _ in data.calibration_dataloader()]
+    first = [batch["art"] for batch in data.calibration_dataloader()]
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    second = [data.calibration_dataloader().iterables["art"].dataset[index] for index in range(15)]
+    second = [data.calibration_dataloader().loaders["art"].dataset[index] for index in range(15)]
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from torch's generator"
     assert torch.equal(torch.cat(first), torch.stack(second))
     assert torch.equal(first[0], plain)
@@ -56,8 +56,8 @@ def test_further_views_repeat_and_leave_the_first_as_they_are(folders: Make) -> 
 
 def test_labels_come_where_they_are_asked_for(folders: Make) -> None:
     data = DomainDataModule(folders(COUNTS), image_size=8, calibration=5, calibration_views=2, calibration_batch_size=4)
-    plain = [batch for batch, _, _ in data.calibration_dataloader()]
-    labelled = [batch for batch, _, _ in data.calibration_dataloader(labelled=True)]
+    plain = [batch for batch in data.calibration_dataloader()]
+    labelled = [batch for batch in data.calibration_dataloader(labelled=True)]
     for domain in data.domain_names:
         expected = 2 * [label for _, label in data.samples(domain, "calibration")]
         assert torch.cat([batch[domain][1] for batch in labelled if batch[domain] is not None]).tolist() == expected
@@ -81,7 +81,7 @@ def test_public_pictures_are_of_no_domain_that_is_merged(folders: Make, wanted: 
     assert data.calibration_counts() == {"public": count}
     samples = data.samples("public", "calibration")
     assert set(samples) <= set(public.read()[0].train)
-    (batch,) = (batch for batch, _, _ in data.calibration_dataloader())
+    (batch,) = (batch for batch in data.calibration_dataloader())
     assert batch["public"].shape == (count, 3, 8, 8)
     with pytest.raises(ConfigurationError, match="public holds domain art, which is to be merged"):
         DomainDataModule(sets, **(options | {"public": sets})).calibration_counts()

@@ -41,7 +41,7 @@ def test_every_batch_has_every_domain(data: UnlabelledDataModule) -> None:
 
 
 def test_they_are_the_pictures_of_the_merge_in_another_order(data: UnlabelledDataModule) -> None:
-    merged = [batch for batch, _, _ in iter(data.calibration_dataloader())]
+    merged = [batch for batch in data.calibration_dataloader()]
     torch.manual_seed(0)
     epochs = [batches(data), batches(data)]
     for name in data.domain_names:

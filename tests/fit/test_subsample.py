@@ -75,7 +75,7 @@ def test_the_excess_is_kept_with_fewer_pictures(problem: Problem, monkeypatch: p
 @pytest.mark.slow
 def test_what_is_left_out_is_told(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(students, "rank_zero_info", told.append)
+    monkeypatch.setattr(students, "tell", told.append)
     methods = [PLeaS(excess=excess, rounds=0, logits="squares", label=f"x{excess}") for excess in (None, 0.2)]
     (_, whole), (_, part) = students.fitted(methods, problem, [Budget(1.0)])
     shares = [one["pictures"] * one["positions"] for one in part.layers.values()]

@@ -82,14 +82,13 @@ def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None
     found = place.student(method.name)
     merge = MergeModule(place.sources, [method], base=str(place.base))
     data = place.data(DomainDataModule, batch_size=24)
-    merge.prepare(data)
-    assert merge.problem is not None
-    pictures = {d: [batch[d] for batch, _, _ in data.calibration_dataloader()] for d in DOMAINS}
-    (made,) = method.merge(replace(merge.problem, pictures=pictures), [1.0])
+    problem = merge.prepare(data).problem
+    pictures = {d: [batch[d] for batch in data.calibration_dataloader()] for d in DOMAINS}
+    (made,) = method.merge(replace(problem, pictures=pictures), [1.0])
     for name, _ in made.student.network.named_parameters():
         mine, theirs, start = (
             network.get_parameter(name).detach()
-            for network in (found.network, made.student.network, merge.base_network)  # type: ignore[union-attr]
+            for network in (found.network, made.student.network, problem.base)  # type: ignore[union-attr]
         )
         # Adam takes whole steps along gradients that are nothing but rounding: some logits of a mask differ.
         bound = 0.05 if isinstance(method, Concrete) else 1e-3
@@ -119,7 +118,7 @@ def test_a_fit_aligns_as_a_merge_does(place: Place, align: str, tmp_path: Path) 
         place.trainer(max_epochs=4).fit(module, datamodule=data)
         student, problem = place.student("adamerging"), module.problem
         assert problem is not None
-        batches = [(d, batch[d]) for batch, _, _ in data.calibration_dataloader() for d in DOMAINS]
+        batches = [(d, batch[d]) for batch in data.calibration_dataloader() for d in DOMAINS]
         seen = replace(problem, statistics=gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
         maps = Space.of(seen, align).maps
         assert all(torch.equal(student.maps[name].members, units.members) for name, units in maps.items())

@@ -1,10 +1,13 @@
 """The memory plan, by arithmetic: everything once, no pass above the room, and what waits on disk."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import make_problem, pictures, random_network, same_state
@@ -104,6 +107,16 @@ def test_amounts_of_memory() -> None:
 def test_free_memory_is_shared() -> None:
     assert free_bytes() > 2**20
     assert free_bytes("cpu", 10**6) < 2**30
+
+
+def test_free_memory_is_what_programs_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropped caches included, and with nothing asked of the system that only Linux answers."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12 * GB, free=GB))
+    monkeypatch.setattr(os, "sysconf", lambda name: pytest.fail(f"macOS may not know {name}"))
+    monkeypatch.setattr(memory, "_group_bytes", lambda: [2**62])
+    assert free_bytes("cpu", 3) == 4 * GB
+    monkeypatch.setattr(memory, "_group_bytes", lambda: [6 * GB, 2**62])
+    assert free_bytes("cpu", 3) == 2 * GB, "where a control group leaves less"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,0 +1,269 @@
+"""One merge, read from top to bottom in ``Engine._run``, and driven by anybody's loop over calibration pictures."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from project.errors import ConfigurationError, MergeError
+from project.merging.calibration import Gathering
+from project.merging.data import MergeData
+from project.merging.lineage import lineage
+from project.merging.memory_plan import Planner
+from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, ReestimationPass, Site, read_batch
+from project.merging.preparation import Loaded, prepare, progress_of, prove
+from project.merging.settings import Place, Settings
+from project.merging.students import fitted
+from project.methods import Ensemble, Merged
+from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
+from project.runtime import PhaseClock, Progress, World, tell
+from project.student import batch_norms, running_variances
+
+
+class Engine:
+    """A merge of which all is known but what its sources do on the calibration pictures.
+
+    A loop brings the pictures, as often as the engine asks for them::
+
+        while not engine.finished:
+            engine.start(device)
+            for number, batch in enumerate(data.calibration_batches()):
+                engine.step(number, batch)
+            engine.end()
+        students = engine.merged
+
+    Args:
+        loaded: The sources, and what they were fine-tuned from.
+        settings: What to make of them.
+        data: The domains.
+        place: Where it runs.
+
+    Attributes:
+        problem: The sources and all that is known about them.
+        sources: The sources under their names.
+        ensemble: All of them at once: the reference that a merge would like to reach.
+        networks: All that must lie on one device before a pass: the sources and, once they are there, the students.
+        merged: The students and how they came about; empty until they are fitted.
+        clock: What each phase costs.
+        variances: ``before`` and ``after`` re-estimation -> student -> batch norm -> mean running variance.
+        gathering: The statistics, and what is still to be gathered of them.
+        equivalence: Source -> largest relative change of its logits that permuting a group makes.
+        renormalise: Whether batch norms are re-estimated.
+        ended: How many passes have come to their end.
+
+    Raises:
+        PleasError: If sources, settings and data do not go together, or the memory does not suffice.
+    """
+
+    def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
+        self.settings, self.data, self.place = settings, data, place
+        self.problem, self.sources = prepare(loaded, settings, data)
+        given = (self.problem, settings.methods, settings.budgets, data, settings.memory)
+        self.planner = Planner.of(*given, place.device, place.processes, place.sharing)
+        self.planner.plan({})  # a fit that has no room is refused before the sources run
+        self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
+        self.lockstep = Lockstep(self.problem.sources).requires_grad_(False)
+        self.ensemble = Ensemble(self.problem.sources, self.problem.labels, self.problem.spec.head.name).eval()
+        self.networks = nn.ModuleList([self.lockstep])
+        self.merged: list[Merged] = []
+        self.clock = PhaseClock()
+        self.variances: dict[str, dict[str, dict[str, float]]] = {}
+        self.renormalise = True
+        self.ended = 0
+        self._fingerprint = self._depends()
+        self._progress = self._unfinished()
+        self.gathering = self._to_gather()
+        self._site: Site | None = None
+        self._open = ExitStack()  # the clock of the pass under way
+        self._failed = False
+        self._passes = self._run()
+        self._pass: Pass | None = next(self._passes)
+
+    def _run(self) -> Iterator[Pass]:
+        """The merge: each pass over the pictures is handed out to be driven, and gone on from when it has ended."""
+        kept = KeptPictures(self.data.calibration_domains)
+        while not self.gathering.finished:
+            keeping = PICTURES in self.settings.needs and not kept.complete
+            yield GatheringPass(self.gathering, kept if keeping else None)
+        with self.clock.phase("fit"):
+            self._fit(self.gathering.statistics, kept)
+        if self.renormalise and self.unsettled:
+            self.variances["before"] = self._variances()
+            yield ReestimationPass(self.unsettled)
+            self.variances["after"] = self._variances()
+        if self.problem.labels.mode == "different":
+            yield GatePass([self.ensemble, *(merged.student for merged in self.merged)])
+
+    # ---- driven by a loop ------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether no pass over the pictures is left."""
+        return self._pass is None
+
+    @property
+    def phase(self) -> str | None:
+        """The phase whose pass is under way or next: ``gather``, ``re-estimate``, ``gate``; None after the last."""
+        return None if self._pass is None else self._pass.name
+
+    @property
+    def words(self) -> str:
+        """What the pass under way does, for a progress bar."""
+        return "" if self._pass is None else self._pass.words
+
+    @property
+    def looks(self) -> bool:
+        """Whether the pass under way looks at pictures; else all that it would gather is in a file."""
+        return not isinstance(self._pass, GatheringPass) or self._pass.looks
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pass under way reads the labels of the pictures."""
+        return isinstance(self._pass, GatheringPass) and self.settings.labelled
+
+    @property
+    def seen(self) -> int:
+        """How many pictures this process has gathered from in the pass under way."""
+        return self.gathering.seen
+
+    def start(self, device: torch.device) -> None:
+        """Begin a pass, all networks being on the device.
+
+        Args:
+            device: Where they are.
+        """
+        if self._pass is None or self._failed:
+            raise MergeError(f"the merge {'has failed' if self._failed else 'is finished'}; prepare another.")
+        if self._site is None:
+            self._site = self._settle(World.current(), device)
+        self._open.enter_context(self.clock.phase(self._pass.name))
+        self._pass.start(replace(self._site, device=device))
+
+    def step(self, number: int, batch: object) -> None:
+        """Run networks on one batch.
+
+        Args:
+            number: Of the batch in its pass.
+            batch: domain -> pictures (batch, channels, height, width), or these and their labels (batch,), or None.
+
+        Raises:
+            ConfigurationError: If it maps no domains.
+        """
+        assert self._pass is not None
+        self._pass.step(number, read_batch(batch))
+
+    def end(self) -> None:
+        """End a pass, and do all that needs no further one; all processes must."""
+        assert self._pass is not None
+        assert self._site is not None
+        self._pass.end(self._site.world)
+        self.ended += 1
+        self._open.close()
+        self._failed = True  # unless what follows comes to its end
+        self._pass = next(self._passes, None)
+        self._failed = False
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Leave networks and statistics as they were before a pass that broke off, if one did."""
+        if self._pass is not None:
+            self._pass.abandon(error)
+        self._open.close()
+
+    # ---- its phases ------------------------------------------------------------------------------------------------
+
+    def _settle(self, world: World, device: torch.device) -> Site:
+        """What all processes go by from now on: the memory of the one that has least, and where each keeps its work."""
+        rooms = torch.zeros(world.size, dtype=torch.int64, device=device)
+        rooms[world.rank] = self.planner.room
+        world.reduce(rooms)
+        planner = self.planner.within(int(rooms.min()))
+        if self._progress is not None:
+            below = self._progress.below(str(world.rank))
+            self._progress = replace(below, reduce=world.reduce, device=device)
+        plan = planner.plan(self.gathering.missing)
+        self.gathering.keep_in(self._progress, plan.shelve)
+        scratch = self._progress.folder / "waiting" if self._progress is not None and plan.spill else None
+        return Site(world, device, planner, scratch)
+
+    @torch.inference_mode(False)  # students made under it could never be trained
+    @torch.no_grad()
+    def _fit(self, statistics: Statistics | None, kept: KeptPictures) -> None:
+        """Let every method make its students, alike in all processes."""
+        assert self._site is not None
+        settings, world = self.settings, self._site.world
+        problem = replace(
+            self.problem,
+            statistics=statistics,
+            pictures=kept.pictures if kept.complete else None,
+            picture_labels=kept.labels if kept.complete and settings.labelled else None,
+            world=world,
+            progress=self._progress,
+            scratch=self._site.scratch,
+        )
+        for method, merged in fitted(settings.methods, problem, settings.budgets):
+            merged.student.lineage = lineage(method, merged, self.sources, problem.owners, settings.base)
+            self.merged.append(merged)
+            self.networks.append(merged.student)
+        for merged in self.merged:
+            for tensor in merged.student.state_dict().values():
+                world.broadcast(tensor, 0)  # machines may differ in the last bit
+
+    @property
+    def unsettled(self) -> list[Merged]:
+        """Students with batch norms that no longer fit what they read, as far as there are pictures to mend that."""
+        if not self.data.calibration_domains:
+            return []
+        return [
+            merged
+            for merged in self.merged
+            if not merged.settled and batch_norms(merged.student.network, merged.student.exact_norms)
+        ]
+
+    def _variances(self) -> dict[str, dict[str, float]]:
+        """Student -> batch norm -> mean running variance."""
+        return {
+            merged.name: running_variances(merged.student.network, merged.student.exact_norms)
+            for merged in self.unsettled
+        }
+
+    # ---- made ready before the first pass --------------------------------------------------------------------------
+
+    def _depends(self) -> Fingerprint | None:
+        """What the statistics depend on, where they are kept anywhere."""
+        if self.place.folder is None and self.settings.statistics is None:
+            return None
+        problem, settings = self.problem, self.settings
+        heads = self._heads if needs_gradients(settings.needs) else {}
+        found = self.data.calibration_fingerprint(problem.sources, problem.spec, heads, settings.labelled)
+        return replace(found, transform={**found.transform, "precision": self.place.precision})
+
+    @property
+    def _heads(self) -> dict[str, tuple[int, ...]]:
+        """Which columns the gradients of each domain's pictures are of; () for all."""
+        columns = {domain: self.problem.columns.get(domain) for domain in self.data.calibration_domains}
+        return {domain: () if part is None else (part.start, part.stop) for domain, part in columns.items()}
+
+    def _unfinished(self) -> Progress | None:
+        """Where the work of this merge, and of no other, is kept until it is finished."""
+        if self.place.folder is None or self._fingerprint is None:
+            return None
+        return progress_of(self.problem, self._fingerprint, self.data, self.place)
+
+    def _to_gather(self) -> Gathering:
+        """What is to be gathered, less what a file holds already.
+
+        Raises:
+            ConfigurationError: If something must wait on disk and there is no folder for it.
+        """
+        settings, problem = self.settings, self.problem
+        gathering = Gathering(
+            problem.spec, self.lockstep, settings.needs, self.data.calibration_domains, problem.owners, problem.columns,
+            self._fingerprint, settings.statistics, settings.keep_every,
+        )  # fmt: skip
+        plan = self.planner.plan(gathering.missing)
+        if self.place.folder is None and (plan.shelve or plan.spill):
+            raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; give it one.")
+        tell(f"{plan}; {self.planner.free}")
+        return gathering

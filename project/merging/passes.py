@@ -1,0 +1,229 @@
+"""What is done with each batch of a pass over the calibration pictures, whoever brings the batches.
+
+A pass is started, stepped through its batches, and ended; one that broke off is abandoned and may be started again.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from project.errors import ConfigurationError
+from project.merging.calibration import Gathering
+from project.merging.memory_plan import Planner
+from project.methods import Merged
+from project.models import MultiHead
+from project.runtime import World, tell, waiting
+from project.runtime.spill import Waiting
+from project.student import reestimation
+
+Batch = Mapping[str, tuple[Tensor, Tensor | None]]
+"""Domain -> pictures (batch, channels, height, width) and, where there are any, their labels (batch,)."""
+
+
+def read_batch(batch: object) -> Batch:
+    """The pictures and labels of a batch, domains that have no more left out.
+
+    Args:
+        batch: domain -> pictures, or these and their labels, or None.
+
+    Raises:
+        ConfigurationError: If it maps no domains.
+    """
+    if not isinstance(batch, Mapping):
+        raise ConfigurationError(
+            "calibration batches must map domains to pictures; validate on the data module's calibration_dataloader()."
+        )
+    parts = {domain: part for domain, part in batch.items() if part is not None}
+    return {d: (part, None) if isinstance(part, Tensor) else (part[0], part[1]) for d, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a run has, once all of its processes are there.
+
+    Args:
+        world: The processes that share the pictures.
+        device: Where the networks are.
+        planner: Divides what is gathered into passes, alike in all processes.
+        scratch: Folder for what does not fit into memory; None where all does.
+    """
+
+    world: World
+    device: torch.device
+    planner: Planner
+    scratch: Path | None
+
+
+class Pass(ABC):
+    """One pass over the calibration pictures."""
+
+    name: str
+    """Of its phase, in the table of what a run costs."""
+
+    words: str
+    """What it does, for a progress bar."""
+
+    @abstractmethod
+    def start(self, site: Site) -> None:
+        """Make ready for the first batch."""
+
+    @abstractmethod
+    def step(self, number: int, batch: Batch) -> None:
+        """Run networks on a batch."""
+
+    @abstractmethod
+    def end(self, world: World) -> None:
+        """Put together what all batches of all processes have left behind."""
+
+    @abstractmethod
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Leave everything as it was before the start."""
+
+
+class KeptPictures:
+    """Pictures that methods look at again.
+
+    Args:
+        domains: Names of the calibration domains.
+    """
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.domains = domains
+        self.pictures: dict[str, Waiting] = {}
+        self.labels: dict[str, list[Tensor]] = {}
+        self.complete = False
+
+    def start(self, scratch: Path | None) -> None:
+        """Begin with none.
+
+        Args:
+            scratch: Folder in which they wait; None for memory.
+        """
+        self.pictures = {domain: waiting((), scratch) for domain in self.domains}
+        self.labels = {domain: [] for domain in self.domains}
+
+    def add(self, batch: Batch) -> None:
+        """Keep the pictures of a batch, and their labels where there are any."""
+        for domain, (pictures, labels) in batch.items():
+            self.pictures[domain].append(pictures)
+            if labels is not None:
+                self.labels[domain].append(labels)
+
+
+class GatheringPass(Pass):
+    """Runs the sources and gathers moments of what they do; the first one keeps the pictures where a method asks.
+
+    Args:
+        gathering: What is to be gathered.
+        kept: Where pictures are kept; None for nowhere.
+    """
+
+    name, words = "gather", "gathering"
+
+    def __init__(self, gathering: Gathering, kept: KeptPictures | None) -> None:
+        self.gathering, self.kept = gathering, kept
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is gathered or kept; else all is in a file already, and no picture need be opened."""
+        return self.kept is not None or bool(self.gathering.missing)
+
+    def start(self, site: Site) -> None:
+        """Take up the next share of the moments."""
+        self.gathering.begin(lambda moments: site.planner.plan(moments).shares, site.device)
+        if self.kept is not None:
+            self.kept.start(site.scratch)
+
+    def step(self, number: int, batch: Batch) -> None:
+        """Run the sources."""
+        self.gathering.gather(number, batch)
+        if self.kept is not None:
+            self.kept.add(batch)
+
+    def end(self, world: World) -> None:
+        """Sum the moments over the processes."""
+        self.gathering.end(world.reduce, world.rank == 0)
+        if self.kept is not None:
+            self.kept.complete = True
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Forget what this pass has gathered."""
+        self.gathering.drop()
+
+
+class GatePass(Pass):
+    """Learns, for networks with several heads, to tell from a picture whose head it is for; classes are not read.
+
+    Where the pictures do not come from the domains of all heads, no gate can be learnt, and none is set.
+
+    Args:
+        networks: In eval mode, of one label space.
+    """
+
+    name, words = "gate", "learning gates"
+
+    def __init__(self, networks: Sequence[MultiHead]) -> None:
+        self.networks, self.heads = networks, networks[0].labels.heads
+        self._features: list[dict[str, list[Tensor]]] = []
+
+    def start(self, site: Site) -> None:
+        """Start from nothing."""
+        self._features = [{head: [] for head in self.heads} for _ in self.networks]
+
+    def step(self, number: int, batch: Batch) -> None:
+        """Keep what the heads read on pictures of their domains."""
+        for network, features in zip(self.networks, self._features, strict=True):
+            for head, batches in features.items():
+                if head in batch:
+                    batches.append(network.outputs(batch[head][0])[1].float())
+
+    def end(self, world: World) -> None:
+        """Fit the gates, in every process alike."""
+        kept, self._features = self._features, []
+        if not all(kept[0].values()):
+            tell("no gate: the calibration pictures do not come from the domains of all heads")
+            return
+        for network, features in zip(self.networks, kept, strict=True):
+            network.fit_gate([world.gather_rows(batches) for batches in features.values()])
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Forget what was kept."""
+        self._features = []
+
+
+class ReestimationPass(Pass):
+    """Runs students and re-estimates their batch norms: averaged units vary less than their sources'.
+
+    Args:
+        students: Whose batch norms no longer fit what they read.
+    """
+
+    name, words = "re-estimate", "re-estimating batch norm"
+
+    def __init__(self, students: Sequence[Merged]) -> None:
+        self.students = [merged.student for merged in students]
+        self._open = ExitStack()
+
+    def start(self, site: Site) -> None:
+        """Open the batch norms."""
+        for student in self.students:
+            self._open.enter_context(reestimation(student.network, student.exact_norms, site.world.reduce))
+
+    def step(self, number: int, batch: Batch) -> None:
+        """Run the students on the pictures of all domains, mixed."""
+        mixed = torch.cat([pictures for pictures, _ in batch.values()])
+        for student in self.students:
+            student(mixed)
+
+    def end(self, world: World) -> None:
+        """Average over the processes and close the batch norms."""
+        self._open.close()
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Close the batch norms; told of an error, they give up instead of averaging over processes."""
+        self._open.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)

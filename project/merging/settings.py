@@ -1,0 +1,81 @@
+"""How a merge shall be done, and where it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from project.allocation import Budget
+from project.errors import ConfigurationError, at_least
+from project.methods import Method
+from project.runtime import read_bytes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to make of the sources.
+
+    Args:
+        methods: Merging methods, each of a name of its own.
+        budgets: Largest sizes of the students.
+        tolerance: Largest relative change of the logits that permuting a group of a source may make.
+        without_source: Domains of the data that no source was trained on.
+        base: What the sources were fine-tuned from, as the user named it; None where nobody did.
+        statistics: File of what calibration leaves behind, read if it exists, else written; None for none.
+        memory: Most memory to take, such as '16 GB'; None for what is free.
+        keep_every: Seconds, at least, between two copies of unfinished statistics.
+
+    Raises:
+        ConfigurationError: If a value is impossible, or two methods have one name.
+    """
+
+    methods: Sequence[Method]
+    budgets: Sequence[Budget]
+    tolerance: float = 1e-3
+    without_source: Sequence[str] = ()
+    base: str | None = None
+    statistics: Path | None = None
+    memory: str | None = None
+    keep_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any file is read."""
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(
+                f"methods holds the names {', '.join(names)}; give each a name of its own, as its label."
+            )
+        if self.memory is not None:
+            read_bytes(self.memory)
+        at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Kinds of moments that the methods need together, and whether they need the pictures."""
+        return frozenset().union(*(method.needs for method in self.methods))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a method reads the labels of the calibration pictures."""
+        return any(method.labelled for method in self.methods)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a merge runs.
+
+    Args:
+        folder: The run's folder, in which unfinished work is kept and what does not fit into memory waits; None for
+            nowhere.
+        device: Where the networks are going to be.
+        processes: Processes that share the calibration pictures.
+        sharing: Processes that share the memory.
+        precision: In which the sources run, as Lightning's trainer names it.
+    """
+
+    folder: Path | None = None
+    device: torch.device | str = "cpu"
+    processes: int = 1
+    sharing: int = 1
+    precision: str = "32-true"

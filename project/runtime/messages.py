@@ -1,0 +1,32 @@
+"""What a run says: by its first process alone, however many there are."""
+
+import logging
+import os
+import warnings
+
+from torch import distributed
+
+LOGGER = logging.getLogger("project")
+LOGGER.setLevel(logging.INFO)  # whether it is shown anywhere, whoever runs the code decides with a handler
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables in which launchers (torchrun, Lightning, SLURM, LSF) tell a process its number before torch knows it."""
+
+
+def first_process() -> bool:
+    """Whether this process is the first of its run, or the only one."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
+
+
+def tell(message: str) -> None:
+    """Log a message, from the first process alone, to the logger named ``project``."""
+    if first_process():
+        LOGGER.info(message)
+
+
+def warn(message: str) -> None:
+    """Issue a ``UserWarning``, from the first process alone."""
+    if first_process():
+        warnings.warn(message, stacklevel=2)
