@@ -91,7 +91,7 @@ def share(*, whole: bool = True, none: bool = False, **arguments: float) -> None
     Raises:
         ConfigurationError: With the argument, its value and what is allowed.
     """
-    lower, upper = "0" if none else "above 0", "up to 1" if whole else "below 1"
+    lower, upper = "0 or more" if none else "above 0", "up to 1" if whole else "below 1"
     _refuse(
         arguments,
         lambda value: (value >= 0 if none else value > 0) and (value <= 1 if whole else value < 1),

@@ -29,7 +29,7 @@ def test_numbers_out_of_range_are_refused_by_name_and_value(value: float) -> Non
     with pytest.raises(ConfigurationError, match=rf"^keep is {value}; allowed: above 0, up to 1\.$"):
         share(keep=value)
     if value != 0:
-        with pytest.raises(ConfigurationError, match=rf"^keep is {value}; allowed: 0, below 1\.$"):
+        with pytest.raises(ConfigurationError, match=rf"^keep is {value}; allowed: 0 or more, below 1\.$"):
             share(none=True, whole=False, keep=value)
 
 

@@ -1,26 +1,27 @@
 """What a student may cost: over one source, or in multiply-accumulates, parameters or bytes."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from project.allocation.size import Unit
 from project.errors import ConfigurationError
+from project.runtime.units import POWERS, split_amount
 
 Scale = Literal["", "x", "k", "M", "G"]
-SCALES: dict[str, Scale] = {"": "", "x": "x", "k": "k", "m": "M", "g": "G"}
-FACTORS: dict[Scale, float] = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 SYMBOLS: dict[Unit, str] = {"MACs": "MAC", "parameters": " params", "bytes": "B"}
 WORDS: dict[str, Unit] = {
     "mac": "MACs",
+    "macs": "MACs",
     "param": "parameters",
+    "params": "parameters",
     "parameter": "parameters",
+    "parameters": "parameters",
     "b": "bytes",
     "byte": "bytes",
+    "bytes": "bytes",
 }
-WRITTEN = re.compile(rf"(\d+\.?\d*|\.\d+|nan|inf)\s*([xkmg]?)\s*(?:({'|'.join(WORDS)})s?)?", re.IGNORECASE)
 ALLOWED = "a number of times one source's size (1.5), '900 MMAC', '2.5 GMAC', '14M params', '1.2x params' or '48 MB'"
 
 
@@ -53,13 +54,11 @@ class Budget:
             return value
         if not isinstance(value, str):
             return cls(float(value))
-        found = WRITTEN.fullmatch(value.strip())
-        number, scale, word = found.groups() if found else ("", "", None)
-        if not found or (word is None and scale.lower() not in ("", "x")):
+        amount = split_amount(value, "xkMG", WORDS)
+        if amount is None or (not amount[2] and amount[1] not in ("", "x")):
             raise ConfigurationError(f"budgets holds {value!r}; allowed: {ALLOWED}.")
-        if word is None:
-            return cls(float(number))
-        return cls(float(number), SCALES[scale.lower()], WORDS[word.lower()])
+        number, scale, word = amount
+        return cls(number, cast(Scale, scale), WORDS[word]) if word else cls(number)
 
     @property
     def relative(self) -> bool:
@@ -83,7 +82,7 @@ class Budget:
         Args:
             one: Size of one source in a unit.
         """
-        return self.number * (one(self.unit) if self.relative else FACTORS[self.scale])
+        return self.number * (one(self.unit) if self.relative else POWERS[self.scale])
 
     def within(self, low: float, high: float) -> bool:
         """Whether it lies between two sizes, given in its own scale; those themselves are allowed."""
@@ -115,8 +114,8 @@ def check_budgets(budgets: Sequence[Budget], sources: int, one: Callable[[Unit],
         if budget.relative:
             low, high = 1.0, float(sources)
         elif one is not None:
-            low = _rounded(one(budget.unit) / FACTORS[budget.scale], math.ceil)
-            high = _rounded(sources * one(budget.unit) / FACTORS[budget.scale], math.floor)
+            low = _rounded(one(budget.unit) / POWERS[budget.scale], math.ceil)
+            high = _rounded(sources * one(budget.unit) / POWERS[budget.scale], math.floor)
         else:
             continue
         if not budget.within(low, high):

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from project.errors import ConfigurationError
+from project.errors import at_least
 from project.models.heads import most_likely
 from project.report.results import write_csv
 
@@ -25,8 +25,7 @@ class PredictionTable(BasePredictionWriter):
 
     def __init__(self, top: int = 1) -> None:
         super().__init__("batch")
-        if top < 1:
-            raise ConfigurationError(f"top is {top}; it must be at least 1.")
+        at_least(1, top=top)
         self.top = top
         self._rows: list[dict[str, str | float]] = []
         self._folder = Path()

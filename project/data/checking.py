@@ -8,7 +8,7 @@ from torch import distributed
 
 from project.data.domain import Sample
 from project.data.pictures import defect
-from project.errors import ConfigurationError, DataError
+from project.errors import DataError, one_of
 from project.runtime import warn
 
 OnError = Literal["raise", "skip"]
@@ -26,8 +26,7 @@ class PictureCheck:
     """
 
     def __init__(self, on_error: OnError = "raise", threads: int = 4) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ConfigurationError(f"on_error is {on_error!r}; allowed: 'raise', 'skip'.")
+        one_of(OnError, on_error=on_error)
         self.on_error = on_error
         self.threads = threads
         self._found: Defects = {}

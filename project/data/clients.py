@@ -10,7 +10,7 @@ from project.data.domain import DomainSet, Sample
 from project.data.pictures import Pictures
 from project.data.splits import by_class
 from project.data.transforms import training_transform
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, above, at_least
 
 
 class ClientDataModule(DomainDataModule):
@@ -33,10 +33,8 @@ class ClientDataModule(DomainDataModule):
 
     def __init__(self, sets: DomainSet | list[DomainSet], clients: int = 1, alpha: float = 0.5, **options: Any) -> None:
         super().__init__(sets, **options)
-        if clients < 1:
-            raise ConfigurationError(f"clients is {clients}; allowed: 1 or more.")
-        if not alpha > 0:
-            raise ConfigurationError(f"alpha is {alpha}; allowed: above 0.")
+        at_least(1, clients=clients)
+        above(0, alpha=alpha)
         if self.label_mode != "shared":
             raise ConfigurationError(f"label_space is {self.label_mode!r}; clients share one head: use 'shared'.")
         self.clients, self.alpha = clients, alpha

@@ -16,7 +16,7 @@ from project.data.pictures import CalibrationPictures
 from project.data.sharding import EachOnce
 from project.data.splits import Splits, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
-from project.errors import ConfigurationError, DataError
+from project.errors import ConfigurationError, DataError, at_least, share
 from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
 from project.moments import Fingerprint
@@ -247,16 +247,11 @@ class Domains:
 
     def _check_values(self) -> None:
         check_mode(self.calibration, self.public)
-        allowed = {
-            "sets": (len(self.sets) > 0, "at least one data set"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "num_workers": (self.num_workers >= 0, "0 or more"),
-            "validation_fraction": (0 <= self.validation_fraction < 1, "0 up to, but without, 1"),
-            "public_pictures": (self.public_pictures is None or self.public_pictures >= 1, "null, or at least 1"),
-            "calibration_views": (self.calibration_views >= 1, "at least 1"),
-            "calibration_batch_size": (self.calibration_batch_size >= 1, "null, or at least 1"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        for name, (valid, values) in allowed.items():
-            if not valid:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; allowed: {values}.")
+        if not self.sets:
+            raise ConfigurationError(f"sets is {self.sets!r}; allowed: at least one data set.")
+        at_least(1, batch_size=self.batch_size, calibration_batch_size=self.calibration_batch_size)
+        at_least(1, calibration_views=self.calibration_views)
+        at_least(0, num_workers=self.num_workers, seed=self.seed)
+        share(none=True, whole=False, validation_fraction=self.validation_fraction)
+        if self.public_pictures is not None:
+            at_least(1, public_pictures=self.public_pictures)

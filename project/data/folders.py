@@ -4,7 +4,7 @@ from pathlib import Path
 
 from project.data.domain import Domain, DomainSet, Sample, choose
 from project.data.splits import hold_out
-from project.errors import ConfigurationError, DataError
+from project.errors import DataError, share
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -24,8 +24,7 @@ class ImageFolders(DomainSet):
     def __init__(
         self, root: str | Path, domains: list[str] | None = None, test_fraction: float = 0.2, seed: int = 0
     ) -> None:
-        if not 0 <= test_fraction < 1:
-            raise ConfigurationError(f"test_fraction is {test_fraction}; allowed: 0 up to, but without, 1.")
+        share(none=True, whole=False, test_fraction=test_fraction)
         self.root = Path(root)
         self.domains = domains
         self.test_fraction = test_fraction

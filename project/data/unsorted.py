@@ -12,7 +12,7 @@ from project.data.folders import PictureFolder
 from project.data.pictures import NamedPictures
 from project.data.sharding import EachOnce
 from project.data.transforms import evaluation_transform
-from project.errors import ConfigurationError, DataError
+from project.errors import ConfigurationError, DataError, at_least
 from project.models.preprocessing import Preprocessing
 
 
@@ -40,9 +40,8 @@ class UnsortedDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of fewer pictures than processes
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ConfigurationError(f"{name} is {value}; allowed: {least} or more.")
+        at_least(1, batch_size=batch_size)
+        at_least(0, num_workers=num_workers)
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
         self.preprocessing: Preprocessing | None = None
         self._check = PictureCheck(on_error)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import kl_div
 
 from project.alignment import UnitMap
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, above, at_least
 from project.moments import Run
 from project.student.build import Student
 from project.student.graph import student_graph
@@ -73,7 +73,7 @@ class Distillation:
         logits: float = 1.0,
         temperature: float = 2.0,
     ) -> None:
-        check_weights(features, logits, temperature)
+        check_loss_weights(features, logits, temperature)
         count = student.maps[student.spec.output.name].sources
         if len(sources) != count:
             raise ConfigurationError(f"sources holds {len(sources)} networks; the student was made of {count}.")
@@ -194,16 +194,13 @@ class _Guide:
         return total
 
 
-def check_weights(features: float, logits: float, temperature: float) -> None:
+def check_loss_weights(features: float, logits: float, temperature: float) -> None:
     """Refuse weights that leave nothing to learn, and temperatures that are none.
 
     Raises:
         ConfigurationError: With the value and what is allowed.
     """
-    for name, value in (("features", features), ("logits", logits)):
-        if not 0 <= value < float("inf"):
-            raise ConfigurationError(f"{name} is {value}; allowed: 0 or more.")
+    at_least(0, features=features, logits=logits)
+    above(0, temperature=temperature)
     if features == logits == 0:
         raise ConfigurationError("features and logits are both 0, which leaves nothing to learn.")
-    if not 0 < temperature < float("inf"):
-        raise ConfigurationError(f"temperature is {temperature}; allowed: above 0.")

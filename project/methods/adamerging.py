@@ -1,15 +1,14 @@
 """AdaMerging (Yang et al., arXiv 2310.02575): coefficients of task vectors that make predictions sure."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, one_of, share
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Align, Space
-from project.methods.shared.arguments import check_share
 from project.methods.shared.arithmetic import task_vectors
 from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Norms, Objective
@@ -60,10 +59,8 @@ class AdaMerging(Learned):
         label: str | None = None,
     ) -> None:
         super().__init__(scale, steps, batch, rate, norms, seed, align, label)
-        if coefficients not in get_args(Coefficients):
-            allowed = ", ".join(map(repr, get_args(Coefficients)))
-            raise ConfigurationError(f"coefficients is {coefficients!r}; allowed: {allowed}.")
-        check_share("keep", keep)
+        one_of(Coefficients, coefficients=coefficients)
+        share(keep=keep)
         if clamp and scale > 1:
             raise ConfigurationError(f"scale is {scale}, where clamp is true; allowed: 0 to 1, or clamp false.")
         self.coefficients: Coefficients = coefficients

@@ -1,13 +1,12 @@
 """Concrete subspace learning (Tang et al., arXiv 2312.06173): a mask of the task vectors that all sources share."""
 
 from collections.abc import Mapping, Sequence
-from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import above, one_of
 from project.methods.problem import Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Align, Space
@@ -65,12 +64,8 @@ class Concrete(Learned):
         label: str | None = None,
     ) -> None:
         super().__init__(scale, steps, batch, rate, norms, seed, align, label)
-        if coefficients not in get_args(Coefficients):
-            allowed = ", ".join(map(repr, get_args(Coefficients)))
-            raise ConfigurationError(f"coefficients is {coefficients!r}; allowed: {allowed}.")
-        for name, value in (("temperature", temperature), ("inner_rate", inner_rate)):
-            if not 0 < value < inf:
-                raise ConfigurationError(f"{name} is {value}; allowed: above 0.")
+        one_of(Coefficients, coefficients=coefficients)
+        above(0, temperature=temperature, inner_rate=inner_rate)
         self.coefficients: Coefficients = coefficients
         self.temperature, self.binarise, self.inner_rate = temperature, binarise, inner_rate
 

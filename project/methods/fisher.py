@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from project.allocation import Budget
-from project.errors import ConfigurationError
+from project.errors import above, one_of
 from project.methods.base import Method
 from project.methods.problem import Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
-from project.methods.shared.arguments import check_classes, check_count, check_labels, check_weights
+from project.methods.shared.arguments import check_count, check_labels, check_weights
 from project.methods.shared.arithmetic import Combined
 from project.moments import DIAGONAL, Classes, fisher_need
 from project.student import Student
@@ -41,10 +41,9 @@ class Fisher(Arithmetic):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        check_classes(classes)
+        one_of(Classes, classes=classes)
         check_weights(weights)
-        if not floor > 0:
-            raise ConfigurationError(f"floor is {floor}; allowed: above 0.")
+        above(0, floor=floor)
         self.classes: Classes = classes
         self.weights, self.floor = weights, floor
         self.labelled = classes == "labels"

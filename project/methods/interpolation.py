@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from project.allocation import Budget, stored_bytes
-from project.errors import ConfigurationError
+from project.errors import between
 from project.methods.base import Merged
 from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space
@@ -33,8 +33,7 @@ class Interpolation(Aligned):
 
     def __init__(self, steps: int = 10, align: Align = "none", label: str | None = None) -> None:
         super().__init__(align, label)
-        if not 1 <= steps <= 1000:
-            raise ConfigurationError(f"steps of method {self.name} is {steps}; allowed: 1 to 1000.")
+        between(1, 1000, steps=steps)
         self.steps = steps
 
     def memory_estimate(

@@ -1,20 +1,20 @@
 """MaTS: merging as a linear system for every tensor, solved by conjugate gradients (arXiv 2312.04339)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, MergeError, nearest
+from project.errors import ConfigurationError, MergeError, at_least, between, nearest, one_of
 from project.fit.memory_estimate import picture_bytes
 from project.methods.base import Method
 from project.methods.problem import Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
-from project.methods.shared.arguments import check_classes, check_labels
+from project.methods.shared.arguments import check_labels
 from project.methods.shared.arithmetic import Combined, write
 from project.methods.shared.conjugate import ConjugateGradients
 from project.methods.shared.curves import Curves
@@ -81,18 +81,10 @@ class MaTS(Arithmetic):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        if estimate not in get_args(Estimate):
-            allowed = ", ".join(map(repr, get_args(Estimate)))
-            raise ConfigurationError(f"estimate is {estimate!r}; allowed: {allowed}.")
-        check_classes(classes)
-        for name, value in (("iterations", iterations), ("watch", watch)):
-            if value < 0:
-                raise ConfigurationError(f"{name} is {value}; allowed: 0 or more.")
-        for name, number in (("tolerance", tolerance), ("damping", damping)):
-            if not number >= 0:
-                raise ConfigurationError(f"{name} is {number}; allowed: 0 or more.")
-        if not 0 <= off_diagonal <= 1:
-            raise ConfigurationError(f"off_diagonal is {off_diagonal}; allowed: 0 to 1.")
+        one_of(Estimate, estimate=estimate)
+        one_of(Classes, classes=classes)
+        at_least(0, iterations=iterations, watch=watch, tolerance=tolerance, damping=damping)
+        between(0, 1, off_diagonal=off_diagonal)
         self.estimate: Estimate = estimate
         self.classes: Classes = classes
         self.start, self.follows = start, frozenset((start,)) - set(GIVEN)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least, share
 from project.methods.shared.aligned import Align
-from project.methods.shared.arguments import check_scale, check_share
 from project.methods.shared.arithmetic import TaskVectors
 
 
@@ -39,8 +38,8 @@ class PCB(TaskVectors):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        check_share("keep", keep)
-        check_scale(scale)
+        share(keep=keep)
+        at_least(0, scale=scale)
         if not 0 <= clamp < 0.5:
             raise ConfigurationError(f"clamp is {clamp}; allowed: 0 up to, but without, 0.5.")
         self.keep, self.scale, self.clamp = keep, scale, clamp

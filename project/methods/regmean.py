@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from project.allocation import Budget
-from project.errors import ConfigurationError
+from project.errors import at_least, between
 from project.fit import Factor
 from project.fit.memory_estimate import solve_bytes
 from project.methods.problem import Problem, Run
@@ -37,10 +37,8 @@ class RegMean(Arithmetic):
         self, off_diagonal: float = 0.9, ridge: float = 1e-6, align: Align = "none", label: str | None = None
     ) -> None:
         super().__init__(align, label)
-        if not 0 <= off_diagonal <= 1:
-            raise ConfigurationError(f"off_diagonal is {off_diagonal}; allowed: 0 to 1.")
-        if not ridge >= 0:
-            raise ConfigurationError(f"ridge is {ridge}; allowed: 0 or more.")
+        between(0, 1, off_diagonal=off_diagonal)
+        at_least(0, ridge=ridge)
         self.off_diagonal, self.ridge = off_diagonal, ridge
         self.needs = self.needs | {INPUTS}
 

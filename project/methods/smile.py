@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from project.allocation import Budget
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least, one_of
 from project.methods.base import Merged, Method
 from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space
@@ -65,11 +65,8 @@ class SMILE(Aligned):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        for name, value in (("rank", rank), ("gate_rank", gate_rank), ("top", top)):
-            if value < 1:
-                raise ConfigurationError(f"{name} is {value}; allowed: 1 or more.")
-        if norms not in get_args(Norms):
-            raise ConfigurationError(f"norms is {norms!r}; allowed: {', '.join(map(repr, get_args(Norms)))}.")
+        at_least(1, rank=rank, gate_rank=gate_rank, top=top)
+        one_of(Norms, norms=norms)
         self.rank, self.gate_rank, self.top = rank, gate_rank, top
         self.norms: Norms = norms
 

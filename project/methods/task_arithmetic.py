@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from project.errors import at_least
 from project.methods.shared.aligned import Align
-from project.methods.shared.arguments import check_scale
 from project.methods.shared.arithmetic import TaskVectors
 
 
@@ -20,7 +20,7 @@ class TaskArithmetic(TaskVectors):
 
     def __init__(self, scale: float = 0.3, align: Align = "none", label: str | None = None) -> None:
         super().__init__(align, label)
-        check_scale(scale)
+        at_least(0, scale=scale)
         self.scale = scale
 
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import at_least, one_of, share
 from project.methods.shared.aligned import Align
-from project.methods.shared.arguments import check_scale, check_share
 from project.methods.shared.arithmetic import TaskVectors
 
 
@@ -35,10 +34,9 @@ class TIES(TaskVectors):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        check_share("keep", keep)
-        check_scale(scale)
-        if trim not in ("global", "tensor"):
-            raise ConfigurationError(f"trim is {trim!r}; allowed: 'global', 'tensor'.")
+        share(keep=keep)
+        at_least(0, scale=scale)
+        one_of(("global", "tensor"), trim=trim)
         self.keep, self.scale, self.trim = keep, scale, trim
 
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:

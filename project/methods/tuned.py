@@ -6,13 +6,13 @@ from functools import cached_property
 from itertools import product
 from math import floor, inf, isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, MergeError, nearest
+from project.errors import ConfigurationError, MergeError, nearest, one_of, share
 from project.fit.memory_estimate import picture_bytes
 from project.methods.base import Merged, Method
 from project.methods.problem import Evidence, Problem, Run
@@ -64,12 +64,8 @@ class Tuned(Method):
         label: str | None = None,
     ) -> None:
         super().__init__(label)
-        if criterion not in get_args(Criterion):
-            raise ConfigurationError(
-                f"criterion is {criterion!r}; allowed: {', '.join(map(repr, get_args(Criterion)))}."
-            )
-        if not 0 < held_out < 1:
-            raise ConfigurationError(f"held_out is {held_out}; allowed: above 0, below 1.")
+        one_of(Criterion, criterion=criterion)
+        share(whole=False, held_out=held_out)
         if not method.single:
             raise ConfigurationError(
                 f"method is {type(method).__name__}, which makes several students; allowed: methods that make one for "

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from project.allocation import Budget
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, above, at_least, share
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
 from project.methods.base import Merged, Method
 from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space
-from project.methods.shared.arguments import check_learning, check_scale, check_share
 from project.methods.shared.arithmetic import Aligned, write
 from project.methods.shared.entropy import check_heads
 from project.methods.shared.routing import train_routers
@@ -65,17 +64,16 @@ class WEMoE(Aligned):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        check_scale(scale)
         if isinstance(blocks, str):
             try:
                 re.compile(blocks)
             except re.error as error:
                 raise ConfigurationError(f"blocks is {blocks!r}, which is no regular expression: {error}.") from error
         else:
-            check_share("blocks", blocks)
-        if hidden < 1:
-            raise ConfigurationError(f"hidden is {hidden}; allowed: 1 or more.")
-        check_learning(steps, batch, rate, seed)
+            share(blocks=blocks)
+        at_least(0, scale=scale, steps=steps, seed=seed)
+        at_least(1, hidden=hidden, batch=batch)
+        above(0, rate=rate)
         self.scale, self.blocks, self.hidden = scale, blocks, hidden
         self.steps, self.rate, self.batch, self.seed = steps, rate, batch, seed
         if steps:

@@ -1,14 +1,13 @@
 """ZipIt (Stoica et al., arXiv 2305.03053): units are merged between sources and within each of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources
 from project.allocation import Budget
-from project.errors import ConfigurationError
+from project.errors import between, one_of
 from project.methods.base import Merged, Method
 from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.arithmetic import write
@@ -57,11 +56,8 @@ class ZipIt(Method):
         label: str | None = None,
     ) -> None:
         super().__init__(label)
-        if space not in get_args(By):
-            raise ConfigurationError(f"space is {space!r}; allowed: {', '.join(map(repr, get_args(By)))}.")
-        for name, value in (("within", within), ("repeat", repeat)):
-            if not 0 <= value <= 1:
-                raise ConfigurationError(f"{name} is {value}; allowed: 0 to 1.")
+        one_of(By, space=space)
+        between(0, 1, within=within, repeat=repeat)
         self.matched = Matching(space, "correlation", alpha, seed)
         self.space: By = space
         self.within, self.repeat, self.alpha, self.seed = within, repeat, alpha, seed

@@ -2,13 +2,13 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError, nearest
+from project.errors import ConfigurationError, at_least, nearest, one_of
 from project.models.cifar import CifarResNet
 
 Stem = Literal["imagenet", "small"]
@@ -61,12 +61,8 @@ class Architecture:
                 f"architecture is {self.name!r}; there is none of that name{like}; allowed: "
                 f"{', '.join(architectures())}, or another classification network of torchvision{listed}"
             )
-        if self.num_classes < 1:
-            raise ConfigurationError(f"num_classes is {self.num_classes}; it must be at least 1.")
-        if self.stem not in get_args(Stem):
-            raise ConfigurationError(f"stem is {self.stem!r}; allowed: 'imagenet', 'small'.")
-        if self.width < 1:
-            raise ConfigurationError(f"width is {self.width}; it must be at least 1.")
+        one_of(Stem, stem=self.stem)
+        at_least(1, num_classes=self.num_classes, width=self.width)
         if self.name in others() and self.stem != "imagenet":
             raise ConfigurationError(f"stem is {self.stem!r}, but {self.name} has one stem, called 'imagenet' here.")
         if self.name in CIFAR_NETS:

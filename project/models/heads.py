@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, one_of
 from project.models.labels import JOINT as JOINT
 from project.models.labels import LabelSpace
 
@@ -29,16 +29,6 @@ class Prediction(NamedTuple):
     head: str
     name: str
     probability: float
-
-
-def check_joint(joint: str) -> None:
-    """Refuse an unknown way to weigh heads.
-
-    Raises:
-        ConfigurationError: With what is allowed.
-    """
-    if joint not in get_args(Joint):
-        raise ConfigurationError(f"joint is {joint!r}; allowed: {', '.join(map(repr, get_args(Joint)))}.")
 
 
 def known_head(head: str, labels: LabelSpace, *others: str) -> str:
@@ -104,7 +94,7 @@ def head_weights(logits: Tensor, labels: LabelSpace, joint: Joint, gated: Tensor
     Raises:
         ConfigurationError: If there is no such way, or no gate for it.
     """
-    check_joint(joint)
+    one_of(Joint, joint=joint)
     parts = [logits[:, columns] for columns in labels.heads.values()]
     if joint == "gate":
         if gated is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, one_of
 
 LabelMode = Literal["shared", "different"]
 OWN, JOINT = HEAD_WORDS = ("own", "joint")  # what to ask of the heads in place of one domain's
@@ -29,8 +29,7 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         """Refuse unequal classes in shared mode."""
-        if self.mode not in ("shared", "different"):
-            raise ConfigurationError(f"label_space is {self.mode!r}; allowed: 'shared', 'different'.")
+        one_of(LabelMode, label_space=self.mode)
         for domain in self.classes:
             if domain in HEAD_WORDS:
                 raise ConfigurationError(f"a domain is called {domain!r}, which asks for no single head; rename it.")

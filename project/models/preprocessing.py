@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least, one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,8 +34,8 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Take lists, as JSON gives them, and refuse impossible values."""
-        if self.image_size < 1:
-            raise ConfigurationError(f"image_size is {self.image_size}; allowed: at least 1 pixel.")
+        at_least(1, image_size=self.image_size)
+        one_of(Crop, crop=self.crop)
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) != 3 or not all(map(math.isfinite, values)):
@@ -43,5 +43,3 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ConfigurationError(f"std is {self.std}; allowed: three positive numbers.")
-        if self.crop not in get_args(Crop):
-            raise ConfigurationError(f"crop is {self.crop!r}; allowed: 'center', 'squash'.")

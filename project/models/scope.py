@@ -7,11 +7,11 @@ on the order of units, so that they go with any alignment, and align nothing by 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, one_of
 
 Fusion = Literal["variances", "pooled", "average"]
 
@@ -53,8 +53,7 @@ def fused_scope(layers: Sequence[Tensor], fusion: Fusion = "variances", shares: 
     Raises:
         ConfigurationError: If there is no such fusion.
     """
-    if fusion not in get_args(Fusion):
-        raise ConfigurationError(f"fusion is {fusion!r}; allowed: {', '.join(map(repr, get_args(Fusion)))}.")
+    one_of(Fusion, fusion=fusion)
     counts = list(shares) if shares is not None else [1 / len(layers)] * len(layers)
     if fusion == "average":
         return scope_of(sum((share * one.double() for share, one in zip(counts[1:], layers[1:], strict=True)),

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from project.allocation import Budget
 from project.data import UnlabelledDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, one_of
 from project.merging import SourceFile
 from project.merging.calibration import Gathering
 from project.merging.lineage import lineage
@@ -91,10 +91,7 @@ class CoefficientModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, UnlabelledDataModule):
             raise ConfigurationError(f"data is {type(data).__name__}; use UnlabelledDataModule to learn coefficients.")
-        if self.trainer.precision not in PRECISIONS:
-            raise ConfigurationError(
-                f"precision is {self.trainer.precision!r}; allowed: {', '.join(map(repr, PRECISIONS))}."
-            )
+        one_of(PRECISIONS, precision=self.trainer.precision)
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the method must know its steps.")
         if self.problem is None:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from project.data import UnsortedDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, one_of
 from project.merging import SourceFile
 from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import heads
@@ -44,7 +44,7 @@ class EvaluationModule(ScoringModule):
         if not networks:
             raise ConfigurationError("networks is empty; at least one file of a network is needed.")
         if joint is not None:
-            heads.check_joint(joint)
+            one_of(Joint, joint=joint)
         super().__init__((), joint)
         self.files = [network if isinstance(network, SourceFile) else SourceFile(Path(network)) for network in networks]
         self.head = head

@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
 from project.data import ClientDataModule
-from project.errors import CheckpointError, ConfigurationError
+from project.errors import CheckpointError, ConfigurationError, between
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
 from project.models.freezing import freeze as freeze_parts
@@ -74,8 +74,7 @@ class FineTuneModule(LightningModule):
         self.hparams["base"] = None if base is None else str(base)
         if weights is not None and base is not None:
             raise ConfigurationError(f"weights is {weights!r} and base is {str(base)!r}; only one of them is allowed.")
-        if not 0 <= label_smoothing <= 1:
-            raise ConfigurationError(f"label_smoothing is {label_smoothing}; allowed: 0 to 1.")
+        between(0, 1, label_smoothing=label_smoothing)
         # the classes may come later, but a name that is not known is told now
         self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width)
         if weights is not None:

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, optim
 
 from project.data import DomainDataModule, UnlabelledDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, share
 from project.fit import Distillation
-from project.fit.distil import check_weights
+from project.fit.distil import check_loss_weights
 from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import DomainScores
 from project.modules.common import data_labels
@@ -59,9 +59,8 @@ class RefineModule(LightningModule):
         warmup: float = 0.1,
     ) -> None:
         super().__init__()
-        check_weights(features, logits, temperature)
-        if not 0 <= warmup < 1:
-            raise ConfigurationError(f"warmup is {warmup}; allowed: 0 up to, but without, 1.")
+        check_loss_weights(features, logits, temperature)
+        share(none=True, whole=False, warmup=warmup)
         self.path, self.source_paths = Path(student), [Path(source) for source in sources]
         self.options = {"features": features, "logits": logits, "temperature": temperature}
         self.optimizer, self.warmup = optimizer, warmup

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from project.errors import CheckpointError, ConfigurationError
+from project.errors import CheckpointError, ConfigurationError, above, one_of
 from project.models import read_weights
 from project.models.scope import Fusion, Scope, check_scopes, fused_scope, layer_weights, scope_divergence, scope_of
 
@@ -38,9 +38,8 @@ class WeightScope:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before any training."""
-        if not self.strength > 0:
-            raise ConfigurationError(f"strength of scope is {self.strength}; allowed: above 0.")
-        fused_scope([torch.zeros(1)], self.fusion)  # which refuses an unknown one
+        above(0, strength=self.strength)
+        one_of(Fusion, fusion=self.fusion)
 
     def targets(self, network: nn.Module) -> dict[str, Scope]:
         """Layer -> the scope that its weights are pulled towards.

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import psutil
 import torch
 
 from project.errors import ConfigurationError
-
-SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+from project.runtime.units import POWERS, split_amount
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,11 @@ def read_bytes(text: str) -> int:
     Raises:
         ConfigurationError: If it is something else.
     """
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?\s*", text.lower())
-    if found is None or float(found[1]) == 0:
+    amount = split_amount(text, "kMGT", ("b",))
+    if amount is None or not 0 < amount[0] < inf:
         raise ConfigurationError(f"memory is {text!r}; allowed: an amount above 0, such as '16 GB' or '500 MB'.")
-    return int(float(found[1]) * SCALES[found[2]])
+    number, prefix, _ = amount
+    return int(number * POWERS[prefix])
 
 
 def size(count: int) -> str:

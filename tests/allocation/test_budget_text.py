@@ -28,7 +28,7 @@ def test_what_is_written_is_read(text: str) -> None:
     assert Budget.of(str(budget)) == Budget.of(budget.plain) == budget
 
 
-@pytest.mark.parametrize("text", ["", "big", "5 FLOPs", "14M", "1.2.3", "-1", "MB", "3 x params 4", "1.5x x"])
+@pytest.mark.parametrize("text", ["", "big", "5 FLOPs", "14M", "1.2.3", "-1", "MB", "3 x params 4", "1.5x x", "2 TMAC"])
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"budgets holds '.*'; allowed: .*'48 MB'"):
         Budget.of(text)

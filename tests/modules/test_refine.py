@@ -212,7 +212,7 @@ def test_domains_without_source_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"warmup": 1.0}, "warmup is 1.0; allowed: 0 up to"), ({"temperature": -1.0}, "temperature is -1.0")],
+    [({"warmup": 1.0}, "warmup is 1.0; allowed: 0 or more, below 1"), ({"temperature": -1.0}, "temperature is -1.0")],
 )
 def test_impossible_values_are_told_at_once(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

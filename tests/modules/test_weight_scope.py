@@ -86,7 +86,7 @@ def test_frozen_parts_have_no_target() -> None:
 
 
 def test_what_cannot_be_a_target_is_refused(files: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"strength of scope is 0; allowed: above 0\."):
+    with pytest.raises(ConfigurationError, match=r"strength is 0; allowed: above 0\."):
         WeightScope(0)
     with pytest.raises(ConfigurationError, match="fusion is 'median'"):
         WeightScope(fusion="median")  # type: ignore[arg-type]

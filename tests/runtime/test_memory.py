@@ -99,7 +99,7 @@ def test_nothing_to_gather_takes_no_pass() -> None:
 def test_amounts_of_memory() -> None:
     written = {"16 GB": 16 * GB, "500 MB": 5 * 10**8, "1.5g": 15 * 10**8, "7": 7, "2 TB": 2000 * GB, "64kB": 64000}
     assert {text: read_bytes(text) for text in written} == written
-    for text in ("", "much", "-1 GB", "0 GB", "1 GiB", "1e3 MB"):
+    for text in ("", "much", "-1 GB", "0 GB", "1 GiB", "1e3 MB", "inf", "nan GB", "16x"):
         with pytest.raises(ConfigurationError, match="memory is"):
             read_bytes(text)
 

@@ -11,7 +11,7 @@ from project.data.domainnet import DomainNet
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
-from project.errors import ConfigurationError, DataError
+from project.errors import ConfigurationError, DataError, at_least
 from project.runtime.saving import atomic_text
 
 RECIPE = 1
@@ -42,12 +42,8 @@ class Shapes(DomainSet):
         seed: int = 0,
         domains: list[str] | None = None,
     ) -> None:
-        counts = {"size": size, "train_per_class": train_per_class, "test_per_class": test_per_class}
-        for name, value in counts.items():
-            if value < 1:
-                raise ConfigurationError(f"{name} is {value}; allowed: at least 1.")
-        if seed < 0:
-            raise ConfigurationError(f"seed is {seed}; allowed: 0 or more.")
+        at_least(1, size=size, train_per_class=train_per_class, test_per_class=test_per_class)
+        at_least(0, seed=seed)
         self.root = Path(root)
         self.size = size
         self.train_per_class = train_per_class

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from operator import itemgetter
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from project.errors import ConfigurationError, MergeError
+from project.errors import ConfigurationError, MergeError, one_of
 from project.methods.problem import Problem
 from project.runtime import ALONE, World, lengths
 from project.student import Student, own_statistics
@@ -70,7 +70,7 @@ class Objective:
     """
 
     def __init__(self, student: Student, domains: Sequence[str], norms: Norms = "mixed", world: World = ALONE) -> None:
-        check_norms(norms)
+        one_of(Norms, norms=norms)
         self.student, self.norms, self.world = student, norms, world
         self.columns = {domain: student.labels.columns(domain) for domain in domains}
 
@@ -124,16 +124,6 @@ def check_finite(*tensors: Tensor) -> None:
     """
     if not all(bool(one.isfinite().all()) for one in tensors):
         raise MergeError("the entropy, or its gradient, is no longer finite; take a smaller rate.")
-
-
-def check_norms(norms: str) -> None:
-    """Refuse an unknown way to normalise.
-
-    Raises:
-        ConfigurationError: With what is allowed.
-    """
-    if norms not in get_args(Norms):
-        raise ConfigurationError(f"norms is {norms!r}; allowed: {', '.join(map(repr, get_args(Norms)))}.")
 
 
 class Draws(Iterator[dict[str, Tensor]]):

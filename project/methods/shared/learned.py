@@ -9,15 +9,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.allocation import Budget
+from project.errors import above, at_least, one_of
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
 from project.methods.base import Method
 from project.methods.problem import Problem, Run
 from project.methods.shared.aligned import Align, Space
-from project.methods.shared.arguments import check_learning, check_scale
 from project.methods.shared.arithmetic import Combined, FromBase
 from project.methods.shared.blend import Blend
 from project.methods.shared.curves import ALL
-from project.methods.shared.entropy import Draws, Norms, Objective, check_heads, check_norms
+from project.methods.shared.entropy import Draws, Norms, Objective, check_heads
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
 from project.student import Student
@@ -54,9 +54,10 @@ class Learned(FromBase):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        check_scale(scale)
-        check_norms(norms)
-        check_learning(steps, batch, rate, seed)
+        at_least(0, scale=scale, steps=steps, seed=seed)
+        at_least(1, batch=batch)
+        above(0, rate=rate)
+        one_of(Norms, norms=norms)
         self.scale, self.steps, self.batch, self.rate, self.seed = scale, steps, batch, rate, seed
         self.norms: Norms = norms
         self.needs = self.needs | {PICTURES}

@@ -1,7 +1,7 @@
 """How the units of the sources are matched, for every method that can go by something other than their numbers."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from project.alignment import (
     Alignment,
@@ -11,7 +11,7 @@ from project.alignment import (
     align_by_weights,
     similarity_bytes,
 )
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, between, one_of
 from project.methods.problem import Evidence, Problem
 from project.moments import UNITS
 from project.runtime import MemoryEstimate, World
@@ -40,14 +40,9 @@ class Matching:
 
     def __post_init__(self) -> None:
         """Refuse what is not known."""
-        for name, value, allowed in (
-            ("by", self.by, get_args(By)),
-            ("similarity", self.similarity, get_args(Similarity)),
-        ):
-            if value not in allowed:
-                raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
-        if not 0 <= self.alpha <= 1:
-            raise ConfigurationError(f"alpha is {self.alpha}; allowed: 0 to 1.")
+        one_of(By, by=self.by)
+        one_of(Similarity, similarity=self.similarity)
+        between(0, 1, alpha=self.alpha)
 
     @property
     def needs(self) -> frozenset[str]:
