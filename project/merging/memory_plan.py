@@ -9,7 +9,7 @@ import torch
 from project.allocation import Budget, stored_bytes
 from project.data import DomainDataModule
 from project.fit.memory_estimate import gather_bytes, gradient_bytes
-from project.methods import Method, Problem
+from project.methods import Method, PictureCounts, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
 from project.runtime import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
@@ -39,6 +39,7 @@ class Planner:
         methods: Sequence[Method],
         budgets: Sequence[Budget],
         data: DomainDataModule,
+        estimate: MemoryEstimate,
         memory: str | None = None,
         device: torch.device | str = "cpu",
         processes: int = 1,
@@ -51,15 +52,13 @@ class Planner:
             methods: Merging methods.
             budgets: Sizes of the students.
             data: The domains.
+            estimate: Most that any method's fit takes.
             memory: Most memory to take; None for what is free.
             device: Where the merge is going to run.
             processes: Processes that share the calibration pictures.
             sharing: Processes that share the memory.
         """
-        pictures = {domain: ceil(count / processes) for domain, count in data.calibration_counts().items()}
-        largest = min(data.calibration_batch_size, max(pictures.values(), default=0))
-        estimates = [method.memory_estimate(problem, pictures, budgets, largest) for method in methods]
-        estimate = MemoryEstimate(max(one.whole for one in estimates), max(one.least for one in estimates))
+        largest = PictureCounts(data.calibration_counts(), data.calibration_batch_size, processes).largest
         free = free_bytes(device, sharing)
         told = f"{size(free)} are free on {device}"
         if torch.device(device).type != "cpu":

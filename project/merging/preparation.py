@@ -1,6 +1,6 @@
 """Whether sources, methods and data go together: found out once, before any long work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,11 @@ from project.allocation import Budget
 from project.data import DomainDataModule
 from project.errors import ConfigurationError, MergeError
 from project.merging.sources import SourceFile, place_sources
-from project.methods import Method, Permutation, Problem
+from project.methods import Method, Permutation, PictureCounts, Preparation, Problem
 from project.methods.shared import Arithmetic
 from project.models import LabelSpace
 from project.moments import Fingerprint, network_hash
-from project.runtime import Progress
+from project.runtime import MemoryEstimate, Progress
 from project.runtime.progress import FOLDER
 from project.student import Source
 from project.symmetry import Spec, check_equivalence
@@ -31,10 +31,12 @@ class Prepared:
     Args:
         problem: The sources and what is known of them.
         sources: The sources under their names.
+        memory: Most that any method's fit takes in one process.
     """
 
     problem: Problem
     sources: list[Source]
+    memory: MemoryEstimate
 
 
 def prepare(
@@ -46,6 +48,7 @@ def prepare(
     budgets: Sequence[Budget],
     without_source: Sequence[str] = (),
     base: nn.Module | Literal["mean"] | None = None,
+    processes: int = 1,
 ) -> Prepared:
     """Check that everything goes together as far as names and shapes tell, and say what is planned.
 
@@ -58,6 +61,7 @@ def prepare(
         budgets: Sizes of the students.
         without_source: Domains that need none.
         base: What the sources were fine-tuned from, see Problem.
+        processes: Processes that share the calibration pictures.
 
     Raises:
         PleasError: If something does not.
@@ -76,11 +80,11 @@ def prepare(
         base=base,
         names=tuple(source.name for source in sources),
     )
-    pictures = data.calibration_counts()
-    _check_methods(methods, problem, pictures, budgets)
-    for plan in filter(None, (method.plan(problem) for method in methods)):
-        rank_zero_info(plan)
-    return Prepared(problem, sources)
+    pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, processes)
+    prepared = _prepare_methods(methods, problem, pictures, budgets)
+    for message in filter(None, (preparation.message for preparation in prepared)):
+        rank_zero_info(message)
+    return Prepared(problem, sources, MemoryEstimate.most(*(preparation.memory for preparation in prepared)))
 
 
 def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: DomainDataModule) -> dict[str, float]:
@@ -147,22 +151,24 @@ def progress_of(
     return progress
 
 
-def _check_methods(
-    methods: Sequence[Method], problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget]
-) -> None:
+def _prepare_methods(
+    methods: Sequence[Method], problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget]
+) -> list[Preparation]:
     """Refuse methods that cannot work with so many calibration pictures."""
     planned: dict[str, Method] = {}
+    prepared = []
     for method in methods:
-        if method.needs and not pictures:
+        if method.needs and not pictures.domains:
             raise ConfigurationError(
                 f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
                 f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
                 f"with matching 'weights'."
             )
-        method.check(problem, pictures, budgets, planned)
+        prepared.append(method.prepare(problem, pictures, budgets, planned))
         permutes = Budget(1.0) in budgets
         if all(isinstance(one, Arithmetic) or (permutes and isinstance(one, Permutation)) for one in method.candidates):
             planned[method.name] = method
+    return prepared
 
 
 def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:

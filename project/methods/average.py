@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from project.allocation import Budget
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_count, check_weights
 from project.methods.shared.arithmetic import Combined
-from project.runtime import MemoryEstimate
 from project.student import Student
 
 
@@ -31,24 +30,13 @@ class Average(Arithmetic):
         check_weights(weights)
         self.weights = weights
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse weights of another number of sources."""
-        super().check(problem, pictures, budgets, planned)
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse weights of another number of sources; the plain mean takes nothing, as every student starts there."""
+        preparation = super().prepare(problem, pictures, budgets, planned)
         check_count(self.weights, problem)
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of matching, and of the weighted mean; the plain one is where every student starts."""
-        if self.weights is None:
-            return self.matching_demand(problem)
-        return super().memory_estimate(problem, pictures, budgets, batch)
+        return preparation if self.weights is not None else Preparation(self.matching_memory(problem))
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """The weighted mean."""

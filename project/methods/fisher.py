@@ -6,8 +6,8 @@ import torch
 
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_classes, check_count, check_labels, check_weights
@@ -50,17 +50,14 @@ class Fisher(Arithmetic):
         self.labelled = classes == "labels"
         self.needs = self.needs | {fisher_need(DIAGONAL, classes)}
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
         """Refuse weights of another number of sources, and labels that public pictures do not have."""
-        super().check(problem, pictures, budgets, planned)
+        preparation = super().prepare(problem, pictures, budgets, planned)
         check_count(self.weights, problem)
-        check_labels(self.classes, problem, pictures)
+        check_labels(self.classes, problem, pictures.domains)
+        return preparation
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """The weighted mean."""

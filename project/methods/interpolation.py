@@ -5,11 +5,10 @@ from itertools import combinations
 
 from project.allocation import Budget, stored_bytes
 from project.errors import ConfigurationError
-from project.methods.base import Merged
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
-from project.runtime import MemoryEstimate
 
 
 class Interpolation(Aligned):
@@ -37,15 +36,14 @@ class Interpolation(Aligned):
             raise ConfigurationError(f"steps of method {self.name} is {steps}; allowed: 1 to 1000.")
         self.steps = steps
 
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of matching, and of all points, which are held until they are scored."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Count in all points, which are held until they are scored."""
         count = len(problem.sources)
         points = (self.steps + 1) * count * (count - 1) // 2
         held = points * stored_bytes(problem.sources[0].state_dict())
-        base = super().memory_estimate(problem, pictures, budgets, batch)
-        return MemoryEstimate(base.whole + held, base.least + held)
+        return super().prepare(problem, pictures, budgets, planned).adding(held, held)
 
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """The points of every pair, each of one source's size, whatever the budgets."""

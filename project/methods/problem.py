@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +93,31 @@ class Problem:
     def start(self, maps: Mapping[str, UnitMap]) -> Student:
         """The student of these unit maps before any fit."""
         return start_student(self.sources, self.spec, maps, self.labels, self.architecture, self.preprocessing)
+
+
+@dataclass(frozen=True)
+class PictureCounts:
+    """How many calibration pictures there will be, before any is seen.
+
+    Args:
+        domains: domain -> number of its pictures.
+        batch: Most pictures in a batch.
+        processes: Processes among which each domain's pictures are dealt out.
+    """
+
+    domains: Mapping[str, int]
+    batch: int = 1
+    processes: int = 1
+
+    @property
+    def local(self) -> dict[str, int]:
+        """Domain -> most of its pictures that one process has."""
+        return {domain: ceil(count / self.processes) for domain, count in self.domains.items()}
+
+    @property
+    def largest(self) -> int:
+        """Most pictures of a domain that one process has in a batch."""
+        return min(self.batch, max(self.local.values(), default=0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """SMILE (Tang et al., arXiv 2408.10174): sparse mixtures of low-rank experts, without data and without training."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
 from project.student import (
@@ -73,15 +73,11 @@ class SMILE(Aligned):
         self.rank, self.gate_rank, self.top = rank, gate_rank, top
         self.norms: Norms = norms
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
         """Refuse gates that could not tell the sources apart, and networks without a layer to route."""
-        super().check(problem, pictures, budgets, planned)
+        preparation = super().prepare(problem, pictures, budgets, planned)
         count = len(problem.sources)
         if self.top > count:
             raise ConfigurationError(f"top of method {self.name} is {self.top}; allowed: 1 to the {count} sources.")
@@ -90,20 +86,17 @@ class SMILE(Aligned):
                 f"base is 'mean', from which 2 sources differ by the sign alone, which the gates of method {self.name} "
                 f"do not see; give the base that they were fine-tuned from, or 3 sources."
             )
-        if not self._routed(problem):
+        routed = self._routed(problem)
+        if not routed:
             raise ConfigurationError(f"method {self.name} finds no layer that sees pictures one by one, to route them.")
+        known = [*routed, problem.spec.head.name] if problem.labels.mode == "different" else routed
+        left = [layer.name for layer in problem.spec.layers if layer.name not in known]
+        message = f"{self.name} does not route {', '.join(left)}: it takes their mean" if left else None
+        return replace(preparation, message=message)
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
         """It does."""
         return True
-
-    def plan(self, problem: Problem) -> str | None:
-        """Which layers are not routed, though their sources have one in common."""
-        known = self._routed(problem)
-        if problem.labels.mode == "different":
-            known = [*known, problem.spec.head.name]
-        left = [layer.name for layer in problem.spec.layers if layer.name not in known]
-        return f"{self.name} does not route {', '.join(left)}: it takes their mean" if left else None
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:

@@ -1,6 +1,7 @@
 """One tuner for all methods: settings are tried on part of the calibration pictures, and judged on the rest."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -14,14 +15,14 @@ from torch import Tensor
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest
 from project.fit.memory_estimate import picture_bytes
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.curves import ALL
-from project.methods.shared.divergence import divergence, domain_mean, renormalised
+from project.methods.shared.divergence import divergence, domain_mean
 from project.methods.shared.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
-from project.student import Student
+from project.student import Student, renormalise
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -106,52 +107,43 @@ class Tuned(Method):
         """
         return [_candidate(self.method, setting) for setting in self.settings]
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse too few pictures to hold any out, pictures that cannot be judged, and what the method refuses."""
-        for domain, count in pictures.items():
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse too few pictures to hold any out, pictures that cannot be judged, and what the method refuses.
+
+        It takes what the setting takes that takes most, with the best student so far, the one that is judged, and the
+        pictures, of which there are copies of both sides beside themselves.
+        """
+        self._check_pictures(problem, pictures.domains)
+        prepared = [candidate.prepare(problem, pictures, budgets, planned) for candidate in self.candidates]
+        message = f"{self.name} judges {len(self.candidates)} settings by {self.criterion} on pictures held out"
+        if any(candidate.needs - {PICTURES} for candidate in self.candidates):
+            message += ", of which the statistics are too"
+        times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
+        kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
+        copies = 2 * picture_bytes(problem.spec, sum(pictures.local.values()))
+        most = Preparation(
+            MemoryEstimate.most(*(preparation.memory for preparation in prepared)),
+            "; ".join(filter(None, (message, prepared[0].message))),
+        )
+        return most.adding(kept + copies, kept)
+
+    def _check_pictures(self, problem: Problem, counts: Mapping[str, int]) -> None:
+        for domain, count in counts.items():
             if not 1 <= (held := floor(count * self.held_out)) < count:
                 raise ConfigurationError(
                     f"held_out of method {self.name} is {self.held_out}, which holds out {held} of the {count} "
                     f"calibration pictures of {domain}; there must be one at least on both sides."
                 )
-        unowned = [domain for domain in pictures if domain not in problem.labels.domains]
+        unowned = [domain for domain in counts if domain not in problem.labels.domains]
         if self.criterion == "accuracy" and unowned:
             raise ConfigurationError(
                 f"criterion of method {self.name} is 'accuracy', but calibration pictures are of {unowned[0]!r}, "
                 f"whose classes are not the sources'; use 'divergence'."
             )
         if self.criterion == "entropy":
-            check_heads(self.name, problem, pictures)
-        for candidate in self.candidates:
-            candidate.check(problem, pictures, budgets, planned)
-
-    def plan(self, problem: Problem) -> str | None:
-        """What is tried, and what the method plans."""
-        told = f"{self.name} judges {len(self.candidates)} settings by {self.criterion} on pictures held out"
-        if any(one.needs - {PICTURES} for one in self.candidates):
-            told += ", of which the statistics are too"
-        return "; ".join(filter(None, (told, self.candidates[0].plan(problem))))
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the setting that takes most, with the best student so far, the one that is judged, and pictures.
-
-        Beside the pictures themselves there are copies of those of both sides.
-        """
-        estimates = [one.memory_estimate(problem, pictures, budgets, batch) for one in self.candidates]
-        times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
-        kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
-        shown = 2 * picture_bytes(problem.spec, sum(pictures.values()))
-        return MemoryEstimate(
-            max(one.whole for one in estimates) + kept + shown, max(one.least for one in estimates) + kept
-        )
+            check_heads(self.name, problem, counts)
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
@@ -208,7 +200,10 @@ class Tuned(Method):
             held: Pictures on which it is judged.
             world: The processes that share the pictures.
         """
-        student = merged.student if merged.settled else renormalised(merged.student, kept.pictures, world)
+        student = merged.student
+        if not merged.settled:
+            student = deepcopy(student)
+            renormalise(student, kept.pictures, world)
         if self.criterion == "divergence":
             return divergence(student, problem, held.pictures, world)
         judge = _entropy if self.criterion == "entropy" else _hits

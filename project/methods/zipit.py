@@ -9,8 +9,8 @@ from torch import Tensor
 from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.arithmetic import write
 from project.methods.shared.matching import By, Matching
 from project.runtime import MemoryEstimate, World
@@ -67,29 +67,22 @@ class ZipIt(Method):
         self.within, self.repeat, self.alpha, self.seed = within, repeat, alpha, seed
         self.needs = self.matched.needs
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse activations of units that no value of the architecture holds alone."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse activations of units that no value of the architecture holds alone.
+
+        It takes the units' similarities, or, where that is more, the student's parameters and one source's in float64.
+        """
         self.matched.check(problem, "space")
-
-    def plan(self, problem: Problem) -> str | None:
-        """Which groups are only matched."""
         kept = [group.name for group in problem.spec.free if problem.spec.normalised(group)]
-        return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the units' similarities, or of the student's parameters and one source's in float64."""
         copies = 5 if self._share else 3  # of a weight correlation while it is made; else of what is searched
-        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=copies)
-        needed = max(alike, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
-        return MemoryEstimate(needed, needed)
+        similarities = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=copies)
+        needed = max(similarities, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
+        return Preparation(
+            MemoryEstimate(needed, needed),
+            f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None,
+        )
 
     @property
     def _share(self) -> float:

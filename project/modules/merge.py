@@ -173,10 +173,10 @@ class MergeModule(LightningModule):
         spec = self.read(data.preprocessing)
         files = (self.files, self.loaded, spec, data, self.methods, self.budgets)
         base: nn.Module | Literal["mean"] | None = "mean" if self.base == "mean" else self.base_network
-        prepared = prepare(*files, self.without_source, base)
+        prepared = prepare(*files, self.without_source, base, processes)
         self.problem, self.loaded = prepared.problem, prepared.sources
-        given = (self.problem, self.methods, self.budgets, data, self.memory, device, processes, sharing)
-        self.planner = Planner.of(*given)
+        given = (self.problem, self.methods, self.budgets, data, prepared.memory)
+        self.planner = Planner.of(*given, self.memory, device, processes, sharing)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.loaded, spec, self.tolerance, data)
         self.calibration_domains = data.calibration_domains

@@ -11,6 +11,7 @@ from project.data import DomainDataModule
 from project.merging import memory_plan
 from project.merging.memory_plan import Planner
 from project.methods import Average, PLeaS
+from project.runtime import MemoryEstimate
 
 GB = 10**9
 
@@ -23,10 +24,10 @@ def test_an_accelerator_has_room_for_the_networks_too(monkeypatch: pytest.Monkey
     methods, budgets = [PLeaS("weights"), Average()], [Budget(1.0), Budget(1.5)]
     one = stored_bytes(problem.sources[0].state_dict())
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *_: GB)
-    there = Planner.of(problem, methods, budgets, data, device="cuda")
+    there = Planner.of(problem, methods, budgets, data, MemoryEstimate(), device="cuda")
     assert there.room == GB - one * (2 + 2 * (1.0 + 1.5))
     assert there.free.startswith("1.0 GB are free on cuda, 1.0 GB on the host, ")
-    assert Planner.of(problem, methods, budgets, data).room == GB, "on the host they lie already"
-    assert Planner.of(problem, methods, budgets, data, "1 MB", "cuda").room == 10**6
+    assert Planner.of(problem, methods, budgets, data, MemoryEstimate()).room == GB, "on the host they lie already"
+    assert Planner.of(problem, methods, budgets, data, MemoryEstimate(), "1 MB", "cuda").room == 10**6
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *_: one)
-    assert Planner.of(problem, methods, budgets, data, device="cuda").room == 0
+    assert Planner.of(problem, methods, budgets, data, MemoryEstimate(), device="cuda").room == 0

@@ -7,12 +7,12 @@ import pytest
 from helpers import (
     DOMAINS,
     budgets_of,
-    check_case,
     estimate_case,
     make_problem,
     merge_case,
+    message_of,
     pictures,
-    plan_case,
+    prepare_case,
     random_network,
     resnet,
 )
@@ -97,7 +97,7 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
     refusals = []
     for attempt in (
         lambda: list(merge_case(method, problem, [1.0])),
-        lambda: check_case(method, problem, {"art": count}, [1.0]),
+        lambda: prepare_case(method, problem, {"art": count}, [1.0]),
     ):
         try:
             attempt()
@@ -107,7 +107,7 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
     assert refusals[0] == refusals[1]
     told = pytest.warns(UserWarning, match=rf"and {count} calibration pictures give only") if refusals[0] else quiet()
     with told:
-        check_case(PLeaS(fit="joint"), problem, {"art": count}, [1.0])
+        prepare_case(PLeaS(fit="joint"), problem, {"art": count}, [1.0])
 
 
 @pytest.mark.parametrize("budget", [1.0, 1.5])
@@ -116,14 +116,14 @@ def test_the_number_of_pictures_that_would_be_enough_is_enough(structure: int, b
     problem = make_problem([random_network(structure, weights) for weights in (0, 1)])
     method = PLeaS(rounds=0)
     with pytest.warns(UserWarning, match="stays near the permuted average; .* would be enough") as caught:
-        check_case(method, problem, {"art": 1, "birds": 1}, [budget])
+        prepare_case(method, problem, {"art": 1, "birds": 1}, [budget])
     words = str(caught[0].message).split()
     enough = int(words[words.index("would") - 1])
     share = enough if budget > 1 else -(-enough // 2)
     with quiet():
-        check_case(method, problem, {"art": share, "birds": share}, [budget])
+        prepare_case(method, problem, {"art": share, "birds": share}, [budget])
     with pytest.warns(UserWarning, match=words[1]):
-        check_case(method, problem, {"art": share - 1, "birds": share - 1}, [budget])
+        prepare_case(method, problem, {"art": share - 1, "birds": share - 1}, [budget])
 
 
 def test_domains_of_weight_0_bring_no_samples() -> None:
@@ -131,10 +131,10 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
     many, few = {"art": 1, "birds": 10**6}, {"art": 10**4, "birds": 1}
     options: dict[str, Any] = {"fit": "joint", "targets": "mean", "weights": {"birds": 0.0}}
     with pytest.raises(ConfigurationError, match="and 1 calibration pictures give only"):
-        check_case(PLeaS(ridge=0.0, **options), problem, many, [1.0])
+        prepare_case(PLeaS(ridge=0.0, **options), problem, many, [1.0])
     with quiet():
-        check_case(PLeaS(**options), problem, few, [1.5])
-        check_case(PLeaS(weights={"birds": 0.0}), problem, few, [1.5])
+        prepare_case(PLeaS(**options), problem, few, [1.5])
+        prepare_case(PLeaS(weights={"birds": 0.0}), problem, few, [1.5])
 
 
 def test_systems_of_layers_demand_room_block_by_block() -> None:
@@ -230,7 +230,7 @@ def test_students_are_no_wider_than_was_told_before_units_were_matched(
 def test_weights_of_no_use_are_refused(weights: dict[str, float], said: str) -> None:
     it = make_problem([random_network(0, weights) for weights in (0, 1)])
     with pytest.raises(ConfigurationError, match=said):
-        check_case(PLeaS(weights=weights), it, {"art": 40, "birds": 40}, [1.0])
+        prepare_case(PLeaS(weights=weights), it, {"art": 40, "birds": 40}, [1.0])
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
@@ -241,7 +241,7 @@ def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
 
 def test_the_plan_names_every_stage() -> None:
     problem = make_problem([random_network(2, weights) for weights in range(2)], batches=[])
-    told = plan_case(PLeaS(), problem) or ""
+    told = message_of(PLeaS(), problem) or ""
     assert told.startswith(f"pleas fits {len(problem.spec.layers)} layers in ")
     assert all(layer.name in told for layer in problem.spec.layers)
-    assert plan_case(PLeaS(fit="joint"), problem) is None
+    assert message_of(PLeaS(fit="joint"), problem) is None

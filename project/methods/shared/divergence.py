@@ -1,8 +1,6 @@
 """How far a student is from its sources on the calibration pictures."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +9,7 @@ from torch import Tensor
 from project.methods.problem import Problem
 from project.moments import own_domains
 from project.runtime import World
-from project.student import Student, reestimation
-
-
-@torch.no_grad()
-def renormalised(student: Student, pictures: Mapping[str, Sequence[Tensor]], world: World) -> Student:
-    """A copy of a student whose batch norms are re-estimated on some pictures, all domains mixed.
-
-    Args:
-        student: Left as it is.
-        pictures: domain -> this process' batches.
-        world: The processes that share the pictures.
-    """
-    student = deepcopy(student)
-    with reestimation(student.network, student.exact_norms, world.reduce):
-        for batches in zip_longest(*pictures.values()):
-            student(torch.cat([batch for batch in batches if batch is not None]))
-    return student
+from project.student import Student
 
 
 @torch.no_grad()
@@ -38,7 +20,7 @@ def divergence(student: Student, problem: Problem, pictures: Mapping[str, Sequen
     domain, the mean over the sources; with several heads, that of the domain is compared, or each source's own columns.
 
     Args:
-        student: Of these sources, its batch norms as they shall be, see :func:`renormalised`.
+        student: Of these sources, its batch norms as they shall be, see :func:`~project.student.renormalise`.
         problem: The sources.
         pictures: domain -> this process' batches.
         world: The processes that share the pictures.

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from project.allocation import Budget
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_learning, check_scale
 from project.methods.shared.arithmetic import Combined, FromBase
@@ -19,7 +19,6 @@ from project.methods.shared.blend import Blend
 from project.methods.shared.curves import ALL
 from project.methods.shared.entropy import Draws, Norms, Objective, check_heads, check_norms
 from project.moments import PICTURES
-from project.runtime import MemoryEstimate
 from project.student import Student
 
 POINTS = 200
@@ -61,27 +60,17 @@ class Learned(FromBase):
         self.norms: Norms = norms
         self.needs = self.needs | {PICTURES}
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse pictures that no head answers for."""
-        super().check(problem, pictures, budgets, planned)
-        check_heads(self.name, problem, pictures)
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the task vectors, a way back through the student, and the pictures."""
-        plain = super().memory_estimate(problem, pictures, budgets, batch)
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse pictures that no head answers for; count in the way back through the student, and the pictures."""
+        preparation = super().prepare(problem, pictures, budgets, planned)
+        check_heads(self.name, problem, pictures.domains)
         parameters = sum(one.numel() for one in problem.sources[0].parameters())
-        run = gradient_bytes(problem.spec, sum(min(self.batch, count) for count in pictures.values()), 1, parameters)
-        run += 4 * (len(problem.sources) + COPIES) * parameters
-        shown = picture_bytes(problem.spec, sum(pictures.values()))
-        return MemoryEstimate(plain.whole + run + shown, plain.least + run)
+        batch = sum(min(self.batch, count) for count in pictures.local.values())
+        step = gradient_bytes(problem.spec, batch, 1, parameters)
+        step += 4 * (len(problem.sources) + COPIES) * parameters
+        return preparation.adding(step + picture_bytes(problem.spec, sum(pictures.local.values())), step)
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """Learn, and put the network together from what was learned."""
