@@ -39,7 +39,7 @@ class Average(Arithmetic):
         return preparation if self.weights is not None else Preparation(self.matching_memory(problem))
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """The weighted mean."""
+        """Compute the weighted mean."""
         if self.weights is None:
             return Combined({})  # the student's start point
         shares = [weight / sum(self.weights) for weight in self.weights]
@@ -47,7 +47,7 @@ class Average(Arithmetic):
         # As steps from the mean, so that equal sources give themselves to the last bit.
         return Combined(
             {
-                name: mean + torch.stack([share * (one[name] - mean) for share, one in pairs]).sum(0)
+                name: mean + torch.stack([share * (source[name] - mean) for share, source in pairs]).sum(0)
                 for name, mean in space.mean.items()
             }
         )

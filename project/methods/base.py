@@ -61,7 +61,7 @@ class Preparation:
     message: str | None = None
 
     def adding(self, whole: int, least: int) -> "Preparation":
-        """The same with more memory.
+        """Add memory to the estimate.
 
         Args:
             whole: Bytes more with everything in memory.
@@ -112,7 +112,9 @@ class Method(ABC):
     def options(self) -> dict[str, object]:
         """Its arguments that are plain values, as a file tells them."""
         given = self.arguments
-        settings = {n: asdict(one) for n, one in given.items() if is_dataclass(one) and not isinstance(one, type)}
+        settings = {
+            n: asdict(value) for n, value in given.items() if is_dataclass(value) and not isinstance(value, type)
+        }
         return settings | {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
 
     @property
@@ -121,7 +123,7 @@ class Method(ABC):
         return [self]
 
     def changed(self, **arguments: Any) -> Self:
-        """The same method with other arguments.
+        """Make the same method with other arguments.
 
         Raises:
             ConfigurationError: If a value is not allowed.

@@ -60,12 +60,12 @@ class Fisher(Arithmetic):
         return preparation
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """The weighted mean."""
+        """Compute the weighted mean, entry by entry."""
         above = {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
         below = {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
         for index, source in enumerate(space.sources):
             squares = space.squares(index, self.classes)
-            norm = torch.stack([one.square().sum() for one in squares.values()]).sum().sqrt().clamp(min=1e-300)
+            norm = torch.stack([square.square().sum() for square in squares.values()]).sum().sqrt().clamp(min=1e-300)
             weight = 1.0 if self.weights is None else self.weights[index]
             for name, mean in space.mean.items():
                 share = weight * (squares[name] / norm).clamp(min=self.floor)

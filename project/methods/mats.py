@@ -145,7 +145,7 @@ class MaTS(Arithmetic):
         return copies * (sum(held) if self.watch else max(held)) + reading * max(held)
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """Whether the start point is made of it."""
+        """Need θ₀ where the start point is made of it."""
         return self.start == "base" or (self.start in STARTS and self.start not in planned)
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
@@ -174,7 +174,7 @@ class MaTS(Arithmetic):
         return Combined(parameters, layers, curves.plain())
 
     def _step(self, solvers: Sequence[ConjugateGradients], world: World) -> bool:
-        """Take a step in all systems; whether any was left to take, which all processes hear from the first.
+        """Take a step in all systems; return whether any was left to take, which all processes hear from the first.
 
         They watch the student together, so that none may stop before the others for the sake of a last bit.
         """
@@ -187,7 +187,7 @@ class MaTS(Arithmetic):
         return {layer.name for layer in space.problem.spec.layers}
 
     def _batches(self, space: Space) -> Iterator[list[System]]:
-        """The systems that are solved side by side; those of one batch are in memory together."""
+        """Yield the systems that are solved side by side; those of one batch are in memory together."""
         systems = (system for system in self._systems(space) if not system.settled)
         if self.watch:
             yield list(systems)
@@ -207,7 +207,7 @@ class MaTS(Arithmetic):
                 known = [space.squares(index, self.classes) for index in range(len(space.sources))]
             layers = {f"{name}.weight": name for name in self._layer_names(space)}
             for name in space.names:
-                sources = [one[name] for one in space.sources]
+                sources = [source[name] for source in space.sources]
                 weights = [one[name] for one in known] if known else [torch.ones_like(one) for one in sources]
                 yield Elementwise(layers.get(name, name), sources, weights, self.damping)
 
@@ -223,7 +223,7 @@ class MaTS(Arithmetic):
         )
 
     def _start(self, space: Space, student: Student, run: Run) -> dict[str, Tensor]:
-        """The start point; of a tensor that it lacks, the mean of the sources."""
+        """Find the start point; of a tensor that it lacks, the mean of the sources."""
         if self.start == "average":
             return space.mean
         if self.start == "zero":
@@ -242,11 +242,11 @@ class MaTS(Arithmetic):
 
 
 def _tensor(system: System, names: Mapping[str, Tensor]) -> str:
-    """The name of a system's tensor: that of a layer stands for its weight."""
+    """Name a system's tensor: that of a layer stands for its weight."""
     return system.name if system.name in names else f"{system.name}.weight"
 
 
 def _solutions(space: Space, solvers: Sequence[tuple[System, ConjugateGradients]]) -> dict[str, Tensor]:
-    """The tensors as they stand."""
+    """Collect the tensors as they stand."""
     names = {_tensor(system, space.mean): solver.solution for system, solver in solvers}
     return {name: values.view_as(space.mean[name]) for name, values in names.items()}

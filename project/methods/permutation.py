@@ -80,7 +80,7 @@ class Permutation(Method):
         return self.matched.align(problem, evidence, run.world)
 
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One alignment, then a student for every budget."""
+        """Align once, then make a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem, evidence, run)
         gains = self._gains(problem, evidence, alignment) if self.separate == "gain" else {}
@@ -92,7 +92,7 @@ class Permutation(Method):
         yield from self.fit_students(starts, problem, evidence, run)
 
     def _gains(self, problem: Problem, evidence: Evidence, alignment: Alignment) -> dict[str, Tensor]:
-        """What keeping each row's sources apart is worth, given the fit that follows."""
+        """Compute what keeping each row's sources apart is worth, given the fit that follows."""
         maps = {**problem.fixed, **{name: UnitMap(members) for name, members in alignment.members.items()}}
         return separation_gains(
             problem.spec, problem.sources, problem.owners, evidence.statistics, maps, fitted=self.follows_owners
@@ -101,7 +101,7 @@ class Permutation(Method):
     def _allocate(
         self, problem: Problem, alignment: Alignment, budget: Budget, gains: Mapping[str, Tensor]
     ) -> dict[str, UnitMap]:
-        """Unit maps within a budget."""
+        """Choose unit maps within a budget."""
         spec, fixed = problem.spec, problem.fixed
         if self.separate == "gain":
             return by_gain(spec, alignment, fixed, budget, gains, step=self.step)
@@ -110,7 +110,7 @@ class Permutation(Method):
         return stagewise(spec, alignment, fixed, budget, front=self.separate == "front", step=self.step)
 
     def shapes(self, problem: Problem, budgets: Sequence[Budget]) -> list[dict[str, UnitMap]]:
-        """Unit maps of the students' widths, or of no smaller ones, before any units are matched.
+        """Find unit maps of the students' widths, or of no smaller ones, before any units are matched.
 
         Args:
             problem: The sources.
@@ -122,5 +122,5 @@ class Permutation(Method):
         return [self._allocate(problem, anyhow, budget, {}) for budget in budgets]
 
     def fit_students(self, starts: list[Merged], problem: Problem, evidence: Evidence, run: Run) -> Iterator[Merged]:
-        """What follows the start points; nothing here."""
+        """Fit the students from their start points; here they stay as they are."""
         yield from starts

@@ -180,7 +180,7 @@ class PLeaS(Permutation):
             check_samples(unknowns, total, f"{total} calibration pictures", self.ridge)
 
     def _fitted_counts(self, problem: Problem, counts: Mapping[str, int]) -> dict[str, int]:
-        """For each domain, how many pictures of it are fitted to: unowned ones once for each source, restyled."""
+        """Count the pictures of each domain that are fitted to: unowned ones once for each source, restyled."""
         versions = dict.fromkeys(self._unowned(problem, counts), len(problem.sources))
         return {domain: count * versions.get(domain, 1) for domain, count in counts.items()}
 
@@ -218,20 +218,20 @@ class PLeaS(Permutation):
             yield from joint.run(starts, run.world, self.name)
             return
         unowned = self._unowned(problem, evidence.pictures)
-        looks = restyle_unowned(problem, evidence.pictures, unowned, self.weights, self.restyle_steps, run.scratch)
+        owned = restyle_unowned(problem, evidence.pictures, unowned, self.weights, self.restyle_steps, run.scratch)
         for merged in starts:
             fit = SequentialFit(
                 merged.student,
                 problem.sources,
-                looks.owners,
-                looks.pictures,
+                owned.owners,
+                owned.pictures,
                 ridge=self.ridge,
                 own=self.targets == "own",
                 absorb=self.norm == "after",
                 compensate=self.compensate,
                 rounds=self.rounds,
                 divergence=self.logits == "divergence",
-                weights=looks.weights,
+                weights=owned.weights,
                 excess=self.excess,
                 world=run.world,
                 scratch=run.scratch,
@@ -240,7 +240,7 @@ class PLeaS(Permutation):
             yield run_sequential(fit, merged)
 
     def _unowned(self, problem: Problem, domains: Iterable[str]) -> list[str]:
-        """Domains of calibration pictures that are to be restyled: those which are none of the problem's."""
+        """Name the domains of calibration pictures that are to be restyled: those which are none of the problem's."""
         if not self.sequential or self.targets == "mean" or not self.restyle_steps:
             return []
         return unowned_domains(problem, domains)

@@ -75,7 +75,7 @@ class Problem:
         return columns
 
     def macs(self, maps: Mapping[str, UnitMap]) -> int:
-        """Nominal multiply-accumulates of a student with these unit maps."""
+        """Count the nominal multiply-accumulates of a student with these unit maps."""
         return nominal_macs(self.spec, maps)
 
     @property
@@ -84,14 +84,14 @@ class Problem:
         return source_macs(self.spec, self.fixed)
 
     def times(self, budget: Budget) -> float:
-        """A budget as a multiple of one source's size, in the budget's own unit."""
+        """Express a budget as a multiple of one source's size, in the budget's own unit."""
         heads = self.fixed[self.spec.output.name]
         return budget.limit(lambda unit: source_size(self.spec, heads, unit)) / source_size(
             self.spec, heads, budget.unit
         )
 
     def start(self, maps: Mapping[str, UnitMap]) -> Student:
-        """The student of these unit maps before any fit."""
+        """Build the student of these unit maps, before any fit."""
         return start_student(self.sources, self.spec, maps, self.labels, self.architecture, self.preprocessing)
 
 
@@ -145,10 +145,10 @@ class Evidence:
         Raises:
             MergeError: With what is missing.
         """
-        there = {kind for kind, table in self.statistics.tables.items() if table}
+        present = {kind for kind, table in self.statistics.tables.items() if table}
         if self.pictures:
-            there.add(PICTURES)
-        if missing := sorted(set(needs) - there):
+            present.add(PICTURES)
+        if missing := sorted(set(needs) - present):
             raise MergeError(
                 f"method {method} needs what calibration leaves behind, of which {', '.join(missing)} are missing; "
                 f"gather moments, keep the pictures, or choose a method that needs none."

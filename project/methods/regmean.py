@@ -47,29 +47,29 @@ class RegMean(Arithmetic):
     def prepare(
         self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
     ) -> Preparation:
-        """Count in the largest layer's solution."""
+        """Count in the memory of the largest layer's solution."""
         sizes = problem.spec.sizes
         sides = [(layer.taps * sizes[layer.inputs] // layer.blocks, layer.blocks) for layer in problem.spec.layers]
         solving = max(solve_bytes(unknowns, 1, blocks) for unknowns, blocks in sides)
         return super().prepare(problem, pictures, budgets, planned).adding(solving, solving)
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """Each layer in closed form."""
+        """Solve each layer in closed form."""
         parameters, layers = dict(space.mean), {}
         for layer in merged_layers(space):
-            found, layers[layer.name] = self._solved(space, layer)
-            parameters[f"{layer.name}.weight"] = found.view_as(space.mean[f"{layer.name}.weight"])
+            weight, layers[layer.name] = self._solved(space, layer)
+            parameters[f"{layer.name}.weight"] = weight.view_as(space.mean[f"{layer.name}.weight"])
         return Combined(parameters, layers)
 
     def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
-        """One layer, shape (outputs, inputs · taps), or that for each of its blocks, and what is known of it."""
+        """Solve one layer: shape (outputs, inputs · taps), or that for each of its blocks; and measure its fit."""
         system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
         level = diagonals(system.total).mean(-1)
         factor = Factor(system.total, self.ridge * level)
-        found = system.mean + factor.solve(system.centred)
-        return found, {
+        weight = system.mean + factor.solve(system.centred)
+        return weight, {
             "residual_before": system.loss(system.mean),
-            "residual_after": system.loss(found),
+            "residual_after": system.loss(weight),
             "condition": factor.condition,
             "fallbacks": float(factor.fallbacks),
         }

@@ -79,9 +79,9 @@ class Tuned(Method):
         check_grid(method, grid)
         self.method, self.grid, self.held_out = method, grid, held_out
         self.criterion: Criterion = criterion
-        self.needs = frozenset({PICTURES}).union(*(one.needs for one in self.candidates))
-        self.follows = frozenset().union(*(one.follows for one in self.candidates))
-        self.labelled = criterion == "accuracy" or any(one.labelled for one in self.candidates)
+        self.needs = frozenset({PICTURES}).union(*(candidate.needs for candidate in self.candidates))
+        self.follows = frozenset().union(*(candidate.follows for candidate in self.candidates))
+        self.labelled = criterion == "accuracy" or any(candidate.labelled for candidate in self.candidates)
 
     @property
     def name(self) -> str:
@@ -121,7 +121,7 @@ class Tuned(Method):
         if any(candidate.needs - {PICTURES} for candidate in self.candidates):
             message += ", of which the statistics are too"
         times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
-        kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
+        kept = int(4 * times * sum(parameter.numel() for parameter in problem.sources[0].parameters()))
         copies = 2 * picture_bytes(problem.spec, sum(pictures.local.values()))
         most = Preparation(
             MemoryEstimate.most(*(preparation.memory for preparation in prepared)),
@@ -147,7 +147,7 @@ class Tuned(Method):
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """For every budget the best student.
+        """Make for every budget the best student.
 
         Raises:
             MergeError: If the scores of a budget are all not finite.
@@ -170,13 +170,13 @@ class Tuned(Method):
                     f"{self.criterion} on the pictures held out is not finite in any setting that {self.name} tried; "
                     f"take other values into its grid."
                 )
-            told = [score if isfinite(score) else None for score in scores[budget]]
+            finite = [score if isfinite(score) else None for score in scores[budget]]
             tuned = {
                 "criterion": self.criterion,
                 "setting": self.settings[number],
-                "scores": [{**one, "score": s} for one, s in zip(self.settings, told, strict=True)],
+                "scores": [{**setting, "score": score} for setting, score in zip(self.settings, finite, strict=True)],
             }
-            measured = {index: score for index, score in enumerate(told) if score is not None}
+            measured = {index: score for index, score in enumerate(finite) if score is not None}
             curve = {f"held-out {self.criterion}": {ALL: measured}}
             yield replace(
                 merged,
@@ -186,12 +186,12 @@ class Tuned(Method):
             )
 
     def best(self, scores: Sequence[float]) -> int:
-        """Which of some scores is best, the first of equals; what is not finite is worse than all that is."""
+        """Choose the best of some scores, the first of equals; what is not finite is worse than all that is."""
         sign = -1 if self.criterion in ABOVE else 1
-        return min(range(len(scores)), key=lambda one: sign * scores[one] if isfinite(scores[one]) else inf)
+        return min(range(len(scores)), key=lambda number: sign * scores[number] if isfinite(scores[number]) else inf)
 
     def score(self, merged: Merged, problem: Problem, kept: Evidence, held: Evidence, world: World) -> float:
-        """What the criterion says of a student.
+        """Judge a student by the criterion.
 
         Args:
             merged: The student.
@@ -242,19 +242,19 @@ def divided(evidence: Evidence, share: float, run: Run) -> tuple[Evidence, Evide
     """
     held = {domain: _held(batches, share, run.world) for domain, batches in evidence.pictures.items()}
     for domain, rows in held.items():
-        counts = torch.tensor([int(all(bool(one.all()) for one in rows)), sum(int(one.sum()) for one in rows)])
+        counts = torch.tensor([int(all(bool(row.all()) for row in rows)), sum(int(row.sum()) for row in rows)])
         run.world.reduce(counts)
         if bool(counts[0]) or not bool(counts[1]):
             raise MergeError(
                 f"held_out is {share}, which leaves some process no picture of {domain!r} to merge with, or all of "
                 f"them none to judge by; use more pictures, another share, or fewer processes."
             )
-    used = {domain: [~one for one in rows] for domain, rows in held.items()}
+    used = {domain: [~row for row in rows] for domain, rows in held.items()}
     return _part(evidence, used, run.scratch), _part(evidence, held, run.scratch)
 
 
 def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]:
-    """For every batch, which of its rows are held out, boolean.
+    """Choose the rows of every batch that are held out, boolean, each shape (batch,).
 
     A picture is held out where the share of those up to it has reached the next whole number. Processes start at
     different fractions, so that together they hold out as many as one would (Hermite's identity).
@@ -289,14 +289,14 @@ def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
 
 
 def _mean(student: Student, held: Evidence, world: World, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
-    """The mean over the domains of the means over their pictures held out of what is said of each."""
-    found = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
+    """Average over the domains the means over their pictures held out of what is said of each."""
+    totals = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
     for domain, batches in held.pictures.items():
         columns, labels = student.labels.columns(domain), held.picture_labels.get(domain)
         for number, pictures in enumerate(batches):
-            said = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
-            found[domain] += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
-    return domain_mean(list(found.values()), world)
+            values = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
+            totals[domain] += torch.tensor([float(values.double().sum()), len(pictures)], dtype=torch.float64)
+    return domain_mean(list(totals.values()), world)
 
 
 def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -105,25 +105,27 @@ class WEMoE(Aligned):
         """Count the bytes of a step on a batch: activations, and kernels with their gradients."""
         chosen, sources, spec = {name for block in blocks for name in block}, len(problem.sources), problem.spec
         layers = [layer for layer in spec.layers if layer.name in chosen]
-        weights = {one: spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps for one in layers}
+        weights = {
+            layer: spec.sizes[layer.outputs] * spec.sizes[layer.inputs] // layer.blocks * layer.taps for layer in layers
+        }
         made = {layer: sources * spec.sizes[layer.outputs] * layer.positions for layer in layers}
-        weighed = sum(made[one] if beside(one.positions, sources) else 2 * weights[one] for one in layers)
+        weighed = sum(made[layer] if beside(layer.positions, sources) else 2 * weights[layer] for layer in layers)
         return gradient_bytes(spec, batch, 1, 0) + 4 * (weighed * batch + sources * sum(weights.values()))
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """It does."""
+        """Need θ₀ whatever was made before."""
         return True
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
+        """Make one student of budget 1, whatever the budgets."""
         space = Space.of(problem, evidence, run.world, self.align)
         plain, base = problem.start(space.maps), space.base
         blocks = [Block(Learnt(self.hidden), dict.fromkeys(block, 0)) for block in self._chosen(problem)]
         chosen = {name for block in blocks for name in block.layers}
-        write(plain, {name: one if name.rpartition(".")[0] in chosen
-                      else one + self.scale * torch.stack(_vectors(space, name)).sum(0)
-                      for name, one in base.items()})  # fmt: skip
+        write(plain, {name: tensor if name.rpartition(".")[0] in chosen
+                      else tensor + self.scale * torch.stack(_vectors(space, name)).sum(0)
+                      for name, tensor in base.items()})  # fmt: skip
         student, generator = MixtureStudent(plain, blocks), torch.Generator().manual_seed(self.seed)
         for router in student.routers:
             cast(LearntRouter, router).reset(self.scale, DEVIATION, generator)
@@ -139,25 +141,25 @@ class WEMoE(Aligned):
         yield Merged(self.name, Budget(1.0), student, matches=space.matches, curves=curves)
 
     def _chosen(self, problem: Problem) -> list[list[str]]:
-        """The layers that are weighed, block by block."""
+        """Choose the layers that are weighed, block by block."""
         blocks = _weighable(problem)
         if not isinstance(self.blocks, str):
             return blocks[-max(1, int(self.blocks * len(blocks))) :]
         expression = re.compile(self.blocks)
-        found = [[name for name in block if expression.search(name)] for block in blocks]
-        return [block for block in found if block]
+        chosen = [[name for name in block if expression.search(name)] for block in blocks]
+        return [block for block in chosen if block]
 
 
 def _weighable(problem: Problem) -> list[list[str]]:
-    """The layers that see pictures one by one, block by block in execution order, without the head."""
+    """List the layers that see pictures one by one, block by block in execution order, without the head."""
     layers = {layer.name for layer in problem.spec.layers} - {problem.spec.head.name}
-    found: dict[int, list[str]] = {}
+    blocks: dict[int, list[str]] = {}
     for site in sites(problem.sources[0], problem.spec):
         if site.apart and site.name in layers:
-            found.setdefault(site.block, []).append(site.name)
-    return list(found.values())
+            blocks.setdefault(site.block, []).append(site.name)
+    return list(blocks.values())
 
 
 def _vectors(space: Space, name: str) -> list[Tensor]:
-    """τᵢ of one parameter."""
-    return [one[name] - space.base[name] for one in space.sources]
+    """Compute τᵢ of one parameter."""
+    return [source[name] - space.base[name] for source in space.sources]

@@ -62,7 +62,7 @@ class Aligned(Method):
         much again for what is made of them, and three networks more.
         """
         self._check_base(problem, planned)
-        parameters = sum(one.numel() for one in problem.sources[0].parameters())
+        parameters = sum(parameter.numel() for parameter in problem.sources[0].parameters())
         needed = 8 * (2 * len(problem.sources) + 3) * parameters
         return Preparation(MemoryEstimate.most(self.matching_memory(problem), MemoryEstimate(needed, needed)))
 
@@ -88,7 +88,7 @@ class Aligned(Method):
         return False
 
     def matching_memory(self, problem: Problem) -> MemoryEstimate:
-        """Of the units' similarities; nothing where they are matched by number."""
+        """Estimate the units' similarities; nothing where they are matched by number."""
         matching = matching_of(self.align)
         return MemoryEstimate() if matching is None else matching.memory_estimate(problem)
 
@@ -101,18 +101,24 @@ class Arithmetic(Aligned):
     """
 
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
+        """Make one student of budget 1, whatever the budgets."""
         space = Space.of(problem, evidence, run.world, self.align)
         student = problem.start(space.maps)
-        found = self.combine(space, student, run)
-        write(student, found.parameters)
+        combined = self.combine(space, student, run)
+        write(student, combined.parameters)
         yield Merged(
-            self.name, Budget(1.0), student, found.layers, space.matches, curves=found.curves, learned=found.learned
+            self.name,
+            Budget(1.0),
+            student,
+            combined.layers,
+            space.matches,
+            curves=combined.curves,
+            learned=combined.learned,
         )
 
     @abstractmethod
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """The student's parameters.
+        """Compute the student's parameters.
 
         Args:
             space: The sources, in one space.
@@ -130,8 +136,10 @@ def write(student: Student, parameters: Mapping[str, Tensor]) -> None:
 
 
 def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:
-    """τᵢ = θᵢ − θ₀ over the base's parameters, in their order: float64, shape (sources, parameters)."""
-    return torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in base]) for one in space.sources])
+    """Compute τᵢ = θᵢ − θ₀ over the base's parameters, in their order: float64, shape (sources, parameters)."""
+    return torch.stack(
+        [torch.cat([(source[name] - base[name]).flatten() for name in base]) for source in space.sources]
+    )
 
 
 class FromBase(Arithmetic):
@@ -141,7 +149,7 @@ class FromBase(Arithmetic):
     """
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """It does."""
+        """Need θ₀ whatever was made before."""
         return True
 
     def prepare(
@@ -161,7 +169,7 @@ class TaskVectors(FromBase):
     """Methods on the task vectors, taken as one vector each."""
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """θ₀ and what is made of the task vectors."""
+        """Compute the student's parameters."""
         base = space.base
         sizes = [tensor.numel() for tensor in base.values()]
         parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
@@ -170,7 +178,7 @@ class TaskVectors(FromBase):
 
     @abstractmethod
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
-        """What is added to the base.
+        """Compute what is added to the base.
 
         Args:
             vectors: Task vectors, float64, shape (sources, parameters); may be overwritten.

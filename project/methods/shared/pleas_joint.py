@@ -34,7 +34,7 @@ class Measurements:
 
     @classmethod
     def of(cls, fit: LayerFit) -> "Measurements":
-        """Those of a fit."""
+        """Take them from a fit."""
         return cls(fit.before, fit.after, fit.condition, float(fit.fallbacks), fit.pictures, fit.positions)
 
     @classmethod
@@ -53,7 +53,7 @@ class Measurements:
 
 
 def left_alone(layer: Layer, problem: Problem, heads: Literal["original", "fitted"]) -> bool:
-    """Whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'.
+    """Tell whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'.
 
     Args:
         layer: The layer.
@@ -129,7 +129,7 @@ class JointFit:
         return {pair: fit_layer(layer, matrices, *pair, views, ridge=self.ridge, same_input=same) for pair in pairs}
 
     def _views(self, layer: Layer, matrices: list[Tensor]) -> list[View]:
-        """What the domains ask of a layer: all the same, or each its own source's outputs."""
+        """Collect what the domains ask of a layer: all the same, or each its own source's outputs."""
         if self.targets == "mean" and not self.weights:
             return [View(layer, matrices, self.statistics.layer(layer.name))]
         owners = self.problem.owners if self.targets == "own" else {}
@@ -144,5 +144,5 @@ def _maps(layer: Layer, merged: Merged) -> Maps:
 
 
 def _effort(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> float:
-    """What the joint fit of a layer costs, were its rows one block."""
+    """Estimate what the joint fit of a layer costs, were its rows one block."""
     return effort(inputs.units * layer.taps + layer.bias, outputs.units)
