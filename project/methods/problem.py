@@ -145,13 +145,14 @@ class Evidence:
         Raises:
             MergeError: With what is missing.
         """
-        present = {kind for kind, table in self.statistics.tables.items() if table}
-        if self.pictures:
-            present.add(PICTURES)
-        if missing := sorted(set(needs) - present):
+        gathered = {kind for kind, table in self.statistics.tables.items() if table}
+        lacking = [f"statistics of {kind}" for kind in sorted(set(needs) - {PICTURES} - gathered)]
+        if PICTURES in needs and not self.pictures:
+            lacking.append("the calibration pictures")
+        if lacking:
             raise MergeError(
-                f"method {method} needs what calibration leaves behind, of which {', '.join(missing)} are missing; "
-                f"gather moments, keep the pictures, or choose a method that needs none."
+                f"method {method} needs {' and '.join(lacking)}, which calibration has not left behind; gather them "
+                f"first."
             )
 
 

@@ -179,5 +179,7 @@ def test_what_cannot_work_is_refused_beforehand(strangers: Case) -> None:
             prepare_case(method, hidden, {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method ties is 'both', .* use align 'none'"):
         prepare_case(TIES(align="both"), replace(strangers, base=nn.Identity()), {}, [1.0])
-    with pytest.raises(MergeError, match="matching by both needs statistics"):
+    with pytest.raises(
+        MergeError, match="method average needs statistics of units, which calibration has not left behind"
+    ):
         list(merge_case(Average(align="both"), replace(strangers, statistics=Statistics()), [1.0]))

@@ -273,7 +273,7 @@ def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         prepare_case(WEMoE(blocks="layer7"), it, {}, [1.0])
     with pytest.raises(ConfigurationError, match="align of method wemoe is 'weights'"):
         prepare_case(WEMoE(align="weights"), it, {}, [1.0])
-    with pytest.raises(MergeError, match="keep them"):
+    with pytest.raises(MergeError, match="method wemoe needs the calibration pictures, which"):
         list(merge_case(WEMoE(), replace(it, pictures={}), [1.0]))
     plain, one, two = (
         estimate_case(WEMoE(steps=steps), it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))

@@ -380,7 +380,7 @@ def test_what_is_needed_is_told_beforehand() -> None:
         prepare_case(ZipIt(), hidden, {}, [1.0])
     prepare_case(ZipIt("weights"), hidden, {}, [1.0])
     it = strangers(2, 3)
-    with pytest.raises(MergeError, match="zipping by both needs statistics"):
+    with pytest.raises(MergeError, match="method zipit needs statistics of units, which"):
         only(ZipIt("both"), replace(it, statistics=Statistics()))
     with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
         prepare_case(MaTS("average", start="zipit"), replace(it, planned={"zipit": ZipIt()}), {}, [1.0])
