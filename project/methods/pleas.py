@@ -12,7 +12,7 @@ from project.methods.base import Merged, Method, Preparation
 from project.methods.permutation import Permutation, Separate
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.matching import By
-from project.methods.shared.pleas_joint import JointFit, left_alone
+from project.methods.shared.pleas_joint import Heads, JointFit, Targets, left_alone
 from project.methods.shared.pleas_memory import joint_memory, sequential_memory
 from project.methods.shared.pleas_sequential import run_sequential
 from project.methods.shared.samples import check_samples, most_unknowns
@@ -23,10 +23,8 @@ from project.student import batch_norms, with_joins
 from project.symmetry import Layer, graph_of
 
 Fit = Literal["sequential", "joint"]
-Targets = Literal["own", "mean"]
 NormSide = Literal["after", "before"]
 Logits = Literal["divergence", "squares"]
-Heads = Literal["original", "fitted"]
 
 
 class PLeaS(Permutation):

@@ -17,6 +17,8 @@ from project.runtime import World
 from project.student import joint_matrix
 from project.symmetry import Layer
 
+Targets = Literal["own", "mean"]
+Heads = Literal["original", "fitted"]
 Maps = tuple[UnitMap, UnitMap]
 """Unit maps of a layer's outputs and of its inputs."""
 
@@ -52,7 +54,7 @@ class Measurements:
         return asdict(self)
 
 
-def left_alone(layer: Layer, problem: Problem, heads: Literal["original", "fitted"]) -> bool:
+def left_alone(layer: Layer, problem: Problem, heads: Heads) -> bool:
     """Tell whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'.
 
     Args:
@@ -79,9 +81,9 @@ class JointFit:
 
     problem: Problem
     statistics: Statistics
-    targets: Literal["own", "mean"]
+    targets: Targets
     weights: Mapping[str, float]
-    heads: Literal["original", "fitted"]
+    heads: Heads
     ridge: float
 
     def run(self, starts: Sequence[Merged], world: World, name: str) -> list[Merged]:
