@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.allocation import Budget
-from project.methods import Evidence, Merged, Method, Problem, Run
+from project.methods import Evidence, Merged, Method, PictureCounts, Preparation, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.models import Architecture, LabelSpace
 from project.moments import INPUTS, LAYERS, UNITS, Collector, Lockstep, Statistics
@@ -209,21 +209,23 @@ def merge_case(method: Method, case: Case, amounts: Iterable[Budget | float | st
     return method.merge(case, case.evidence, case.run, budgets_of(*amounts))
 
 
-def check_case(method: Method, case: Case, counts: Mapping[str, int], amounts: Iterable[Budget | float | str]) -> None:
-    """Refuse what cannot work."""
-    method.check(case, counts, budgets_of(*amounts), case.planned)
+def prepare_case(
+    method: Method, case: Case, counts: Mapping[str, int], amounts: Iterable[Budget | float | str], batch: int = 1
+) -> Preparation:
+    """What a method says before calibration on so many pictures of each domain."""
+    return method.prepare(case, PictureCounts(counts, batch), budgets_of(*amounts), case.planned)
 
 
-def plan_case(method: Method, case: Case) -> str | None:
-    """What a method is going to do, in words."""
-    return method.plan(case)
+def message_of(method: Method, case: Case) -> str | None:
+    """What a method says, where there are pictures enough, that it is going to do."""
+    return prepare_case(method, case, dict.fromkeys(case.labels.domains, 10**6), [1.0]).message
 
 
 def estimate_case(
     method: Method, case: Case, counts: Mapping[str, int], amounts: Iterable[Budget | float | str], batch: int
 ) -> MemoryEstimate:
     """How much memory a method takes."""
-    return method.memory_estimate(case, counts, budgets_of(*amounts), batch)
+    return prepare_case(method, case, counts, amounts, batch).memory
 
 
 def space_of(case: Case, align: Align) -> Space:

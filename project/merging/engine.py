@@ -16,7 +16,7 @@ from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, 
 from project.merging.preparation import Loaded, prepare, progress_of, prove
 from project.merging.settings import Place, Settings
 from project.merging.students import fitted
-from project.methods import Ensemble, Evidence, Merged, Run
+from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import PhaseClock, Progress, World, tell
 from project.student import batch_norms, running_variances
@@ -59,9 +59,9 @@ class Engine:
 
     def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
         self.settings, self.data, self.place = settings, data, place
-        self.problem, self.sources = prepare(loaded, settings, data)
-        given = (self.problem, settings.methods, settings.budgets, data, settings.memory)
-        self.planner = Planner.of(*given, place.device, place.processes, place.sharing)
+        pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
+        self.problem, self.sources, estimate = prepare(loaded, settings, data, pictures)
+        self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
         self.lockstep = Lockstep(self.problem.sources).requires_grad_(False)

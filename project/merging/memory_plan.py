@@ -8,8 +8,8 @@ import torch
 
 from project.allocation import Budget, stored_bytes
 from project.fit.memory_estimate import gather_bytes, gradient_bytes
-from project.merging.data import MergeData
-from project.methods import Method, Problem
+from project.merging.settings import Place, Settings
+from project.methods import Method, PictureCounts, Problem
 from project.moments import needs_gradients
 from project.moments.fisher import chunk
 from project.runtime import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
@@ -36,40 +36,31 @@ class Planner:
     def of(
         cls,
         problem: Problem,
-        methods: Sequence[Method],
-        budgets: Sequence[Budget],
-        data: MergeData,
-        memory: str | None = None,
-        device: torch.device | str = "cpu",
-        processes: int = 1,
-        sharing: int = 1,
+        settings: Settings,
+        pictures: PictureCounts,
+        estimate: MemoryEstimate,
+        place: Place,
     ) -> "Planner":
         """From what is known before any picture is opened.
 
         Args:
             problem: The sources.
-            methods: Merging methods.
-            budgets: Sizes of the students.
-            data: The domains.
-            memory: Most memory to take; None for what is free.
-            device: Where the merge is going to run.
-            processes: Processes that share the calibration pictures.
-            sharing: Processes that share the memory.
+            settings: What to make of them.
+            pictures: How many calibration pictures there will be.
+            estimate: Most that any method's fit takes.
+            place: Where the merge is going to run.
         """
-        pictures = {domain: ceil(count / processes) for domain, count in data.calibration_counts().items()}
-        largest = min(data.calibration_batch_size, max(pictures.values(), default=0))
-        estimates = [method.memory_estimate(problem, pictures, budgets, largest) for method in methods]
-        estimate = MemoryEstimate(max(one.whole for one in estimates), max(one.least for one in estimates))
-        free = free_bytes(device, sharing)
+        largest, device = pictures.largest, place.device
+        free = free_bytes(device, place.sharing)
         told = f"{size(free)} are free on {device}"
         if torch.device(device).type != "cpu":
             told += f", {size(free_bytes())} on the host"
-            networks = _networks(problem, methods, budgets)  # which Lightning brings there afterwards
+            networks = _networks(problem, settings.methods, settings.budgets)  # which Lightning brings there afterwards
             told += f", {size(networks)} are for sources and students"
             free = max(0, free - networks)
-        room = free if memory is None else min(free, read_bytes(memory))
+        room = free if settings.memory is None else min(free, read_bytes(settings.memory))
         batch = gather_bytes(problem.spec, len(problem.sources), largest)
-        if needs_gradients(frozenset().union(*(method.needs for method in methods))):
+        if needs_gradients(settings.needs):
             source = problem.sources[0]
             parameters = sum(one.numel() for one in source.parameters())
             batch += gradient_bytes(problem.spec, largest, chunk(source), parameters)

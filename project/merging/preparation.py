@@ -1,6 +1,6 @@
 """Whether sources, methods and data go together: found out once, before any long work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
@@ -15,11 +15,11 @@ from project.merging.base import load_base
 from project.merging.data import MergeData
 from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, place_sources
-from project.methods import Method, Permutation, Problem
+from project.methods import Method, Permutation, PictureCounts, Preparation, Problem
 from project.methods.shared import Arithmetic
 from project.models import LabelSpace
 from project.moments import Fingerprint, network_hash
-from project.runtime import Progress, tell
+from project.runtime import MemoryEstimate, Progress, tell
 from project.runtime.progress import FOLDER
 from project.student import Source, common_spec
 from project.symmetry import Spec, check_equivalence
@@ -68,16 +68,19 @@ def go_together(
     return Loaded(files, sources, spec, base)
 
 
-def prepare(loaded: Loaded, settings: Settings, data: MergeData) -> tuple[Problem, list[Source]]:
+def prepare(
+    loaded: Loaded, settings: Settings, data: MergeData, pictures: PictureCounts
+) -> tuple[Problem, list[Source], MemoryEstimate]:
     """Check that everything goes together as far as names and shapes tell, and say what is planned.
 
     Args:
         loaded: The sources.
         settings: What to make of them.
         data: The domains.
+        pictures: How many of their pictures there will be to calibrate with.
 
     Returns:
-        The problem, without statistics, and the sources under their names.
+        The problem, the sources under their names, and the most memory that any method's fit takes in one process.
 
     Raises:
         PleasError: If something does not go together.
@@ -96,10 +99,10 @@ def prepare(loaded: Loaded, settings: Settings, data: MergeData) -> tuple[Proble
         base=loaded.base,
         names=tuple(source.name for source in sources),
     )
-    _check_methods(settings.methods, problem, data.calibration_counts(), settings.budgets)
-    for plan in filter(None, (method.plan(problem) for method in settings.methods)):
-        tell(plan)
-    return problem, sources
+    prepared = _prepare_methods(settings, problem, pictures)
+    for message in filter(None, (preparation.message for preparation in prepared)):
+        tell(message)
+    return problem, sources, MemoryEstimate.most(*(preparation.memory for preparation in prepared))
 
 
 def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: MergeData) -> dict[str, float]:
@@ -156,22 +159,22 @@ def progress_of(problem: Problem, fingerprint: Fingerprint, data: MergeData, pla
     return progress
 
 
-def _check_methods(
-    methods: Sequence[Method], problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget]
-) -> None:
+def _prepare_methods(settings: Settings, problem: Problem, pictures: PictureCounts) -> list[Preparation]:
     """Refuse methods that cannot work with so many calibration pictures."""
     planned: dict[str, Method] = {}
-    for method in methods:
-        if method.needs and not pictures:
+    prepared = []
+    for method in settings.methods:
+        if method.needs and not pictures.domains:
             raise ConfigurationError(
                 f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
                 f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
                 f"with matching 'weights'."
             )
-        method.check(problem, pictures, budgets, planned)
-        permutes = Budget(1.0) in budgets
+        prepared.append(method.prepare(problem, pictures, settings.budgets, planned))
+        permutes = Budget(1.0) in settings.budgets
         if all(isinstance(one, Arithmetic) or (permutes and isinstance(one, Permutation)) for one in method.candidates):
             planned[method.name] = method
+    return prepared
 
 
 def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:

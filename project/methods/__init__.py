@@ -2,7 +2,7 @@
 
 from project.methods.adamerging import AdaMerging
 from project.methods.average import Average
-from project.methods.base import Merged, Method
+from project.methods.base import Merged, Method, Preparation
 from project.methods.concrete import Concrete
 from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
@@ -12,7 +12,7 @@ from project.methods.mats import MaTS
 from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.regmean import RegMean
 from project.methods.smile import SMILE
 from project.methods.task_arithmetic import TaskArithmetic
@@ -23,6 +23,6 @@ from project.methods.zipit import ZipIt
 
 __all__ = [
     "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Average", "Concrete", "Ensemble", "Evidence", "Fisher",
-    "Interpolation", "MaTS", "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "Run", "TaskArithmetic",
-    "Tuned", "WEMoE", "ZipIt",
+    "Interpolation", "MaTS", "Merged", "Method", "PLeaS", "Permutation", "PictureCounts", "Preparation", "Problem",
+    "RegMean", "Run", "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
 ]  # fmt: skip

@@ -68,29 +68,30 @@ class AdaMerging(Learned):
 
     @torch.no_grad()
     def blend(self, space: Space, student: Student) -> Blend:
-        """The task vectors with all λ at their start."""
+        """Set up the task vectors, with all λ at their start."""
         base, vectors = self.constants(space, student)
         if self.plus:
             chosen = elected(trimmed(task_vectors(space, space.base), self.keep))
-            parts = torch.split(chosen, [one.numel() for one in base.values()], 1)
+            parts = torch.split(chosen, [tensor.numel() for tensor in base.values()], 1)
             vectors = {
-                name: part.reshape(one.shape).to(one) for (name, one), part in zip(vectors.items(), parts, strict=True)
+                name: part.reshape(vector.shape).to(vector)
+                for (name, vector), part in zip(vectors.items(), parts, strict=True)
             }
         return Blend(base, vectors, self.scale, layerwise=self.coefficients == "layer")
 
     def differentiate(
         self, blend: Blend, objective: Objective, batch: Mapping[str, Tensor], step: int, steps: int
     ) -> dict[str, float]:
-        """The gradient of λ."""
-        blend.coefficients.grad, told = objective.gradient(blend.tensors(), batch, blend.coefficients)
-        return told
+        """Set the gradient of λ."""
+        blend.coefficients.grad, entropies = objective.gradient(blend.tensors(), batch, blend.coefficients)
+        return entropies
 
     @torch.no_grad()
     def confine(self, blend: Blend) -> None:
-        """Back between 0 and 1."""
+        """Clamp λ to 0 … 1."""
         if self.clamp:
             blend.coefficients.clamp_(0, 1)
 
     def merged(self, blend: Blend) -> dict[str, Tensor]:
-        """θ₀ + Σ λᵢ τᵢ."""
+        """Compute θ₀ + Σ λᵢ τᵢ, by name."""
         return blend.tensors()

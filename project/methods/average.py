@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from project.allocation import Budget
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_count, check_weights
 from project.methods.shared.arithmetic import Combined
-from project.runtime import MemoryEstimate
 from project.student import Student
 
 
@@ -31,27 +30,16 @@ class Average(Arithmetic):
         check_weights(weights)
         self.weights = weights
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse weights of another number of sources."""
-        super().check(problem, pictures, budgets, planned)
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse weights of another number of sources; the plain mean takes nothing, as every student starts there."""
+        preparation = super().prepare(problem, pictures, budgets, planned)
         check_count(self.weights, problem)
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of matching, and of the weighted mean; the plain one is where every student starts."""
-        if self.weights is None:
-            return self.matching_demand(problem)
-        return super().memory_estimate(problem, pictures, budgets, batch)
+        return preparation if self.weights is not None else Preparation(self.matching_memory(problem))
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """The weighted mean."""
+        """Compute the weighted mean."""
         if self.weights is None:
             return Combined({})  # the student's start point
         shares = [weight / sum(self.weights) for weight in self.weights]
@@ -59,7 +47,7 @@ class Average(Arithmetic):
         # As steps from the mean, so that equal sources give themselves to the last bit.
         return Combined(
             {
-                name: mean + torch.stack([share * (one[name] - mean) for share, one in pairs]).sum(0)
+                name: mean + torch.stack([share * (source[name] - mean) for share, source in pairs]).sum(0)
                 for name, mean in space.mean.items()
             }
         )

@@ -4,12 +4,12 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Self
 
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.runtime import MemoryEstimate
 from project.student import Student
 
@@ -46,6 +46,28 @@ class Merged:
     def name(self) -> str:
         """Unique name within a run: method and budget."""
         return f"{self.method}-{self.budget.name}"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a method says before calibration.
+
+    Args:
+        memory: About what it takes beside the statistics.
+        message: What it is going to do, in words, for those who wait; None where there is nothing to tell.
+    """
+
+    memory: MemoryEstimate = field(default_factory=MemoryEstimate)
+    message: str | None = None
+
+    def adding(self, whole: int, least: int) -> "Preparation":
+        """Add memory to the estimate.
+
+        Args:
+            whole: Bytes more with everything in memory.
+            least: Bytes more with all that waits on disk.
+        """
+        return replace(self, memory=MemoryEstimate(self.memory.whole + whole, self.memory.least + least))
 
 
 class Method(ABC):
@@ -90,7 +112,9 @@ class Method(ABC):
     def options(self) -> dict[str, object]:
         """Its arguments that are plain values, as a file tells them."""
         given = self.arguments
-        settings = {n: asdict(one) for n, one in given.items() if is_dataclass(one) and not isinstance(one, type)}
+        settings = {
+            n: asdict(value) for n, value in given.items() if is_dataclass(value) and not isinstance(value, type)
+        }
         return settings | {name: value for name, value in given.items() if isinstance(value, str | int | float | bool)}
 
     @property
@@ -99,49 +123,28 @@ class Method(ABC):
         return [self]
 
     def changed(self, **arguments: Any) -> Self:
-        """The same method with other arguments.
+        """Make the same method with other arguments.
 
         Raises:
             ConfigurationError: If a value is not allowed.
         """
         return type(self)(**{**self.arguments, **arguments})
 
-    def check(  # noqa: B027, most methods have nothing to refuse
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, "Method"],
-    ) -> None:
-        """Refuse, before calibration, what cannot work.
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, "Method"]
+    ) -> Preparation:
+        """Refuse, before calibration, what cannot work, and say what is going to be done and what it takes.
 
         Args:
             problem: The sources.
-            pictures: Domain -> number of calibration pictures to come.
+            pictures: How many calibration pictures there will be.
             budgets: Sizes of the students.
             planned: Name -> method, of those that will have made a student of one source's size before this one.
+
+        Raises:
+            ConfigurationError: If the method cannot work so.
         """
-
-    def plan(self, problem: Problem) -> str | None:
-        """What it is going to do, in words, for those who wait; None where there is nothing to tell.
-
-        Args:
-            problem: The sources.
-        """
-        return None
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """About how much memory it takes beside the statistics; nothing worth telling by default.
-
-        Args:
-            problem: The sources.
-            pictures: Domain -> number of calibration pictures in this process.
-            budgets: Sizes of the students.
-            batch: Pictures in a batch.
-        """
-        return MemoryEstimate()
+        return Preparation()
 
     def merge(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """Make a student for every budget, which depends on no other budget.

@@ -71,62 +71,64 @@ class Concrete(Learned):
 
     @torch.no_grad()
     def blend(self, space: Space, student: Student) -> MaskedBlend:
-        """The task vectors behind a mask that is half open everywhere."""
+        """Set up the task vectors behind a mask that is half open everywhere."""
         learned = self.coefficients == "learned"
         return MaskedBlend(*self.constants(space, student), self.scale, layerwise=learned, temperature=self.temperature)
 
     def differentiate(
         self, blend: Blend, objective: Objective, batch: Mapping[str, Tensor], step: int, steps: int
     ) -> dict[str, float]:
-        """The gradient of x, or in the second half of learned coefficients that of λ."""
+        """Set the gradient of x, or in the second half of learned coefficients that of λ."""
         assert isinstance(blend, MaskedBlend)
         blend.logits.grad = blend.coefficients.grad = None
         if self.coefficients == "learned" and 2 * step >= steps:
-            masks = {name: one.detach() for name, one in self._masks(blend).items()}
-            blend.coefficients.grad, told = objective.gradient(blend.tensors(masks=masks), batch, blend.coefficients)
-            return told
+            masks = {name: mask.detach() for name, mask in self._masks(blend).items()}
+            blend.coefficients.grad, entropies = objective.gradient(
+                blend.tensors(masks=masks), batch, blend.coefficients
+            )
+            return entropies
         masks, coefficients = blend.masks(blend.uniform(self.seed, step)), None
         if self.coefficients == "learned":
-            still = {name: one.detach() for name, one in masks.items()}
+            still = {name: mask.detach() for name, mask in masks.items()}
             first, batch = halves(batch)
             gradient, _ = objective.gradient(blend.tensors(masks=still), first, blend.coefficients)
             coefficients = (blend.coefficients - self.inner_rate * gradient).detach()
-        blend.logits.grad, told = objective.gradient(blend.tensors(coefficients, masks), batch, blend.logits)
-        return told
+        blend.logits.grad, entropies = objective.gradient(blend.tensors(coefficients, masks), batch, blend.logits)
+        return entropies
 
     def merged(self, blend: Blend) -> dict[str, Tensor]:
-        """θ₀ + Σ λᵢ m ⊙ τᵢ."""
+        """Compute θ₀ + Σ λᵢ m ⊙ τᵢ, by name."""
         assert isinstance(blend, MaskedBlend)
         return blend.tensors(masks=self._masks(blend))
 
     def summary(self, blend: Blend, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """How open the mask is, and the coefficients where they are learned."""
+        """Measure how open the mask is, and the coefficients where they are learned."""
         assert isinstance(blend, MaskedBlend)
-        found = {"open": {ALL: float(blend.logits.detach().sigmoid().mean())}}
-        return {**found, **super().summary(blend, names)} if self.coefficients == "learned" else found
+        summary = {"open": {ALL: float(blend.logits.detach().sigmoid().mean())}}
+        return {**summary, **super().summary(blend, names)} if self.coefficients == "learned" else summary
 
     def layers(self, blend: Blend, problem: Problem) -> dict[str, dict[str, float]]:
-        """How open the mask of each layer's weights is, and their coefficients where they are learned."""
+        """Measure how open the mask of each layer's weights is, and their coefficients where they are learned."""
         assert isinstance(blend, MaskedBlend)
-        found, coefficients = blend.openness(), super().layers(blend, problem)
+        openness, coefficients = blend.openness(), super().layers(blend, problem)
         names = {layer.name: f"{layer.name}.weight" for layer in problem.spec.layers}
         return {
-            layer: {"open": found[name], **coefficients.get(layer, {})}
+            layer: {"open": openness[name], **coefficients.get(layer, {})}
             for layer, name in names.items()
-            if name in found
+            if name in openness
         }
 
     def plain(self, blend: Blend, names: Sequence[str]) -> dict[str, Any]:
-        """How open the mask of each tensor is, and the coefficients."""
+        """Describe how open the mask of each tensor is, and the coefficients."""
         assert isinstance(blend, MaskedBlend)
         return {**super().plain(blend, names), "open": blend.openness()}
 
     def _masks(self, blend: MaskedBlend) -> dict[str, Tensor]:
-        """The mask without chance."""
+        """Compute the mask without chance."""
         return blend.masks(binarise=self.binarise)
 
 
 def halves(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The pictures of every domain in two halves, which share the middle one of an odd number."""
+    """Split the pictures of every domain in two halves, which share the middle one of an odd number."""
     first = {domain: pictures[: (len(pictures) + 1) // 2] for domain, pictures in batch.items()}
     return first, {domain: pictures[len(pictures) // 2 :] for domain, pictures in batch.items()}

@@ -30,20 +30,26 @@ class EMR(Aligned):
     """
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """It does."""
+        """Need θ₀ whatever was made before."""
         return True
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
+        """Make one student of budget 1, whatever the budgets."""
         space = Space.of(problem, evidence, run.world, self.align)
         student = problem.start(space.maps)
         kept = _kept(space, student.network.state_dict())
         base = {name: values for name, values in space.base.items() if name not in kept}
-        found = elect(task_vectors(space, base), [values.numel() for values in base.values()])
+        elected = elect(task_vectors(space, base), [values.numel() for values in base.values()])
         write(student, base)
         merged = MaskedStudent(
-            student, list(base), found.vector.float(), packed(found.masks), found.scales.float(), kept, problem.owners
+            student,
+            list(base),
+            elected.vector.float(),
+            packed(elected.masks),
+            elected.scales.float(),
+            kept,
+            problem.owners,
         )
         yield Merged(self.name, Budget(1.0), merged, matches=space.matches, settled=True, norms="sources' own")
 
@@ -64,7 +70,7 @@ class Elected:
 
 
 def elect(vectors: Tensor, sizes: Sequence[int]) -> Elected:
-    """Elect, mask and rescale.
+    """Elect a vector, mask it and rescale it for each task.
 
     Args:
         vectors: Task vectors, shape (sources, parameters).
@@ -73,24 +79,24 @@ def elect(vectors: Tensor, sizes: Sequence[int]) -> Elected:
     signs = torch.where(vectors.mean(0) > 0, 1.0, -1.0).to(vectors)
     masks = vectors * signs > 0
     vector = signs * torch.where(masks, vectors.abs(), 0.0).amax(0)
-    mine, theirs = (
+    apart, rescaled = (
         torch.stack([part.mean(1) for part in torch.split(values, list(sizes), 1)]).sum(0)
         for values in (vectors.abs(), (masks * vector).abs())
     )
-    return Elected(vector, masks, torch.where(theirs > 0, mine / theirs.clamp(min=1e-300), 1.0))
+    return Elected(vector, masks, torch.where(rescaled > 0, apart / rescaled.clamp(min=1e-300), 1.0))
 
 
 def _kept(space: Space, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Norms, and parameters that the base lacks, of every source in the student's shape: name -> (sources, ...)."""
+    """Collect what is kept for every source: norms, and what the base lacks; name -> (sources, ...)."""
     norms = {
         f"{norm.name}.{tensor}": norm.group
         for norm in space.problem.spec.norms
         for tensor in ("weight", "bias", "running_mean", "running_var")
     }
-    found = {}
+    kept = {}
     for name in state:
         if name in norms and name in space.problem.sources[0].state_dict():
-            found[name] = torch.stack([values.to(state[name]) for values in space.buffers(name)])
+            kept[name] = torch.stack([values.to(state[name]) for values in space.buffers(name)])
         elif name in space.names and name not in space.base:
-            found[name] = torch.stack([one[name].to(state[name]) for one in space.sources])
-    return found
+            kept[name] = torch.stack([source[name].to(state[name]) for source in space.sources])
+    return kept

@@ -26,15 +26,15 @@ class Ensemble(MultiHead):
         self.head = head
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Shape (batch, columns of the label space)."""
+        """Compute the logits, shape (batch, columns of the label space)."""
         return self._together([source(pictures) for source in self.sources])
 
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (batch, columns of the label space), and what the sources' heads read, side by side."""
-        found = [run_with_features(source, self.head, pictures) for source in self.sources]
-        return self._together([logits for logits, _ in found]), torch.cat([features for _, features in found], 1)
+        """Compute logits (batch, columns of the label space), and what the sources' heads read, side by side."""
+        outputs = [run_with_features(source, self.head, pictures) for source in self.sources]
+        return self._together([logits for logits, _ in outputs]), torch.cat([features for _, features in outputs], 1)
 
     def _together(self, logits: list[Tensor]) -> Tensor:
         if self.labels.mode == "different":
             return torch.cat(logits, 1)
-        return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - math.log(len(logits))
+        return torch.stack([source.log_softmax(1) for source in logits]).logsumexp(0) - math.log(len(logits))

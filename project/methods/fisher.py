@@ -6,8 +6,8 @@ import torch
 
 from project.allocation import Budget
 from project.errors import above, one_of
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_count, check_labels, check_weights
@@ -49,25 +49,22 @@ class Fisher(Arithmetic):
         self.labelled = classes == "labels"
         self.needs = self.needs | {fisher_need(DIAGONAL, classes)}
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
         """Refuse weights of another number of sources, and labels that public pictures do not have."""
-        super().check(problem, pictures, budgets, planned)
+        preparation = super().prepare(problem, pictures, budgets, planned)
         check_count(self.weights, problem)
-        check_labels(self.classes, problem, pictures)
+        check_labels(self.classes, problem, pictures.domains)
+        return preparation
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """The weighted mean."""
+        """Compute the weighted mean, entry by entry."""
         above = {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
         below = {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
         for index, source in enumerate(space.sources):
             squares = space.squares(index, self.classes)
-            norm = torch.stack([one.square().sum() for one in squares.values()]).sum().sqrt().clamp(min=1e-300)
+            norm = torch.stack([square.square().sum() for square in squares.values()]).sum().sqrt().clamp(min=1e-300)
             weight = 1.0 if self.weights is None else self.weights[index]
             for name, mean in space.mean.items():
                 share = weight * (squares[name] / norm).clamp(min=self.floor)

@@ -5,11 +5,10 @@ from itertools import combinations
 
 from project.allocation import Budget, stored_bytes
 from project.errors import between
-from project.methods.base import Merged
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
-from project.runtime import MemoryEstimate
 
 
 class Interpolation(Aligned):
@@ -36,30 +35,29 @@ class Interpolation(Aligned):
         between(1, 1000, steps=steps)
         self.steps = steps
 
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of matching, and of all points, which are held until they are scored."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Count in the memory of all points, which are held until they are scored."""
         count = len(problem.sources)
         points = (self.steps + 1) * count * (count - 1) // 2
         held = points * stored_bytes(problem.sources[0].state_dict())
-        base = super().memory_estimate(problem, pictures, budgets, batch)
-        return MemoryEstimate(base.whole + held, base.least + held)
+        return super().prepare(problem, pictures, budgets, planned).adding(held, held)
 
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """The points of every pair, each of one source's size, whatever the budgets."""
+        """Make the points of every pair, each of one source's size, whatever the budgets."""
         space, names = Space.of(problem, evidence, run.world, self.align), problem.source_names
-        averaged = [name for name, one in problem.sources[0].named_buffers() if one.is_floating_point()]
+        averaged = [name for name, buffer in problem.sources[0].named_buffers() if buffer.is_floating_point()]
         buffers = {name: space.buffers(name) for name in averaged}
         for a, b in combinations(range(len(names)), 2):
             start, end = (
-                space.sources[index] | {name: ones[index].double() for name, ones in buffers.items()}
+                space.sources[index] | {name: values[index].double() for name, values in buffers.items()}
                 for index in (a, b)
             )
             for step in range(self.steps + 1):
                 t = step / self.steps
                 student = problem.start(space.maps)
-                write(student, {name: (1 - t) * one + t * end[name] for name, one in start.items()})
+                write(student, {name: (1 - t) * values + t * end[name] for name, values in start.items()})
                 yield Merged(
                     f"{self.name}-{a + 1}-{b + 1}-{t:.3g}",
                     Budget(1.0),

@@ -1,6 +1,7 @@
 """MaTS: merging as a linear system for every tensor, solved by conjugate gradients (arXiv 2312.04339)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Literal
 
 import torch
@@ -10,21 +11,21 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, at_least, between, nearest, one_of
 from project.fit.memory_estimate import picture_bytes
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_labels
 from project.methods.shared.arithmetic import Combined, write
 from project.methods.shared.conjugate import ConjugateGradients
 from project.methods.shared.curves import Curves
-from project.methods.shared.divergence import divergence, renormalised
+from project.methods.shared.divergence import divergence
 from project.methods.shared.systems import Elementwise, Gram, Kronecker, System, merged_layers
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
-from project.runtime import MemoryEstimate, World
-from project.student import Student
+from project.runtime import World
+from project.student import Student, renormalise
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
@@ -99,14 +100,10 @@ class MaTS(Arithmetic):
         }
         self.needs = self.needs | frozenset(moments[estimate]) | ({PICTURES} if watch else frozenset())
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse a start point that nobody makes, or that needs a base that is not given."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse a start point that nobody makes, that needs a base that is not given, or whose units lie elsewhere."""
         if self.start not in (*GIVEN, *STARTS, *planned):
             known = dict.fromkeys((*GIVEN, *STARTS, *planned))
             raise ConfigurationError(
@@ -114,7 +111,7 @@ class MaTS(Arithmetic):
                 f"{', '.join(map(repr, known))}; of methods listed before it, those that make one plain network of one "
                 f"source's size, PLeaS and Permutation by budget 1."
             )
-        super().check(problem, pictures, budgets, planned)
+        preparation = super().prepare(problem, pictures, budgets, planned)
         other = planned.get(self.start) if self.follows else None
         if other is not None and not Space.shared(other, self.align):
             raise ConfigurationError(
@@ -122,27 +119,26 @@ class MaTS(Arithmetic):
                 f"{self.align!r}; give both the same."
             )
         if self.labelled:
-            check_labels(self.classes, problem, pictures)
+            check_labels(self.classes, problem, pictures.domains)
+        systems = self._system_bytes(problem)
+        watched = picture_bytes(problem.spec, sum(pictures.local.values())) if self.watch else 0
+        return preparation.adding(systems + watched, systems)
+
+    def _system_bytes(self, problem: Problem) -> int:
+        """Count the bytes of the largest layer's system, or of all where the student is watched."""
+        if self.estimate not in ("gram", "kfac"):
+            return 0
+        spec = problem.spec
+        sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
+        blocks = [layer.blocks for layer in spec.layers]
+        held = [8 * (x**2 + y**2) // count for (x, y), count in zip(sides, blocks, strict=True)]
+        copies = len(problem.sources) if self.estimate == "kfac" else 1
+        reading = 3 if self.estimate == "gram" else 2  # what is read beside those that are held
+        return copies * (sum(held) if self.watch else max(held)) + reading * max(held)
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """Whether the start point is made of it."""
+        """Need θ₀ where the start point is made of it."""
         return self.start == "base" or (self.start in STARTS and self.start not in planned)
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the parameters and the largest layer's system; to watch the student, of all systems and the pictures."""
-        plain = super().memory_estimate(problem, pictures, budgets, batch)
-        systems, spec = 0, problem.spec
-        if self.estimate in ("gram", "kfac"):
-            sides = [(layer.taps * spec.sizes[layer.inputs], spec.sizes[layer.outputs]) for layer in spec.layers]
-            blocks = [layer.blocks for layer in spec.layers]
-            held = [8 * (x**2 + y**2) // count for (x, y), count in zip(sides, blocks, strict=True)]
-            copies = len(problem.sources) if self.estimate == "kfac" else 1
-            reading = 3 if self.estimate == "gram" else 2  # what is read beside those that are held
-            systems = copies * (sum(held) if self.watch else max(held)) + reading * max(held)
-        shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
-        return MemoryEstimate(plain.whole + systems + shown, plain.least + systems)
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """Solve every tensor's system: one after the other, or, to watch the student, all of them step by step."""
@@ -157,7 +153,8 @@ class MaTS(Arithmetic):
                         curves.note(system, solver, step)
                     if self.watch and step % self.watch == 0:
                         write(student, {**parameters, **_solutions(space, solvers)})
-                        settled = renormalised(student, space.evidence.pictures, run.world)
+                        settled = deepcopy(student)
+                        renormalise(settled, space.evidence.pictures, run.world)
                         curves.divergence[step] = divergence(settled, space.problem, space.evidence.pictures, run.world)
                     if step == self.iterations or not self._step([solver for _, solver in solvers], run.world):
                         break
@@ -169,7 +166,7 @@ class MaTS(Arithmetic):
         return Combined(parameters, layers, curves.plain())
 
     def _step(self, solvers: Sequence[ConjugateGradients], world: World) -> bool:
-        """Take a step in all systems; whether any was left to take, which all processes hear from the first.
+        """Take a step in all systems; return whether any was left to take, which all processes hear from the first.
 
         They watch the student together, so that none may stop before the others for the sake of a last bit.
         """
@@ -182,7 +179,7 @@ class MaTS(Arithmetic):
         return {layer.name for layer in space.problem.spec.layers}
 
     def _batches(self, space: Space) -> Iterator[list[System]]:
-        """The systems that are solved side by side; those of one batch are in memory together."""
+        """Yield the systems that are solved side by side; those of one batch are in memory together."""
         systems = (system for system in self._systems(space) if not system.settled)
         if self.watch:
             yield list(systems)
@@ -202,7 +199,7 @@ class MaTS(Arithmetic):
                 known = [space.squares(index, self.classes) for index in range(len(space.sources))]
             layers = {f"{name}.weight": name for name in self._layer_names(space)}
             for name in space.names:
-                sources = [one[name] for one in space.sources]
+                sources = [source[name] for source in space.sources]
                 weights = [one[name] for one in known] if known else [torch.ones_like(one) for one in sources]
                 yield Elementwise(layers.get(name, name), sources, weights, self.damping)
 
@@ -218,7 +215,7 @@ class MaTS(Arithmetic):
         )
 
     def _start(self, space: Space, student: Student, run: Run) -> dict[str, Tensor]:
-        """The start point; of a tensor that it lacks, the mean of the sources."""
+        """Find the start point; of a tensor that it lacks, the mean of the sources."""
         if self.start == "average":
             return space.mean
         if self.start == "zero":
@@ -237,11 +234,11 @@ class MaTS(Arithmetic):
 
 
 def _tensor(system: System, names: Mapping[str, Tensor]) -> str:
-    """The name of a system's tensor: that of a layer stands for its weight."""
+    """Name a system's tensor: that of a layer stands for its weight."""
     return system.name if system.name in names else f"{system.name}.weight"
 
 
 def _solutions(space: Space, solvers: Sequence[tuple[System, ConjugateGradients]]) -> dict[str, Tensor]:
-    """The tensors as they stand."""
+    """Collect the tensors as they stand."""
     names = {_tensor(system, space.mean): solver.solution for system, solver in solvers}
     return {name: values.view_as(space.mean[name]) for name, values in names.items()}

@@ -45,22 +45,22 @@ class PCB(TaskVectors):
         self.keep, self.scale, self.clamp = keep, scale, clamp
 
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
-        """λ Σ sᵢ ⊙ τ̂ᵢ / Σ sᵢ."""
+        """Compute λ Σ sᵢ ⊙ τ̂ᵢ / Σ sᵢ, shape (parameters,)."""
         total, above, below = vectors.sum(0), torch.zeros_like(vectors[0]), torch.zeros_like(vectors[0])
-        for one in vectors:  # one at a time: each takes several vectors of room
-            size, edge = len(one), int(self.clamp * len(one))
-            magnitudes = one.abs()
+        for vector in vectors:  # one at a time: each takes several vectors of room
+            size, edge = len(vector), int(self.clamp * len(vector))
+            magnitudes = vector.abs()
             least, most = magnitudes.kthvalue(edge + 1).values, magnitudes.kthvalue(size - edge).values
             magnitudes = magnitudes.clamp(least, most)
-            won = torch.exp(len(vectors) * _minmax(magnitudes).square()) * torch.tanh(one * total)
+            won = torch.exp(len(vectors) * _minmax(magnitudes).square()) * torch.tanh(vector * total)
             bar = won.kthvalue(max(1, size - round(self.keep * size))).values  # what is at the bar has lost
             share = _minmax(won.clamp(min=bar))
-            above += share * one.sign() * magnitudes
+            above += share * vector.sign() * magnitudes
             below += share
         return self.scale * above / below.clamp(min=1e-12)
 
 
 def _minmax(values: Tensor) -> Tensor:
-    """Scaled to the range 0 … 1; all 0 where they are all the same."""
+    """Scale values to the range 0 … 1; all 0 where they are all the same."""
     low, high = values.aminmax()
     return (values - low) / (high - low) if bool(high > low) else torch.zeros_like(values)

@@ -1,19 +1,18 @@
 """Permutation alone: matched units are averaged, badly matched ones stay separate up to the budget."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
 from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, why_not_larger, widest_maps
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least, one_of
 from project.fit import separation_gains
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.matching import By, Matching
 from project.moments import INPUTS, UNITS
-from project.runtime import MemoryEstimate
 
 Separate = Literal["gain", "front", "back", "uniform"]
 
@@ -51,15 +50,14 @@ class Permutation(Method):
         label: str | None = None,
     ) -> None:
         super().__init__(label)
-        for name, value, allowed in (("matching", matching, By), ("separate", separate, Separate)):
-            if value not in get_args(allowed):
-                raise ConfigurationError(f"{name} is {value!r}; allowed: {', '.join(map(repr, get_args(allowed)))}.")
+        one_of(By, matching=matching)
+        one_of(Separate, separate=separate)
+        if step is not None:
+            at_least(1, step=step)
         self.matched = Matching(matching, similarity, alpha, seed)
         self.matching: By = matching
         self.similarity: Similarity = similarity
         self.alpha = alpha
-        if step is not None and step < 1:
-            raise ConfigurationError(f"step is {step}; allowed: 1 or more.")
         self.separate: Separate = separate
         self.step = step
         self.seed = seed
@@ -67,31 +65,22 @@ class Permutation(Method):
         if separate == "gain":
             self.needs |= {UNITS, INPUTS}
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
         """Refuse what the architecture does not allow: budgets, separating by gain, matching by activations."""
         check_growth(problem.spec, problem.fixed, budgets)
         if self.separate == "gain" and (reason := why_not_larger(problem.spec)) is not None:
             raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
         self.matched.check(problem)
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the units' similarities."""
-        return self.matched.memory_estimate(problem)
+        return Preparation(self.matched.memory_estimate(problem))
 
     def align(self, problem: Problem, evidence: Evidence, run: Run) -> Alignment:
         """Match the units of all sources, alike in all processes."""
         return self.matched.align(problem, evidence, run.world)
 
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One alignment, then a student for every budget."""
+        """Align once, then make a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem, evidence, run)
         gains = self._gains(problem, evidence, alignment) if self.separate == "gain" else {}
@@ -103,7 +92,7 @@ class Permutation(Method):
         yield from self.fit_students(starts, problem, evidence, run)
 
     def _gains(self, problem: Problem, evidence: Evidence, alignment: Alignment) -> dict[str, Tensor]:
-        """What keeping each row's sources apart is worth, given the fit that follows."""
+        """Compute what keeping each row's sources apart is worth, given the fit that follows."""
         maps = {**problem.fixed, **{name: UnitMap(members) for name, members in alignment.members.items()}}
         return separation_gains(
             problem.spec, problem.sources, problem.owners, evidence.statistics, maps, fitted=self.follows_owners
@@ -112,7 +101,7 @@ class Permutation(Method):
     def _allocate(
         self, problem: Problem, alignment: Alignment, budget: Budget, gains: Mapping[str, Tensor]
     ) -> dict[str, UnitMap]:
-        """Unit maps within a budget."""
+        """Choose unit maps within a budget."""
         spec, fixed = problem.spec, problem.fixed
         if self.separate == "gain":
             return by_gain(spec, alignment, fixed, budget, gains, step=self.step)
@@ -121,7 +110,7 @@ class Permutation(Method):
         return stagewise(spec, alignment, fixed, budget, front=self.separate == "front", step=self.step)
 
     def shapes(self, problem: Problem, budgets: Sequence[Budget]) -> list[dict[str, UnitMap]]:
-        """Unit maps of the students' widths, or of no smaller ones, before any units are matched.
+        """Find unit maps of the students' widths, or of no smaller ones, before any units are matched.
 
         Args:
             problem: The sources.
@@ -133,5 +122,5 @@ class Permutation(Method):
         return [self._allocate(problem, anyhow, budget, {}) for budget in budgets]
 
     def fit_students(self, starts: list[Merged], problem: Problem, evidence: Evidence, run: Run) -> Iterator[Merged]:
-        """What follows the start points; nothing here."""
+        """Fit the students from their start points; here they stay as they are."""
         yield from starts

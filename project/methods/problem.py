@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -74,7 +75,7 @@ class Problem:
         return columns
 
     def macs(self, maps: Mapping[str, UnitMap]) -> int:
-        """Nominal multiply-accumulates of a student with these unit maps."""
+        """Count the nominal multiply-accumulates of a student with these unit maps."""
         return nominal_macs(self.spec, maps)
 
     @property
@@ -83,15 +84,40 @@ class Problem:
         return source_macs(self.spec, self.fixed)
 
     def times(self, budget: Budget) -> float:
-        """A budget as a multiple of one source's size, in the budget's own unit."""
+        """Express a budget as a multiple of one source's size, in the budget's own unit."""
         heads = self.fixed[self.spec.output.name]
         return budget.limit(lambda unit: source_size(self.spec, heads, unit)) / source_size(
             self.spec, heads, budget.unit
         )
 
     def start(self, maps: Mapping[str, UnitMap]) -> Student:
-        """The student of these unit maps before any fit."""
+        """Build the student of these unit maps, before any fit."""
         return start_student(self.sources, self.spec, maps, self.labels, self.architecture, self.preprocessing)
+
+
+@dataclass(frozen=True)
+class PictureCounts:
+    """How many calibration pictures there will be, before any is seen.
+
+    Args:
+        domains: domain -> number of its pictures.
+        batch: Most pictures in a batch.
+        processes: Processes among which each domain's pictures are dealt out.
+    """
+
+    domains: Mapping[str, int]
+    batch: int = 1
+    processes: int = 1
+
+    @property
+    def local(self) -> dict[str, int]:
+        """Domain -> most of its pictures that one process has."""
+        return {domain: ceil(count / self.processes) for domain, count in self.domains.items()}
+
+    @property
+    def largest(self) -> int:
+        """Most pictures of a domain that one process has in a batch."""
+        return min(self.batch, max(self.local.values(), default=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +145,14 @@ class Evidence:
         Raises:
             MergeError: With what is missing.
         """
-        there = {kind for kind, table in self.statistics.tables.items() if table}
-        if self.pictures:
-            there.add(PICTURES)
-        if missing := sorted(set(needs) - there):
+        gathered = {kind for kind, table in self.statistics.tables.items() if table}
+        lacking = [f"statistics of {kind}" for kind in sorted(set(needs) - {PICTURES} - gathered)]
+        if PICTURES in needs and not self.pictures:
+            lacking.append("the calibration pictures")
+        if lacking:
             raise MergeError(
-                f"method {method} needs what calibration leaves behind, of which {', '.join(missing)} are missing; "
-                f"gather moments, keep the pictures, or choose a method that needs none."
+                f"method {method} needs {' and '.join(lacking)}, which calibration has not left behind; gather them "
+                f"first."
             )
 
 

@@ -8,13 +8,13 @@ from project.allocation import Budget
 from project.errors import at_least, between
 from project.fit import Factor
 from project.fit.memory_estimate import solve_bytes
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Combined
 from project.methods.shared.systems import Gram, diagonals, merged_layers
 from project.moments import INPUTS
-from project.runtime import MemoryEstimate
 from project.student import Student
 from project.symmetry import Layer
 
@@ -42,33 +42,32 @@ class RegMean(Arithmetic):
         self.off_diagonal, self.ridge = off_diagonal, ridge
         self.needs = self.needs | {INPUTS}
 
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the parameters, and of the largest layer's solution."""
-        plain = super().memory_estimate(problem, pictures, budgets, batch)
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Count in the memory of the largest layer's solution."""
         sizes = problem.spec.sizes
         sides = [(layer.taps * sizes[layer.inputs] // layer.blocks, layer.blocks) for layer in problem.spec.layers]
         solving = max(solve_bytes(unknowns, 1, blocks) for unknowns, blocks in sides)
-        return MemoryEstimate(plain.whole + solving, plain.least + solving)
+        return super().prepare(problem, pictures, budgets, planned).adding(solving, solving)
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """Each layer in closed form."""
+        """Solve each layer in closed form."""
         parameters, layers = dict(space.mean), {}
         for layer in merged_layers(space):
-            found, layers[layer.name] = self._solved(space, layer)
-            parameters[f"{layer.name}.weight"] = found.view_as(space.mean[f"{layer.name}.weight"])
+            weight, layers[layer.name] = self._solved(space, layer)
+            parameters[f"{layer.name}.weight"] = weight.view_as(space.mean[f"{layer.name}.weight"])
         return Combined(parameters, layers)
 
     def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
-        """One layer, shape (outputs, inputs · taps), or that for each of its blocks, and what is known of it."""
+        """Solve one layer: shape (outputs, inputs · taps), or that for each of its blocks; and measure its fit."""
         system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
         level = diagonals(system.total).mean(-1)
         factor = Factor(system.total, self.ridge * level)
-        found = system.mean + factor.solve(system.centred)
-        return found, {
+        weight = system.mean + factor.solve(system.centred)
+        return weight, {
             "residual_before": system.loss(system.mean),
-            "residual_after": system.loss(found),
+            "residual_after": system.loss(weight),
             "condition": factor.condition,
             "fallbacks": float(factor.fallbacks),
         }

@@ -24,5 +24,5 @@ class TaskArithmetic(TaskVectors):
         self.scale = scale
 
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
-        """λ Σ τᵢ."""
+        """Compute λ Σ τᵢ, shape (parameters,)."""
         return self.scale * vectors.sum(0)

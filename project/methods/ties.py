@@ -40,13 +40,13 @@ class TIES(TaskVectors):
         self.keep, self.scale, self.trim = keep, scale, trim
 
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
-        """λ τ."""
+        """Compute λ τ, shape (parameters,)."""
         parts = [vectors] if self.trim == "global" else list(torch.split(vectors, list(sizes), 1))
         return self.scale * disjoint_mean(torch.cat([trimmed(part, self.keep) for part in parts], 1))
 
 
 def trimmed(vectors: Tensor, keep: float) -> Tensor:
-    """Each row's largest entries by magnitude, the others 0.
+    """Keep each row's largest entries by magnitude, the others 0.
 
     Args:
         vectors: Shape (sources, entries).
@@ -60,7 +60,7 @@ def trimmed(vectors: Tensor, keep: float) -> Tensor:
 
 
 def elected(vectors: Tensor) -> Tensor:
-    """Each row's entries that have the sign elected for their place, the others 0.
+    """Keep each row's entries that have the sign elected for their place, the others 0.
 
     Args:
         vectors: Shape (sources, entries).
@@ -71,7 +71,7 @@ def elected(vectors: Tensor) -> Tensor:
 
 
 def disjoint_mean(vectors: Tensor) -> Tensor:
-    """The mean, for each entry, of the rows that have its elected sign.
+    """Average, for each entry, the rows that have its elected sign.
 
     Args:
         vectors: Shape (sources, entries).

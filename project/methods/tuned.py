@@ -1,6 +1,7 @@
 """One tuner for all methods: settings are tried on part of the calibration pictures, and judged on the rest."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -14,14 +15,14 @@ from torch import Tensor
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest, one_of, share
 from project.fit.memory_estimate import picture_bytes
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.curves import ALL
-from project.methods.shared.divergence import divergence, domain_mean, renormalised
+from project.methods.shared.divergence import divergence, domain_mean
 from project.methods.shared.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
-from project.student import Student
+from project.student import Student, renormalise
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -74,9 +75,9 @@ class Tuned(Method):
         check_grid(method, grid)
         self.method, self.grid, self.held_out = method, grid, held_out
         self.criterion: Criterion = criterion
-        self.needs = frozenset({PICTURES}).union(*(one.needs for one in self.candidates))
-        self.follows = frozenset().union(*(one.follows for one in self.candidates))
-        self.labelled = criterion == "accuracy" or any(one.labelled for one in self.candidates)
+        self.needs = frozenset({PICTURES}).union(*(candidate.needs for candidate in self.candidates))
+        self.follows = frozenset().union(*(candidate.follows for candidate in self.candidates))
+        self.labelled = criterion == "accuracy" or any(candidate.labelled for candidate in self.candidates)
 
     @property
     def name(self) -> str:
@@ -102,56 +103,47 @@ class Tuned(Method):
         """
         return [_candidate(self.method, setting) for setting in self.settings]
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse too few pictures to hold any out, pictures that cannot be judged, and what the method refuses."""
-        for domain, count in pictures.items():
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse too few pictures to hold any out, pictures that cannot be judged, and what the method refuses.
+
+        It takes what the setting takes that takes most, with the best student so far, the one that is judged, and the
+        pictures, of which there are copies of both sides beside themselves.
+        """
+        self._check_pictures(problem, pictures.domains)
+        prepared = [candidate.prepare(problem, pictures, budgets, planned) for candidate in self.candidates]
+        message = f"{self.name} judges {len(self.candidates)} settings by {self.criterion} on pictures held out"
+        if any(candidate.needs - {PICTURES} for candidate in self.candidates):
+            message += ", of which the statistics are too"
+        times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
+        kept = int(4 * times * sum(parameter.numel() for parameter in problem.sources[0].parameters()))
+        copies = 2 * picture_bytes(problem.spec, sum(pictures.local.values()))
+        most = Preparation(
+            MemoryEstimate.most(*(preparation.memory for preparation in prepared)),
+            "; ".join(filter(None, (message, prepared[0].message))),
+        )
+        return most.adding(kept + copies, kept)
+
+    def _check_pictures(self, problem: Problem, counts: Mapping[str, int]) -> None:
+        for domain, count in counts.items():
             if not 1 <= (held := floor(count * self.held_out)) < count:
                 raise ConfigurationError(
                     f"held_out of method {self.name} is {self.held_out}, which holds out {held} of the {count} "
                     f"calibration pictures of {domain}; there must be one at least on both sides."
                 )
-        unowned = [domain for domain in pictures if domain not in problem.labels.domains]
+        unowned = [domain for domain in counts if domain not in problem.labels.domains]
         if self.criterion == "accuracy" and unowned:
             raise ConfigurationError(
                 f"criterion of method {self.name} is 'accuracy', but calibration pictures are of {unowned[0]!r}, "
                 f"whose classes are not the sources'; use 'divergence'."
             )
         if self.criterion == "entropy":
-            check_heads(self.name, problem, pictures)
-        for candidate in self.candidates:
-            candidate.check(problem, pictures, budgets, planned)
-
-    def plan(self, problem: Problem) -> str | None:
-        """What is tried, and what the method plans."""
-        told = f"{self.name} judges {len(self.candidates)} settings by {self.criterion} on pictures held out"
-        if any(one.needs - {PICTURES} for one in self.candidates):
-            told += ", of which the statistics are too"
-        return "; ".join(filter(None, (told, self.candidates[0].plan(problem))))
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the setting that takes most, with the best student so far, the one that is judged, and pictures.
-
-        Beside the pictures themselves there are copies of those of both sides.
-        """
-        estimates = [one.memory_estimate(problem, pictures, budgets, batch) for one in self.candidates]
-        times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
-        kept = int(4 * times * sum(one.numel() for one in problem.sources[0].parameters()))
-        shown = 2 * picture_bytes(problem.spec, sum(pictures.values()))
-        return MemoryEstimate(
-            max(one.whole for one in estimates) + kept + shown, max(one.least for one in estimates) + kept
-        )
+            check_heads(self.name, problem, counts)
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """For every budget the best student.
+        """Make for every budget the best student.
 
         Raises:
             MergeError: If the scores of a budget are all not finite.
@@ -174,13 +166,13 @@ class Tuned(Method):
                     f"{self.criterion} on the pictures held out is not finite in any setting that {self.name} tried; "
                     f"take other values into its grid."
                 )
-            told = [score if isfinite(score) else None for score in scores[budget]]
+            finite = [score if isfinite(score) else None for score in scores[budget]]
             tuned = {
                 "criterion": self.criterion,
                 "setting": self.settings[number],
-                "scores": [{**one, "score": s} for one, s in zip(self.settings, told, strict=True)],
+                "scores": [{**setting, "score": score} for setting, score in zip(self.settings, finite, strict=True)],
             }
-            measured = {index: score for index, score in enumerate(told) if score is not None}
+            measured = {index: score for index, score in enumerate(finite) if score is not None}
             curve = {f"held-out {self.criterion}": {ALL: measured}}
             yield replace(
                 merged,
@@ -190,12 +182,12 @@ class Tuned(Method):
             )
 
     def best(self, scores: Sequence[float]) -> int:
-        """Which of some scores is best, the first of equals; what is not finite is worse than all that is."""
+        """Choose the best of some scores, the first of equals; what is not finite is worse than all that is."""
         sign = -1 if self.criterion in ABOVE else 1
-        return min(range(len(scores)), key=lambda one: sign * scores[one] if isfinite(scores[one]) else inf)
+        return min(range(len(scores)), key=lambda number: sign * scores[number] if isfinite(scores[number]) else inf)
 
     def score(self, merged: Merged, problem: Problem, kept: Evidence, held: Evidence, world: World) -> float:
-        """What the criterion says of a student.
+        """Judge a student by the criterion.
 
         Args:
             merged: The student.
@@ -204,7 +196,10 @@ class Tuned(Method):
             held: Pictures on which it is judged.
             world: The processes that share the pictures.
         """
-        student = merged.student if merged.settled else renormalised(merged.student, kept.pictures, world)
+        student = merged.student
+        if not merged.settled:
+            student = deepcopy(student)
+            renormalise(student, kept.pictures, world)
         if self.criterion == "divergence":
             return divergence(student, problem, held.pictures, world)
         judge = _entropy if self.criterion == "entropy" else _hits
@@ -243,19 +238,19 @@ def divided(evidence: Evidence, share: float, run: Run) -> tuple[Evidence, Evide
     """
     held = {domain: _held(batches, share, run.world) for domain, batches in evidence.pictures.items()}
     for domain, rows in held.items():
-        counts = torch.tensor([int(all(bool(one.all()) for one in rows)), sum(int(one.sum()) for one in rows)])
+        counts = torch.tensor([int(all(bool(row.all()) for row in rows)), sum(int(row.sum()) for row in rows)])
         run.world.reduce(counts)
         if bool(counts[0]) or not bool(counts[1]):
             raise MergeError(
                 f"held_out is {share}, which leaves some process no picture of {domain!r} to merge with, or all of "
                 f"them none to judge by; use more pictures, another share, or fewer processes."
             )
-    used = {domain: [~one for one in rows] for domain, rows in held.items()}
+    used = {domain: [~row for row in rows] for domain, rows in held.items()}
     return _part(evidence, used, run.scratch), _part(evidence, held, run.scratch)
 
 
 def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]:
-    """For every batch, which of its rows are held out, boolean.
+    """Choose the rows of every batch that are held out, boolean, each shape (batch,).
 
     A picture is held out where the share of those up to it has reached the next whole number. Processes start at
     different fractions, so that together they hold out as many as one would (Hermite's identity).
@@ -290,14 +285,14 @@ def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
 
 
 def _mean(student: Student, held: Evidence, world: World, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
-    """The mean over the domains of the means over their pictures held out of what is said of each."""
-    found = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
+    """Average over the domains the means over their pictures held out of what is said of each."""
+    totals = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
     for domain, batches in held.pictures.items():
         columns, labels = student.labels.columns(domain), held.picture_labels.get(domain)
         for number, pictures in enumerate(batches):
-            said = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
-            found[domain] += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
-    return domain_mean(list(found.values()), world)
+            values = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
+            totals[domain] += torch.tensor([float(values.double().sum()), len(pictures)], dtype=torch.float64)
+    return domain_mean(list(totals.values()), world)
 
 
 def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,14 +11,13 @@ from torch import Tensor
 from project.allocation import Budget
 from project.errors import ConfigurationError, above, at_least, share
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
 from project.methods.shared.entropy import check_heads
 from project.methods.shared.routing import train_routers
 from project.moments import PICTURES
-from project.runtime import MemoryEstimate
 from project.student import BlendedLayer, Block, Learnt, LearntRouter, MixtureStudent
 from project.student.experts import beside
 from project.symmetry import sites
@@ -79,59 +79,51 @@ class WEMoE(Aligned):
         if steps:
             self.needs = self.needs | {PICTURES}
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
         """Refuse to go where no layer would be weighed, or no head answers for the pictures."""
-        super().check(problem, pictures, budgets, planned)
+        preparation = super().prepare(problem, pictures, budgets, planned)
         if self.steps:
-            check_heads(self.name, problem, pictures)
-        if not self._chosen(problem):
+            check_heads(self.name, problem, pictures.domains)
+        blocks = self._chosen(problem)
+        if not blocks:
             names = ", ".join(name for block in _weighable(problem) for name in block) or "none"
             raise ConfigurationError(
                 f"blocks of method {self.name} is {self.blocks!r}, which chooses no layer; there are: {names}."
             )
+        listed = "; ".join(", ".join(block) for block in blocks)
+        preparation = replace(preparation, message=f"{self.name} weighs, by blocks: {listed}")
+        if not self.steps:
+            return preparation
+        step = self._step_bytes(problem, blocks, self.batch * len(pictures.domains))
+        return preparation.adding(step + picture_bytes(problem.spec, sum(pictures.local.values())), step)
+
+    def _step_bytes(self, problem: Problem, blocks: Sequence[Sequence[str]], batch: int) -> int:
+        """Count the bytes of a step on a batch: activations, and kernels with their gradients."""
+        chosen, sources, spec = {name for block in blocks for name in block}, len(problem.sources), problem.spec
+        layers = [layer for layer in spec.layers if layer.name in chosen]
+        weights = {
+            layer: spec.sizes[layer.outputs] * spec.sizes[layer.inputs] // layer.blocks * layer.taps for layer in layers
+        }
+        made = {layer: sources * spec.sizes[layer.outputs] * layer.positions for layer in layers}
+        weighed = sum(made[layer] if beside(layer.positions, sources) else 2 * weights[layer] for layer in layers)
+        return gradient_bytes(spec, batch, 1, 0) + 4 * (weighed * batch + sources * sum(weights.values()))
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """It does."""
+        """Need θ₀ whatever was made before."""
         return True
-
-    def plan(self, problem: Problem) -> str | None:
-        """Which layers are weighed."""
-        blocks = "; ".join(", ".join(block) for block in self._chosen(problem))
-        return f"{self.name} weighs, by blocks: {blocks}"
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the arithmetic; of the pictures, and of a step on a batch: activations, and kernels with gradients."""
-        plain, spec = super().memory_estimate(problem, pictures, budgets, batch), problem.spec
-        if not self.steps:
-            return plain
-        chosen, sources = {name for block in self._chosen(problem) for name in block}, len(problem.sources)
-        layers = [one for one in spec.layers if one.name in chosen]
-        weights = {one: spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps for one in layers}
-        made = {one: sources * spec.sizes[one.outputs] * one.positions for one in layers}
-        weighed = sum(made[one] if beside(one.positions, sources) else 2 * weights[one] for one in layers)
-        drawn = self.batch * len(pictures)
-        step = gradient_bytes(spec, drawn, 1, 0) + 4 * (weighed * drawn + sources * sum(weights.values()))
-        shown = picture_bytes(spec, sum(pictures.values()))
-        return MemoryEstimate(plain.whole + step + shown, plain.least + step)
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
+        """Make one student of budget 1, whatever the budgets."""
         space = Space.of(problem, evidence, run.world, self.align)
         plain, base = problem.start(space.maps), space.base
         blocks = [Block(Learnt(self.hidden), dict.fromkeys(block, 0)) for block in self._chosen(problem)]
         chosen = {name for block in blocks for name in block.layers}
-        write(plain, {name: one if name.rpartition(".")[0] in chosen
-                      else one + self.scale * torch.stack(_vectors(space, name)).sum(0)
-                      for name, one in base.items()})  # fmt: skip
+        write(plain, {name: tensor if name.rpartition(".")[0] in chosen
+                      else tensor + self.scale * torch.stack(_vectors(space, name)).sum(0)
+                      for name, tensor in base.items()})  # fmt: skip
         student, generator = MixtureStudent(plain, blocks), torch.Generator().manual_seed(self.seed)
         for router in student.routers:
             cast(LearntRouter, router).reset(self.scale, DEVIATION, generator)
@@ -147,25 +139,25 @@ class WEMoE(Aligned):
         yield Merged(self.name, Budget(1.0), student, matches=space.matches, curves=curves)
 
     def _chosen(self, problem: Problem) -> list[list[str]]:
-        """The layers that are weighed, block by block."""
+        """Choose the layers that are weighed, block by block."""
         blocks = _weighable(problem)
         if not isinstance(self.blocks, str):
             return blocks[-max(1, int(self.blocks * len(blocks))) :]
         expression = re.compile(self.blocks)
-        found = [[name for name in block if expression.search(name)] for block in blocks]
-        return [block for block in found if block]
+        chosen = [[name for name in block if expression.search(name)] for block in blocks]
+        return [block for block in chosen if block]
 
 
 def _weighable(problem: Problem) -> list[list[str]]:
-    """The layers that see pictures one by one, block by block in execution order, without the head."""
+    """List the layers that see pictures one by one, block by block in execution order, without the head."""
     layers = {layer.name for layer in problem.spec.layers} - {problem.spec.head.name}
-    found: dict[int, list[str]] = {}
+    blocks: dict[int, list[str]] = {}
     for site in sites(problem.sources[0], problem.spec):
         if site.apart and site.name in layers:
-            found.setdefault(site.block, []).append(site.name)
-    return list(found.values())
+            blocks.setdefault(site.block, []).append(site.name)
+    return list(blocks.values())
 
 
 def _vectors(space: Space, name: str) -> list[Tensor]:
-    """τᵢ of one parameter."""
-    return [one[name] - space.base[name] for one in space.sources]
+    """Compute τᵢ of one parameter."""
+    return [source[name] - space.base[name] for source in space.sources]

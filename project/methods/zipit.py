@@ -8,8 +8,8 @@ from torch import Tensor
 from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources
 from project.allocation import Budget
 from project.errors import between, one_of
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.arithmetic import write
 from project.methods.shared.matching import By, Matching
 from project.runtime import MemoryEstimate, World
@@ -63,29 +63,22 @@ class ZipIt(Method):
         self.within, self.repeat, self.alpha, self.seed = within, repeat, alpha, seed
         self.needs = self.matched.needs
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse activations of units that no value of the architecture holds alone."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse activations of units that no value of the architecture holds alone.
+
+        It takes the units' similarities, or, where that is more, the student's parameters and one source's in float64.
+        """
         self.matched.check(problem, "space")
-
-    def plan(self, problem: Problem) -> str | None:
-        """Which groups are only matched."""
         kept = [group.name for group in problem.spec.free if problem.spec.normalised(group)]
-        return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the units' similarities, or of the student's parameters and one source's in float64."""
         copies = 5 if self._share else 3  # of a weight correlation while it is made; else of what is searched
-        alike = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=copies)
-        needed = max(alike, 16 * sum(one.numel() for one in problem.sources[0].parameters()))
-        return MemoryEstimate(needed, needed)
+        similarities = similarity_bytes(problem.spec, len(problem.sources), kept=self._share < 1, copies=copies)
+        needed = max(similarities, 16 * sum(parameter.numel() for parameter in problem.sources[0].parameters()))
+        return Preparation(
+            MemoryEstimate(needed, needed),
+            f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None,
+        )
 
     @property
     def _share(self) -> float:
@@ -94,7 +87,7 @@ class ZipIt(Method):
 
     def zip(self, problem: Problem, evidence: Evidence, world: World) -> Zipping:
         """Put the units of all sources into sets, alike in all processes."""
-        found = zip_sources(
+        zipping = zip_sources(
             problem.spec,
             [source.state_dict() for source in problem.sources],
             evidence.statistics,
@@ -104,14 +97,14 @@ class ZipIt(Method):
             heads=problem.labels.mode == "shared",
             seed=self.seed,
         )
-        world.agree({name: zipped.sets for name, zipped in found.zips.items()})
-        return found
+        world.agree({name: zipped.sets for name, zipped in zipping.zips.items()})
+        return zipping
 
     @torch.no_grad()
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
-        found = self.zip(problem, evidence, run.world)
-        rows = {name: zipped.members for name, zipped in found.zips.items()}
+        """Make one student of budget 1, whatever the budgets."""
+        zipping = self.zip(problem, evidence, run.world)
+        rows = {name: zipped.members for name, zipped in zipping.zips.items()}
         sizes = problem.spec.sizes
         maps = {
             name: UnitMap.identity(sizes[name], len(problem.sources)) if members is None else UnitMap(members)
@@ -119,19 +112,21 @@ class ZipIt(Method):
         }
         student = problem.start({**problem.fixed, **maps})
         student.zipped = any(members is None for members in rows.values())
-        write(student, _merged(problem, found))
-        yield Merged(self.name, Budget(1.0), student, matches=found.scores)
+        write(student, _merged(problem, zipping))
+        yield Merged(self.name, Budget(1.0), student, matches=zipping.scores)
 
 
-def _merged(problem: Problem, found: Zipping) -> dict[str, Tensor]:
-    """The student's tensors, float64: Σ Mᵢ Wᵢ Uᵢ, and heads that are not shared one below the other."""
+def _merged(problem: Problem, zipping: Zipping) -> dict[str, Tensor]:
+    """Compute the student's tensors, float64: Σ Mᵢ Wᵢ Uᵢ, and heads that are not shared one below the other."""
     spec, count = problem.spec, len(problem.sources)
     head = {axis.tensor for axis in spec.output.axes} if problem.labels.mode == "different" else set()
     heads: dict[str, list[Tensor]] = {name: [] for name in head}
     total: dict[str, Tensor] = {}
     for index, source in enumerate(problem.sources):
-        state = {name: one.detach().double() for name, one in source.state_dict().items() if one.is_floating_point()}
-        for name, values in found.brought(spec, state, index).items():
+        state = {
+            name: tensor.detach().double() for name, tensor in source.state_dict().items() if tensor.is_floating_point()
+        }
+        for name, values in zipping.brought(spec, state, index).items():
             if name in head:
                 heads[name].append(values)
             else:

@@ -21,7 +21,7 @@ from project.merging.lineage import lineage
 from project.merging.preparation import go_together, prepare, prove
 from project.merging.settings import Settings
 from project.merging.sources import as_files, read_sources
-from project.methods import Evidence, Merged, Problem
+from project.methods import Evidence, Merged, PictureCounts, Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Space
 from project.methods.shared.arithmetic import write
@@ -101,7 +101,8 @@ class CoefficientModule(LightningModule):
     def _prepare(self, data: UnlabelledDataModule) -> None:
         """Settle what is learned, and where it starts."""
         loaded = go_together(self.files, read_sources(self.files), self.settings, data.picture)
-        self.problem, self.loaded = prepare(loaded, self.settings, data)
+        pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, self.trainer.world_size)
+        self.problem, self.loaded, _ = prepare(loaded, self.settings, data, pictures)
         prove(self.loaded, loaded.spec, self.settings.tolerance, data)
         self.world, base = World.current(), loaded.base
         networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])

@@ -1,6 +1,13 @@
 """The merged network: unit maps within a budget, start point, fit, batch norm, file."""
 
-from project.student.batch_norm import batch_norms, own_statistics, reestimate, reestimation, running_variances
+from project.student.batch_norm import (
+    batch_norms,
+    own_statistics,
+    reestimate,
+    reestimation,
+    renormalise,
+    running_variances,
+)
 from project.student.build import Student, blank_network, start_student
 from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
 from project.student.file import (
@@ -25,6 +32,6 @@ __all__ = [
     "MixtureStudent", "Projected", "ProjectionRouter", "RoutedNorm", "Source", "Student", "batch_norms",
     "blank_network", "build_student", "common_spec", "is_student", "joint_matrix", "kind_entries", "load_source",
     "load_student", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed", "reestimate",
-    "reestimation", "running_variances", "save_student", "start_matrix", "start_student", "student_entries",
-    "targets", "with_joins",
+    "reestimation", "renormalise", "running_variances", "save_student", "start_matrix", "start_student",
+    "student_entries", "targets", "with_joins",
 ]  # fmt: skip

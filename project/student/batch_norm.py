@@ -1,13 +1,16 @@
 """Re-estimating batch norm: averaged units vary less than their sources' (variance collapse), so statistics move."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.moments import BatchNorm
+from project.runtime import ALONE, World
+from project.student.build import Student
 from project.symmetry import NORMS
 
 
@@ -133,6 +136,24 @@ def reestimate(network: nn.Module, batches: Iterable[Tensor], skip: Collection[s
     with reestimation(network, skip):
         for pictures in batches:
             network(pictures)
+
+
+@torch.no_grad()
+def renormalise(student: Student, batches: Mapping[str, Iterable[Tensor]], world: World = ALONE) -> None:
+    """Replace the running statistics of a student by those of calibration pictures, all domains mixed.
+
+    Args:
+        student: Changed in place; in eval mode afterwards.
+        batches: domain -> this process' batches, each (batch, channels, height, width); the first of all domains are
+            run together, then the second, and so on, as long as any domain has one.
+        world: The processes that share the pictures.
+
+    Raises:
+        MergeError: If no batch holds two values a unit.
+    """
+    with reestimation(student.network, student.exact_norms, world.reduce):
+        for parts in zip_longest(*batches.values()):
+            student(torch.cat([part for part in parts if part is not None]))
 
 
 def running_variances(network: nn.Module, skip: Collection[str] = ()) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Case, check_case, make_problem, merge_case, pictures, resnet, same_state
+from helpers import Case, make_problem, merge_case, pictures, prepare_case, resnet, same_state
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError, MergeError
@@ -110,6 +110,6 @@ def test_networks_without_norms_remember_no_pictures() -> None:
         strangeness(Plain(), pictures(2, 0))
     problem = make_problem([Plain().eval(), Plain().eval()])
     with pytest.raises(ConfigurationError, match=r"have no batch norms to restyle .* set restyle_steps to 0"):
-        check_case(PLeaS(), problem, {"public": 1000}, [1.0])
-    check_case(PLeaS(restyle_steps=0), problem, {"public": 1000}, [1.0])
-    check_case(PLeaS(), problem, {"art": 1000, "birds": 1000}, [1.0])
+        prepare_case(PLeaS(), problem, {"public": 1000}, [1.0])
+    prepare_case(PLeaS(restyle_steps=0), problem, {"public": 1000}, [1.0])
+    prepare_case(PLeaS(), problem, {"art": 1000, "birds": 1000}, [1.0])

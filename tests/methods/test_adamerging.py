@@ -14,12 +14,12 @@ import torch
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     close,
     make_problem,
     moved,
     only,
     pictures,
+    prepare_case,
     random_network,
     same_state,
     space_of,
@@ -342,10 +342,10 @@ def test_what_cannot_be_learned_is_refused() -> None:
     base = random_network(1, 50)
     it = problem(1, 2, "different")
     with pytest.raises(ConfigurationError, match="method adamerging needs base"):
-        check_case(AdaMerging(), replace(it, base=None), {}, [1.0])
+        prepare_case(AdaMerging(), replace(it, base=None), {}, [1.0])
     with pytest.raises(ConfigurationError, match="calibration pictures are of 'public', which has none"):
-        check_case(AdaMerging(), it, {"public": 9}, [1.0])
-    check_case(AdaMerging(), problem(), {"public": 9}, [1.0])
+        prepare_case(AdaMerging(), it, {"public": 9}, [1.0])
+    prepare_case(AdaMerging(), problem(), {"public": 9}, [1.0])
     with pytest.raises(MergeError, match="no longer finite; take a smaller rate"):
         only(AdaMerging(steps=3, rate=1e30, clamp=False), make_problem(
             [moved(base, s) for s in range(2)], needs=(), batches=FEW[:2], base=base))  # fmt: skip

@@ -9,13 +9,13 @@ from helpers import (
     DOMAINS,
     PICTURE,
     Case,
-    check_case,
     close,
     estimate_case,
     make_problem,
     merge_case,
     permuted_family,
     pictures,
+    prepare_case,
     random_network,
     same_state,
     space_of,
@@ -54,7 +54,7 @@ def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Case:
 def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
     it, method, batch = family(random_network(1, 1), count, PICTURE), METHODS[name](), pictures(4, 7)
     assert UNITS in method.needs
-    check_case(method, it, dict.fromkeys(DOMAINS[:count], 10**6), [1.0])
+    prepare_case(method, it, dict.fromkeys(DOMAINS[:count], 10**6), [1.0])
     (merged,) = merge_case(method, it, [1.0])
     assert merged.matches
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_starts_must_stand_in_the_same_order(strangers: Case) -> None:
     ):
         assert Space.shared(other, align) == same  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
-        check_case(MaTS(start="ties", align="both"), replace(strangers, planned={"ties": TIES()}), {}, [1.0])
+        prepare_case(MaTS(start="ties", align="both"), replace(strangers, planned={"ties": TIES()}), {}, [1.0])
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,10 @@ def test_what_cannot_work_is_refused_beforehand(strangers: Case) -> None:
     hidden = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[], base="mean")
     for argument, method in (("matching", Permutation("both")), ("align", TIES(align="both"))):
         with pytest.raises(ConfigurationError, match=argument + r" is 'both', but no value .* alone; use 'weights'"):
-            check_case(method, hidden, {}, [1.0])
+            prepare_case(method, hidden, {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method ties is 'both', .* use align 'none'"):
-        check_case(TIES(align="both"), replace(strangers, base=nn.Identity()), {}, [1.0])
-    with pytest.raises(MergeError, match="matching by both needs statistics"):
+        prepare_case(TIES(align="both"), replace(strangers, base=nn.Identity()), {}, [1.0])
+    with pytest.raises(
+        MergeError, match="method average needs statistics of units, which calibration has not left behind"
+    ):
         list(merge_case(Average(align="both"), replace(strangers, statistics=Statistics()), [1.0]))

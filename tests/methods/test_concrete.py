@@ -7,7 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, Case, check_case, make_problem, moved, only, pictures, random_network, same_state, space_of
+from helpers import (
+    DOMAINS,
+    Case,
+    make_problem,
+    moved,
+    only,
+    pictures,
+    prepare_case,
+    random_network,
+    same_state,
+    space_of,
+)
 from meeting import dealt, together
 from torch import Tensor, nn
 
@@ -260,4 +271,4 @@ def test_arguments(arguments: dict[str, object], words: str) -> None:
 
 def test_it_needs_a_base() -> None:
     with pytest.raises(ConfigurationError, match="method concrete needs base"):
-        check_case(Concrete(), replace(problem(), base=None), {}, [1.0])
+        prepare_case(Concrete(), replace(problem(), base=None), {}, [1.0])

@@ -9,12 +9,12 @@ import torch
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     close,
     make_problem,
     merge_case,
     permuted_copy,
     pictures,
+    prepare_case,
     random_network,
     resnet,
     run,
@@ -82,7 +82,7 @@ def test_sources_that_agree_or_do_not_meet_come_back_by_name(mode: str, alike: b
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
                 module.running_mean += index
     it = make_problem(sources, mode, needs=(), batches=FEW, base=base)
-    check_case(EMR(), it, {}, [1.0])
+    prepare_case(EMR(), it, {}, [1.0])
     student, batch = emr(it), pictures(4, 7)
     for domain, source in zip(DOMAINS, sources, strict=False):
         columns = it.labels.columns(domain)
@@ -169,6 +169,6 @@ def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
 def test_it_needs_a_base() -> None:
     it = make_problem([random_network(0, 0), random_network(0, 1)], needs=(), batches=FEW[:2])
     with pytest.raises(ConfigurationError, match="method emr needs base"):
-        check_case(EMR(), it, {}, [1.0])
+        prepare_case(EMR(), it, {}, [1.0])
     with pytest.raises(ConfigurationError, match="align of method emr is 'weights'"):
-        check_case(EMR(align="weights"), replace(it, base=nn.Identity()), {}, [1.0])
+        prepare_case(EMR(align="weights"), replace(it, base=nn.Identity()), {}, [1.0])

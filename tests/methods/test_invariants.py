@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.allocation import nominal_macs
-from project.methods import Average, Merged, Method, Permutation, PLeaS, pleas
+from project.methods import Average, Merged, Method, Permutation, PLeaS
+from project.methods.shared import pleas_joint
 from project.runtime import World
 from project.student import BlockLayer, reestimate
 from project.symmetry import Layer, trace
@@ -145,13 +146,13 @@ def assert_copies(merged: Merged, problem: Case) -> None:
 def test_a_layer_whose_maps_a_budget_leaves_as_they_were_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Joint fit: a layer's equations follow from its unit maps; all others are those of the student alone."""
     it = make_problem([random_network(0, weights) for weights in (0, 1)])
-    solved, fit = [], pleas.fit_layer
+    solved, fit = [], pleas_joint.fit_layer
 
     def counted(layer: Layer, *arguments: Any, **options: Any) -> Any:
         solved.append(layer.name)
         return fit(layer, *arguments, **options)
 
-    monkeypatch.setattr(pleas, "fit_layer", counted)
+    monkeypatch.setattr(pleas_joint, "fit_layer", counted)
     method = PLeaS(fit="joint", separate="front")
     together = list(merge_case(method, it, [1.0, 1.2, 2.0]))
     maps = [

@@ -12,12 +12,12 @@ import torch
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     close,
     make_problem,
     merge_case,
     permuted_copy,
     pictures,
+    prepare_case,
     random_network,
     same_state,
     space_of,
@@ -274,7 +274,7 @@ def test_sources_that_agree_come_back(estimate: Estimate, start: str, mode: str)
     it = agreeing(mode)
     it = replace(it, made={"other": only(Average(), it).student}, planned={"other": Average()})
     method = MaTS(estimate, start=start)
-    check_case(method, it, {}, [1.0])
+    prepare_case(method, it, {}, [1.0])
     student = parameters(only(method, it))
     for name, one in it.sources[0].named_parameters():
         if name in space_of(it, "none").names:
@@ -366,7 +366,7 @@ ALIGNED = {
 def test_permuted_copies_merge_to_themselves(name: str, align: str, mode: str) -> None:
     it = twins(mode)
     method = ALIGNED[name](align)
-    check_case(method, it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
+    prepare_case(method, it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
     student, batch = only(method, it).student, pictures(6, 7)
     with torch.no_grad():
         expected = it.sources[0](batch).repeat(1, 2 if mode == "different" else 1)
@@ -424,21 +424,21 @@ def test_arguments(method: object, words: str) -> None:
 def test_what_is_missing_is_told_before_the_pass() -> None:
     it = problem()
     with pytest.raises(ConfigurationError, match=r"'pcb'; allowed: .*, 'ties', 'other'; of methods listed"):
-        check_case(MaTS(start="pcb"), replace(it, planned={"other": Average()}), {}, [1.0])
+        prepare_case(MaTS(start="pcb"), replace(it, planned={"other": Average()}), {}, [1.0])
     with pytest.raises(ConfigurationError, match="method mats needs base, which is not given"):
-        check_case(MaTS(start="ties"), it, {}, [1.0])
-    check_case(MaTS(start="ties"), replace(it, planned={"ties": TIES()}), {}, [1.0])
+        prepare_case(MaTS(start="ties"), it, {}, [1.0])
+    prepare_case(MaTS(start="ties"), replace(it, planned={"ties": TIES()}), {}, [1.0])
     for other in (Permutation("weights"), TIES(align="activations"), PLeaS(), Permutation(similarity="correlation")):
         with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
-            check_case(MaTS(start="other"), replace(it, planned={"other": other}), {}, [1.0])
+            prepare_case(MaTS(start="other"), replace(it, planned={"other": other}), {}, [1.0])
     both = dict.fromkeys(DOMAINS[:2], 16)
-    check_case(MaTS(start="other", align="activations"), replace(it, planned={"other": PLeaS()}), both, [1.0])
-    check_case(MaTS(start="average", align="weights"), replace(it, planned={"average": Average()}), {}, [1.0])
+    prepare_case(MaTS(start="other", align="activations"), replace(it, planned={"other": PLeaS()}), both, [1.0])
+    prepare_case(MaTS(start="average", align="weights"), replace(it, planned={"average": Average()}), {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method mats is 'weights', .* use align 'none'"):
-        check_case(MaTS(start="base", align="weights"), replace(it, base=nn.Identity()), {}, [1.0])
+        prepare_case(MaTS(start="base", align="weights"), replace(it, base=nn.Identity()), {}, [1.0])
     with pytest.raises(ConfigurationError, match="classes is 'labels', but calibration pictures are of 'public'"):
-        check_case(MaTS("kfac", "labels"), it, {"public": 10}, [1.0])
-    check_case(MaTS("gram", "labels"), it, {"public": 10}, [1.0])
+        prepare_case(MaTS("kfac", "labels"), it, {"public": 10}, [1.0])
+    prepare_case(MaTS("gram", "labels"), it, {"public": 10}, [1.0])
     assert MaTS("kfac", "labels").labelled
     assert not MaTS("gram", "labels").labelled
 

@@ -11,12 +11,12 @@ import torch
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     close,
     make_problem,
+    message_of,
     only,
     pictures,
-    plan_case,
+    prepare_case,
     random_network,
     same_state,
     space_of,
@@ -88,7 +88,7 @@ EVERY: dict[str, Callable[[], Method]] = {
 def test_sources_that_agree_come_back(name: str, mode: str) -> None:
     it = agreeing(mode)
     network, method = it.sources[0], EVERY[name]()
-    check_case(method, it, dict.fromkeys(DOMAINS[:3], 8), [1.0])
+    prepare_case(method, it, dict.fromkeys(DOMAINS[:3], 8), [1.0])
     merged = only(method, it)
     batch = pictures(4, 7)
     with torch.no_grad():
@@ -256,7 +256,7 @@ def test_a_base_of_other_classes_serves_the_trunk(method: Method) -> None:
     other.load_state_dict({k: v for k, v in base.state_dict().items() if not k.startswith(head)}, strict=False)
     it = make_problem(sources, needs=(), batches=FEW[:2], base=other)
     found = parameters(only(method, it))
-    told = plan_case(method, it)
+    told = message_of(method, it)
     assert told is not None
     assert f"{head}.weight" in told
     for name, mean in space_of(it, "none").mean.items():
@@ -281,8 +281,8 @@ def test_the_mean_is_a_base_only_where_it_is_asked_for() -> None:
     it = make_problem(sources, needs=(), batches=FEW[:2])
     for method in (TIES(), PCB(), TaskArithmetic()):
         with pytest.raises(ConfigurationError, match=r"needs base, which is not given; set it to .* or to 'mean'"):
-            check_case(method, it, {}, [1.0])
-        check_case(method, replace(it, base="mean"), {}, [1.0])
+            prepare_case(method, it, {}, [1.0])
+        prepare_case(method, replace(it, base="mean"), {}, [1.0])
     mean = only(Average(), it).student.state_dict()
     found = only(TaskArithmetic(), replace(it, base="mean")).student.state_dict()
     assert all(torch.allclose(found[name], one, atol=1e-6) for name, one in mean.items())
@@ -323,4 +323,4 @@ def test_weights_of_another_number_of_sources_are_refused() -> None:
     it = make_problem([random_network(1, weights) for weights in (0, 1)], needs=(), batches=FEW[:2])
     for method in (Average([1, 2, 3]), Fisher(weights=[1, 2, 3])):
         with pytest.raises(ConfigurationError, match="weights holds 3 numbers for 2 sources"):
-            check_case(method, it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
+            prepare_case(method, it, dict.fromkeys(DOMAINS[:2], 8), [1.0])

@@ -8,13 +8,13 @@ import torch
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     close,
     make_problem,
     merge_case,
+    message_of,
     permuted_family,
     pictures,
-    plan_case,
+    prepare_case,
     random_network,
     randomised,
     resnet,
@@ -51,7 +51,7 @@ def sent(student: MixtureStudent, source: int) -> MixtureStudent:
 
 
 def only(method: SMILE, it: Case) -> tuple[Merged, MixtureStudent]:
-    check_case(method, it, {}, [1.0])
+    prepare_case(method, it, {}, [1.0])
     (merged,) = merge_case(method, it, [2.0])
     assert merged.name == f"{method.name}-1.00"
     assert isinstance(merged.student, MixtureStudent)
@@ -212,13 +212,13 @@ def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
 def test_what_is_not_routed_is_told() -> None:
     shape = (3, SIDE, SIDE)
     it = make_problem([kind("attention", i + 1) for i in range(2)], needs=(), shape=shape, base=kind("attention", 0))
-    told = plan_case(SMILE(), it)
+    told = message_of(SMILE(), it)
     assert told is not None
     assert "attention" in told
     assert "stem" not in told
     for mode in ("shared", "different"):
         plain = make_problem([random_network(0, i) for i in range(2)], mode, needs=(), base=random_network(0, 2))
-        assert plan_case(SMILE(), plain) is None
+        assert message_of(SMILE(), plain) is None
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def test_what_is_refused() -> None:
         (random_network(0, 3), SMILE(align="weights"), "align of method smile is 'weights'"),
     ):
         with pytest.raises(ConfigurationError, match=words):
-            check_case(method, make_problem(sources, needs=(), base=base), {}, [1.0])
+            prepare_case(method, make_problem(sources, needs=(), base=base), {}, [1.0])

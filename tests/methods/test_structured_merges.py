@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import check_case, close, make_problem, merge_case, permuted_family, pictures, same_state
+from helpers import close, make_problem, merge_case, permuted_family, pictures, prepare_case, same_state
 from kinds import KINDS, SIDE, kind
 from torch import nn
 
@@ -132,23 +132,23 @@ def test_plain_groups_grow_and_the_others_stay(name: str, budget: float) -> None
 def test_sources_apart_are_refused_beforehand(name: str) -> None:
     problem = make_problem([kind(name, seed) for seed in range(2)], shape=SHAPE, batches=[])
     for attempt in (
-        lambda: check_case(Permutation("weights"), problem, {}, [1.0, 2.0]),
+        lambda: prepare_case(Permutation("weights"), problem, {}, [1.0, 2.0]),
         lambda: list(merge_case(Permutation("weights"), problem, [2.0])),
     ):
         with pytest.raises(
             ConfigurationError, match=r"budgets holds 2, but students .* at most, since group '.*merged"
         ):
             attempt()
-    check_case(Permutation("weights"), problem, {}, [1.0])
+    prepare_case(Permutation("weights"), problem, {}, [1.0])
 
 
 def test_matching_by_activations_is_refused_beforehand() -> None:
     problem = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[])
     with pytest.raises(ConfigurationError, match=r"matching is 'activations', but no value .* alone; use 'weights'"):
-        check_case(Permutation(), problem, {}, [1.0])
+        prepare_case(Permutation(), problem, {}, [1.0])
 
 
 def test_separating_by_gain_is_refused_beforehand() -> None:
     problem = make_problem([kind("grouped", seed) for seed in range(2)], shape=SHAPE, batches=[])
     with pytest.raises(ConfigurationError, match=r"separate is 'gain', which .* 4 blocks"):
-        check_case(Permutation(separate="gain"), problem, {}, [1.0])
+        prepare_case(Permutation(separate="gain"), problem, {}, [1.0])

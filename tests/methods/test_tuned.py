@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     estimate_case,
     make_problem,
     merge_case,
+    message_of,
     moved,
     only,
     pictures,
-    plan_case,
+    prepare_case,
     random_network,
     same_state,
 )
@@ -264,7 +264,7 @@ def test_what_was_tuned_can_be_started_from() -> None:
     it, tuned = problem(), Tuned(TaskArithmetic(), {"scale": [0.5, 0.8]})
     method = MaTS("average", start=tuned.name, iterations=0)
     planned = replace(it, planned={tuned.name: tuned})
-    check_case(method, planned, {"art": 8, "birds": 8}, [1.0])
+    prepare_case(method, planned, {"art": 8, "birds": 8}, [1.0])
     (_, first), (_, second) = fitted([tuned, method], it, it.evidence, it.run, [Budget(1.0)])
     for name, one in first.student.network.named_parameters():
         assert torch.equal(one, second.student.network.get_parameter(name)), name
@@ -274,7 +274,7 @@ def test_what_was_tuned_can_be_started_from() -> None:
     ):
         refused = replace(it, planned={tuned.name: other})
         with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
-            check_case(method, refused, {"art": 8, "birds": 8}, [1.0])
+            prepare_case(method, refused, {"art": 8, "birds": 8}, [1.0])
 
 
 def test_needs_are_those_of_all_settings() -> None:
@@ -321,11 +321,11 @@ def test_settings_are_told_in_files() -> None:
         "criterion": "divergence", "held_out": 0.25, "label": "mine", "method": "TIES", "keep": 0.4, "scale": 1.0,
         "trim": "global", "align": "none", "grid": {"scale": [0.5, 1.0]},
     }  # fmt: skip
-    told = plan_case(method, problem())
+    told = message_of(method, problem())
     assert told is not None
     assert told.startswith("mine judges 2 settings by divergence on pictures held out")
     assert "statistics" not in told
-    assert "of which the statistics are too" in (plan_case(Tuned(RegMean(), {"ridge": [0.1]}), problem()) or "")
+    assert "of which the statistics are too" in (message_of(Tuned(RegMean(), {"ridge": [0.1]}), problem()) or "")
 
 
 @pytest.mark.parametrize(
@@ -354,14 +354,14 @@ def test_a_grid_is_checked_when_it_is_given(make: Callable[[], Method], words: s
 def test_what_cannot_be_tuned_is_refused_before_anything_is_tried() -> None:
     it, grid = problem(), {"scale": [0.5, 1.0]}
     with pytest.raises(ConfigurationError, match="which holds out 0 of the 3 calibration pictures of art"):
-        check_case(Tuned(TaskArithmetic(), grid), it, {"art": 3, "birds": 8}, [1.0])
+        prepare_case(Tuned(TaskArithmetic(), grid), it, {"art": 3, "birds": 8}, [1.0])
     with pytest.raises(ConfigurationError, match="method taskarithmetic needs base"):
-        check_case(Tuned(TaskArithmetic(), grid), replace(it, base=None), {"art": 8}, [1.0])
+        prepare_case(Tuned(TaskArithmetic(), grid), replace(it, base=None), {"art": 8}, [1.0])
     with pytest.raises(ConfigurationError, match=r"criterion .* is 'accuracy', but .* are of 'public'"):
-        check_case(Tuned(TaskArithmetic(), grid, "accuracy"), it, {"public": 8}, [1.0])
+        prepare_case(Tuned(TaskArithmetic(), grid, "accuracy"), it, {"public": 8}, [1.0])
     with pytest.raises(ConfigurationError, match="are of 'public', which has none"):
-        check_case(Tuned(TaskArithmetic(), grid), problem("different"), {"public": 8}, [1.0])
-    check_case(Tuned(TaskArithmetic(), grid, "divergence"), problem("different"), {"public": 8}, [1.0])
+        prepare_case(Tuned(TaskArithmetic(), grid), problem("different"), {"public": 8}, [1.0])
+    prepare_case(Tuned(TaskArithmetic(), grid, "divergence"), problem("different"), {"public": 8}, [1.0])
     with pytest.raises(MergeError, match="needs the labels of the calibration pictures"):
         only(Tuned(TaskArithmetic(), grid, "accuracy"), replace(it, picture_labels={}))
     few = replace(it, pictures={domain: [pictures(1, 0)] for domain in DOMAINS[:2]}, picture_labels={})

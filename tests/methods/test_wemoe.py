@@ -9,14 +9,14 @@ import torch
 from helpers import (
     DOMAINS,
     Case,
-    check_case,
     close,
     estimate_case,
     make_problem,
     merge_case,
+    message_of,
     permuted_copy,
     pictures,
-    plan_case,
+    prepare_case,
     random_network,
     resnet,
     same_state,
@@ -35,7 +35,7 @@ from project.symmetry import trace
 
 
 def only(method: WEMoE, it: Case) -> tuple[Merged, MixtureStudent]:
-    check_case(method, it, {}, [1.0])
+    prepare_case(method, it, {}, [1.0])
     (merged,) = merge_case(method, it, [2.0])
     assert merged.name == f"{method.name}-1.00"
     assert not merged.settled
@@ -196,8 +196,8 @@ def test_gradients_are_summed_over_processes() -> None:
 def test_pictures_without_a_head_are_refused_before_the_run() -> None:
     it = make_problem([resnet("resnet20", i) for i in range(2)], "different", shape=(3, 16, 16), base="mean", needs=())
     with pytest.raises(ConfigurationError, match="which has none"):
-        check_case(WEMoE(), it, {"public": 4}, [1.0])
-    check_case(WEMoE(steps=0), it, {"public": 4}, [1.0])
+        prepare_case(WEMoE(), it, {"public": 4}, [1.0])
+    prepare_case(WEMoE(steps=0), it, {"public": 4}, [1.0])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_blocks(blocks: float | str, expected: list[str]) -> None:
     assert [block[0].removesuffix(".conv1").removesuffix(".conv2") for block in chosen] == expected
     if blocks == 0.5:
         assert chosen[0] == ["layer3.0.conv1", "layer3.0.conv2", "layer3.0.downsample.0"]
-    told = plan_case(method, it)
+    told = message_of(method, it)
     assert told is not None
     assert all(", ".join(block) in told for block in chosen)
 
@@ -268,12 +268,12 @@ def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WEMoE(steps=0).needs == set()
     it = problem(0)
     with pytest.raises(ConfigurationError, match="method wemoe needs base"):
-        check_case(WEMoE(), replace(it, base=None), {}, [1.0])
+        prepare_case(WEMoE(), replace(it, base=None), {}, [1.0])
     with pytest.raises(ConfigurationError, match="blocks of method wemoe is 'layer7', which chooses no layer"):
-        check_case(WEMoE(blocks="layer7"), it, {}, [1.0])
+        prepare_case(WEMoE(blocks="layer7"), it, {}, [1.0])
     with pytest.raises(ConfigurationError, match="align of method wemoe is 'weights'"):
-        check_case(WEMoE(align="weights"), it, {}, [1.0])
-    with pytest.raises(MergeError, match="keep them"):
+        prepare_case(WEMoE(align="weights"), it, {}, [1.0])
+    with pytest.raises(MergeError, match="method wemoe needs the calibration pictures, which"):
         list(merge_case(WEMoE(), replace(it, pictures={}), [1.0]))
     plain, one, two = (
         estimate_case(WEMoE(steps=steps), it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))

@@ -12,14 +12,14 @@ from helpers import (
     DOMAINS,
     PICTURE,
     Case,
-    check_case,
     close,
     estimate_case,
     make_problem,
+    message_of,
     only,
     permuted_family,
     pictures,
-    plan_case,
+    prepare_case,
     random_network,
     randomised,
     resnet,
@@ -239,7 +239,7 @@ def test_structured_networks(name: str, count: int, space: str) -> None:
     assert all(found.zips[group].members is not None for group in kept)
     within = any(zipped.members is None for zipped in found.zips.values())
     assert within == (name != "group norm"), "there all units are normalised together"
-    told = plan_case(ZipIt(), it)
+    told = message_of(ZipIt(), it)
     assert told is None if not kept else told is not None and all(group in told for group in kept)
     with torch.no_grad():
         assert torch.isfinite(only(method, it).student(batch)).all()
@@ -377,13 +377,13 @@ def test_what_is_needed_is_told_beforehand() -> None:
     assert ZipIt().needs == ZipIt("both").needs == {UNITS}
     hidden = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[])
     with pytest.raises(ConfigurationError, match=r"space is 'activations', but no value .* alone; use 'weights'"):
-        check_case(ZipIt(), hidden, {}, [1.0])
-    check_case(ZipIt("weights"), hidden, {}, [1.0])
+        prepare_case(ZipIt(), hidden, {}, [1.0])
+    prepare_case(ZipIt("weights"), hidden, {}, [1.0])
     it = strangers(2, 3)
-    with pytest.raises(MergeError, match="zipping by both needs statistics"):
+    with pytest.raises(MergeError, match="method zipit needs statistics of units, which"):
         only(ZipIt("both"), replace(it, statistics=Statistics()))
     with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
-        check_case(MaTS("average", start="zipit"), replace(it, planned={"zipit": ZipIt()}), {}, [1.0])
+        prepare_case(MaTS("average", start="zipit"), replace(it, planned={"zipit": ZipIt()}), {}, [1.0])
 
 
 def test_demand_counts_what_is_held_of_all_groups() -> None:

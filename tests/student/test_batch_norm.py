@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import pictures, random_network, same_state
+from helpers import make_problem, pictures, random_network, same_state, space_of
 from torch import nn
 
 from project.errors import MergeError
-from project.student import reestimate, reestimation, running_variances
+from project.student import reestimate, reestimation, renormalise, running_variances
 
 
 def network() -> nn.Sequential:
@@ -60,3 +60,13 @@ def test_only_norms_train_inside_and_nothing_after_a_failure() -> None:
         net(torch.zeros(1, 5, 4, 4))  # not the channels it takes
     assert not any(module.training for module in net.modules())
     assert net[1].momentum == 0.3
+
+
+def test_a_student_is_renormalised_on_all_domains_together() -> None:
+    case = make_problem([random_network(3, seed) for seed in range(2)], batches=[])
+    start, together, expected = (case.start(space_of(case, "none").maps) for _ in range(3))
+    art, birds = [pictures(4, 0), pictures(3, 1)], [pictures(5, 2)]
+    renormalise(together, {"art": art, "birds": birds})
+    reestimate(expected.network, [torch.cat([art[0], birds[0]]), art[1]])
+    assert same_state(together.state_dict(), expected.state_dict())
+    assert not same_state(together.state_dict(), start.state_dict())

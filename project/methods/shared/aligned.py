@@ -54,13 +54,13 @@ class Space:
 
     @staticmethod
     def shared(method: Method, align: Align) -> bool:
-        """Whether the students that a method makes at one source's size have their units where ``align`` puts them.
+        """Tell whether students that a method makes at one source's size have their units where ``align`` puts them.
 
         Args:
             method: Where it tries several settings, all must put them there.
             align: See :meth:`of`.
         """
-        return all(_places_alike(one, matching_of(align)) for one in method.candidates)
+        return all(_places_alike(candidate, matching_of(align)) for candidate in method.candidates)
 
     @cached_property
     def maps(self) -> dict[str, UnitMap]:
@@ -72,7 +72,7 @@ class Space:
         return with_joins(self.problem.spec, self.maps)
 
     def _orders(self, source: int) -> dict[str, Tensor]:
-        """Which unit of a source stands in each place."""
+        """Find which unit of a source stands in each place: group -> shape (units,)."""
         return {group.name: self.maps[group.name].members[:, source] for group in self.problem.spec.free}
 
     @cached_property
@@ -85,25 +85,25 @@ class Space:
     @cached_property
     def sources(self) -> list[dict[str, Tensor]]:
         """The parameters of every source, float64."""
-        found = []
+        sources = []
         for index, source in enumerate(self.problem.sources):
-            parameters = {name: one.detach() for name, one in source.named_parameters()}
+            parameters = {name: parameter.detach() for name, parameter in source.named_parameters()}
             moved = permute_state(parameters, self.problem.spec, self._orders(index))
-            found.append({name: moved[name].double() for name in self.names})
-        return found
+            sources.append({name: moved[name].double() for name in self.names})
+        return sources
 
     def buffers(self, name: str) -> list[Tensor]:
-        """One tensor of the state of every source, as it stands in this space."""
-        found = []
+        """Bring one tensor of every source's state into this space."""
+        buffers = []
         for index, source in enumerate(self.problem.sources):
             state = {name: source.state_dict()[name].detach()}
-            found.append(permute_tensors(state, self.problem.spec, self._orders(index))[name])
-        return found
+            buffers.append(permute_tensors(state, self.problem.spec, self._orders(index))[name])
+        return buffers
 
     @cached_property
     def mean(self) -> dict[str, Tensor]:
         """The mean of the sources."""
-        return {name: torch.stack([one[name] for one in self.sources]).mean(0) for name in self.names}
+        return {name: torch.stack([source[name] for source in self.sources]).mean(0) for name in self.names}
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class Space:
         }
 
     def gram(self, layer: Layer, source: int) -> Tensor:
-        """E[z zᵀ] of what a source reads in a layer: float64, shape (inputs · taps, inputs · taps).
+        """Compute E[z zᵀ] of what a source reads in a layer: float64, shape (inputs · taps, inputs · taps).
 
         Of a grouped convolution block by block, shape (blocks, inputs of a block · taps twice).
         """
@@ -132,7 +132,7 @@ class Space:
         return _reordered(self.evidence.statistics.input(layer.name, source), units, layer.blocks, layer.taps)
 
     def factor(self, layer: Layer, source: int, classes: Classes) -> Tensor:
-        """E[g gᵀ] of the gradients g of log p with respect to a layer's output: float64, shape (outputs, outputs).
+        """Compute E[g gᵀ] of the gradients g of log p by a layer's output: float64, shape (outputs, outputs).
 
         Of a grouped convolution block by block, shape (blocks, outputs of a block twice).
         """
@@ -142,9 +142,9 @@ class Space:
         return _reordered(factor, rows, layer.blocks)
 
     def squares(self, source: int, classes: Classes) -> dict[str, Tensor]:
-        """For each parameter, the mean square of the gradient of a source's log p, float64."""
-        found = {name: self.evidence.statistics.square(name, source, classes) for name in self.names}
-        return permute_tensors(found, self.problem.spec, self._orders(source))
+        """Compute the mean square of the gradient of a source's log p, for each parameter: float64, in its shape."""
+        squares = {name: self.evidence.statistics.square(name, source, classes) for name in self.names}
+        return permute_tensors(squares, self.problem.spec, self._orders(source))
 
     @property
     def matches(self) -> Mapping[str, float]:
@@ -152,18 +152,18 @@ class Space:
         return self.alignment.matches
 
 
-def _places_alike(method: Method, wanted: Matching | None) -> bool:
+def _places_alike(method: Method, matching: Matching | None) -> bool:
     if isinstance(method, Permutation):
-        mine: Matching | None = method.matched
+        own: Matching | None = method.matched
     elif hasattr(method, "align"):
-        mine = matching_of(method.align)
+        own = matching_of(method.align)
     else:
         return False
-    return mine is wanted if mine is None or wanted is None else mine.same(wanted)
+    return own is matching if own is None or matching is None else own.same(matching)
 
 
 def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
-    """The way in which units are matched; None where they are by number.
+    """Read the way in which units are matched; None where they are by number.
 
     Args:
         align: Settings may come as a mapping, as a grid in a YAML file has them.
@@ -174,7 +174,7 @@ def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
     if isinstance(align, Matching):
         return align
     if isinstance(align, Mapping):
-        known = [one.name for one in fields(Matching)]
+        known = [setting.name for setting in fields(Matching)]
         if unowned := [name for name in align if name not in known]:
             raise ConfigurationError(f"align names {unowned[0]!r}; settings: {', '.join(known)}.")
         return Matching(**align)
@@ -185,7 +185,7 @@ def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
 
 
 def _reordered(moment: Tensor, units: Tensor, blocks: int, taps: int = 1) -> Tensor:
-    """A moment with its units, of several taps each, in another order; whole blocks move, and units within them."""
+    """Reorder the units of a moment, of several taps each; whole blocks move, and units within them."""
     width = len(units) // blocks
     homes, inside = units[::width] // width, (units % width).view(blocks, width)
     entries = (inside[..., None] * taps + torch.arange(taps)).flatten(1).to(moment.device)

@@ -14,7 +14,7 @@ def check_weights(weights: Sequence[float] | None) -> None:
     Raises:
         ConfigurationError: With what is allowed.
     """
-    if weights is not None and not (all(0 <= one < inf for one in weights) and sum(weights) > 0):
+    if weights is not None and not (all(0 <= weight < inf for weight in weights) and sum(weights) > 0):
         raise ConfigurationError(f"weights is {list(weights)}; allowed: 0 or more each, and not all 0.")
 
 

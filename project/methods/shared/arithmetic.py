@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from project.alignment import unaligned
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.base import Merged, Method
-from project.methods.problem import Evidence, Problem, Run
+from project.methods.base import Merged, Method, Preparation
+from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space, matching_of
 from project.runtime import MemoryEstimate
 from project.student import Student
@@ -53,14 +53,20 @@ class Aligned(Method):
         if matching is not None:
             self.needs = self.needs | matching.needs
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse to go without a base that is needed, or to align what has one, and what alignment refuses."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse to go without a base that is needed, or to align what has one, and what alignment refuses.
+
+        It takes the units' similarities, or, where that is more, what follows: the sources' parameters in float64, as
+        much again for what is made of them, and three networks more.
+        """
+        self._check_base(problem, planned)
+        parameters = sum(parameter.numel() for parameter in problem.sources[0].parameters())
+        needed = 8 * (2 * len(problem.sources) + 3) * parameters
+        return Preparation(MemoryEstimate.most(self.matching_memory(problem), MemoryEstimate(needed, needed)))
+
+    def _check_base(self, problem: Problem, planned: Mapping[str, Method]) -> None:
         needs_base = self.needs_base(planned)
         if needs_base and problem.base is None:
             raise ConfigurationError(
@@ -81,19 +87,8 @@ class Aligned(Method):
         """Whether it needs θ₀, given the methods that will have made a student before it."""
         return False
 
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the units' similarities, or, where that is more, of what follows.
-
-        That is the sources' parameters in float64, as much again for what is made of them, and three networks more.
-        """
-        parameters = sum(one.numel() for one in problem.sources[0].parameters())
-        needed = 8 * (2 * len(problem.sources) + 3) * parameters
-        return MemoryEstimate.most(self.matching_demand(problem), MemoryEstimate(needed, needed))
-
-    def matching_demand(self, problem: Problem) -> MemoryEstimate:
-        """Of the units' similarities; nothing where they are matched by number."""
+    def matching_memory(self, problem: Problem) -> MemoryEstimate:
+        """Estimate the units' similarities; nothing where they are matched by number."""
         matching = matching_of(self.align)
         return MemoryEstimate() if matching is None else matching.memory_estimate(problem)
 
@@ -106,18 +101,24 @@ class Arithmetic(Aligned):
     """
 
     def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
-        """One student of budget 1, whatever the budgets."""
+        """Make one student of budget 1, whatever the budgets."""
         space = Space.of(problem, evidence, run.world, self.align)
         student = problem.start(space.maps)
-        found = self.combine(space, student, run)
-        write(student, found.parameters)
+        combined = self.combine(space, student, run)
+        write(student, combined.parameters)
         yield Merged(
-            self.name, Budget(1.0), student, found.layers, space.matches, curves=found.curves, learned=found.learned
+            self.name,
+            Budget(1.0),
+            student,
+            combined.layers,
+            space.matches,
+            curves=combined.curves,
+            learned=combined.learned,
         )
 
     @abstractmethod
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """The student's parameters.
+        """Compute the student's parameters.
 
         Args:
             space: The sources, in one space.
@@ -135,8 +136,10 @@ def write(student: Student, parameters: Mapping[str, Tensor]) -> None:
 
 
 def task_vectors(space: Space, base: Mapping[str, Tensor]) -> Tensor:
-    """τᵢ = θᵢ − θ₀ over the base's parameters, in their order: float64, shape (sources, parameters)."""
-    return torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in base]) for one in space.sources])
+    """Compute τᵢ = θᵢ − θ₀ over the base's parameters, in their order: float64, shape (sources, parameters)."""
+    return torch.stack(
+        [torch.cat([(source[name] - base[name]).flatten() for name in base]) for source in space.sources]
+    )
 
 
 class FromBase(Arithmetic):
@@ -146,23 +149,27 @@ class FromBase(Arithmetic):
     """
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:
-        """It does."""
+        """Need θ₀ whatever was made before."""
         return True
 
-    def plan(self, problem: Problem) -> str | None:
-        """Which parameters the base lacks."""
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Say which parameters the base lacks."""
+        preparation = super().prepare(problem, pictures, budgets, planned)
         if not isinstance(problem.base, nn.Module):
-            return None
+            return preparation
         space = Space(problem, Evidence(), unaligned(problem.spec, len(problem.sources)))
         lacking = [name for name in space.names if name not in space.base]
-        return f"base lacks {', '.join(lacking)}: {self.name} takes their mean" if lacking else None
+        message = f"base lacks {', '.join(lacking)}: {self.name} takes their mean" if lacking else None
+        return replace(preparation, message=message)
 
 
 class TaskVectors(FromBase):
     """Methods on the task vectors, taken as one vector each."""
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
-        """θ₀ and what is made of the task vectors."""
+        """Compute the student's parameters."""
         base = space.base
         sizes = [tensor.numel() for tensor in base.values()]
         parts = torch.split(self.vector(task_vectors(space, base), sizes), sizes)
@@ -171,7 +178,7 @@ class TaskVectors(FromBase):
 
     @abstractmethod
     def vector(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
-        """What is added to the base.
+        """Compute what is added to the base.
 
         Args:
             vectors: Task vectors, float64, shape (sources, parameters); may be overwritten.

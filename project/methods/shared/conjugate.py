@@ -56,7 +56,7 @@ class ConjugateGradients:
         return self._broken or self.distance <= self._goal
 
     def step(self) -> bool:
-        """Take a step, unless it has converged; whether one was taken."""
+        """Take a step, unless it has converged; return whether one was taken."""
         if self.converged:
             return False
         scaled = self.residual if self._inverse is None else self._inverse * self.residual

@@ -32,8 +32,8 @@ class Curves:
         self.losses[system.name].append(system.energy(solver.solution, solver.residual))
 
     def summary(self, system: System, solver: ConjugateGradients) -> dict[str, float]:
-        """What is known of a solved system."""
-        right, scale = (max(one, 1e-300) for one in self._scales[system.name])
+        """Measure a solved system."""
+        right, scale = (max(scale, 1e-300) for scale in self._scales[system.name])
         losses = self.losses[system.name]
         return {
             "residual_before": losses[0] / scale,
@@ -43,24 +43,25 @@ class Curves:
         }
 
     def plain(self) -> dict[str, dict[str, dict[int, float]]]:
-        """By quantity and tensor, and of all of them: those that are done stay where they are."""
+        """Collect the curves by quantity and tensor, and of all of them: those that are done stay where they are."""
         if not self.distances:
             return {}
-        found: dict[str, dict[str, dict[int, float]]] = {"cg residual": {}, "cg loss": {}}
+        curves: dict[str, dict[str, dict[int, float]]] = {"cg residual": {}, "cg loss": {}}
         for name, distances in self.distances.items():
-            right, scale = (max(one, 1e-300) for one in self._scales[name])
-            found["cg residual"][name] = dict(enumerate(one / right for one in distances))
-            found["cg loss"][name] = dict(enumerate(one / scale for one in self.losses[name]))
-        right = max(sqrt(sum(one**2 for one, _ in self._scales.values())), 1e-300)
-        scale = max(sum(one for _, one in self._scales.values()), 1e-300)
+            right, scale = (max(scale, 1e-300) for scale in self._scales[name])
+            curves["cg residual"][name] = dict(enumerate(distance / right for distance in distances))
+            curves["cg loss"][name] = dict(enumerate(loss / scale for loss in self.losses[name]))
+        right = max(sqrt(sum(scale**2 for scale, _ in self._scales.values())), 1e-300)
+        scale = max(sum(scale for _, scale in self._scales.values()), 1e-300)
         steps = range(max(map(len, self.distances.values())))
-        found["cg residual"][ALL] = {
-            step: sqrt(sum(one[min(step, len(one) - 1)] ** 2 for one in self.distances.values())) / right
+        curves["cg residual"][ALL] = {
+            step: sqrt(sum(distances[min(step, len(distances) - 1)] ** 2 for distances in self.distances.values()))
+            / right
             for step in steps
         }
-        found["cg loss"][ALL] = {
-            step: sum(one[min(step, len(one) - 1)] for one in self.losses.values()) / scale for step in steps
+        curves["cg loss"][ALL] = {
+            step: sum(losses[min(step, len(losses) - 1)] for losses in self.losses.values()) / scale for step in steps
         }
         if self.divergence:
-            found["cg divergence"] = {ALL: self.divergence}
-        return found
+            curves["cg divergence"] = {ALL: self.divergence}
+        return curves

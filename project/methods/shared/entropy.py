@@ -25,7 +25,7 @@ Norms = Literal["mixed", "domain", "running"]
 
 
 def entropies(logits: Tensor) -> Tensor:
-    """H = −Σ p ln p of every row's softmax p, in nats.
+    """Compute H = −Σ p ln p of every row's softmax p, in nats.
 
     Args:
         logits: Shape (batch, classes).
@@ -77,7 +77,7 @@ class Objective:
     def gradient(
         self, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor], learned: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Its gradient on a batch that the processes share, the same in all of them.
+        """Compute its gradient on a batch that the processes share, the same in all of them.
 
         Args:
             tensors: The student's parameters by name, computed from what is learned; others are as they are.
@@ -90,30 +90,30 @@ class Objective:
         Raises:
             MergeError: If one of these is not finite.
         """
-        found = self.sums(tensors, batch)
+        sums = self.sums(tensors, batch)
         counts = torch.tensor([float(len(batch[domain])) for domain in self.columns], dtype=torch.float64)
         self.world.reduce(counts)
-        shares = found / counts.to(found)
+        shares = sums / counts.to(sums)
         (gradient,) = torch.autograd.grad(shares.sum(), [learned])
-        told = shares.detach().double().cpu()
+        entropies = shares.detach().double().cpu()
         self.world.reduce(gradient)
-        self.world.reduce(told)
-        check_finite(told, gradient)
-        return gradient, dict(zip(self.columns, told.tolist(), strict=True))
+        self.world.reduce(entropies)
+        check_finite(entropies, gradient)
+        return gradient, dict(zip(self.columns, entropies.tolist(), strict=True))
 
     def sums(self, tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """For each domain, the sum of the entropies of its pictures in a batch: shape (domains,), differentiable."""
+        """Sum the entropies of each domain's pictures in a batch: shape (domains,), differentiable."""
         replaced = {f"network.{name}": tensor for name, tensor in tensors.items()}
         together = [[domain] for domain in self.columns] if self.norms == "domain" else [list(self.columns)]
-        found = []
+        sums = []
         network, exact = self.student.network, self.student.exact_norms
         with nullcontext() if self.norms == "running" else own_statistics(network, exact):
             for domains in together:
                 parts = [batch[domain] for domain in domains]
                 logits = functional_call(self.student, replaced, (torch.cat(parts),))
-                for domain, part in zip(domains, torch.split(logits, [len(one) for one in parts]), strict=True):
-                    found.append(entropies(part[:, self.columns[domain]]).sum())
-        return torch.stack(found)
+                for domain, part in zip(domains, torch.split(logits, [len(part) for part in parts]), strict=True):
+                    sums.append(entropies(part[:, self.columns[domain]]).sum())
+        return torch.stack(sums)
 
 
 def check_finite(*tensors: Tensor) -> None:
@@ -122,7 +122,7 @@ def check_finite(*tensors: Tensor) -> None:
     Raises:
         MergeError: With what helps.
     """
-    if not all(bool(one.isfinite().all()) for one in tensors):
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise MergeError("the entropy, or its gradient, is no longer finite; take a smaller rate.")
 
 
@@ -157,9 +157,9 @@ class Draws(Iterator[dict[str, Tensor]]):
         while len(queue) < count:
             queue += [places[index] for index in torch.randperm(len(places), generator=self.generator).tolist()]
         chosen, self.queues[domain] = queue[:count], queue[count:]
-        found: dict[tuple[int, int], Tensor] = {}
+        pictures: dict[tuple[int, int], Tensor] = {}
         for number, group in groupby(sorted(set(chosen)), itemgetter(0)):  # each of the pictures' batches is read once
             places = list(group)
             rows = self.pictures[domain][number][torch.tensor([row for _, row in places])]
-            found.update(zip(places, rows, strict=True))
-        return torch.stack([found[place] for place in chosen])
+            pictures.update(zip(places, rows, strict=True))
+        return torch.stack([pictures[place] for place in chosen])

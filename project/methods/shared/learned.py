@@ -11,15 +11,14 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.errors import above, at_least, one_of
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.base import Method
-from project.methods.problem import Problem, Run
+from project.methods.base import Method, Preparation
+from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Combined, FromBase
 from project.methods.shared.blend import Blend
 from project.methods.shared.curves import ALL
 from project.methods.shared.entropy import Draws, Norms, Objective, check_heads
 from project.moments import PICTURES
-from project.runtime import MemoryEstimate
 from project.student import Student
 
 POINTS = 200
@@ -62,27 +61,17 @@ class Learned(FromBase):
         self.norms: Norms = norms
         self.needs = self.needs | {PICTURES}
 
-    def check(
-        self,
-        problem: Problem,
-        pictures: Mapping[str, int],
-        budgets: Sequence[Budget],
-        planned: Mapping[str, Method],
-    ) -> None:
-        """Refuse pictures that no head answers for."""
-        super().check(problem, pictures, budgets, planned)
-        check_heads(self.name, problem, pictures)
-
-    def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
-    ) -> MemoryEstimate:
-        """Of the task vectors, a way back through the student, and the pictures."""
-        plain = super().memory_estimate(problem, pictures, budgets, batch)
-        parameters = sum(one.numel() for one in problem.sources[0].parameters())
-        run = gradient_bytes(problem.spec, sum(min(self.batch, count) for count in pictures.values()), 1, parameters)
-        run += 4 * (len(problem.sources) + COPIES) * parameters
-        shown = picture_bytes(problem.spec, sum(pictures.values()))
-        return MemoryEstimate(plain.whole + run + shown, plain.least + run)
+    def prepare(
+        self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
+    ) -> Preparation:
+        """Refuse pictures that no head answers for; count in the way back through the student, and the pictures."""
+        preparation = super().prepare(problem, pictures, budgets, planned)
+        check_heads(self.name, problem, pictures.domains)
+        parameters = sum(parameter.numel() for parameter in problem.sources[0].parameters())
+        batch = sum(min(self.batch, count) for count in pictures.local.values())
+        step = gradient_bytes(problem.spec, batch, 1, parameters)
+        step += 4 * (len(problem.sources) + COPIES) * parameters
+        return preparation.adding(step + picture_bytes(problem.spec, sum(pictures.local.values())), step)
 
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """Learn, and put the network together from what was learned."""
@@ -95,9 +84,9 @@ class Learned(FromBase):
         curves: dict[str, dict[str, dict[int, float]]] = {}
         for step in tqdm(range(self.steps), desc=f"learning {self.name}", unit="step", leave=False, disable=None):
             before = self.summary(blend, names) if step % every == 0 else {}
-            told = self.step(blend, objective, next(draws), step, self.steps, optimizer.step)
+            entropies = self.step(blend, objective, next(draws), step, self.steps, optimizer.step)
             if step % every == 0:
-                note(curves, step, {**before, "entropy": {ALL: sum(told.values()) / len(told), **told}})
+                note(curves, step, {**before, "entropy": {ALL: sum(entropies.values()) / len(entropies), **entropies}})
         note(curves, self.steps, self.summary(blend, names))
         with torch.no_grad():
             return Combined(self.merged(blend), self.layers(blend, problem), curves, self.plain(blend, names))
@@ -125,28 +114,28 @@ class Learned(FromBase):
         Returns:
             For each domain, the mean entropy before the step.
         """
-        told = self.differentiate(blend, objective, batch, step, steps)
+        entropies = self.differentiate(blend, objective, batch, step, steps)
         update()
         self.confine(blend)
-        return told
+        return entropies
 
     def optimizer(self, blend: Blend) -> torch.optim.Optimizer:
-        """Adam over all that is learned; it passes over what has no gradient yet, or no longer."""
+        """Make Adam over all that is learned; it passes over what has no gradient yet, or no longer."""
         return torch.optim.Adam(blend.parameters(), lr=self.rate)
 
     def constants(self, space: Space, student: Student) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Base and task vectors, in the student's precision."""
+        """Compute base and task vectors, in the student's precision."""
         like = next(student.network.parameters())
-        base = {name: one.to(like) for name, one in space.base.items()}
+        base = {name: tensor.to(like) for name, tensor in space.base.items()}
         vectors = {
-            name: torch.stack([source[name] - one for source in space.sources]).to(like)
-            for name, one in space.base.items()
+            name: torch.stack([source[name] - tensor for source in space.sources]).to(like)
+            for name, tensor in space.base.items()
         }
         return base, vectors
 
     @abstractmethod
     def blend(self, space: Space, student: Student) -> Blend:
-        """What is learned, where it starts.
+        """Set up what is learned, where it starts.
 
         Args:
             space: The sources, in one space.
@@ -164,27 +153,30 @@ class Learned(FromBase):
 
     @abstractmethod
     def merged(self, blend: Blend) -> dict[str, Tensor]:
-        """The student's parameters, once all is learned."""
+        """Compute the student's parameters, once all is learned."""
 
     def summary(self, blend: Blend, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """What TensorBoard shows of a step: for each source, the mean of its coefficients."""
+        """Measure a step for TensorBoard: for each source, the mean of its coefficients."""
         means = blend.coefficients.detach().mean(0).tolist()
         return {"coefficient": {ALL: sum(means) / len(means), **dict(zip(names, means, strict=True))}}
 
     def layers(self, blend: Blend, problem: Problem) -> dict[str, dict[str, float]]:
-        """What was learned of each layer's weights, where that differs from layer to layer."""
+        """Measure what was learned of each layer's weights, where that differs from layer to layer."""
         rows = blend.coefficients.detach()
         if len(rows) == 1:
             return {}
         layers = {f"{layer.name}.weight": layer.name for layer in problem.spec.layers}
         return {
-            layers[name]: {f"coefficient {source}": one for source, one in zip(problem.source_names, row, strict=True)}
+            layers[name]: {
+                f"coefficient {source}": coefficient
+                for source, coefficient in zip(problem.source_names, row, strict=True)
+            }
             for name, row in zip(blend.base, rows.tolist(), strict=True)
             if name in layers
         }
 
     def plain(self, blend: Blend, names: Sequence[str]) -> dict[str, Any]:
-        """What was learned, for the student's file: for each source its coefficient, or one for each tensor."""
+        """Describe what was learned, for the student's file: for each source a coefficient, or one for each tensor."""
         rows = blend.coefficients.detach()
         columns = zip(names, rows.T.tolist(), strict=True)
         if len(rows) == 1:

@@ -50,9 +50,11 @@ class Matching:
         return frozenset() if self.by == "weights" else frozenset((UNITS,))
 
     def same(self, other: "Matching") -> bool:
-        """Whether another matches units in the same way: settings that do not count may differ."""
+        """Tell whether another matches units in the same way: settings that do not count may differ."""
         counts = {"activations": ("similarity",), "weights": ("seed",), "both": ("alpha", "seed")}
-        return self.by == other.by and all(getattr(self, one) == getattr(other, one) for one in counts[self.by])
+        return self.by == other.by and all(
+            getattr(self, setting) == getattr(other, setting) for setting in counts[self.by]
+        )
 
     def check(self, problem: Problem, argument: str = "matching") -> None:
         """Refuse activations of units that no value of the architecture holds alone.
@@ -69,7 +71,7 @@ class Matching:
             )
 
     def memory_estimate(self, problem: Problem) -> MemoryEstimate:
-        """Of the similarities, which are gone once the units are matched."""
+        """Estimate the similarities, which are gone once the units are matched."""
         kept = self.by == "both" and self.alpha < 1
         needed = similarity_bytes(problem.spec, len(problem.sources), kept=kept)
         return MemoryEstimate(needed, needed)

@@ -53,7 +53,7 @@ def train_routers(
         MergeError: If the entropy, or its gradient, is not finite.
     """
     draws = Draws(pictures, batch, seed, world)
-    parameters = [one for router in student.routers for one in router.parameters()]
+    parameters = [parameter for router in student.routers for parameter in router.parameters()]
     names = [next(iter(block.layers)) for block in student.blocks]
     curves: Curves = {"entropy": {ALL: {}}, "own gate": {name: {} for name in names}}
     optimizer = torch.optim.Adam(parameters, lr=rate)
@@ -63,18 +63,18 @@ def train_routers(
             drawn = next(draws)
             logits = student(torch.cat(list(drawn.values())))
             uncertain, own = _measured(logits, drawn, gates, problem)
-            counts = uncertain.new_tensor([len(one) for one in drawn.values()])
+            counts = uncertain.new_tensor([len(pictures) for pictures in drawn.values()])
             world.reduce(counts)
             total = (uncertain / counts).mean()
-            found = [total.detach(), own, *torch.autograd.grad(total, parameters)]
-            entropy, own, *gradients = _summed(found, world)
+            tensors = [total.detach(), own, *torch.autograd.grad(total, parameters)]
+            entropy, own, *gradients = _summed(tensors, world)
             check_finite(entropy, *gradients)
             curves["entropy"][ALL][step] = float(entropy)
             for name, (gate, owned) in zip(names, own.tolist(), strict=True):
                 if owned:
                     curves["own gate"][name][step] = gate / owned
-            for one, gradient in zip(parameters, gradients, strict=True):
-                one.grad = gradient
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
     return curves
 
@@ -82,56 +82,56 @@ def train_routers(
 def _measured(
     logits: Tensor, drawn: Mapping[str, Tensor], gates: Sequence[Tensor], problem: Problem
 ) -> tuple[Tensor, Tensor]:
-    """For every domain, the sum of its entropies; for every block, what the owners' gates sum to, and of how many.
+    """Sum the entropies of every domain, and for every block what the owners' gates sum to, and of how many.
 
     Returns:
         Shapes (domains,) and (blocks, 2).
     """
     ends = list(accumulate(map(len, drawn.values()), initial=0))
     places = {domain: slice(*edges) for domain, edges in zip(drawn, pairwise(ends), strict=True)}
-    found = [entropies(logits[place, problem.labels.columns(domain)]).sum() for domain, place in places.items()]
+    sums = [entropies(logits[place, problem.labels.columns(domain)]).sum() for domain, place in places.items()]
     owned = [(place, problem.owners[domain]) for domain, place in places.items() if domain in problem.owners]
     own = logits.new_zeros(len(gates), 2)
     for block, gate in zip(own, gates, strict=True):
         for place, owner in owned:
             block += torch.stack([gate[place, owner].detach().sum(), block.new_tensor(place.stop - place.start)])
-    return torch.stack(found), own
+    return torch.stack(sums), own
 
 
 def _summed(tensors: Sequence[Tensor], world: World) -> list[Tensor]:
-    """Tensors summed over all processes."""
-    whole = torch.cat([one.flatten() for one in tensors])
+    """Sum tensors over all processes."""
+    whole = torch.cat([tensor.flatten() for tensor in tensors])
     world.reduce(whole)
-    parts = torch.split_with_sizes(whole, [one.numel() for one in tensors])
-    return [part.view_as(one) for part, one in zip(parts, tensors, strict=True)]
+    parts = torch.split_with_sizes(whole, [tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 @contextmanager
 def _trainable(student: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """While open, gradients reach these parameters of the student and no others."""
-    before = [(one, one.requires_grad) for one in student.parameters()]
+    """Let gradients reach these parameters of the student and no others, while open."""
+    before = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
     student.requires_grad_(False)
-    for one in parameters:
-        one.requires_grad_(True)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for one, needed in before:
-            one.requires_grad_(needed)
-            one.grad = None
+        for parameter, needed in before:
+            parameter.requires_grad_(needed)
+            parameter.grad = None
 
 
 @contextmanager
 def _noted(student: MixtureStudent) -> Iterator[list[Tensor]]:
-    """A list to which, while open, every router adds its gates."""
-    found: list[Tensor] = []
+    """Collect the gates of every router in a list, while open."""
+    noted: list[Tensor] = []
     handles = [
-        router.register_forward_hook(lambda module, inputs, gates: found.append(cast(Tensor, gates)))
+        router.register_forward_hook(lambda module, inputs, gates: noted.append(cast(Tensor, gates)))
         for router in student.routers
     ]
     try:
-        yield found
+        yield noted
     finally:
         for handle in handles:
             handle.remove()

@@ -36,7 +36,7 @@ class System(ABC):
     def __init__(self, name: str, sources: Sequence[Tensor], damping: float) -> None:
         self.name, self._damping = name, damping
         self.mean = torch.stack(list(sources)).mean(0)
-        self.settled = all(torch.equal(one, sources[0]) for one in sources[1:])
+        self.settled = all(torch.equal(source, sources[0]) for source in sources[1:])
         self.centred = torch.zeros_like(self.mean)
         self._spread = self._distance = 0.0  # Σ ⟨gap, Cᵢ gap⟩ before damping, and Σ ‖gap‖²: together E(m)
         for index, source in enumerate(sources):
@@ -49,15 +49,15 @@ class System(ABC):
 
     @abstractmethod
     def _apply_one(self, source: int, gap: Tensor) -> Tensor:
-        """Cᵢ (θᵢ − m), before damping; called for one source after the other, each once."""
+        """Compute Cᵢ (θᵢ − m), before damping; called for one source after the other, each once."""
 
     @abstractmethod
     def _apply(self, values: Tensor) -> Tensor:
-        """C X, before damping."""
+        """Compute C X, before damping."""
 
     @abstractmethod
     def _diagonal(self) -> Tensor:
-        """The diagonal of C, before damping; may have to be expanded to the tensor's shape."""
+        """Compute the diagonal of C, before damping; may have to be expanded to the tensor's shape."""
 
     @cached_property
     def shift(self) -> float:
@@ -70,9 +70,9 @@ class System(ABC):
         return (self._diagonal() + self.shift).expand_as(self.mean)
 
     def apply(self, values: Tensor) -> Tensor:
-        """C X."""
-        found = self._apply(values)
-        return found + self.shift * values if self.shift else found
+        """Compute C X."""
+        image = self._apply(values)
+        return image + self.shift * values if self.shift else image
 
     @cached_property
     def right(self) -> Tensor:
@@ -80,7 +80,7 @@ class System(ABC):
         return self.centred + self.apply(self.mean)
 
     def residual(self, values: Tensor) -> Tensor:
-        """Σ Cᵢ (θᵢ − X): exactly p where X is the mean."""
+        """Compute Σ Cᵢ (θᵢ − X): exactly p where X is the mean."""
         gap = self.mean - values
         return self.centred + self.apply(gap) if gap.any() else self.centred.clone()
 
@@ -90,7 +90,7 @@ class System(ABC):
         return self.energy(torch.zeros_like(self.mean), self.right)
 
     def energy(self, values: Tensor, residual: Tensor | None = None) -> float:
-        """E(X).
+        """Compute E(X).
 
         Args:
             values: X.
@@ -102,7 +102,7 @@ class System(ABC):
         return max(0.0, at_mean - float(((values - self.mean) * (self.centred + residual)).sum()))
 
     def loss(self, values: Tensor, residual: Tensor | None = None) -> float:
-        """The energy over that of zeros."""
+        """Compute the energy over that of zeros."""
         return self.energy(values, residual) / max(self.scale, 1e-300)
 
 
@@ -151,7 +151,7 @@ class Gram(System):
 
     @classmethod
     def of(cls, space: Space, layer: Layer, *, off_diagonal: float, damping: float = 0.0) -> "Gram":
-        """The system of a layer."""
+        """Make the system of a layer."""
         inputs = (shrunk(space.gram(layer, index), off_diagonal) for index in range(len(space.sources)))
         return cls(layer.name, matrices(space, layer), inputs, damping)
 
@@ -193,7 +193,7 @@ class Kronecker(System):
     def of(
         cls, space: Space, layer: Layer, classes: Classes, *, off_diagonal: float, damping: float = 0.0
     ) -> "Kronecker":
-        """The system of a layer, from gradients of these classes."""
+        """Make the system of a layer, from gradients of these classes."""
         count = range(len(space.sources))
         inputs = [shrunk(space.gram(layer, index), off_diagonal) for index in count]
         outputs = [shrunk(space.factor(layer, index, classes), off_diagonal) for index in count]
@@ -210,12 +210,12 @@ class Kronecker(System):
         return total
 
     def _diagonal(self) -> Tensor:
-        sides = [diagonals(one)[..., :, None] * diagonals(two)[..., None, :] for one, two in self._sides]
+        sides = [diagonals(outputs)[..., :, None] * diagonals(inputs)[..., None, :] for outputs, inputs in self._sides]
         return torch.stack(sides).sum(0)
 
 
 def shrunk(moment: Tensor, off_diagonal: float) -> Tensor:
-    """λ C + (1 − λ) diag C, in place."""
+    """Compute λ C + (1 − λ) diag C, in place."""
     if off_diagonal == 1:
         return moment
     diagonal = diagonals(moment).clone()
@@ -225,16 +225,16 @@ def shrunk(moment: Tensor, off_diagonal: float) -> Tensor:
 
 
 def matrices(space: Space, layer: Layer) -> list[Tensor]:
-    """A layer's weights in every source, shape (outputs, inputs · taps); of a grouped one, such a matrix a block."""
-    weights = (one[f"{layer.name}.weight"].flatten(1) for one in space.sources)
-    return [one if layer.blocks == 1 else torch.unflatten(one, 0, (layer.blocks, -1)) for one in weights]
+    """Collect a layer's weights in every source, shape (outputs, inputs · taps), or such a matrix for each block."""
+    weights = (source[f"{layer.name}.weight"].flatten(1) for source in space.sources)
+    return [weight if layer.blocks == 1 else torch.unflatten(weight, 0, (layer.blocks, -1)) for weight in weights]
 
 
 def merged_layers(space: Space) -> list[Layer]:
-    """All layers but heads of different label spaces, which stay the sources' own."""
+    """List all layers but heads of different label spaces, which stay the sources' own."""
     return [layer for layer in space.problem.spec.layers if f"{layer.name}.weight" in space.names]
 
 
 def diagonals(moment: Tensor) -> Tensor:
-    """Of a matrix, or of each of a batch."""
+    """View the diagonal of a matrix, or of each of a batch: shape (…, rows)."""
     return moment.diagonal(dim1=-2, dim2=-1)

@@ -1,0 +1,150 @@
+"""The joint fit of PLeaS: every layer for itself, on the sources' inputs; layers are dealt out to the processes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from project.alignment import UnitMap
+from project.fit import LayerFit, View, effort, fit_layer
+from project.methods.base import Merged
+from project.methods.problem import Problem
+from project.moments import Statistics
+from project.runtime import World
+from project.student import joint_matrix
+from project.symmetry import Layer
+
+Targets = Literal["own", "mean"]
+Heads = Literal["original", "fitted"]
+Maps = tuple[UnitMap, UnitMap]
+"""Unit maps of a layer's outputs and of its inputs."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What is told of a layer's fit in tables and plots, see :class:`~project.fit.LayerFit`."""
+
+    residual_before: float
+    residual_after: float
+    condition: float
+    fallbacks: float
+    pictures: float
+    positions: float
+
+    @classmethod
+    def of(cls, fit: LayerFit) -> "Measurements":
+        """Take them from a fit."""
+        return cls(fit.before, fit.after, fit.condition, float(fit.fallbacks), fit.pictures, fit.positions)
+
+    @classmethod
+    def from_row(cls, row: Tensor) -> "Measurements":
+        """Read them from a tensor, shape (6,)."""
+        return cls(*row.tolist())
+
+    def to_row(self) -> Tensor:
+        """Write them to a tensor that processes can sum: float64, shape (6,)."""
+        return torch.tensor(astuple(self), dtype=torch.float64)
+
+    @property
+    def plain(self) -> dict[str, float]:
+        """By name."""
+        return asdict(self)
+
+
+def left_alone(layer: Layer, problem: Problem, heads: Heads) -> bool:
+    """Tell whether the joint fit leaves a layer be: grouped convolutions, and heads that shall be the sources'.
+
+    Args:
+        layer: The layer.
+        problem: The sources.
+        heads: Whether heads of different label spaces stay the sources' own.
+    """
+    head = layer.outputs == problem.spec.output.name
+    return layer.blocks > 1 or (head and problem.labels.mode == "different" and heads == "original")
+
+
+@dataclass(frozen=True, eq=False)
+class JointFit:
+    """The joint fit of all students of a merge.
+
+    Args:
+        problem: The sources.
+        statistics: With moments of the layers' inputs.
+        targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all.
+        weights: domain -> weight of each of its pictures; default: 1.
+        heads: Whether heads of different label spaces stay the sources' own.
+        ridge: Pull towards the start point, see :func:`~project.fit.solver.damping`.
+    """
+
+    problem: Problem
+    statistics: Statistics
+    targets: Targets
+    weights: Mapping[str, float]
+    heads: Heads
+    ridge: float
+
+    def run(self, starts: Sequence[Merged], world: World, name: str) -> list[Merged]:
+        """Fit all students, in place; layers do not wait for each other and are dealt out to the processes.
+
+        Args:
+            starts: The students at their start points.
+            world: The processes.
+            name: Of the method, for the progress bar.
+
+        Returns:
+            The same students with the measurements of their layers.
+        """
+        layers = [layer for layer in self.problem.spec.layers if not left_alone(layer, self.problem, self.heads)]
+        maps = {layer: [_maps(layer, merged) for merged in starts] for layer in layers}
+        owners = world.deal([sum(_effort(layer, *pair) for pair in dict.fromkeys(maps[layer])) for layer in layers])
+        rows = torch.zeros(len(layers), len(starts), len(fields(Measurements)), dtype=torch.float64)
+        local = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
+        with world.together("could not fit its share of the layers"):
+            for number, layer in tqdm(local, desc=f"fitting {name}", unit="layer", leave=False, disable=None):
+                fits = self._solve(layer, list(dict.fromkeys(maps[layer])))
+                for student, (merged, pair) in enumerate(zip(starts, maps[layer], strict=True)):
+                    merged.student.load_layer(layer.name, fits[pair].matrix)
+                    rows[number, student] = Measurements.of(fits[pair]).to_row()
+        world.reduce(rows)
+        for layer, owner in zip(layers, owners, strict=True):
+            for merged in starts:
+                for tensor in merged.student.network.get_submodule(layer.name).parameters():
+                    world.broadcast(tensor.detach(), owner)
+        return [
+            replace(
+                merged,
+                layers={
+                    layer.name: Measurements.from_row(row).plain
+                    for layer, row in zip(layers, rows[:, student], strict=True)
+                },
+            )
+            for student, merged in enumerate(starts)
+        ]
+
+    def _solve(self, layer: Layer, pairs: Sequence[Maps]) -> dict[Maps, LayerFit]:
+        """Solve one layer for some unit maps."""
+        matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in self.problem.sources])
+        views, same = self._views(layer, matrices), layer.inputs == self.problem.spec.plain_input
+        return {pair: fit_layer(layer, matrices, *pair, views, ridge=self.ridge, same_input=same) for pair in pairs}
+
+    def _views(self, layer: Layer, matrices: list[Tensor]) -> list[View]:
+        """Collect what the domains ask of a layer: all the same, or each its own source's outputs."""
+        if self.targets == "mean" and not self.weights:
+            return [View(layer, matrices, self.statistics.layer(layer.name))]
+        owners = self.problem.owners if self.targets == "own" else {}
+        return [
+            View(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
+            for domain, moment in self.statistics.layers[layer.name].items()
+        ]
+
+
+def _maps(layer: Layer, merged: Merged) -> Maps:
+    return merged.student.maps[layer.outputs], merged.student.maps[layer.inputs]
+
+
+def _effort(layer: Layer, outputs: UnitMap, inputs: UnitMap) -> float:
+    """Estimate what the joint fit of a layer costs, were its rows one block."""
+    return effort(inputs.units * layer.taps + layer.bias, outputs.units)

@@ -1,0 +1,32 @@
+"""The sequential fit of one student of PLeaS, with a progress bar and a word on what it looked at."""
+
+import warnings
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from project.fit import SequentialFit
+from project.methods.base import Merged
+from project.methods.shared.pleas_joint import Measurements
+
+
+def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
+    """Fit a student layer after layer, in place.
+
+    Args:
+        fit: The fit, about to begin.
+        merged: The student at its start point.
+
+    Returns:
+        The same student with the measurements of its layers; its batch norms are settled.
+    """
+    layers = len(fit.spec.layers)
+    with tqdm(total=layers, desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None) as bar:
+        fits = fit.run(lambda name: bar.update())
+    if fit.excess is not None and all(layer.pictures * layer.positions == 1 for layer in fits.values()):
+        warnings.warn(
+            f"excess is {fit.excess}, but {merged.name} is fitted to all samples: no layer has any to spare, or a "
+            f"domain has fewer than four batches to tell by (calibration_batch_size).",
+            stacklevel=2,
+        )
+    return replace(merged, layers={name: Measurements.of(layer).plain for name, layer in fits.items()}, settled=True)
