@@ -2,6 +2,7 @@
 # make test        the default test suite
 # make test-slow   the tests that run for minutes
 # make test-gpu    the tests that need an accelerator
+# make test-floors the default suite with the lowest versions allowed, and on the newest Python that torch serves (slow)
 # make lint        formatting, types, import layers
 # make constraints write configs/env/constraints.txt from what this environment holds
 
@@ -12,7 +13,7 @@ CONSTRAINTS := configs/env/constraints.txt
 DEMO := runs/demo
 SOURCES := $(DEMO)/sources/clipart/finished $(DEMO)/sources/sketch/finished
 
-.PHONY: demo test test-slow test-gpu lint constraints clean-demo
+.PHONY: demo test test-slow test-gpu test-floors lint constraints clean-demo
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -48,6 +49,10 @@ test-slow: $(VENV)/.tested
 
 test-gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -m gpu -n 0
+
+# In temporary environments; PYTHONS="…" names the interpreters, else those on the path are taken.
+test-floors:
+	bash tests/floors.sh
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A safetensors file with two or more entries of metadata is mostly another string of bytes each time it is written, even
-# within one process: the entries stand in no fixed order. A hash of the file therefore does not tell whether two
+# A safetensors file with two or more entries of metadata is mostly another string of bytes each time it is written,
+# even within one process: the entries stand in no fixed order. A hash of the file therefore does not tell whether two
 # students, checkpoints or caches are equal; hash the tensors and the sorted metadata instead. Tensors have a fixed
 # order in the file (by alignment, then by name) whatever order they were given in; it is not the order in which they
 # are listed on reading.
