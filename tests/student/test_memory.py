@@ -105,7 +105,7 @@ def test_free_memory_is_shared() -> None:
     assert free_bytes("cpu", 10**6) < 2**30
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 6))])
 def test_a_fit_that_waits_on_disk_is_the_same_fit(tmp_path: Path, seed: int) -> None:
     """Random networks, in-place sums and all."""
     sources: list[nn.Module] = [random_network(seed, weights) for weights in range(2 + seed % 2)]
