@@ -1,10 +1,11 @@
-# make demo        fine-tune two sources on drawn pictures, merge them, print one table
-# make test        the default test suite
-# make test-slow   the tests that run for minutes
-# make test-gpu    the tests that need an accelerator
-# make test-floors the default suite with the lowest versions allowed, and on the newest Python that torch serves (slow)
-# make lint        formatting, types, import layers
-# make constraints write configs/env/constraints.txt from what this environment holds
+# make demo          fine-tune two sources on drawn pictures, merge them, print one table
+# make test          the default test suite
+# make test-slow     the tests that run for minutes
+# make test-rounding the default suite as other processors round, seven times
+# make test-gpu      the tests that need an accelerator
+# make test-floors   the default suite with the lowest versions allowed, and on the newest Python that torch serves (slow)
+# make lint          formatting, types, import layers
+# make constraints   write configs/env/constraints.txt from what this environment holds
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ CONSTRAINTS := configs/env/constraints.txt
 DEMO := runs/demo
 SOURCES := $(DEMO)/sources/clipart/finished $(DEMO)/sources/sketch/finished
 
-.PHONY: demo test test-slow test-gpu test-floors lint constraints clean-demo
+.PHONY: demo test test-slow test-rounding test-gpu test-floors lint constraints clean-demo
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -46,6 +47,9 @@ test: $(VENV)/.tested
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
+
+test-rounding: $(VENV)/.tested
+	$(BIN)/python tests/rounding.py
 
 test-gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -m gpu -n 0

@@ -1,9 +1,12 @@
 """What all tests share."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from disturbing import disturbance
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -12,9 +15,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def few_threads() -> None:
     """One thread: the tests' networks are small, and more threads than free cores make each other wait."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("PLEAS_TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def other_rounding() -> Iterator[None]:
+    """Where ``make test-rounding`` asks for it, sources and pictures are those of another rounding."""
+    with disturbance():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from disturbing import disturb, disturbed
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
@@ -143,7 +144,7 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
             assert module.running_var is not None
             normal(module.running_mean, std=0.3)
             module.running_var.uniform_(0.5, 2.0, generator=generator)
-    return network.eval()
+    return disturb(network).eval()
 
 
 def resnet(name: str, weights: int = 0, classes: int = 5, width: int = 1) -> nn.Module:
@@ -166,7 +167,7 @@ def moved(base: nn.Module, seed: int, length: float = 0.2) -> nn.Module:
     with torch.no_grad():
         for one in network.parameters():
             one += length * torch.randn(one.shape, generator=generator)
-    return network
+    return disturb(network)
 
 
 def permuted_family(network: nn.Module, count: int, shape: tuple[int, int, int] = PICTURE) -> list[nn.Module]:
@@ -246,7 +247,7 @@ def run(network: nn.Module, batch: Tensor) -> Tensor:
 
 
 def pictures(count: int, seed: int, shape: tuple[int, int, int] = PICTURE) -> Tensor:
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    return disturbed(torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def random_map(size: int, sources: int, seed: int) -> UnitMap:

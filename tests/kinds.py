@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from disturbing import disturb
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlock, CNBlockConfig, ConvNeXt, LayerNorm2d
 from torchvision.models.densenet import DenseNet
@@ -166,4 +167,4 @@ def kind(name: str, seed: int) -> nn.Module:
             tensor.copy_(noise * (2.0 / tensor[0].numel()) ** 0.5)
         else:
             tensor.copy_(0.4 * noise)
-    return network
+    return disturb(network)

@@ -617,7 +617,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
         {"class_path": "project.methods.PLeaS"},
         {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}},
     ])  # fmt: skip
-    shared = ["--model.init_args.methods", methods, "--model.init_args.budgets", "[1.0, 1.5]"]
+    shared = ["--model.init_args.methods", methods, "--model.init_args.budgets", "[1.5]"]
     shared += ["--data.init_args.calibration", "50"]
     run("merge", "merge", *shared, "--run", "runs/tiny/one")
     command = [

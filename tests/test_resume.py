@@ -44,6 +44,7 @@ def arguments(folder: Path, run: str, *extra: str, methods: list[dict[str, Any]]
     return [
         "merge", "--run", str(folder / run), "--trainer.accelerator", "cpu",
         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+        "--trainer.logger", "false",  # figures are drawn for TensorBoard alone
         "--model", "project.modules.MergeModule", "--model.budgets", "[1.0, 1.5]",
         "--model.sources", json.dumps([str(folder / f"{seed}.pth") for seed in range(2)]),
         "--model.methods", json.dumps(methods),

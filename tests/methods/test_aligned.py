@@ -49,7 +49,7 @@ def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Case:
     return make_problem(sources, shape=shape, needs=needs, batches=batches, base="mean")
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
 def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
     it, method, batch = family(random_network(1, 1), count, PICTURE), METHODS[name](), pictures(4, 7)

@@ -169,7 +169,12 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
 
 @pytest.mark.parametrize(
     ("count", "budgets", "image_size", "targets"),
-    [(2, [1.0, 1.5], 8, "own"), (2, [1.0], 32, "mean"), (3, [1.0], 8, "mean"), (4, [1.0], 8, "own")],
+    [
+        (2, [1.0, 1.5], 8, "own"),
+        (2, [1.0], 32, "mean"),
+        pytest.param(3, [1.0], 8, "mean", marks=pytest.mark.slow),
+        pytest.param(4, [1.0], 8, "own", marks=pytest.mark.slow),
+    ],
 )
 def test_the_joint_fit_holds_no_more_than_it_demands(
     count: int, budgets: list[float], image_size: int, targets: Literal["own", "mean"]
@@ -204,7 +209,7 @@ def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
 
 
 @pytest.mark.parametrize("separate", ["front", "back", "uniform", "gain"])
-@pytest.mark.parametrize(("structure", "count"), [(0, 2), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("structure", "count"), [(0, 2), (1, 3), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_students_are_no_wider_than_was_told_before_units_were_matched(
     separate: Any, structure: int, count: int
 ) -> None:

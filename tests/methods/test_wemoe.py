@@ -161,13 +161,14 @@ def test_gradients_are_those_of_the_mean_entropy() -> None:
     loss.backward()
     assert merged.curves["entropy"]["all layers"][0] == pytest.approx(loss.item(), rel=1e-5)
     assert loss.item() != pytest.approx(uncertain.mean().item(), rel=1e-5)
+    largest = max(float(one.grad.abs().max()) for router in student.routers for one in router.parameters())  # type: ignore[union-attr]
     pairs = zip(before.routers, after.routers, student.routers, strict=True)
     for old, new, mine in pairs:
         for name, one in mine.named_parameters():
             moved = new.get_parameter(name) - old.get_parameter(name)
-            large = one.grad.abs() > 1e-5  # type: ignore[union-attr]
+            large = one.grad.abs() > 1e-3 * largest  # type: ignore[union-attr]  # the sign of less may be rounding's
             assert torch.equal(moved.sign()[large], -one.grad.sign()[large])  # type: ignore[union-attr]
-    assert any(bool((one.grad.abs() > 1e-5).any()) for router in student.routers for one in router.parameters())  # type: ignore[union-attr]
+    assert largest > 0
 
 
 def test_what_is_no_longer_finite_is_told() -> None:

@@ -104,7 +104,8 @@ def test_nothing_within_is_a_permuted_average(structure: int, count: int, space:
 @pytest.mark.parametrize("mode", ["shared", "different"])
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(
-    ("structure", "count"), [(0, 2), (1, 3), pytest.param(4, 2, marks=SLOW), pytest.param(7, 2, marks=SLOW)]
+    ("structure", "count"),
+    [(0, 2), pytest.param(1, 3, marks=SLOW), pytest.param(4, 2, marks=SLOW), pytest.param(7, 2, marks=SLOW)],
 )
 def test_weights_are_products_with_the_matrices(structure: int, count: int, space: str, mode: str) -> None:
     """Σ Mᵢ Wᵢ Uᵢ, written out; every unit of every source in one set."""

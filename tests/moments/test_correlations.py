@@ -90,8 +90,10 @@ def read_often(moment: LayerMoment, values: Tensor, times: int) -> None:
         moment.read([values])
 
 
-@pytest.mark.parametrize("pictures", [1, 3, 40])
-@pytest.mark.parametrize("channels", [16, 96])
+@pytest.mark.parametrize(
+    ("channels", "pictures"),
+    [(16, 1), (16, 40), (96, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((16, 3), (96, 1), (96, 40)))],
+)
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "sides"),
     [(3, 1, 1, (12, 9)), (3, 2, 1, (12, 9)), (3, 1, 1, (2, 2)), (1, 1, 0, (7, 7))],

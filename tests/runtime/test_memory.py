@@ -119,7 +119,7 @@ def test_free_memory_is_what_programs_can_have(monkeypatch: pytest.MonkeyPatch) 
     assert free_bytes("cpu", 3) == 2 * GB, "where a control group leaves less"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 6))])
 def test_a_fit_that_waits_on_disk_is_the_same_fit(tmp_path: Path, seed: int) -> None:
     """Random networks, in-place sums and all."""
     sources: list[nn.Module] = [random_network(seed, weights) for weights in range(2 + seed % 2)]

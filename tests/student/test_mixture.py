@@ -217,7 +217,13 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(("structure", "mode"), [(0, "shared"), (1, "different"), (2, "shared"), (3, "different")])
+@pytest.mark.parametrize(
+    ("structure", "mode"),
+    [
+        (0, "shared"), (1, "different"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((2, "shared"), (3, "different"))),
+    ],
+)  # fmt: skip
 def test_sizes_are_what_torch_counts(name: str, structure: int, mode: str) -> None:
     student = student_of(METHODS[name](), mode, structure)
     assert student.macs == executed_macs(student, PICTURE)
