@@ -28,7 +28,7 @@ from merge_quality import machine
 from torch import nn
 
 from project.alignment import Alignment, UnitMap
-from project.allocation import by_gain, nominal_macs, source_macs, stagewise, uniform
+from project.allocation import Budget, by_gain, nominal_macs, source_macs, stagewise, uniform
 from project.models import Architecture
 from project.runtime import atomic_text
 from project.student import blank_network
@@ -116,10 +116,10 @@ def allocated(spec: Spec, sources: int, budget: float, separate: str, step: int 
     apart = {name: score[:, None, None].expand(-1, sources, sources) for name, score in scores.items()}
     alignment = Alignment({name: maps[name].members for name in scores}, scores, apart)
     if separate == "gain":
-        return by_gain(spec, alignment, fixed, budget, scores, step=step)
+        return by_gain(spec, alignment, fixed, Budget(budget), scores, step=step)
     if separate == "uniform":
-        return uniform(spec, alignment, fixed, budget, step=step)
-    return stagewise(spec, alignment, fixed, budget, front=separate == "front", step=step)
+        return uniform(spec, alignment, fixed, Budget(budget), step=step)
+    return stagewise(spec, alignment, fixed, Budget(budget), front=separate == "front", step=step)
 
 
 def separate_shares(file: Path) -> dict[str, dict[str, float]]:

@@ -31,10 +31,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from project.alignment import UnitMap
+from project.allocation import Budget
 from project.fit import View
 from project.fit.grouped import BlockSolver
 from project.fit.solver import LayerSolver
-from project.methods import PLeaS, Problem
+from project.methods import Evidence, PLeaS, Problem, Run
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
 from project.runtime import atomic_text
@@ -106,7 +107,6 @@ class Bench:
             owners={domain: index for index, domain in enumerate(self.pictures)},
             spec=trace(self.sources[0], shape),
             labels=LabelSpace({domain: tuple("abcdefg") for domain in self.pictures}, "shared"),
-            pictures=self.pictures,
         )
 
     def seconds(self, work: Callable[[], object]) -> float:
@@ -179,8 +179,11 @@ class Bench:
         """A merge by PLeaS to some budgets, behind a pass over the pictures, and the time of that pass."""
         method = PLeaS(**settings)
         needs = sorted(method.needs & {LAYERS, UNITS})
-        problem = Problem(**{**vars(self.problem), "statistics": self.gather(needs)})
-        return lambda budgets: list(method.merge(problem, budgets)), self.gathering(*needs)
+        evidence = Evidence(self.gather(needs), self.pictures)
+        return (
+            lambda budgets: list(method.merge(self.problem, evidence, Run(), list(map(Budget, budgets)))),
+            self.gathering(*needs),
+        )
 
     @cached_property
     def forward_seconds(self) -> float:
@@ -415,13 +418,13 @@ def excess(bench: Bench) -> Iterator[dict[str, Any]]:
         domain: [F.interpolate(one[:, :, : size // 8, : size // 8], (size, size), mode="bicubic") for one in batches]
         for domain, batches in bench.pictures.items()
     }
-    problem = Problem(**{**vars(bench.problem), "pictures": smooth})
+    evidence = Evidence(pictures=smooth)
     for allowed in (None, 0.005, 0.02):
         method = PLeaS("weights", excess=allowed)
         fits: list[dict[str, dict[str, float]]] = []
 
         def work(method: PLeaS = method, fits: list[dict[str, dict[str, float]]] = fits) -> None:
-            fits.append(next(iter(method.merge(problem, [1.0]))).layers)
+            fits.append(next(iter(method.merge(bench.problem, evidence, Run(), [Budget(1.0)]))).layers)
 
         seconds = bench.seconds(work)
         whole = whole or seconds

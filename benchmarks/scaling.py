@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from merge_cost import CLOCKS, Bench
 from merge_quality import machine
 
-from project.methods import PLeaS, Problem
+from project.allocation import Budget
+from project.methods import Evidence, PLeaS, Run
 from project.moments import LAYERS, UNITS
 from project.runtime import atomic_text
 
@@ -71,16 +72,16 @@ def measured(setting: dict[str, int], clock: str) -> dict[str, float]:
             rounds=1,
         )
     )
-    budgets = [1 + (setting["sources"] - 1) * step / 5 for step in range(setting["budgets"])]
+    budgets = [Budget(1 + (setting["sources"] - 1) * step / 5) for step in range(setting["budgets"])]
     seconds = dict.fromkeys(PHASES, float("inf"))
     for _ in range(2):
         start = bench.now()
         statistics = bench.gather([LAYERS, UNITS])
         seconds["gathering"] = min(seconds["gathering"], bench.now() - start)
-        problem = Problem(**{**vars(bench.problem), "statistics": statistics})
+        evidence = Evidence(statistics, bench.pictures)
         for phase, method in (("joint fit", PLeaS(fit="joint")), ("sequential fit", PLeaS())):
             start = bench.now()
-            list(method.merge(problem, budgets))
+            list(method.merge(bench.problem, evidence, Run(), budgets))
             seconds[phase] = min(seconds[phase], bench.now() - start)
     return seconds
 

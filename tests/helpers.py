@@ -2,7 +2,9 @@
 
 import copy
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
-from project.methods import Merged, Method, Problem
+from project.allocation import Budget
+from project.methods import Evidence, Merged, Method, Problem, Run
+from project.methods.shared.aligned import Align, Space
 from project.models import Architecture, LabelSpace
 from project.moments import INPUTS, LAYERS, UNITS, Collector, Lockstep, Statistics
+from project.runtime import ALONE, MemoryEstimate, Progress, World
+from project.student import Student
 from project.symmetry import Spec, permute_state, random_orders, trace
 
 PICTURE = (3, 11, 13)
@@ -171,9 +177,63 @@ def permuted_family(network: nn.Module, count: int, shape: tuple[int, int, int] 
     return [network, *copies]
 
 
-def only(method: Method, problem: Problem) -> Merged:
+@dataclass(frozen=True, eq=False)
+class Case(Problem):
+    """A problem, with what calibration left behind of it and where it runs: what ``replace`` may change in one go."""
+
+    statistics: Statistics = field(default_factory=Statistics)
+    pictures: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    picture_labels: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    world: World = ALONE
+    progress: Progress | None = None
+    scratch: Path | None = None
+    made: Mapping[str, Student] = field(default_factory=dict)
+    planned: Mapping[str, Method] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(self.statistics, self.pictures, self.picture_labels)
+
+    @property
+    def run(self) -> Run:
+        return Run(self.world, self.progress, self.scratch, self.made)
+
+
+def budgets_of(*amounts: Budget | float | str) -> list[Budget]:
+    """Budgets as a user writes them."""
+    return [Budget.of(amount) for amount in amounts]
+
+
+def merge_case(method: Method, case: Case, amounts: Iterable[Budget | float | str]) -> Iterator[Merged]:
+    """The students of some budgets."""
+    return method.merge(case, case.evidence, case.run, budgets_of(*amounts))
+
+
+def check_case(method: Method, case: Case, counts: Mapping[str, int], amounts: Iterable[Budget | float | str]) -> None:
+    """Refuse what cannot work."""
+    method.check(case, counts, budgets_of(*amounts), case.planned)
+
+
+def plan_case(method: Method, case: Case) -> str | None:
+    """What a method is going to do, in words."""
+    return method.plan(case)
+
+
+def estimate_case(
+    method: Method, case: Case, counts: Mapping[str, int], amounts: Iterable[Budget | float | str], batch: int
+) -> MemoryEstimate:
+    """How much memory a method takes."""
+    return method.memory_estimate(case, counts, budgets_of(*amounts), batch)
+
+
+def space_of(case: Case, align: Align) -> Space:
+    """The sources, their units matched."""
+    return Space.of(case, case.evidence, case.world, align)
+
+
+def only(method: Method, case: Case) -> Merged:
     """The one student of a method that makes a single size, whatever the budgets."""
-    (merged,) = method.merge(problem, [1.5])
+    (merged,) = merge_case(method, case, [1.5])
     return merged
 
 
@@ -207,7 +267,7 @@ def make_problem(
     needs: Collection[str] = (LAYERS, UNITS, INPUTS),
     architecture: Architecture | None = None,
     **others: Any,
-) -> Problem:
+) -> Case:
     """The sources with statistics of random pictures, source s owning domain s."""
     spec = trace(sources[0], shape)
     classes = {
@@ -216,7 +276,7 @@ def make_problem(
     }
     if batches is None:
         batches = [(domain, pictures(40, 100 + i, shape)) for i, domain in enumerate(classes)]
-    return Problem(
+    return Case(
         sources=tuple(sources),
         owners={domain: index for index, domain in enumerate(classes)},
         spec=spec,

@@ -6,9 +6,9 @@ from threading import Barrier, Thread
 from typing import Any
 
 import torch
+from helpers import Case
 from torch import Tensor
 
-from project.methods import Problem
 from project.runtime import World
 
 
@@ -69,9 +69,8 @@ def together(size: int, work: Callable[[World], Any]) -> list[Any]:
     return results
 
 
-def dealt(problem: Problem, world: World) -> Problem:
+def dealt(problem: Case, world: World) -> Case:
     """The problem as one process has it: every picture is in one of them, the statistics are in all."""
-    assert problem.pictures is not None
     mine = {
         domain: [part for batch in batches if len(part := batch[world.rank :: world.size])]
         for domain, batches in problem.pictures.items()

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 from elsewhere import Away, elsewhere, trained_elsewhere
-from helpers import DOMAINS, close, make_problem, pictures, randomised
+from helpers import DOMAINS, Case, close, make_problem, merge_case, pictures, randomised
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
@@ -29,14 +29,13 @@ from project.methods import (
     Method,
     Permutation,
     PLeaS,
-    Problem,
     RegMean,
     TaskArithmetic,
     Tuned,
     WEMoE,
     ZipIt,
 )
-from project.moments import PICTURES, Collector, Lockstep, Moment
+from project.moments import PICTURES, Collector, Lockstep, Moment, Statistics
 from project.student import load_student
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -87,9 +86,8 @@ class Small(nn.Module):
         return self.fc(out.relu().mean((2, 3)))
 
 
-def gathered(problem: Problem, method: Method) -> Problem:
+def gathered(problem: Case, method: Method) -> Case:
     """With the statistics that a method needs, of the problem's own pictures."""
-    assert problem.pictures is not None
     needs = sorted(method.needs - {PICTURES})
     collector = Collector(problem.spec, Lockstep(problem.sources), needs, tuple(problem.pictures), problem.owners)
     for domain, batches in problem.pictures.items():
@@ -98,9 +96,8 @@ def gathered(problem: Problem, method: Method) -> Problem:
     return replace(problem, statistics=collector.statistics)
 
 
-def taken(problem: Problem, device: torch.device) -> Problem:
+def taken(problem: Case, device: torch.device) -> Case:
     """With its sources and pictures on a device."""
-    assert problem.pictures is not None
     return replace(
         problem,
         sources=tuple(source.to(device) for source in problem.sources),
@@ -135,19 +132,18 @@ def test_it_refuses_to_mix_devices() -> None:
 def test_methods_stay_on_the_device_of_their_sources(name: str, mode: str) -> None:
     method = METHODS[name]()
     problem = replace(
-        make_problem([Small(seed) for seed in (0, 1)], mode, batches=BATCHES), base="mean", statistics=None
+        make_problem([Small(seed) for seed in (0, 1)], mode, batches=BATCHES), base="mean", statistics=Statistics()
     )
-    here = list(method.merge(gathered(problem, method), [1.0, 1.4]))
+    here = list(merge_case(method, gathered(problem, method), [1.0, 1.4]))
     batch = pictures(4, 9)
     with torch.no_grad():
         expected = [one.student(batch) for one in here]
     with elsewhere() as device:
         moved = gathered(taken(problem, device), method)
-        assert moved.statistics is not None
         for moment in moved.statistics.moments():
             assert away(moment.totals)
             assert not isinstance(moment, Moment) or away([moment.sum()])
-        there = list(METHODS[name]().merge(moved, [1.0, 1.4]))
+        there = list(merge_case(METHODS[name](), moved, [1.0, 1.4]))
         assert [one.name for one in there] == [one.name for one in here]
         for one, wanted in zip(there, expected, strict=True):
             assert away(one.student.state_dict().values())
@@ -178,14 +174,14 @@ def test_grouped_layers_and_drawn_positions_stay_on_their_device(
     method = PLeaS("weights", excess=0.3, rounds=1, logits=logits)
     batches = [(domain, pictures(8, 10 * i + j)) for i, domain in enumerate(DOMAINS[:2]) for j in range(4)]
     problem = make_problem([Blocks(seed) for seed in (0, 1)], batches=batches, needs=())
-    (here,) = method.merge(problem, [1.0])
+    (here,) = merge_case(method, problem, [1.0])
     assert here.layers["stem"]["positions"] < 1 / 2
     assert here.layers["deep"]["residual_after"] < here.layers["deep"]["residual_before"]
     batch = pictures(4, 9)
     with torch.no_grad():
         expected = here.student(batch)
     with elsewhere() as device:
-        (there,) = method.merge(taken(problem, device), [1.0])
+        (there,) = merge_case(method, taken(problem, device), [1.0])
         assert away(there.student.state_dict().values())
         with torch.no_grad():
             assert close(there.student(batch.to(device)).cpu(), expected, 1e-3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, pictures, resnet, same_state, unfolded
+from helpers import DOMAINS, close, make_problem, merge_case, pictures, resnet, same_state, unfolded
 from lightning.pytorch import Trainer
 from test_devices import MERGES, command
 from torch import nn
@@ -78,7 +78,9 @@ def test_methods_make_the_students_of_a_cpu(mode: str, device: torch.device) -> 
     )
     batch = pictures(16, 9, (3, 32, 32))
     for method in methods:
-        for mine, theirs in zip(method.merge(here, [1.0, 1.5]), method.merge(there, [1.0, 1.5]), strict=True):
+        for mine, theirs in zip(
+            merge_case(method, here, [1.0, 1.5]), merge_case(method, there, [1.0, 1.5]), strict=True
+        ):
             assert {one.device.type for one in theirs.student.state_dict().values()} == {device.type}
             with torch.no_grad():
                 expected, found = mine.student(batch), theirs.student(batch.to(device)).cpu()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_problem, random_network, resnet, same_state
+from helpers import make_problem, merge_case, random_network, resnet, same_state
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -74,9 +74,9 @@ def test_a_fit_inside_autocast_solves_in_float64(monkeypatch: pytest.MonkeyPatch
     factorise = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda m: (factorised.append(m.dtype), factorise(m))[1])
     problem = make_problem([random_network(3, weights) for weights in (0, 1)])
-    (plain,) = PLeaS().merge(problem, [1.3])
+    (plain,) = merge_case(PLeaS(), problem, [1.3])
     with torch.autocast("cpu", torch.bfloat16):
-        (rounded,) = PLeaS().merge(problem, [1.3])
+        (rounded,) = merge_case(PLeaS(), problem, [1.3])
     assert set(factorised) == {torch.float64}
     for name, fit in plain.layers.items():
         assert rounded.layers[name]["residual_after"] == pytest.approx(fit["residual_after"], rel=0.1, abs=0.02), name

@@ -21,7 +21,7 @@ def stagewise(
     spec: Spec,
     alignment: Alignment,
     fixed: Mapping[str, UnitMap],
-    budget: Budget | float | str,
+    budget: Budget,
     *,
     front: bool = False,
     step: int | None = 1,
@@ -45,7 +45,7 @@ def stagewise(
         Unit map of every group; the student's size is within the budget, but never below a full merge. In its last
         group, one step more would be too much.
     """
-    maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
+    maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, budget)
     for group in growing(spec) if front else growing(spec)[::-1]:
         splitting = alignment.splitting(group.name)
         after = partial(_with, maps, group.name, splitting)
@@ -60,7 +60,7 @@ def uniform(
     spec: Spec,
     alignment: Alignment,
     fixed: Mapping[str, UnitMap],
-    budget: Budget | float | str,
+    budget: Budget,
     *,
     step: int | None = 1,
 ) -> dict[str, UnitMap]:
@@ -77,7 +77,7 @@ def uniform(
     Returns:
         Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
     """
-    merged, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, Budget.of(budget))
+    merged, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, budget)
     splittings = {group.name: alignment.splitting(group.name) for group in growing(spec)}
     every = {Fraction(count, one.steps) for one in splittings.values() for count in range(1, one.steps + 1)}
     shares = sorted({Fraction(0), *every})
@@ -94,7 +94,7 @@ def by_gain(
     spec: Spec,
     alignment: Alignment,
     fixed: Mapping[str, UnitMap],
-    budget: Budget | float | str,
+    budget: Budget,
     gains: Mapping[str, Tensor],
     *,
     step: int | None = 1,
@@ -112,15 +112,13 @@ def by_gain(
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge.
     """
-    choices = Choices(spec, alignment, fixed, Budget.of(budget), step)
+    choices = Choices(spec, alignment, fixed, budget, step)
     ranked = choices.ranked(gains)
     values = [_running(gains[kind.group][rows]) for kind, rows in zip(choices.kinds, ranked, strict=True)]
     return choices.maps(best_counts(choices, values), ranked)
 
 
-def widest_maps(
-    spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget | float | str
-) -> dict[str, UnitMap]:
+def widest_maps(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget) -> dict[str, UnitMap]:
     """Unit maps in which each group is as wide as the budget would allow it alone: no student of it is wider anywhere.
 
     Args:
@@ -129,7 +127,7 @@ def widest_maps(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of a student; these maps themselves need not be within it.
     """
-    choices = Choices(spec, alignment, fixed, Budget.of(budget))
+    choices = Choices(spec, alignment, fixed, budget)
     return choices.maps(choices.most, [kind.rows for kind in choices.kinds])
 
 

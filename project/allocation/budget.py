@@ -99,9 +99,7 @@ class Budget:
         return self._written(f"{self.number:g}")
 
 
-def check_budgets(
-    budgets: Sequence[Budget | float | str], sources: int, one: Callable[[Unit], float] | None = None
-) -> None:
+def check_budgets(budgets: Sequence[Budget], sources: int, one: Callable[[Unit], float] | None = None) -> None:
     """Refuse budgets that no student can have.
 
     Args:
@@ -112,8 +110,7 @@ def check_budgets(
     Raises:
         ConfigurationError: With the value and what is allowed.
     """
-    asked = [Budget.of(budget) for budget in budgets]
-    for budget in asked:
+    for budget in budgets:
         if budget.relative:
             low, high = 1.0, float(sources)
         elif one is not None:
@@ -127,9 +124,10 @@ def check_budgets(
                 f"budgets holds {budget}; with {sources} sources it must lie between {least} (one source's size) and "
                 f"{most} (all sources side by side)."
             )
-    if not asked or len({budget.name for budget in asked}) < len(asked):
+    if not budgets or len({budget.name for budget in budgets}) < len(budgets):
         raise ConfigurationError(
-            f"budgets is {[budget.plain for budget in asked]}; at least one is needed, no two the same to two decimals."
+            f"budgets is {[budget.plain for budget in budgets]}; at least one is needed, no two the same to two "
+            f"decimals."
         )
 
 

@@ -34,7 +34,7 @@ def unfitted(spec: Spec, *, joint: bool = False) -> list[str]:
     return [f"{count} {words}" for count, words in counts if count]
 
 
-def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Budget | float | str]) -> None:
+def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Budget]) -> None:
     """Refuse budgets that students of this architecture cannot use up.
 
     Args:
@@ -51,7 +51,7 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
     heads = fixed[spec.output.name]
     grown = {group.name: UnitMap.apart((group.size,) * heads.sources) for group in growing(spec)}
     merged = {group.name: UnitMap.identity(group.size, heads.sources) for group in spec.free}
-    for budget in map(Budget.of, budgets):
+    for budget in budgets:
         one = source_size(spec, heads, budget.unit)
         largest = nominal_size(spec, {**merged, **fixed, **grown}, budget.unit) / one
         if budget.limit(lambda unit: source_size(spec, heads, unit)) > max(1.0, largest) * one * (1 + 1e-9):

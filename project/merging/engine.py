@@ -16,7 +16,7 @@ from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, 
 from project.merging.preparation import Loaded, prepare, progress_of, prove
 from project.merging.settings import Place, Settings
 from project.merging.students import fitted
-from project.methods import Ensemble, Merged
+from project.methods import Ensemble, Evidence, Merged, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import PhaseClock, Progress, World, tell
 from project.student import batch_norms, running_variances
@@ -193,17 +193,14 @@ class Engine:
         """Let every method make its students, alike in all processes."""
         assert self._site is not None
         settings, world = self.settings, self._site.world
-        problem = replace(
-            self.problem,
-            statistics=statistics,
-            pictures=kept.pictures if kept.complete else None,
-            picture_labels=kept.labels if kept.complete and settings.labelled else None,
-            world=world,
-            progress=self._progress,
-            scratch=self._site.scratch,
+        evidence = Evidence(
+            statistics or Statistics(),
+            kept.pictures if kept.complete else {},
+            kept.labels if kept.complete and settings.labelled else {},
         )
-        for method, merged in fitted(settings.methods, problem, settings.budgets):
-            merged.student.lineage = lineage(method, merged, self.sources, problem.owners, settings.base)
+        run = Run(world, self._progress, self._site.scratch)
+        for method, merged in fitted(settings.methods, self.problem, evidence, run, settings.budgets):
+            merged.student.lineage = lineage(method, merged, self.sources, self.problem.owners, settings.base)
             self.merged.append(merged)
             self.networks.append(merged.student)
         for merged in self.merged:

@@ -47,7 +47,7 @@ class Planner:
         """From what is known before any picture is opened.
 
         Args:
-            problem: Without statistics.
+            problem: The sources.
             methods: Merging methods.
             budgets: Sizes of the students.
             data: The domains.

@@ -1,7 +1,7 @@
 """Whether sources, methods and data go together: found out once, before any long work."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
@@ -168,7 +168,7 @@ def _check_methods(
                 f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "
                 f"with matching 'weights'."
             )
-        method.check(replace(problem, planned=planned), pictures, budgets)
+        method.check(problem, pictures, budgets, planned)
         permutes = Budget(1.0) in budgets
         if all(isinstance(one, Arithmetic) or (permutes and isinstance(one, Permutation)) for one in method.candidates):
             planned[method.name] = method

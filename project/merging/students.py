@@ -7,42 +7,50 @@ from typing import Any
 
 from project.alignment import UnitMap
 from project.allocation import Budget
-from project.methods import Merged, Method, Problem
+from project.methods import Evidence, Merged, Method, Problem, Run
 from project.runtime import Progress, tell
 from project.student import Student, kind_entries, of_its_kind
 
 RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
 
 
-def fitted(methods: Sequence[Method], problem: Problem, budgets: Sequence[Budget]) -> Iterator[tuple[Method, Merged]]:
-    """Let every method make its students, and keep each where the problem has progress to keep.
+def fitted(
+    methods: Sequence[Method], problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]
+) -> Iterator[tuple[Method, Merged]]:
+    """Let every method make its students, and keep each where the run has progress to keep.
 
     Each is given the students that those before it have made, or had made before an interruption.
 
     Args:
         methods: The methods.
-        problem: With all that they need.
+        problem: The sources.
+        evidence: All that the methods need.
+        run: How and where they run.
         budgets: Sizes of the students.
     """
     students: dict[str, Student] = {}
     depends: dict[str, dict[str, Any]] = {}
     for method in methods:
-        given = replace(problem, made=dict(students))
+        given = replace(run, made=dict(students))
         followed = {name: depends[name] for name in sorted(method.follows) if name in depends}
         depends[method.name] = {**vars(method), "followed": followed}
-        made = _students(method, given, budgets)
-        if problem.progress is not None:
+        made = _students(method, problem, evidence, given, budgets)
+        if run.progress is not None:
             asked = {**depends[method.name], "budgets": [budget.plain for budget in budgets]}
-            made = _kept(method, given, problem.progress.below(method.name, asked), budgets)
+            made = _kept(
+                method, problem, evidence, replace(given, progress=run.progress.below(method.name, asked)), budgets
+            )
         for merged in made:
             if merged.budget == Budget(1.0) and merged.student.plain:
                 students[method.name] = merged.student
             yield method, merged
 
 
-def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> Iterator[Merged]:
+def _students(
+    method: Method, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]
+) -> Iterator[Merged]:
     began = perf_counter()
-    for made in method.merge(problem, budgets):
+    for made in method.merge(problem, evidence, run, budgets):
         merged = replace(made, seconds=perf_counter() - began)
         told = f"fitted {merged.name} in {merged.seconds:.1f} s"
         if (tuned := merged.learned.get("tuned")) is not None:
@@ -56,8 +64,12 @@ def _students(method: Method, problem: Problem, budgets: Sequence[Budget]) -> It
         began = perf_counter()
 
 
-def _kept(method: Method, problem: Problem, progress: Progress, budgets: Sequence[Budget]) -> Iterator[Merged]:
-    """The students of one method, in the order of the budgets."""
+def _kept(
+    method: Method, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]
+) -> Iterator[Merged]:
+    """The students of one method, in the order of the budgets; its progress is that of the run."""
+    assert run.progress is not None
+    progress = run.progress
     finished = progress.recall("finished")
     names = [f"{method.name}-{budget.name}" for budget in budgets]
     found = {name: _recalled(name, problem, progress) for name in (finished["names"] if finished else names)}
@@ -66,7 +78,7 @@ def _kept(method: Method, problem: Problem, progress: Progress, budgets: Sequenc
         tell(f"{name} was fitted before this run was interrupted")
     left = [budget for budget, name in zip(budgets, names, strict=True) if name not in students]
     if left and not (finished and len(students) == len(found)):
-        for merged in _students(method, replace(problem, progress=progress), left):
+        for merged in _students(method, problem, evidence, run, left):
             if merged.name not in students:
                 _keep(merged, progress)
                 students[merged.name] = merged

@@ -2,7 +2,7 @@
 
 from project.methods.adamerging import AdaMerging
 from project.methods.average import Average
-from project.methods.base import Merged, Method, Problem
+from project.methods.base import Merged, Method
 from project.methods.concrete import Concrete
 from project.methods.emr import EMR
 from project.methods.ensemble import Ensemble
@@ -12,6 +12,7 @@ from project.methods.mats import MaTS
 from project.methods.pcb import PCB
 from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.regmean import RegMean
 from project.methods.smile import SMILE
 from project.methods.task_arithmetic import TaskArithmetic
@@ -21,6 +22,7 @@ from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
 
 __all__ = [
-    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Average", "Concrete", "Ensemble", "Fisher", "Interpolation", "MaTS",
-    "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
+    "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Average", "Concrete", "Ensemble", "Evidence", "Fisher",
+    "Interpolation", "MaTS", "Merged", "Method", "PLeaS", "Permutation", "Problem", "RegMean", "Run", "TaskArithmetic",
+    "Tuned", "WEMoE", "ZipIt",
 ]  # fmt: skip

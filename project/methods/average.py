@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from project.allocation import Budget
-from project.methods.base import Problem
+from project.methods.base import Method
+from project.methods.problem import Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_count, check_weights
@@ -30,20 +31,26 @@ class Average(Arithmetic):
         check_weights(weights)
         self.weights = weights
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse weights of another number of sources."""
-        super().check(problem, pictures, budgets)
+        super().check(problem, pictures, budgets, planned)
         check_count(self.weights, problem)
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of matching, and of the weighted mean; the plain one is where every student starts."""
         if self.weights is None:
             return self.matching_demand(problem)
         return super().memory_estimate(problem, pictures, budgets, batch)
 
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """The weighted mean."""
         if self.weights is None:
             return Combined({})  # the student's start point

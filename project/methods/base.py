@@ -5,113 +5,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from torch import Tensor, nn
-
-from project.alignment import UnitMap
-from project.allocation import Budget, nominal_macs, source_macs, source_size
+from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.models import Architecture, LabelSpace, Preprocessing
-from project.moments import Statistics
-from project.runtime import ALONE, MemoryEstimate, Progress, World
-from project.student import Student, start_student
-from project.symmetry import Spec
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Sources to merge and everything known about them.
-
-    Args:
-        sources: Plain networks in eval mode, all of one spec.
-        owners: domain -> index of the source that was trained on it.
-        spec: The sources' spec.
-        labels: What the student's logits mean; in different mode its domains stand in the order of the sources.
-        architecture: The sources' architecture.
-        preprocessing: What pictures go through.
-        statistics: What calibration left behind; None before it, or where no method needs any.
-        pictures: domain -> batches of calibration pictures, for methods that look at them again.
-        picture_labels: domain -> the labels of these batches, indices among the domain's classes, each (batch,); None
-            where no method reads any.
-        base: The network that the sources were fine-tuned from, θ₀; ``mean`` for the mean of the sources, once they are
-            aligned; None where nobody said.
-        made: method -> the student of one source's size that it made earlier in the same run.
-        planned: Name -> method, of those that will have made one before the method that is asked.
-        world: The processes among which the pictures are dealt out; statistics are summed over them already.
-        progress: Where a method may keep what it has finished; None for nowhere.
-        names: What each source is called; empty where nobody said.
-        scratch: Folder for what a fit does not need at the moment; None to hold it in memory.
-    """
-
-    sources: tuple[nn.Module, ...]
-    owners: Mapping[str, int]
-    spec: Spec
-    labels: LabelSpace
-    architecture: Architecture | None = None
-    preprocessing: Preprocessing | None = None
-    statistics: Statistics | None = None
-    pictures: Mapping[str, Sequence[Tensor]] | None = None
-    picture_labels: Mapping[str, Sequence[Tensor]] | None = None
-    base: nn.Module | Literal["mean"] | None = None
-    made: Mapping[str, Student] = field(default_factory=dict)
-    planned: Mapping[str, "Method"] = field(default_factory=dict)
-    world: World = ALONE
-    progress: Progress | None = None
-    names: tuple[str, ...] = ()
-    scratch: Path | None = None
-
-    @property
-    def source_names(self) -> list[str]:
-        """What each source is called where something is told of it: its name, else its domains, else its number."""
-        if self.names:
-            return list(self.names)
-        owned = [[domain for domain, owner in self.owners.items() if owner == i] for i in range(len(self.sources))]
-        return ["+".join(domains) or f"source {index}" for index, domains in enumerate(owned)]
-
-    @property
-    def fixed(self) -> dict[str, UnitMap]:
-        """Unit maps of the picture and of the logits: one head, or one for each source."""
-        count = len(self.sources)
-        maps = {g.name: UnitMap.identity(g.size, count) for g in self.spec.groups.values() if g.fixed}
-        if self.labels.mode == "different":
-            heads = [0] * count
-            for domain, source in self.owners.items():
-                heads[source] += len(self.labels.classes[domain])
-            maps[self.spec.output.name] = UnitMap.apart(tuple(heads))
-        return maps
-
-    @property
-    def columns(self) -> dict[str, slice]:
-        """For each domain, the columns of its owner's logits that are its head; empty where all share one head."""
-        if self.labels.mode == "shared":
-            return {}
-        found, ends = {}, [0] * len(self.sources)
-        for domain, source in self.owners.items():
-            start, ends[source] = ends[source], ends[source] + len(self.labels.classes[domain])
-            found[domain] = slice(start, ends[source])
-        return found
-
-    def macs(self, maps: Mapping[str, UnitMap]) -> int:
-        """Nominal multiply-accumulates of a student with these unit maps."""
-        return nominal_macs(self.spec, maps)
-
-    @property
-    def unit(self) -> float:
-        """Multiply-accumulates of one source."""
-        return source_macs(self.spec, self.fixed)
-
-    def times(self, budget: Budget | float | str) -> float:
-        """A budget as a multiple of one source's size, in the budget's own unit."""
-        budget, heads = Budget.of(budget), self.fixed[self.spec.output.name]
-        return budget.limit(lambda unit: source_size(self.spec, heads, unit)) / source_size(
-            self.spec, heads, budget.unit
-        )
-
-    def start(self, maps: Mapping[str, UnitMap]) -> Student:
-        """The student of these unit maps before any fit."""
-        return start_student(self.sources, self.spec, maps, self.labels, self.architecture, self.preprocessing)
+from project.methods.problem import Evidence, Problem, Run
+from project.runtime import MemoryEstimate
+from project.student import Student
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,42 +107,57 @@ class Method(ABC):
         return type(self)(**{**self.arguments, **arguments})
 
     def check(  # noqa: B027, most methods have nothing to refuse
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, "Method"],
     ) -> None:
         """Refuse, before calibration, what cannot work.
 
         Args:
-            problem: Without statistics.
+            problem: The sources.
             pictures: Domain -> number of calibration pictures to come.
-            budgets: Sizes of the students, see Budget.
+            budgets: Sizes of the students.
+            planned: Name -> method, of those that will have made a student of one source's size before this one.
         """
 
     def plan(self, problem: Problem) -> str | None:
         """What it is going to do, in words, for those who wait; None where there is nothing to tell.
 
         Args:
-            problem: Without statistics.
+            problem: The sources.
         """
         return None
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """About how much memory it takes beside the statistics; nothing worth telling by default.
 
         Args:
-            problem: Without statistics.
+            problem: The sources.
             pictures: Domain -> number of calibration pictures in this process.
-            budgets: Sizes of the students, see Budget.
+            budgets: Sizes of the students.
             batch: Pictures in a batch.
         """
         return MemoryEstimate()
 
-    @abstractmethod
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def merge(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """Make a student for every budget, which depends on no other budget.
 
         Args:
-            problem: With the statistics that the method needs; its sources are left bit-identical.
-            budgets: Sizes of the students, see Budget; a method of one size makes that one only.
+            problem: The sources, which are left bit-identical.
+            evidence: What calibration has left behind.
+            run: How and where it runs.
+            budgets: Sizes of the students; a method of one size makes that one only.
+
+        Raises:
+            MergeError: If calibration has not left behind what the method needs.
         """
+        evidence.check(self.name, self.needs)
+        return self.students(problem, evidence, run, budgets)
+
+    @abstractmethod
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
+        """Make the students of :meth:`merge`, once all that the method needs is there; yield each as it is done."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from project.errors import above, one_of
-from project.methods.base import Problem
+from project.methods.problem import Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.blend import Blend, MaskedBlend

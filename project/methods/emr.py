@@ -1,13 +1,14 @@
 """EMR-Merging (Huang et al., arXiv 2405.17461): elect a vector, mask it and rescale it for each task."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from project.allocation import Budget
-from project.methods.base import Merged, Problem
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Space
 from project.methods.shared.arithmetic import Aligned, task_vectors, write
 from project.student import MaskedStudent, packed
@@ -28,14 +29,14 @@ class EMR(Aligned):
         label: Name in tables and files; default: ``emr``.
     """
 
-    def needs_base(self, problem: Problem) -> bool:
+    def needs_base(self, planned: Mapping[str, Method]) -> bool:
         """It does."""
         return True
 
     @torch.no_grad()
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
-        space = Space.of(problem, self.align)
+        space = Space.of(problem, evidence, run.world, self.align)
         student = problem.start(space.maps)
         kept = _kept(space, student.network.state_dict())
         base = {name: values for name, values in space.base.items() if name not in kept}

@@ -6,7 +6,8 @@ import torch
 
 from project.allocation import Budget
 from project.errors import above, one_of
-from project.methods.base import Problem
+from project.methods.base import Method
+from project.methods.problem import Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_count, check_labels, check_weights
@@ -48,13 +49,19 @@ class Fisher(Arithmetic):
         self.labelled = classes == "labels"
         self.needs = self.needs | {fisher_need(DIAGONAL, classes)}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse weights of another number of sources, and labels that public pictures do not have."""
-        super().check(problem, pictures, budgets)
+        super().check(problem, pictures, budgets, planned)
         check_count(self.weights, problem)
         check_labels(self.classes, problem, pictures)
 
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """The weighted mean."""
         above = {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
         below = {name: torch.zeros_like(mean) for name, mean in space.mean.items()}

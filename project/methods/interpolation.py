@@ -5,7 +5,8 @@ from itertools import combinations
 
 from project.allocation import Budget, stored_bytes
 from project.errors import between
-from project.methods.base import Merged, Problem
+from project.methods.base import Merged
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
 from project.runtime import MemoryEstimate
@@ -36,7 +37,7 @@ class Interpolation(Aligned):
         self.steps = steps
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of matching, and of all points, which are held until they are scored."""
         count = len(problem.sources)
@@ -45,9 +46,9 @@ class Interpolation(Aligned):
         base = super().memory_estimate(problem, pictures, budgets, batch)
         return MemoryEstimate(base.whole + held, base.least + held)
 
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """The points of every pair, each of one source's size, whatever the budgets."""
-        space, names = Space.of(problem, self.align), problem.source_names
+        space, names = Space.of(problem, evidence, run.world, self.align), problem.source_names
         averaged = [name for name, one in problem.sources[0].named_buffers() if one.is_floating_point()]
         buffers = {name: space.buffers(name) for name in averaged}
         for a, b in combinations(range(len(names)), 2):

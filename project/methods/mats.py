@@ -10,7 +10,8 @@ from tqdm import tqdm
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, at_least, between, nearest, one_of
 from project.fit.memory_estimate import picture_bytes
-from project.methods.base import Problem
+from project.methods.base import Method
+from project.methods.problem import Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arguments import check_labels
@@ -22,7 +23,7 @@ from project.methods.shared.systems import Elementwise, Gram, Kronecker, System,
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
-from project.runtime import MemoryEstimate
+from project.runtime import MemoryEstimate, World
 from project.student import Student
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
@@ -98,17 +99,23 @@ class MaTS(Arithmetic):
         }
         self.needs = self.needs | frozenset(moments[estimate]) | ({PICTURES} if watch else frozenset())
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse a start point that nobody makes, or that needs a base that is not given."""
-        if self.start not in (*GIVEN, *STARTS, *problem.planned):
-            known = dict.fromkeys((*GIVEN, *STARTS, *problem.planned))
+        if self.start not in (*GIVEN, *STARTS, *planned):
+            known = dict.fromkeys((*GIVEN, *STARTS, *planned))
             raise ConfigurationError(
                 f"start of method {self.name} is {self.start!r}{nearest(self.start, known)}; allowed: "
                 f"{', '.join(map(repr, known))}; of methods listed before it, those that make one plain network of one "
                 f"source's size, PLeaS and Permutation by budget 1."
             )
-        super().check(problem, pictures, budgets)
-        other = problem.planned.get(self.start) if self.follows else None
+        super().check(problem, pictures, budgets, planned)
+        other = planned.get(self.start) if self.follows else None
         if other is not None and not Space.shared(other, self.align):
             raise ConfigurationError(
                 f"start of method {self.name} is {self.start!r}, whose units are matched in another way than by align "
@@ -117,12 +124,12 @@ class MaTS(Arithmetic):
         if self.labelled:
             check_labels(self.classes, problem, pictures)
 
-    def needs_base(self, problem: Problem) -> bool:
+    def needs_base(self, planned: Mapping[str, Method]) -> bool:
         """Whether the start point is made of it."""
-        return self.start == "base" or (self.start in STARTS and self.start not in problem.planned)
+        return self.start == "base" or (self.start in STARTS and self.start not in planned)
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the parameters and the largest layer's system; to watch the student, of all systems and the pictures."""
         plain = super().memory_estimate(problem, pictures, budgets, batch)
@@ -137,9 +144,9 @@ class MaTS(Arithmetic):
         shown = picture_bytes(spec, sum(pictures.values())) if self.watch else 0
         return MemoryEstimate(plain.whole + systems + shown, plain.least + systems)
 
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """Solve every tensor's system: one after the other, or, to watch the student, all of them step by step."""
-        start = self._start(space, student)
+        start = self._start(space, student, run)
         parameters, layers = dict(space.mean), {}
         curves = Curves()
         with tqdm(desc=f"solving {self.name}", unit="tensor", leave=False, disable=None) as bar:
@@ -150,8 +157,9 @@ class MaTS(Arithmetic):
                         curves.note(system, solver, step)
                     if self.watch and step % self.watch == 0:
                         write(student, {**parameters, **_solutions(space, solvers)})
-                        curves.divergence[step] = divergence(renormalised(student, space.problem), space.problem)
-                    if step == self.iterations or not self._step([solver for _, solver in solvers], space.problem):
+                        settled = renormalised(student, space.evidence.pictures, run.world)
+                        curves.divergence[step] = divergence(settled, space.problem, space.evidence.pictures, run.world)
+                    if step == self.iterations or not self._step([solver for _, solver in solvers], run.world):
                         break
                 parameters |= _solutions(space, solvers)
                 for system, solver in solvers:
@@ -160,14 +168,14 @@ class MaTS(Arithmetic):
                     bar.update()
         return Combined(parameters, layers, curves.plain())
 
-    def _step(self, solvers: Sequence[ConjugateGradients], problem: Problem) -> bool:
+    def _step(self, solvers: Sequence[ConjugateGradients], world: World) -> bool:
         """Take a step in all systems; whether any was left to take, which all processes hear from the first.
 
         They watch the student together, so that none may stop before the others for the sake of a last bit.
         """
         left = torch.tensor(int(any([solver.step() for solver in solvers])))
         if self.watch:
-            problem.world.broadcast(left, 0)
+            world.broadcast(left, 0)
         return bool(left)
 
     def _layer_names(self, space: Space) -> set[str]:
@@ -209,7 +217,7 @@ class MaTS(Arithmetic):
             diagonal=system.diagonal if self.precondition else None,
         )
 
-    def _start(self, space: Space, student: Student) -> dict[str, Tensor]:
+    def _start(self, space: Space, student: Student, run: Run) -> dict[str, Tensor]:
         """The start point; of a tensor that it lacks, the mean of the sources."""
         if self.start == "average":
             return space.mean
@@ -217,9 +225,9 @@ class MaTS(Arithmetic):
             return {name: torch.zeros_like(mean) for name, mean in space.mean.items()}
         if self.start == "base":
             return {**space.mean, **space.base}
-        if self.start not in space.problem.made:
-            return {**space.mean, **STARTS[self.start](label=self.start).combine(space, student).parameters}
-        other = space.problem.made[self.start]
+        if self.start not in run.made:
+            return {**space.mean, **STARTS[self.start](label=self.start).combine(space, student, run).parameters}
+        other = run.made[self.start]
         if any(not torch.equal(other.maps[name].members, units.members) for name, units in space.maps.items()):
             raise MergeError(
                 f"start of method {self.name} is {self.start!r}, whose units are matched in another way; give both the "

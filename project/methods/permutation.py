@@ -7,9 +7,10 @@ from torch import Tensor
 
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
 from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, why_not_larger, widest_maps
-from project.errors import ConfigurationError, MergeError
+from project.errors import ConfigurationError
 from project.fit import separation_gains
-from project.methods.base import Merged, Method, Problem
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.runtime import MemoryEstimate
@@ -66,7 +67,13 @@ class Permutation(Method):
         if separate == "gain":
             self.needs |= {UNITS, INPUTS}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse what the architecture does not allow: budgets, separating by gain, matching by activations."""
         check_growth(problem.spec, problem.fixed, budgets)
         if self.separate == "gain" and (reason := why_not_larger(problem.spec)) is not None:
@@ -74,34 +81,32 @@ class Permutation(Method):
         self.matched.check(problem)
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the units' similarities."""
         return self.matched.memory_estimate(problem)
 
-    def align(self, problem: Problem) -> Alignment:
+    def align(self, problem: Problem, evidence: Evidence, run: Run) -> Alignment:
         """Match the units of all sources, alike in all processes."""
-        return self.matched.align(problem)
+        return self.matched.align(problem, evidence, run.world)
 
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """One alignment, then a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
-        alignment = self.align(problem)
-        gains = self._gains(problem, alignment) if self.separate == "gain" else {}
-        problem.world.agree(gains)
+        alignment = self.align(problem, evidence, run)
+        gains = self._gains(problem, evidence, alignment) if self.separate == "gain" else {}
+        run.world.agree(gains)
         starts = []
-        for budget in map(Budget.of, budgets):
+        for budget in budgets:
             maps = self._allocate(problem, alignment, budget, gains)
             starts.append(Merged(self.name, budget, problem.start(maps), matches=alignment.matches))
-        yield from self.fit_students(starts, problem)
+        yield from self.fit_students(starts, problem, evidence, run)
 
-    def _gains(self, problem: Problem, alignment: Alignment) -> dict[str, Tensor]:
+    def _gains(self, problem: Problem, evidence: Evidence, alignment: Alignment) -> dict[str, Tensor]:
         """What keeping each row's sources apart is worth, given the fit that follows."""
-        if problem.statistics is None:
-            raise MergeError("separating by gain needs statistics of the units; gather them first.")
         maps = {**problem.fixed, **{name: UnitMap(members) for name, members in alignment.members.items()}}
         return separation_gains(
-            problem.spec, problem.sources, problem.owners, problem.statistics, maps, fitted=self.follows_owners
+            problem.spec, problem.sources, problem.owners, evidence.statistics, maps, fitted=self.follows_owners
         )
 
     def _allocate(
@@ -115,18 +120,18 @@ class Permutation(Method):
             return uniform(spec, alignment, fixed, budget, step=self.step)
         return stagewise(spec, alignment, fixed, budget, front=self.separate == "front", step=self.step)
 
-    def shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
+    def shapes(self, problem: Problem, budgets: Sequence[Budget]) -> list[dict[str, UnitMap]]:
         """Unit maps of the students' widths, or of no smaller ones, before any units are matched.
 
         Args:
-            problem: Without statistics.
+            problem: The sources.
             budgets: Sizes of the students.
         """
         spec, fixed, anyhow = problem.spec, problem.fixed, unaligned(problem.spec, len(problem.sources))
         if self.separate == "gain":
             return [widest_maps(spec, anyhow, fixed, budget) for budget in budgets]
-        return [self._allocate(problem, anyhow, Budget.of(budget), {}) for budget in budgets]
+        return [self._allocate(problem, anyhow, budget, {}) for budget in budgets]
 
-    def fit_students(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
+    def fit_students(self, starts: list[Merged], problem: Problem, evidence: Evidence, run: Run) -> Iterator[Merged]:
         """What follows the start points; nothing here."""
         yield from starts

@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from project.alignment import Similarity, UnitMap
 from project.allocation import Budget, unfitted
-from project.errors import ConfigurationError, MergeError
+from project.errors import ConfigurationError
 from project.fit import KeptFits, LayerFit, SequentialFit, View, effort, fit_layer, restyled, stages
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.fit.subsample import DENSEST
-from project.methods.base import Merged, Problem
+from project.methods.base import Merged, Method
 from project.methods.permutation import Permutation, Separate
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.matching import By
 from project.moments import LAYERS, PICTURES, Moment, layer_moment
 from project.runtime import waiting
@@ -136,13 +137,19 @@ class PLeaS(Permutation):
         self.heads = heads
         self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse or, with a ridge, tell of more unknowns than samples.
 
         Above budget 1, a merged unit may see all units of all sources, and under the sequential fit a separate one
         follows its own domain's pictures alone.
         """
-        super().check(problem, pictures, budgets)
+        super().check(problem, pictures, budgets, planned)
         unknown = sorted(set(self.weights) - set(pictures))
         if unknown:
             raise ConfigurationError(f"weights names {unknown[0]!r}; the domains are {', '.join(pictures)}.")
@@ -177,7 +184,7 @@ class PLeaS(Permutation):
         )
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the units' similarities, or of the fit that follows, whichever is more."""
         return MemoryEstimate.most(
@@ -186,7 +193,7 @@ class PLeaS(Permutation):
         )
 
     def _fit_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the sequential fit, the widest layer's values of all pictures, or of one batch; and what is solved."""
         layers = problem.spec.layers
@@ -227,7 +234,7 @@ class PLeaS(Permutation):
         pooled = moment.bytes if self.targets == "mean" else 0
         return pooled + 8 * kept + max(8 * written, 8 * crossed, solve_bytes(unknowns, 1))
 
-    def _shapes(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> list[dict[str, UnitMap]]:
+    def _shapes(self, problem: Problem, budgets: Sequence[Budget]) -> list[dict[str, UnitMap]]:
         """Unit maps of all axes of the students, none narrower than it is going to be."""
         return [with_joins(problem.spec, maps) for maps in self.shapes(problem, budgets)]
 
@@ -251,18 +258,19 @@ class PLeaS(Permutation):
         told = f"{self.name} fits {len(names)} layers in {len(found)} stages: {steps}"
         return told if stay is None else f"{told}; {stay}"
 
-    def fit_students(self, starts: list[Merged], problem: Problem) -> Iterator[Merged]:
+    def fit_students(self, starts: list[Merged], problem: Problem, evidence: Evidence, run: Run) -> Iterator[Merged]:
         """Solve every layer for all budgets; the students are changed in place."""
         if not self.sequential:
-            yield from self._solve(starts, problem)
+            yield from self._solve(starts, problem, evidence, run)
             return
-        data = self._owned(problem)
-        yield from (self._walk(merged, problem, *data) for merged in starts)
+        data = self._owned(problem, evidence, run)
+        yield from (self._walk(merged, problem, run, *data) for merged in starts)
 
     def _walk(
         self,
         merged: Merged,
         problem: Problem,
+        run: Run,
         owners: Mapping[str, int],
         pictures: Mapping[str, Sequence[Tensor]],
         weights: Mapping[str, float],
@@ -281,9 +289,9 @@ class PLeaS(Permutation):
             divergence=self.logits == "divergence",
             weights=weights,
             excess=self.excess,
-            world=problem.world,
-            scratch=problem.scratch,
-            **({"kept": KeptFits(problem.progress.below(merged.name))} if problem.progress else {}),
+            world=run.world,
+            scratch=run.scratch,
+            **({"kept": KeptFits(run.progress.below(merged.name))} if run.progress else {}),
         )
         with tqdm(
             total=len(problem.spec.layers), desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None
@@ -297,18 +305,18 @@ class PLeaS(Permutation):
             )
         return replace(merged, layers={name: _measured(fit) for name, fit in fits.items()}, settled=True)
 
-    def _owned(self, problem: Problem) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:
+    def _owned(
+        self, problem: Problem, evidence: Evidence, run: Run
+    ) -> tuple[dict[str, int], dict[str, Sequence[Tensor]], dict[str, float]]:
         """Owners, pictures and weights of the domains; of what belongs to none, each source gets its own version."""
-        if problem.pictures is None:
-            raise MergeError("the sequential fit needs the calibration pictures; keep them, or fit jointly.")
-        owners, pictures, weights = dict(problem.owners), dict(problem.pictures), dict(self.weights)
+        owners, pictures, weights = dict(problem.owners), dict(evidence.pictures), dict(self.weights)
         for domain in self._unowned(problem, pictures):
             batches = pictures.pop(domain)
             for index, source in enumerate(problem.sources):
                 bar = tqdm(batches, desc=f"restyling for source {index}", unit="batch", leave=False, disable=None)
                 part = f"{domain}/{index}"
                 changed = (restyled(source, one, self.restyle_steps, problem.preprocessing) for one in bar)
-                pictures[part] = waiting(changed, problem.scratch)
+                pictures[part] = waiting(changed, run.scratch)
                 owners[part], weights[part] = index, self.weights.get(domain, 1.0)
         return owners, pictures, weights
 
@@ -318,16 +326,16 @@ class PLeaS(Permutation):
             return []
         return [domain for domain in pictures if domain not in problem.labels.domains]
 
-    def _solve(self, starts: list[Merged], problem: Problem) -> list[Merged]:
+    def _solve(self, starts: list[Merged], problem: Problem, evidence: Evidence, run: Run) -> list[Merged]:
         """The joint fit of all students; its layers do not wait for each other and are dealt out to the processes."""
-        world, layers = problem.world, [layer for layer in problem.spec.layers if not self._kept(layer, problem)]
+        world, layers = run.world, [layer for layer in problem.spec.layers if not self._kept(layer, problem)]
         maps = {layer: [_maps(layer, merged) for merged in starts] for layer in layers}
         owners = world.deal([sum(_effort(layer, *one) for one in dict.fromkeys(maps[layer])) for layer in layers])
         found = torch.zeros(len(layers), len(starts), len(MEASURED), dtype=torch.float64)
         mine = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
         with world.together("could not fit its share of the layers"):
             for number, layer in tqdm(mine, desc=f"fitting {self.name}", unit="layer", leave=False, disable=None):
-                fits = self._solved(layer, list(dict.fromkeys(maps[layer])), problem)
+                fits = self._solved(layer, list(dict.fromkeys(maps[layer])), problem, evidence)
                 for student, (merged, one) in enumerate(zip(starts, maps[layer], strict=True)):
                     merged.student.load_layer(layer.name, fits[one].matrix)
                     found[number, student] = found.new_tensor(list(_measured(fits[one]).values()))
@@ -343,11 +351,11 @@ class PLeaS(Permutation):
         return [replace(merged, layers=one) for merged, one in zip(starts, told, strict=True)]
 
     def _solved(
-        self, layer: Layer, asked: Sequence[tuple[UnitMap, UnitMap]], problem: Problem
+        self, layer: Layer, asked: Sequence[tuple[UnitMap, UnitMap]], problem: Problem, evidence: Evidence
     ) -> dict[tuple[UnitMap, UnitMap], LayerFit]:
         """The joint fit of one layer for some unit maps of its outputs and inputs."""
         matrices = joint_matrix(layer, [source.get_submodule(layer.name) for source in problem.sources])
-        views, same = self._views(layer, matrices, problem), layer.inputs == problem.spec.plain_input
+        views, same = self._views(layer, matrices, problem, evidence), layer.inputs == problem.spec.plain_input
         return {one: fit_layer(layer, matrices, *one, views, ridge=self.ridge, same_input=same) for one in asked}
 
     def _kept(self, layer: Layer, problem: Problem) -> bool:
@@ -357,16 +365,14 @@ class PLeaS(Permutation):
         head = layer.outputs == problem.spec.output.name
         return layer.blocks > 1 or (head and problem.labels.mode == "different" and self.heads == "original")
 
-    def _views(self, layer: Layer, matrices: list[Tensor], problem: Problem) -> list[View]:
+    def _views(self, layer: Layer, matrices: list[Tensor], problem: Problem, evidence: Evidence) -> list[View]:
         """What the domains ask of a layer: all the same, or each its own source's outputs."""
-        if problem.statistics is None:
-            raise MergeError("PLeaS needs statistics of the layers' inputs; gather them first.")
         if self.targets == "mean" and not self.weights:
-            return [View(layer, matrices, problem.statistics.layer(layer.name))]
+            return [View(layer, matrices, evidence.statistics.layer(layer.name))]
         owners = problem.owners if self.targets == "own" else {}
         return [
             View(layer, matrices, moment, owners.get(domain), self.weights.get(domain, 1.0))
-            for domain, moment in problem.statistics.layers[layer.name].items()
+            for domain, moment in evidence.statistics.layers[layer.name].items()
         ]
 
 

@@ -8,7 +8,7 @@ from project.allocation import Budget
 from project.errors import at_least, between
 from project.fit import Factor
 from project.fit.memory_estimate import solve_bytes
-from project.methods.base import Problem
+from project.methods.problem import Problem, Run
 from project.methods.shared import Arithmetic
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Combined
@@ -43,7 +43,7 @@ class RegMean(Arithmetic):
         self.needs = self.needs | {INPUTS}
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the parameters, and of the largest layer's solution."""
         plain = super().memory_estimate(problem, pictures, budgets, batch)
@@ -52,7 +52,7 @@ class RegMean(Arithmetic):
         solving = max(solve_bytes(unknowns, 1, blocks) for unknowns, blocks in sides)
         return MemoryEstimate(plain.whole + solving, plain.least + solving)
 
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """Each layer in closed form."""
         parameters, layers = dict(space.mean), {}
         for layer in merged_layers(space):

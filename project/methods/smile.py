@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from project.allocation import Budget
 from project.errors import ConfigurationError, at_least, one_of
-from project.methods.base import Merged, Problem
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
 from project.student import (
@@ -69,9 +70,15 @@ class SMILE(Aligned):
         self.rank, self.gate_rank, self.top = rank, gate_rank, top
         self.norms: Norms = norms
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse gates that could not tell the sources apart, and networks without a layer to route."""
-        super().check(problem, pictures, budgets)
+        super().check(problem, pictures, budgets, planned)
         count = len(problem.sources)
         if self.top > count:
             raise ConfigurationError(f"top of method {self.name} is {self.top}; allowed: 1 to the {count} sources.")
@@ -83,7 +90,7 @@ class SMILE(Aligned):
         if not self._routed(problem):
             raise ConfigurationError(f"method {self.name} finds no layer that sees pictures one by one, to route them.")
 
-    def needs_base(self, problem: Problem) -> bool:
+    def needs_base(self, planned: Mapping[str, Method]) -> bool:
         """It does."""
         return True
 
@@ -96,9 +103,9 @@ class SMILE(Aligned):
         return f"{self.name} does not route {', '.join(left)}: it takes their mean" if left else None
 
     @torch.no_grad()
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
-        space = Space.of(problem, self.align)
+        space = Space.of(problem, evidence, run.world, self.align)
         plain, blocks = problem.start(space.maps), self._blocks(space)
         base = {**space.mean, **space.base}
         layers = {layer.name: layer for layer in problem.spec.layers}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from math import floor, inf, isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError, nearest, one_of, share
 from project.fit.memory_estimate import picture_bytes
-from project.methods.base import Merged, Method, Problem
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.curves import ALL
 from project.methods.shared.divergence import divergence, domain_mean, renormalised
 from project.methods.shared.entropy import check_heads, entropies
@@ -100,7 +102,13 @@ class Tuned(Method):
         """
         return [_candidate(self.method, setting) for setting in self.settings]
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse too few pictures to hold any out, pictures that cannot be judged, and what the method refuses."""
         for domain, count in pictures.items():
             if not 1 <= (held := floor(count * self.held_out)) < count:
@@ -117,7 +125,7 @@ class Tuned(Method):
         if self.criterion == "entropy":
             check_heads(self.name, problem, pictures)
         for candidate in self.candidates:
-            candidate.check(problem, pictures, budgets)
+            candidate.check(problem, pictures, budgets, planned)
 
     def plan(self, problem: Problem) -> str | None:
         """What is tried, and what the method plans."""
@@ -127,7 +135,7 @@ class Tuned(Method):
         return "; ".join(filter(None, (told, self.candidates[0].plan(problem))))
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the setting that takes most, with the best student so far, the one that is judged, and pictures.
 
@@ -142,20 +150,22 @@ class Tuned(Method):
         )
 
     @torch.no_grad()
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """For every budget the best student.
 
         Raises:
             MergeError: If the scores of a budget are all not finite.
         """
-        kept, held = divided(problem, self.held_out)
+        if self.criterion == "accuracy" and set(evidence.pictures) - set(evidence.picture_labels):
+            raise MergeError("criterion is 'accuracy', which needs the labels of the calibration pictures; keep them.")
+        kept, held = divided(evidence, self.held_out, run)
         scores: dict[Budget, list[float]] = {}
         best: dict[Budget, tuple[int, Merged]] = {}
         for number, candidate in enumerate(self.candidates):
-            below = None if problem.progress is None else problem.progress.below(f"setting-{number}")
-            for merged in candidate.merge(replace(kept, progress=below), budgets):
+            below = None if run.progress is None else run.progress.below(f"setting-{number}")
+            for merged in candidate.merge(problem, kept, replace(run, progress=below), budgets):
                 known = scores.setdefault(merged.budget, [])
-                known.append(self.score(merged, kept, held))
+                known.append(self.score(merged, problem, kept, held, run.world))
                 if self.best(known) == number:
                     best[merged.budget] = number, merged
         for budget, (number, merged) in best.items():
@@ -184,19 +194,21 @@ class Tuned(Method):
         sign = -1 if self.criterion in ABOVE else 1
         return min(range(len(scores)), key=lambda one: sign * scores[one] if isfinite(scores[one]) else inf)
 
-    def score(self, merged: Merged, kept: Problem, held: Problem) -> float:
+    def score(self, merged: Merged, problem: Problem, kept: Evidence, held: Evidence, world: World) -> float:
         """What the criterion says of a student.
 
         Args:
             merged: The student.
-            kept: With the pictures on which its batch norms are re-estimated, where they are not settled.
-            held: With the pictures on which it is judged.
+            problem: The sources.
+            kept: Pictures on which its batch norms are re-estimated, where they are not settled.
+            held: Pictures on which it is judged.
+            world: The processes that share the pictures.
         """
-        student = merged.student if merged.settled else renormalised(merged.student, kept)
+        student = merged.student if merged.settled else renormalised(merged.student, kept.pictures, world)
         if self.criterion == "divergence":
-            return divergence(student, held)
+            return divergence(student, problem, held.pictures, world)
         judge = _entropy if self.criterion == "entropy" else _hits
-        return _mean(student, held, judge)
+        return _mean(student, held, world, judge)
 
 
 def check_grid(method: Method, grid: Mapping[str, Sequence[Any]]) -> None:
@@ -218,28 +230,28 @@ def check_grid(method: Method, grid: Mapping[str, Sequence[Any]]) -> None:
             raise ConfigurationError(f"grid gives {values!r} for {name!r}; allowed: a list of values, one at least.")
 
 
-def divided(problem: Problem, share: float) -> tuple[Problem, Problem]:
-    """A problem with the pictures that methods may use, and one with those that are held out.
+def divided(evidence: Evidence, share: float, run: Run) -> tuple[Evidence, Evidence]:
+    """Divide calibration pictures into those that methods may use, and those that are held out.
 
     Args:
-        problem: With pictures.
+        evidence: With pictures; both parts have its statistics.
         share: Of the pictures of each domain that is held out.
+        run: The processes that share the pictures, and where copies may wait.
 
     Raises:
         MergeError: If a process were left without pictures of a domain to use, or all without any held out.
     """
-    if problem.pictures is None:
-        raise MergeError("tuning needs the calibration pictures; keep them.")
-    held = {domain: _held(batches, share, problem.world) for domain, batches in problem.pictures.items()}
+    held = {domain: _held(batches, share, run.world) for domain, batches in evidence.pictures.items()}
     for domain, rows in held.items():
         counts = torch.tensor([int(all(bool(one.all()) for one in rows)), sum(int(one.sum()) for one in rows)])
-        problem.world.reduce(counts)
+        run.world.reduce(counts)
         if bool(counts[0]) or not bool(counts[1]):
             raise MergeError(
                 f"held_out is {share}, which leaves some process no picture of {domain!r} to merge with, or all of "
                 f"them none to judge by; use more pictures, another share, or fewer processes."
             )
-    return _part(problem, {domain: [~one for one in rows] for domain, rows in held.items()}), _part(problem, held)
+    used = {domain: [~one for one in rows] for domain, rows in held.items()}
+    return _part(evidence, used, run.scratch), _part(evidence, held, run.scratch)
 
 
 def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]:
@@ -253,20 +265,19 @@ def _held(batches: Sequence[Tensor], share: float, world: World) -> list[Tensor]
     return list(torch.split(reached.diff() > 0, sizes))
 
 
-def _part(problem: Problem, rows: Mapping[str, Sequence[Tensor]]) -> Problem:
-    """The problem with these rows of its batches alone."""
+def _part(evidence: Evidence, rows: Mapping[str, Sequence[Tensor]], scratch: Path | None) -> Evidence:
+    """Keep these rows of the batches alone."""
 
     def chosen(table: Mapping[str, Sequence[Tensor]], domain: str) -> Iterator[Tensor]:
         for batch, row in zip(table[domain], rows[domain], strict=True):
             if bool(row.any()):
                 yield batch[row.to(batch.device)]
 
-    assert problem.pictures is not None
-    labels = problem.picture_labels
-    return replace(
-        problem,
-        pictures={domain: waiting(chosen(problem.pictures, domain), problem.scratch) for domain in rows},
-        picture_labels=None if labels is None else {domain: list(chosen(labels, domain)) for domain in rows},
+    labels = evidence.picture_labels
+    return Evidence(
+        evidence.statistics,
+        {domain: waiting(chosen(evidence.pictures, domain), scratch) for domain in rows},
+        {domain: list(chosen(labels, domain)) for domain in rows if domain in labels},
     )
 
 
@@ -278,16 +289,15 @@ def _candidate(method: Method, setting: Mapping[str, Any]) -> Method:
         raise ConfigurationError(f"grid holds {dict(setting)}, which {method.name} does not take: {why}.") from error
 
 
-def _mean(student: Student, held: Problem, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
+def _mean(student: Student, held: Evidence, world: World, judge: Callable[[Tensor, Tensor | None], Tensor]) -> float:
     """The mean over the domains of the means over their pictures held out of what is said of each."""
-    assert held.pictures is not None
     found = {domain: torch.zeros(2, dtype=torch.float64) for domain in held.pictures}
     for domain, batches in held.pictures.items():
-        columns, labels = student.labels.columns(domain), (held.picture_labels or {}).get(domain)
+        columns, labels = student.labels.columns(domain), held.picture_labels.get(domain)
         for number, pictures in enumerate(batches):
             said = judge(student.answer(pictures, domain)[:, columns], None if labels is None else labels[number])
             found[domain] += torch.tensor([float(said.double().sum()), len(pictures)], dtype=torch.float64)
-    return domain_mean(list(found.values()), held.world)
+    return domain_mean(list(found.values()), world)
 
 
 def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
@@ -295,7 +305,6 @@ def _entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise MergeError("criterion is 'accuracy', which needs the labels of the calibration pictures; keep them.")
+    assert labels is not None  # which tuning by accuracy begins with
     hits = (logits.argmax(1) == labels.to(logits.device)).double()
     return hits.where(logits.isfinite().all(1), torch.nan)  # argmax would take NaN for the largest

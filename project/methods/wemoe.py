@@ -10,7 +10,8 @@ from torch import Tensor
 from project.allocation import Budget
 from project.errors import ConfigurationError, above, at_least, share
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.base import Merged, Problem
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Aligned, write
 from project.methods.shared.entropy import check_heads
@@ -78,9 +79,15 @@ class WEMoE(Aligned):
         if steps:
             self.needs = self.needs | {PICTURES}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse to go where no layer would be weighed, or no head answers for the pictures."""
-        super().check(problem, pictures, budgets)
+        super().check(problem, pictures, budgets, planned)
         if self.steps:
             check_heads(self.name, problem, pictures)
         if not self._chosen(problem):
@@ -89,7 +96,7 @@ class WEMoE(Aligned):
                 f"blocks of method {self.name} is {self.blocks!r}, which chooses no layer; there are: {names}."
             )
 
-    def needs_base(self, problem: Problem) -> bool:
+    def needs_base(self, planned: Mapping[str, Method]) -> bool:
         """It does."""
         return True
 
@@ -99,7 +106,7 @@ class WEMoE(Aligned):
         return f"{self.name} weighs, by blocks: {blocks}"
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the arithmetic; of the pictures, and of a step on a batch: activations, and kernels with gradients."""
         plain, spec = super().memory_estimate(problem, pictures, budgets, batch), problem.spec
@@ -116,9 +123,9 @@ class WEMoE(Aligned):
         return MemoryEstimate(plain.whole + step + shown, plain.least + step)
 
     @torch.no_grad()
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
-        space = Space.of(problem, self.align)
+        space = Space.of(problem, evidence, run.world, self.align)
         plain, base = problem.start(space.maps), space.base
         blocks = [Block(Learnt(self.hidden), dict.fromkeys(block, 0)) for block in self._chosen(problem)]
         chosen = {name for block in blocks for name in block.layers}
@@ -133,7 +140,10 @@ class WEMoE(Aligned):
             cast(BlendedLayer, student.network.get_submodule(name)).load(_vectors(space, f"{name}.weight"), constants)
         curves = {}
         if self.steps:
-            curves = train_routers(student, problem, steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed)
+            curves = train_routers(
+                student, problem, evidence.pictures, run.world,
+                steps=self.steps, rate=self.rate, batch=self.batch, seed=self.seed,
+            )  # fmt: skip
         yield Merged(self.name, Budget(1.0), student, matches=space.matches, curves=curves)
 
     def _chosen(self, problem: Problem) -> list[list[str]]:

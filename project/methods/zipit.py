@@ -7,11 +7,12 @@ from torch import Tensor
 
 from project.alignment import UnitMap, Zipping, similarity_bytes, zip_sources
 from project.allocation import Budget
-from project.errors import MergeError, between, one_of
-from project.methods.base import Merged, Method, Problem
+from project.errors import between, one_of
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.arithmetic import write
 from project.methods.shared.matching import By, Matching
-from project.runtime import MemoryEstimate
+from project.runtime import MemoryEstimate, World
 
 
 class ZipIt(Method):
@@ -62,7 +63,13 @@ class ZipIt(Method):
         self.within, self.repeat, self.alpha, self.seed = within, repeat, alpha, seed
         self.needs = self.matched.needs
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse activations of units that no value of the architecture holds alone."""
         self.matched.check(problem, "space")
 
@@ -72,7 +79,7 @@ class ZipIt(Method):
         return f"{self.name} matches one to one, without merging within a source: {', '.join(kept)}" if kept else None
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the units' similarities, or of the student's parameters and one source's in float64."""
         copies = 5 if self._share else 3  # of a weight correlation while it is made; else of what is searched
@@ -85,27 +92,25 @@ class ZipIt(Method):
         """α, the share of the weights."""
         return {"activations": 0.0, "weights": 1.0, "both": self.alpha}[self.space]
 
-    def zip(self, problem: Problem) -> Zipping:
+    def zip(self, problem: Problem, evidence: Evidence, world: World) -> Zipping:
         """Put the units of all sources into sets, alike in all processes."""
-        if self.needs and problem.statistics is None:
-            raise MergeError(f"zipping by {self.space} needs statistics; gather them, or zip by weights.")
         found = zip_sources(
             problem.spec,
             [source.state_dict() for source in problem.sources],
-            problem.statistics,
+            evidence.statistics,
             self._share,
             within=self.within,
             repeat=self.repeat,
             heads=problem.labels.mode == "shared",
             seed=self.seed,
         )
-        problem.world.agree({name: zipped.sets for name, zipped in found.zips.items()})
+        world.agree({name: zipped.sets for name, zipped in found.zips.items()})
         return found
 
     @torch.no_grad()
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
-        found = self.zip(problem)
+        found = self.zip(problem, evidence, run.world)
         rows = {name: zipped.members for name, zipped in found.zips.items()}
         sizes = problem.spec.sizes
         maps = {

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from project.merging.lineage import lineage
 from project.merging.preparation import go_together, prepare, prove
 from project.merging.settings import Settings
 from project.merging.sources import as_files, read_sources
-from project.methods import Merged, Problem
+from project.methods import Evidence, Merged, Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Space
 from project.methods.shared.arithmetic import write
@@ -80,6 +79,7 @@ class CoefficientModule(LightningModule):
         self.blend: Blend | None = None
         self.objective: Objective | None = None
         self.problem: Problem | None = None
+        self.world = World()
         self.loaded: list[Source] = []
         self.earlier_seconds = 0.0
         self._renormalised: tuple[int, Student] | None = None
@@ -101,15 +101,15 @@ class CoefficientModule(LightningModule):
     def _prepare(self, data: UnlabelledDataModule) -> None:
         """Settle what is learned, and where it starts."""
         loaded = go_together(self.files, read_sources(self.files), self.settings, data.picture)
-        problem, self.loaded = prepare(loaded, self.settings, data)
+        self.problem, self.loaded = prepare(loaded, self.settings, data)
         prove(self.loaded, loaded.spec, self.settings.tolerance, data)
-        self.problem, base = replace(problem, world=World.current()), loaded.base
+        self.world, base = World.current(), loaded.base
         networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])
-        statistics = None
+        statistics = Statistics()
         if needs := self.method.needs - {PICTURES}:
             networks.to(self._exact_device)
             statistics = self._gathered(data, needs)
-        space = Space.of(replace(self.problem, statistics=statistics), self.method.align)
+        space = Space.of(self.problem, Evidence(statistics), self.world, self.method.align)
         student = self.problem.start(space.maps)
         self.blend = self.method.blend(space, student)
         networks.to("cpu")  # what is fitted holds what it needs of them
@@ -133,7 +133,7 @@ class CoefficientModule(LightningModule):
         for number, batch in enumerate(batches):
             seen = {domain: (pictures.to(device), None) for domain, pictures in batch.items() if pictures is not None}
             gathering.gather(number, seen)
-        gathering.end(problem.world.reduce, problem.world.rank == 0)
+        gathering.end(self.world.reduce, self.world.rank == 0)
         assert gathering.statistics is not None
         return gathering.statistics
 

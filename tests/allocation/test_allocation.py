@@ -5,23 +5,22 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import PICTURE, make_problem, random_map, random_network
+from helpers import PICTURE, Case, make_problem, random_map, random_network
 from kinds import Sum
 from torch import nn
 
 from project.alignment import Alignment, UnitMap
 from project.allocation import Budget, by_gain, executed_macs, nominal_size, separated, source_size, stagewise, uniform
 from project.allocation.candidates import Choices
-from project.methods import Problem
 
 UNITS_OF_SIZE = ("MACs", "parameters", "bytes")
 
 
-def bare(seed: int, count: int, mode: str = "different") -> Problem:
+def bare(seed: int, count: int, mode: str = "different") -> Case:
     return make_problem([random_network(seed, s, 3 + 2 * s) for s in range(count)], mode, batches=[])
 
 
-def partial_alignment(problem: Problem, seed: int) -> Alignment:
+def partial_alignment(problem: Case, seed: int) -> Alignment:
     """Random matches of all or only some of the sources, for those allocations that separate whole rows."""
     count = len(problem.sources)
     members = {g.name: random_map(g.size, count, seed + i).members for i, g in enumerate(problem.spec.free)}
@@ -31,7 +30,7 @@ def partial_alignment(problem: Problem, seed: int) -> Alignment:
     return Alignment(mixed, scores, {name: torch.zeros(len(rows), count, count) for name, rows in mixed.items()})
 
 
-def full_alignment(problem: Problem, seed: int) -> Alignment:
+def full_alignment(problem: Case, seed: int) -> Alignment:
     """Random matches of all sources, at random distances."""
     count, generator = len(problem.sources), torch.Generator().manual_seed(seed)
     members, distances = {}, {}
@@ -51,7 +50,7 @@ def random_gains(alignment: Alignment, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def allocations(problem: Problem, budget: Budget, seed: int) -> list[tuple[dict[str, UnitMap], dict[str, UnitMap]]]:
+def allocations(problem: Case, budget: Budget, seed: int) -> list[tuple[dict[str, UnitMap], dict[str, UnitMap]]]:
     """What every allocation makes of the budget, and of none."""
     whole, part = full_alignment(problem, seed), partial_alignment(problem, seed)
     gains = random_gains(part, seed)
@@ -91,7 +90,7 @@ def test_every_allocation_keeps_to_every_budget(seed: int, count: int, unit: str
 def test_uniform_separates_the_same_share(seed: int) -> None:
     problem = bare(seed, 2)
     alignment = full_alignment(problem, seed)
-    maps = uniform(problem.spec, alignment, problem.fixed, 1.5)
+    maps = uniform(problem.spec, alignment, problem.fixed, Budget(1.5))
     apart = {name: maps[name].units - len(rows) for name, rows in alignment.members.items()}
     least = max(count / len(alignment.members[name]) for name, count in apart.items())
     assert all(count == int(least * len(alignment.members[name]) + 1e-9) for name, count in apart.items())
@@ -107,7 +106,7 @@ def test_rows_are_separated_in_steps(step: int) -> None:
     """Or all of them, where a group has no whole number of steps."""
     problem = bare(1, 2)
     alignment = partial_alignment(problem, 3)
-    given = (problem.spec, alignment, problem.fixed, 1.5)
+    given = (problem.spec, alignment, problem.fixed, Budget(1.5))
     gains = random_gains(alignment, 0)
     counted = {
         "back": stagewise(*given, step=step),

@@ -5,12 +5,11 @@ from typing import cast
 
 import pytest
 import torch
-from helpers import PICTURE, close, make_problem, pictures, random_map, random_network, resnet
+from helpers import PICTURE, Case, close, make_problem, pictures, random_map, random_network, resnet
 from torch import Tensor, nn
 
 from project.alignment import Alignment, UnitMap, overlap
-from project.allocation import executed_macs, nominal_macs, stagewise
-from project.methods import Problem
+from project.allocation import Budget, executed_macs, nominal_macs, stagewise
 from project.models import Architecture
 from project.student import BlockLayer, start_student
 from project.student.layers import dense_layer, load_matrix, student_layer
@@ -19,7 +18,7 @@ from project.symmetry import trace
 BUDGETS = (1.0, 1.2, 1.7, 2.0, 2.6, 3.0, 4.0)
 
 
-def random_alignment(problem: Problem, seed: int) -> Alignment:
+def random_alignment(problem: Case, seed: int) -> Alignment:
     generator = torch.Generator().manual_seed(seed)
     count, free = len(problem.sources), problem.spec.free
     members = {
@@ -34,12 +33,12 @@ def random_alignment(problem: Problem, seed: int) -> Alignment:
     )
 
 
-def bare(seed: int, count: int, mode: str) -> Problem:
+def bare(seed: int, count: int, mode: str) -> Case:
     classes = (3, 7, 4, 2) if mode == "different" else (5, 5, 5, 5)
     return make_problem([random_network(seed, s, classes[s]) for s in range(count)], mode, batches=[])
 
 
-def brute_macs(problem: Problem, maps: Mapping[str, UnitMap]) -> int:
+def brute_macs(problem: Case, maps: Mapping[str, UnitMap]) -> int:
     """Weights that may differ from zero × output positions, a weight at a time; positions counted by hooks."""
     positions: dict[str, int] = {}
     handles = [
@@ -73,7 +72,7 @@ def test_nominal_is_counted_is_brute(seed: int, count: int, mode: str, front: bo
     assert problem.unit == unit
     sizes = []
     for budget in (b for b in BUDGETS if b <= count):
-        maps = stagewise(problem.spec, alignment, problem.fixed, budget, front=front)
+        maps = stagewise(problem.spec, alignment, problem.fixed, Budget(budget), front=front)
         student = problem.start(maps)
         nominal = nominal_macs(problem.spec, maps)
         assert nominal == executed_macs(student.network, PICTURE) == brute_macs(problem, maps)
@@ -107,12 +106,12 @@ def test_stagewise_keeps_to_the_budget(seed: int, count: int, mode: str, front: 
     problem = bare(seed, count, mode)
     alignment = random_alignment(problem, seed)
     spec, fixed = problem.spec, problem.fixed
-    full = nominal_macs(spec, stagewise(spec, alignment, fixed, 0.0, front=front))
+    full = nominal_macs(spec, stagewise(spec, alignment, fixed, Budget(0.0), front=front))
     order = spec.free if front else spec.free[::-1]
     last = 0
     for step in range(13):
         budget = 1 + step * (count - 1) / 12
-        maps = stagewise(spec, alignment, fixed, budget, front=front)
+        maps = stagewise(spec, alignment, fixed, Budget(budget), front=front)
         size = nominal_macs(spec, maps)
         assert size >= last
         assert size == full or size <= budget * problem.unit * (1 + 1e-9)
@@ -135,7 +134,7 @@ def test_three_sources_share_in_pairs() -> None:
     alignment = random_alignment(problem, 1)
     seen = set()
     for budget in (1.2, 1.6, 2.0, 2.4):
-        maps = stagewise(problem.spec, alignment, problem.fixed, budget)
+        maps = stagewise(problem.spec, alignment, problem.fixed, Budget(budget))
         seen |= {sum(there) for name in alignment.members for _, there in maps[name].blocks}
     assert seen == {1, 2, 3}
 
@@ -156,7 +155,7 @@ def test_all_merged_and_all_apart_of_resnet18() -> None:
 def test_resnet20_costs_what_it_should(budget: float) -> None:
     sources = [resnet("resnet20", s) for s in (0, 1)]
     problem = make_problem(sources, "different", batches=[])
-    maps = stagewise(problem.spec, random_alignment(problem, 0), problem.fixed, budget)
+    maps = stagewise(problem.spec, random_alignment(problem, 0), problem.fixed, Budget(budget))
     student = start_student(sources, problem.spec, maps, problem.labels)
     assert executed_macs(student.network, PICTURE) == nominal_macs(problem.spec, maps)
 

@@ -1,6 +1,7 @@
 """Budgets as users write them."""
 
 import pytest
+from helpers import budgets_of
 
 from project.allocation import Budget, check_budgets
 from project.errors import ConfigurationError
@@ -40,7 +41,7 @@ ONE = {"MACs": 1.8e9, "parameters": 11_180_103.0, "bytes": 44.8e6}
     "budget", ["1x params", "2x params", "12M params", "11.2M params", "22.3M params", "50 MB", "2 GMAC"]
 )
 def test_limits_hold_for_every_unit(budget: str) -> None:
-    check_budgets([budget], 2, lambda unit: ONE[unit])
+    check_budgets(budgets_of(budget), 2, lambda unit: ONE[unit])
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,9 @@ def test_limits_hold_for_every_unit(budget: str) -> None:
 )
 def test_sizes_that_no_student_can_have(budget: str, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        check_budgets([1.0, budget], 2, lambda unit: ONE[unit])
+        check_budgets(budgets_of(1.0, budget), 2, lambda unit: ONE[unit])
 
 
 def test_one_size_written_twice_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no two the same"):
-        check_budgets(["14M params", "14.0M params"], 2)
+        check_budgets(budgets_of("14M params", "14.0M params"), 2)

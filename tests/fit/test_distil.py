@@ -5,34 +5,33 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import make_problem, pictures, random_map, random_network, same_state
+from helpers import Case, make_problem, pictures, random_map, random_network, same_state
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import ConfigurationError
 from project.fit import Distillation
-from project.methods import Problem
 from project.student import Student
 
 CLASSES = {"shared": (5, 5, 5), "different": (3, 7, 4)}
 
 
-def problem(seed: int, count: int, mode: str = "shared") -> Problem:
+def problem(seed: int, count: int, mode: str = "shared") -> Case:
     return make_problem([random_network(seed, s, CLASSES[mode][s]) for s in range(count)], mode, batches=[])
 
 
-def partial(it: Problem, seed: int) -> Student:
+def partial(it: Case, seed: int) -> Student:
     """Every group merged and split at random."""
     count = len(it.sources)
     free = {group.name: random_map(group.size, count, seed + i) for i, group in enumerate(it.spec.free)}
     return it.start({**it.fixed, **free})
 
 
-def batch(it: Problem, seed: int = 7) -> dict[str, Tensor]:
+def batch(it: Case, seed: int = 7) -> dict[str, Tensor]:
     return {domain: pictures(3 + index, seed + index) for index, domain in enumerate(it.owners)}
 
 
-def seen_by_layers(network: nn.Module, it: Problem, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def seen_by_layers(network: nn.Module, it: Case, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What every layer but those on the picture reads, as the layers themselves get it, and the logits."""
     found: dict[str, np.ndarray] = {}
     layers = [layer for layer in it.spec.layers if layer.inputs != it.spec.input.name]
@@ -49,7 +48,7 @@ def seen_by_layers(network: nn.Module, it: Problem, x: Tensor) -> tuple[dict[str
     return found, logits
 
 
-def errors_of(student: Student, it: Problem, domain: str, x: Tensor, owner: int | None) -> dict[str, float]:
+def errors_of(student: Student, it: Case, domain: str, x: Tensor, owner: int | None) -> dict[str, float]:
     """Group -> relative squared error, a unit at a time."""
     mine, _ = seen_by_layers(student.network, it, x)
     theirs = [seen_by_layers(source, it, x)[0] for source in it.sources]

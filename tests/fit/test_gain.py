@@ -5,19 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import PICTURE, make_problem, permuted_copy, random_map, random_network, unfolded
+from helpers import PICTURE, Case, make_problem, merge_case, permuted_copy, random_map, random_network, unfolded
 from torch import Tensor, nn
 
 from project.alignment import UnitMap, align_by_activations
 from project.allocation import separated
 from project.fit import separation_gains
-from project.methods import Permutation, PLeaS, Problem
+from project.methods import Permutation, PLeaS
 from project.moments import INPUTS, UNITS
 from project.symmetry import trace
 
 
-def gains_of(problem: Problem, members: dict[str, Tensor], fitted: bool) -> dict[str, Tensor]:
-    assert problem.statistics is not None
+def gains_of(problem: Case, members: dict[str, Tensor], fitted: bool) -> dict[str, Tensor]:
     maps = {**problem.fixed, **{name: UnitMap(rows) for name, rows in members.items()}}
     return separation_gains(
         problem.spec, problem.sources, problem.owners, problem.statistics, maps, fitted=fitted
@@ -53,7 +52,6 @@ def test_the_first_layer_against_least_squares(seed: int, count: int, fitted: bo
     domains = tuple(problem.owners)
     order = {"0": torch.stack([torch.randperm(5) for _ in range(count)], 1)}
     found = gains_of(problem, order, fitted)["0"].numpy()
-    assert problem.pictures is not None
     columns, targets, read = [], [], np.zeros(5)
     for s, (domain, source) in enumerate(zip(domains, sources, strict=True)):
         (batch,) = problem.pictures[domain]
@@ -113,7 +111,7 @@ def test_methods_spend_by_gain() -> None:
     problem = make_problem(sources, needs=(UNITS, INPUTS))
     for method in (Permutation(separate="gain"), PLeaS(separate="gain")):
         assert method.needs >= {UNITS, INPUTS}
-        first, last = method.merge(problem, [1.4, 2.0])
+        first, last = merge_case(method, problem, [1.4, 2.0])
         assert 1 < problem.macs(first.student.maps) / problem.unit <= 1.4
         assert all(share == 1 for name, share in separated(last.student.maps).items() if name in first.matches)
     assert Permutation("weights", separate="gain").needs == {UNITS, INPUTS}
@@ -123,7 +121,6 @@ def test_alignment_and_gains_agree_on_rows() -> None:
     """Rows of gains are those of the unit maps that the alignment makes."""
     sources = [random_network(2, weights) for weights in (0, 1)]
     problem = make_problem(sources, needs=(UNITS, INPUTS))
-    assert problem.statistics is not None
     alignment = align_by_activations(problem.spec, problem.statistics, 2, "distance")
     gains = gains_of(problem, dict(alignment.members), True)
     assert {name: len(gain) for name, gain in gains.items()} == {g.name: g.size for g in problem.spec.free}

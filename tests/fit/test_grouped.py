@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import make_problem, moved, random_map
+from helpers import Case, estimate_case, make_problem, merge_case, moved, random_map
 from kinds import SIDE, kind
 from meeting import together
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from project.errors import MergeError
 from project.fit import LayerFit, SequentialFit, damping
 from project.fit.grouped import BlockSolver
 from project.fit.solver import Equations
-from project.methods import PLeaS, Problem
+from project.methods import PLeaS
 from project.runtime import World
 from project.symmetry import Layer
 
@@ -114,7 +114,7 @@ def test_processes_solve_their_blocks_and_are_told_the_others(size: int) -> None
         assert (fit.condition, fit.fallbacks) == (pytest.approx(alone.condition), alone.fallbacks)
 
 
-def problem(name: str, count: int = 2) -> Problem:
+def problem(name: str, count: int = 2) -> Case:
     base = kind(name, 0)
     return make_problem([base, *(moved(base, seed, 0.1) for seed in range(1, count))], shape=SHAPE)
 
@@ -122,7 +122,7 @@ def problem(name: str, count: int = 2) -> Problem:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_fit_comes_closer_to_the_targets(name: str) -> None:
     it = problem(name)
-    (merged,) = PLeaS("weights").merge(it, [1.0])
+    (merged,) = merge_case(PLeaS("weights"), it, [1.0])
     grouped = [layer.name for layer in it.spec.layers if layer.blocks > 1]
     assert grouped
     for layer in grouped:
@@ -135,7 +135,6 @@ def test_the_layers_residual_is_that_of_the_network(name: str) -> None:
     it = problem(name)
     maps = {**it.fixed, **{group.name: UnitMap.identity(group.size, 2) for group in it.spec.free}}
     student = it.start(maps)
-    assert it.pictures is not None
     fits = SequentialFit(
         student, it.sources, it.owners, it.pictures, ridge=0.1, rounds=0, absorb=False, compensate=False
     ).run()
@@ -168,5 +167,5 @@ def test_memory_counts_every_block() -> None:
 
     it = make_problem([network(seed) for seed in (0, 1)], shape=(3, 4, 4), batches=[])
     systems = 64 * 50 * 50 * 8  # bytes of one float64 gram for each channel: 7 × 7 taps and a constant
-    found = PLeaS("weights").memory_estimate(it, dict.fromkeys(it.owners, 1), [1.0], 1)
+    found = estimate_case(PLeaS("weights"), it, dict.fromkeys(it.owners, 1), [1.0], 1)
     assert 5 * systems < found.least <= found.whole < 8 * systems, "one for each domain, and some to solve"

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_problem, pictures, resnet, same_state
+from helpers import Case, check_case, make_problem, merge_case, pictures, resnet, same_state
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError, MergeError
 from project.fit import restyled, strangeness
-from project.methods import PLeaS, Problem
+from project.methods import PLeaS
 from project.models import Preprocessing
 
 SHAPE = (3, 16, 16)
@@ -62,7 +62,7 @@ def test_restyled_pictures_are_less_strange_and_still_pictures(seed: int) -> Non
     assert torch.equal(restyled(network, start, 0, scale), start)
 
 
-def public() -> tuple[Problem, Tensor]:
+def public() -> tuple[Case, Tensor]:
     """Random sources, and pictures that are of none of their domains."""
     sources = [resnet("resnet20", weights) for weights in (0, 1)]
     probe = pictures(24, 3, SHAPE)
@@ -72,8 +72,8 @@ def public() -> tuple[Problem, Tensor]:
     return problem, probe
 
 
-def logits(problem: Problem, given: dict[str, list[Tensor]], owners: dict[str, int], method: PLeaS) -> Tensor:
-    (merged,) = method.merge(replace(problem, pictures=given, owners=owners), [1.0])
+def logits(problem: Case, given: dict[str, list[Tensor]], owners: dict[str, int], method: PLeaS) -> Tensor:
+    (merged,) = merge_case(method, replace(problem, pictures=given, owners=owners), [1.0])
     with torch.no_grad():
         return merged.student(pictures(3, 9, SHAPE))
 
@@ -110,6 +110,6 @@ def test_networks_without_norms_remember_no_pictures() -> None:
         strangeness(Plain(), pictures(2, 0))
     problem = make_problem([Plain().eval(), Plain().eval()])
     with pytest.raises(ConfigurationError, match=r"have no batch norms to restyle .* set restyle_steps to 0"):
-        PLeaS().check(problem, {"public": 1000}, [1.0])
-    PLeaS(restyle_steps=0).check(problem, {"public": 1000}, [1.0])
-    PLeaS().check(problem, {"art": 1000, "birds": 1000}, [1.0])
+        check_case(PLeaS(), problem, {"public": 1000}, [1.0])
+    check_case(PLeaS(restyle_steps=0), problem, {"public": 1000}, [1.0])
+    check_case(PLeaS(), problem, {"art": 1000, "birds": 1000}, [1.0])

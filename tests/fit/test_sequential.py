@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import PICTURE, make_problem, pictures, random_network
+from helpers import PICTURE, Case, make_problem, merge_case, pictures, random_network
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.fit import SequentialFit, damping
 from project.fit.neighbours import LayerContext, surroundings
-from project.methods import PLeaS, Problem
+from project.methods import PLeaS
 from project.moments import Run
 from project.student import Student
 from project.student.graph import student_graph
@@ -37,15 +37,14 @@ class Small(nn.Module):
         return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
-def problem(count: int) -> Problem:
+def problem(count: int) -> Case:
     return make_problem([Small(2 * seed).eval() for seed in range(count)])
 
 
-def fitted(problem: Problem, rounds: int, *, ridge: float = 0.3, own: bool = True) -> Student:
+def fitted(problem: Case, rounds: int, *, ridge: float = 0.3, own: bool = True) -> Student:
     names = [group.name for group in problem.spec.free]
     maps = {**problem.fixed, names[0]: UnitMap.identity(6, len(problem.sources)).split(torch.tensor([1, 4]))}
     student = problem.start(maps)
-    assert problem.pictures is not None
     walk = SequentialFit(
         student, problem.sources, problem.owners, problem.pictures, ridge=ridge, own=own, rounds=rounds
     )
@@ -57,9 +56,8 @@ def rows(values: Tensor) -> np.ndarray:
     return values.transpose(0, 1).flatten(1).T.double().numpy()
 
 
-def data(problem: Problem, own: bool) -> list[tuple[int, np.ndarray, list[np.ndarray]]]:
+def data(problem: Case, own: bool) -> list[tuple[int, np.ndarray, list[np.ndarray]]]:
     """For every domain: its owner, patches with a 1, and each source's normalised outputs, one row a position."""
-    assert problem.pictures is not None
     found = []
     for domain, batches in problem.pictures.items():
         x = torch.cat(list(batches))
@@ -114,7 +112,6 @@ def test_rounds_lower_the_error_that_a_rectifier_lets_through(count: int) -> Non
         total = 0.0
         for owner, _, outputs in data(it, True):
             domain = next(name for name, index in it.owners.items() if index == owner)
-            assert it.pictures is not None
             with torch.no_grad():
                 y = student.network.norm(student.network.conv(torch.cat(list(it.pictures[domain]))))  # type: ignore[operator, union-attr]
             y = y.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
@@ -132,8 +129,7 @@ def test_rounds_lower_the_error_that_a_rectifier_lets_through(count: int) -> Non
 def test_norms_hold_the_statistics_of_what_they_read() -> None:
     sources = [random_network(3, weights) for weights in (0, 1)]
     it = make_problem(sources)
-    (merged,) = PLeaS().merge(it, [1.2])
-    assert it.pictures is not None
+    (merged,) = merge_case(PLeaS(), it, [1.2])
     everything = torch.cat([batch for batches in it.pictures.values() for batch in batches])
     seen: dict[str, Tensor] = {}
     norms = {norm.name: merged.student.network.get_submodule(norm.name) for norm in it.spec.norms}
@@ -151,10 +147,9 @@ def test_norms_hold_the_statistics_of_what_they_read() -> None:
 def test_the_order_and_size_of_batches_do_not_matter() -> None:
     sources = [random_network(6, weights) for weights in (0, 1)]
     whole = make_problem(sources)
-    assert whole.pictures is not None
     pieces = replace(whole, pictures={name: list(b[0].flip(0).split(7)) for name, b in whole.pictures.items()})
     probe = pictures(5, 99, PICTURE)
-    students = [next(iter(PLeaS().merge(one, [1.3]))).student for one in (whole, pieces)]
+    students = [next(iter(merge_case(PLeaS(), one, [1.3]))).student for one in (whole, pieces)]
     with torch.no_grad():
         a, b = (student(probe) for student in students)
     assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
@@ -172,8 +167,8 @@ def test_a_weight_is_so_many_copies_of_a_domain(fit: str, targets: str) -> None:
         options |= {"rounds": 1, "logits": "squares"}
     probe = pictures(5, 99, PICTURE)
 
-    def logits(weights: dict[str, float], problem: Problem) -> Tensor:
-        (merged,) = PLeaS(**options, weights=weights).merge(problem, [1.0])  # type: ignore[arg-type]
+    def logits(weights: dict[str, float], problem: Case) -> Tensor:
+        (merged,) = merge_case(PLeaS(**options, weights=weights), problem, [1.0])  # type: ignore[arg-type]
         with torch.no_grad():
             return merged.student.network(probe)
 
@@ -187,7 +182,6 @@ def test_a_weight_is_so_many_copies_of_a_domain(fit: str, targets: str) -> None:
 
 def test_before_the_norm_layers_aim_at_raw_outputs_and_norms_at_their_own() -> None:
     it = problem(2)
-    assert it.pictures is not None
     student = it.start({**it.fixed, "conv": UnitMap.identity(6, 2)})
     SequentialFit(student, it.sources, it.owners, it.pictures, ridge=0.0, absorb=False).run()
     network = student.network
@@ -213,7 +207,6 @@ def test_before_the_norm_layers_aim_at_raw_outputs_and_norms_at_their_own() -> N
 @pytest.mark.parametrize("absorb", [True, False])
 def test_units_of_a_source_without_pictures_stay_at_their_start(absorb: bool) -> None:
     it = problem(3)
-    assert it.pictures is not None
     student = it.start({**it.fixed, "conv": UnitMap.identity(6, 3).split(torch.tensor([1, 4]))})
     probe = pictures(5, 99)
 
@@ -234,7 +227,6 @@ def test_units_of_a_source_without_pictures_stay_at_their_start(absorb: bool) ->
 
 def test_only_ratios_of_weights_matter() -> None:
     it = problem(2)
-    assert it.pictures is not None
     found = []
     for weight in (1.0, 1e-6):
         student = it.start({**it.fixed, "conv": UnitMap.identity(6, 2)})
@@ -250,10 +242,9 @@ def test_only_ratios_of_weights_matter() -> None:
 def test_without_compensation_a_sum_is_fitted_worse() -> None:
     sources = [random_network(0, weights) for weights in (0, 1)]
     it = make_problem(sources)
-    assert it.pictures is not None
 
     def missed(compensate: bool) -> float:
-        (merged,) = PLeaS(matching="weights", ridge=0.0, rounds=0, compensate=compensate).merge(it, [1.0])
+        (merged,) = merge_case(PLeaS(matching="weights", ridge=0.0, rounds=0, compensate=compensate), it, [1.0])
         graph, total = student_graph(merged.student.network), 0.0
         node = next(node.name for node in graph.graph.nodes if "add" in node.name)
         group = next(group for group in it.spec.groups.values() if node in group.nodes)
@@ -310,7 +301,7 @@ def test_only_sums_are_taken_for_sums() -> None:
 def test_networks_with_products_merge_with_themselves() -> None:
     gate = Gate().eval()
     it = make_problem([gate, copy.deepcopy(gate)])
-    (merged,) = PLeaS().merge(it, [1.0])
+    (merged,) = merge_case(PLeaS(), it, [1.0])
     probe = pictures(4, 5)
     with torch.no_grad():
         assert torch.allclose(merged.student(probe), gate(probe), atol=1e-4)

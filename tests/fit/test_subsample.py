@@ -6,7 +6,7 @@ from threading import Lock
 
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, pictures, randomised, resnet, same_state
+from helpers import DOMAINS, Case, close, make_problem, merge_case, pictures, randomised, resnet, same_state
 from meeting import dealt, together
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from project.fit.layer_task import AllPositions, Batch, LayerTask, SampledPositi
 from project.fit.solver import LayerSolver, misfit
 from project.fit.subsample import choose_subsample
 from project.merging import students
-from project.methods import Merged, PLeaS, Problem
+from project.methods import Merged, PLeaS
 from project.runtime import World
 from project.student import Student
 
@@ -27,12 +27,12 @@ BATCHES = 16
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
+def problem() -> Case:
     batches = [(domain, pictures(8, 100 + i)) for domain in DOMAINS[:2] for i in range(BATCHES)]
     return make_problem([resnet("resnet20", seed) for seed in (0, 1)], batches=batches, needs=("units",))
 
 
-def compared(problem: Problem, excess: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
+def compared(problem: Case, excess: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     """layer -> the share of the batches it was fitted to, and its misfit on all of them over that of a fit to all."""
     found = {}
 
@@ -52,13 +52,13 @@ def compared(problem: Problem, excess: float, monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "choose_subsample", watched)
-        (merged,) = PLeaS(excess=excess, rounds=0, logits="squares").merge(problem, [1.0])
+        (merged,) = merge_case(PLeaS(excess=excess, rounds=0, logits="squares"), problem, [1.0])
     for name, (share, _) in found.items():
         assert merged.layers[name]["pictures"] == pytest.approx(share)
     return found
 
 
-def test_the_excess_is_kept_with_fewer_pictures(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_excess_is_kept_with_fewer_pictures(problem: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """An estimate from few batches: within three times what was allowed for each layer, and below it on average."""
     spent = {}
     for excess in (0.005, 0.2):
@@ -73,19 +73,18 @@ def test_the_excess_is_kept_with_fewer_pictures(problem: Problem, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_what_is_left_out_is_told(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_out_is_told(problem: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(students, "tell", told.append)
     methods = [PLeaS(excess=excess, rounds=0, logits="squares", label=f"x{excess}") for excess in (None, 0.2)]
-    (_, whole), (_, part) = students.fitted(methods, problem, [Budget(1.0)])
+    (_, whole), (_, part) = students.fitted(methods, problem, problem.evidence, problem.run, [Budget(1.0)])
     shares = [one["pictures"] * one["positions"] for one in part.layers.values()]
     assert told[0].endswith(f"in {whole.seconds:.1f} s")
     assert told[1].endswith(f", its layers to {sum(shares) / len(shares):.0%} of their samples on average")
 
 
-def test_all_pictures_where_there_are_too_few_to_tell(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert problem.pictures is not None
-    few = Problem(**{**vars(problem), "pictures": {name: some[:3] for name, some in problem.pictures.items()}})
+def test_all_pictures_where_there_are_too_few_to_tell(problem: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(problem, pictures={name: some[:3] for name, some in problem.pictures.items()})
     with pytest.warns(UserWarning, match=r"excess is 0\.5, but pleas-1\.00 is fitted to all samples"):
         assert {share for share, _ in compared(few, 0.5, monkeypatch).values()} == {1.0}
 
@@ -117,16 +116,16 @@ def smooth(count: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def large() -> Problem:
+def large() -> Case:
     batches = [(domain, smooth(8, 200 + 31 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
     sources = [Small(seed) for seed in (0, 1)]
     return make_problem(sources, batches=batches, needs=("units",), shape=(3, 24, 24))
 
 
-def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbouring_positions_are_left_out(large: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("project.fit.subsample.GATHER", 0)  # it pays for wider layers only
     found = compared(large, 0.02, monkeypatch)
-    (merged,) = PLeaS(excess=0.02, rounds=0, logits="squares").merge(large, [1.0])
+    (merged,) = merge_case(PLeaS(excess=0.02, rounds=0, logits="squares"), large, [1.0])
     for layer in ("stem", "inner"):
         assert merged.layers[layer]["positions"] <= 1 / 4
         assert found[layer][1] < 1.06
@@ -134,7 +133,7 @@ def test_neighbouring_positions_are_left_out(large: Problem, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("budget", [1.0, 1.4])
-def test_positions_one_by_one_are_all_of_them(large: Problem, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_one_by_one_are_all_of_them(large: Case, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """SampledPositions one by one, in any order, all positions ask for the same as whole maps do."""
 
     class Listed(AllPositions):
@@ -158,9 +157,9 @@ def test_positions_one_by_one_are_all_of_them(large: Problem, budget: float, mon
         def outputs(self, batch: Batch, place: LayerTask, values: Tensor) -> Tensor:
             return self.at(batch, place).outputs(batch, place, values)
 
-    (whole,) = PLeaS("weights", logits="squares").merge(large, [budget])
+    (whole,) = merge_case(PLeaS("weights", logits="squares"), large, [budget])
     monkeypatch.setattr(activations, "AllPositions", Listed)
-    (one_by_one,) = PLeaS("weights", logits="squares").merge(large, [budget])
+    (one_by_one,) = merge_case(PLeaS("weights", logits="squares"), large, [budget])
     batch = smooth(4, 1)
     with torch.no_grad():
         assert close(one_by_one.student(batch), whole.student(batch), 1e-4)
@@ -183,9 +182,9 @@ class Added(nn.Module):
         return self.head((context + self.norm(self.mix(x))).relu().mean((2, 3)))
 
 
-def some(problem: Problem) -> Merged:
+def some(problem: Case) -> Merged:
     """Fitted to some of the pictures and of their positions."""
-    (merged,) = PLeaS("weights", excess=0.2, rounds=1, logits="squares").merge(problem, [1.0])
+    (merged,) = merge_case(PLeaS("weights", excess=0.2, rounds=1, logits="squares"), problem, [1.0])
     return merged
 
 
@@ -198,14 +197,13 @@ def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_look_at_their_own_pictures_and_make_one_student(
-    large: Problem, size: int, monkeypatch: pytest.MonkeyPatch
+    large: Case, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("project.fit.subsample.GATHER", 0)
     tracing = Lock()  # torch.fx changes all modules while it traces
 
     def walked(world: World) -> tuple[Student, dict[str, LayerFit]]:
         it = dealt(large, world)
-        assert it.pictures is not None
         with tracing:
             maps = {group.name: UnitMap.identity(group.size, 2) for group in it.spec.free}
             student = it.start({**it.fixed, **maps})
@@ -234,7 +232,7 @@ def test_processes_look_at_their_own_pictures_and_make_one_student(
         assert float((found[0][0](batch) - expected).std() / expected.std()) < 0.1
 
 
-def test_drawn_positions_wait_on_disk(large: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_positions_wait_on_disk(large: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("project.fit.subsample.GATHER", 0)
     held, waiting = some(large), some(replace(large, scratch=tmp_path))
     assert held.layers["inner"]["positions"] < 1 / 2

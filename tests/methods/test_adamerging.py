@@ -11,14 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, moved, only, pictures, random_network, same_state
+from helpers import (
+    DOMAINS,
+    Case,
+    check_case,
+    close,
+    make_problem,
+    moved,
+    only,
+    pictures,
+    random_network,
+    same_state,
+    space_of,
+)
 from meeting import dealt, together
 from scipy.stats import entropy
 from torch import Tensor
 
 from project.errors import ConfigurationError, MergeError
-from project.methods import AdaMerging, Merged, Problem, TaskArithmetic
-from project.methods.shared.aligned import Space
+from project.methods import AdaMerging, Merged, TaskArithmetic
 from project.methods.shared.arithmetic import write
 from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Draws, Norms, Objective, entropies
@@ -31,22 +42,20 @@ FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 NORMS: tuple[Norms, ...] = ("mixed", "domain", "running")
 
 
-def problem(structure: int = 1, count: int = 2, mode: str = "shared") -> Problem:
+def problem(structure: int = 1, count: int = 2, mode: str = "shared") -> Case:
     base = random_network(structure, 50)
     return make_problem([moved(base, s) for s in range(count)], mode, needs=(), batches=FEW[:count], base=base)
 
 
-def parts(method: AdaMerging, it: Problem) -> tuple[Student, Blend, Objective]:
+def parts(method: AdaMerging, it: Case) -> tuple[Student, Blend, Objective]:
     """What is learned and what falls, in float64."""
-    space = Space.of(it, "none")
+    space = space_of(it, "none")
     student = it.start(space.maps)
     blend = method.blend(space, student)
-    assert it.pictures is not None
     return student.double(), blend.double(), Objective(student, list(it.pictures), method.norms)
 
 
-def batch(it: Problem) -> dict[str, Tensor]:
-    assert it.pictures is not None
+def batch(it: Case) -> dict[str, Tensor]:
     return {domain: torch.cat(list(batches)).double() for domain, batches in it.pictures.items()}
 
 
@@ -244,7 +253,7 @@ def test_sources_are_left_alone_and_the_same_comes_twice() -> None:
         assert same_state(first.student.state_dict(), second.student.state_dict())
         assert first.curves == second.curves
         assert all(same_state(one.state_dict(), state) for one, state in zip(it.sources, before, strict=True))
-        for name, buffer in it.start(Space.of(it, "none").maps).network.named_buffers():
+        for name, buffer in it.start(space_of(it, "none").maps).network.named_buffers():
             assert torch.equal(first.student.network.get_buffer(name), buffer), "buffers take no part"
     other = only(AdaMerging(steps=5, batch=3, seed=1), it)
     assert not torch.equal(learned(other), learned(only(AdaMerging(steps=5, batch=3), it)))
@@ -333,10 +342,10 @@ def test_what_cannot_be_learned_is_refused() -> None:
     base = random_network(1, 50)
     it = problem(1, 2, "different")
     with pytest.raises(ConfigurationError, match="method adamerging needs base"):
-        AdaMerging().check(replace(it, base=None), {}, [1.0])
+        check_case(AdaMerging(), replace(it, base=None), {}, [1.0])
     with pytest.raises(ConfigurationError, match="calibration pictures are of 'public', which has none"):
-        AdaMerging().check(it, {"public": 9}, [1.0])
-    AdaMerging().check(problem(), {"public": 9}, [1.0])
+        check_case(AdaMerging(), it, {"public": 9}, [1.0])
+    check_case(AdaMerging(), problem(), {"public": 9}, [1.0])
     with pytest.raises(MergeError, match="no longer finite; take a smaller rate"):
         only(AdaMerging(steps=3, rate=1e30, clamp=False), make_problem(
             [moved(base, s) for s in range(2)], needs=(), batches=FEW[:2], base=base))  # fmt: skip

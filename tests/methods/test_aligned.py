@@ -5,16 +5,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, close, make_problem, permuted_family, pictures, random_network, same_state
+from helpers import (
+    DOMAINS,
+    PICTURE,
+    Case,
+    check_case,
+    close,
+    estimate_case,
+    make_problem,
+    merge_case,
+    permuted_family,
+    pictures,
+    random_network,
+    same_state,
+    space_of,
+)
 from kinds import SIDE, kind
 from torch import nn
 
 from project.alignment import align_by_activations, align_by_both
 from project.errors import ConfigurationError, MergeError
-from project.methods import EMR, TIES, Average, MaTS, Method, Permutation, PLeaS, Problem, RegMean, TaskArithmetic
+from project.methods import EMR, TIES, Average, MaTS, Method, Permutation, PLeaS, RegMean, TaskArithmetic
 from project.methods.shared.aligned import Space
 from project.methods.shared.matching import Matching
-from project.moments import INPUTS, LAYERS, UNITS
+from project.moments import INPUTS, LAYERS, UNITS, Statistics
 
 SHAPE = (3, SIDE, SIDE)
 METHODS: dict[str, Callable[[], Method]] = {
@@ -29,7 +43,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 
 
-def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Problem:
+def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Case:
     batches = [(domain, pictures(20, i, shape)) for i, domain in enumerate(DOMAINS[:count])]
     sources, needs = permuted_family(network, count, shape), (UNITS, INPUTS, LAYERS)
     return make_problem(sources, shape=shape, needs=needs, batches=batches, base="mean")
@@ -40,8 +54,8 @@ def family(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Probl
 def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
     it, method, batch = family(random_network(1, 1), count, PICTURE), METHODS[name](), pictures(4, 7)
     assert UNITS in method.needs
-    method.check(it, dict.fromkeys(DOMAINS[:count], 10**6), [1.0])
-    (merged,) = method.merge(it, [1.0])
+    check_case(method, it, dict.fromkeys(DOMAINS[:count], 10**6), [1.0])
+    (merged,) = merge_case(method, it, [1.0])
     assert merged.matches
     with torch.no_grad():
         assert close(merged.student.answer(batch, DOMAINS[1]), it.sources[0](batch), 1e-3)
@@ -51,43 +65,42 @@ def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
 def test_permuted_copies_of_structured_networks(name: str) -> None:
     it, batch = family(kind(name, 0), 2, SHAPE), pictures(4, 7, SHAPE)
     for method in (Average(align="both"), TIES(align="both"), RegMean(align="both")):
-        (merged,) = method.merge(it, [1.0])
+        (merged,) = merge_case(method, it, [1.0])
         with torch.no_grad():
             assert close(merged.student(batch), it.sources[0](batch), 1e-3)
 
 
 @pytest.fixture(scope="module")
-def strangers() -> Problem:
+def strangers() -> Case:
     return make_problem([random_network(2, weights) for weights in range(2)], needs=(UNITS,), base="mean")
 
 
-def test_methods_share_one_alignment(strangers: Problem) -> None:
+def test_methods_share_one_alignment(strangers: Case) -> None:
     for align, method in (("both", Permutation("both")), (Matching(alpha=0.1), Permutation("both", alpha=0.1))):
-        (mine,), (theirs,) = Average(align=align).merge(strangers, [1.0]), method.merge(strangers, [1.0])
+        (mine,), (theirs,) = merge_case(Average(align=align), strangers, [1.0]), merge_case(method, strangers, [1.0])
         assert same_state(mine.student.state_dict(), theirs.student.state_dict())
 
 
-def test_matches_are_told_where_something_was_matched(strangers: Problem) -> None:
-    assert Space.of(strangers, "none").matches == {}
+def test_matches_are_told_where_something_was_matched(strangers: Case) -> None:
+    assert space_of(strangers, "none").matches == {}
     for align in ("both", Matching("weights")):
-        space = Space.of(strangers, align)  # type: ignore[arg-type]
+        space = space_of(strangers, align)  # type: ignore[arg-type]
         assert space.matches == {name: float(one.mean()) for name, one in space.alignment.scores.items()}
         assert set(space.matches) == {group.name for group in strangers.spec.free}
     for method, told in ((TIES(), False), (TIES(align="both"), True), (EMR(), False), (EMR(align="weights"), True)):
-        (merged,) = method.merge(strangers, [1.0])
+        (merged,) = merge_case(method, strangers, [1.0])
         assert bool(merged.matches) == told
 
 
-def test_settings_reach_the_alignment(strangers: Problem) -> None:
+def test_settings_reach_the_alignment(strangers: Case) -> None:
     spec, statistics = strangers.spec, strangers.statistics
-    assert statistics is not None
     states = [source.state_dict() for source in strangers.sources]
     for align, expected in (
         (Matching(alpha=0.25), align_by_both(spec, states, statistics, 0.25)),
         (Matching("activations", "correlation"), align_by_activations(spec, statistics, 2, "correlation")),
         ("activations", align_by_activations(spec, statistics, 2, "distance")),
     ):
-        found = Space.of(strangers, align).alignment
+        found = space_of(strangers, align).alignment
         assert same_state(found.members, expected.members)
         assert same_state(found.distances, expected.distances)
 
@@ -95,7 +108,7 @@ def test_settings_reach_the_alignment(strangers: Problem) -> None:
 def test_heads_of_different_classes_do_not_count() -> None:
     sources = [random_network(2, 0, 3), random_network(2, 1, 4)]
     it = make_problem(sources, "different", needs=(UNITS,))
-    (merged,) = Average(align="both").merge(it, [1.0])
+    (merged,) = merge_case(Average(align="both"), it, [1.0])
     assert merged.student(pictures(2, 0)).shape == (2, 7)
 
 
@@ -114,18 +127,18 @@ def test_what_matching_takes_is_counted() -> None:
     first, second = (8 * (4 * units) ** 2 for units in (40, 70))
     for by, needed in (("activations", 2 * second), ("weights", 2 * second), ("both", first + 3 * second)):
         for method in (Permutation(by), Average(align=by), TIES(align=by), PLeaS(by, fit="joint")):  # type: ignore[arg-type]
-            found = method.memory_estimate(it, dict.fromkeys(DOMAINS, 10), [1.0], 5)
+            found = estimate_case(method, it, dict.fromkeys(DOMAINS, 10), [1.0], 5)
             assert found.whole >= needed
             assert found.whole == needed or not isinstance(method, Permutation | Average) or isinstance(method, PLeaS)
     assert Matching(alpha=1.0).memory_estimate(it) == Matching("weights").memory_estimate(it)
     for method in (TIES(), Average()):
-        assert method.memory_estimate(it, {}, [1.0], 5).whole < 2 * second
+        assert estimate_case(method, it, {}, [1.0], 5).whole < 2 * second
     grouped = make_problem([kind("grouped", seed) for seed in range(2)], shape=SHAPE, batches=[])
     tied = max(sum((2 * one.size) ** 2 for one in grouped.spec.tied(group)) for group in grouped.spec.free)
     assert Matching("weights").memory_estimate(grouped).whole == 16 * tied
 
 
-def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
+def test_starts_must_stand_in_the_same_order(strangers: Case) -> None:
     for other, align, same in (
         (TIES(align="both"), "both", True),
         (TIES(align="both"), Matching(alpha=0.5), True),
@@ -140,7 +153,7 @@ def test_starts_must_stand_in_the_same_order(strangers: Problem) -> None:
     ):
         assert Space.shared(other, align) == same  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
-        MaTS(start="ties", align="both").check(replace(strangers, planned={"ties": TIES()}), {}, [1.0])
+        check_case(MaTS(start="ties", align="both"), replace(strangers, planned={"ties": TIES()}), {}, [1.0])
 
 
 @pytest.mark.parametrize(
@@ -159,12 +172,12 @@ def test_arguments(made: Callable[[], object], words: str) -> None:
         made()
 
 
-def test_what_cannot_work_is_refused_beforehand(strangers: Problem) -> None:
+def test_what_cannot_work_is_refused_beforehand(strangers: Case) -> None:
     hidden = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[], base="mean")
     for argument, method in (("matching", Permutation("both")), ("align", TIES(align="both"))):
         with pytest.raises(ConfigurationError, match=argument + r" is 'both', but no value .* alone; use 'weights'"):
-            method.check(hidden, {}, [1.0])
+            check_case(method, hidden, {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method ties is 'both', .* use align 'none'"):
-        TIES(align="both").check(replace(strangers, base=nn.Identity()), {}, [1.0])
+        check_case(TIES(align="both"), replace(strangers, base=nn.Identity()), {}, [1.0])
     with pytest.raises(MergeError, match="matching by both needs statistics"):
-        list(Average(align="both").merge(replace(strangers, statistics=None), [1.0]))
+        list(merge_case(Average(align="both"), replace(strangers, statistics=Statistics()), [1.0]))

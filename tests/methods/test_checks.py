@@ -1,11 +1,21 @@
 """Errors before the long run, in one sentence with the value and what is allowed."""
 
 import warnings
-from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
-from helpers import DOMAINS, make_problem, pictures, random_network, resnet
+from helpers import (
+    DOMAINS,
+    budgets_of,
+    check_case,
+    estimate_case,
+    make_problem,
+    merge_case,
+    pictures,
+    plan_case,
+    random_network,
+    resnet,
+)
 from kinds import SIDE, kind
 from live import peak_bytes
 
@@ -27,7 +37,7 @@ def quiet() -> warnings.catch_warnings:
 
 @pytest.mark.parametrize("budgets", [[1], [1.0, 1.5, 2.0], [2]])
 def test_budgets_that_students_can_have(budgets: list[float]) -> None:
-    check_budgets(budgets, 2)
+    check_budgets(budgets_of(*budgets), 2)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +52,7 @@ def test_budgets_that_students_can_have(budgets: list[float]) -> None:
 )
 def test_budgets_that_no_student_can_have(budgets: list[float], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        check_budgets(budgets, 2)
+        check_budgets(budgets_of(*budgets), 2)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,10 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
     problem = make_problem(sources, mode, batches=[("art", pictures(count, 0))])
     method = PLeaS(fit="joint", targets="mean", ridge=0.0)
     refusals = []
-    for attempt in (lambda: list(method.merge(problem, [1.0])), lambda: method.check(problem, {"art": count}, [1.0])):
+    for attempt in (
+        lambda: list(merge_case(method, problem, [1.0])),
+        lambda: check_case(method, problem, {"art": count}, [1.0]),
+    ):
         try:
             attempt()
             refusals.append(False)
@@ -94,7 +107,7 @@ def test_what_is_refused_without_ridge_is_refused_before_the_pass(mode: str, cou
     assert refusals[0] == refusals[1]
     told = pytest.warns(UserWarning, match=rf"and {count} calibration pictures give only") if refusals[0] else quiet()
     with told:
-        PLeaS(fit="joint").check(problem, {"art": count}, [1.0])
+        check_case(PLeaS(fit="joint"), problem, {"art": count}, [1.0])
 
 
 @pytest.mark.parametrize("budget", [1.0, 1.5])
@@ -103,14 +116,14 @@ def test_the_number_of_pictures_that_would_be_enough_is_enough(structure: int, b
     problem = make_problem([random_network(structure, weights) for weights in (0, 1)])
     method = PLeaS(rounds=0)
     with pytest.warns(UserWarning, match="stays near the permuted average; .* would be enough") as caught:
-        method.check(problem, {"art": 1, "birds": 1}, [budget])
+        check_case(method, problem, {"art": 1, "birds": 1}, [budget])
     words = str(caught[0].message).split()
     enough = int(words[words.index("would") - 1])
     share = enough if budget > 1 else -(-enough // 2)
     with quiet():
-        method.check(problem, {"art": share, "birds": share}, [budget])
+        check_case(method, problem, {"art": share, "birds": share}, [budget])
     with pytest.warns(UserWarning, match=words[1]):
-        method.check(problem, {"art": share - 1, "birds": share - 1}, [budget])
+        check_case(method, problem, {"art": share - 1, "birds": share - 1}, [budget])
 
 
 def test_domains_of_weight_0_bring_no_samples() -> None:
@@ -118,10 +131,10 @@ def test_domains_of_weight_0_bring_no_samples() -> None:
     many, few = {"art": 1, "birds": 10**6}, {"art": 10**4, "birds": 1}
     options: dict[str, Any] = {"fit": "joint", "targets": "mean", "weights": {"birds": 0.0}}
     with pytest.raises(ConfigurationError, match="and 1 calibration pictures give only"):
-        PLeaS(ridge=0.0, **options).check(problem, many, [1.0])
+        check_case(PLeaS(ridge=0.0, **options), problem, many, [1.0])
     with quiet():
-        PLeaS(**options).check(problem, few, [1.5])
-        PLeaS(weights={"birds": 0.0}).check(problem, few, [1.5])
+        check_case(PLeaS(**options), problem, few, [1.5])
+        check_case(PLeaS(weights={"birds": 0.0}), problem, few, [1.5])
 
 
 def test_systems_of_layers_demand_room_block_by_block() -> None:
@@ -130,28 +143,28 @@ def test_systems_of_layers_demand_room_block_by_block() -> None:
     plain = Arithmetic.memory_estimate(RegMean(), it, {}, [1.0], 1)
     gram = 4 * 18**2
     assert gram > 27**2
-    assert RegMean().memory_estimate(it, {}, [1.0], 1).whole - plain.whole == solve_bytes(18, 1, 4) == 8 * 5 * gram
+    assert estimate_case(RegMean(), it, {}, [1.0], 1).whole - plain.whole == solve_bytes(18, 1, 4) == 8 * 5 * gram
     both = gram + 4 * 3**2
-    assert MaTS("gram").memory_estimate(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
-    assert MaTS("kfac").memory_estimate(it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
+    assert estimate_case(MaTS("gram"), it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
+    assert estimate_case(MaTS("kfac"), it, {}, [1.0], 1).least - plain.least == 8 * 4 * both
     sides = [(27, 8), (8, 8), (12, 8), (8, 5)]
     every = both + sum(inputs**2 + outputs**2 for inputs, outputs in sides)
-    assert MaTS("kfac", watch=1).memory_estimate(it, {}, [1.0], 1).least - plain.least == 8 * (2 * every + 2 * both)
+    assert estimate_case(MaTS("kfac", watch=1), it, {}, [1.0], 1).least - plain.least == 8 * (2 * every + 2 * both)
 
 
 def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> None:
     problem = make_problem([random_network(0, weights) for weights in (0, 1)])
     spec, many = problem.spec, {"art": 10**6, "birds": 10**6}
-    estimate = PLeaS().memory_estimate(problem, many, [1.0], 16)
+    estimate = estimate_case(PLeaS(), problem, many, [1.0], 16)
     solving = solve_bytes(max(layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers), 2)
     solving += patch_bytes(spec, spec.sizes, 16)
     assert patch_bytes(spec, spec.sizes, 10**6) <= CHUNK_BYTES
     assert estimate.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
     assert estimate.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
-    drawn = PLeaS(excess=0.01).memory_estimate(problem, many, [1.0], 16)
+    drawn = estimate_case(PLeaS(excess=0.01), problem, many, [1.0], 16)
     assert drawn.least - estimate.least == drawn_bytes(spec, spec.sizes, 16, 4) > 0
     assert drawn.whole - estimate.whole == drawn_bytes(spec, spec.sizes, 2 * 10**6, 4)
-    assert Permutation().memory_estimate(problem, many, [2.0], 16) == Matching("activations").memory_estimate(problem)
+    assert estimate_case(Permutation(), problem, many, [2.0], 16) == Matching("activations").memory_estimate(problem)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +180,12 @@ def test_the_joint_fit_holds_no_more_than_it_demands(
     batches = [(domain, pictures(8, number, shape)) for number, domain in enumerate(DOMAINS[:count])]
     it = make_problem(sources, shape=shape, batches=batches, needs=[LAYERS])
     method = PLeaS(matching="weights", fit="joint", targets=targets)
-    estimate = method.memory_estimate(it, dict.fromkeys(it.owners, 8), budgets, 8)
+    estimate = estimate_case(method, it, dict.fromkeys(it.owners, 8), budgets, 8)
     assert estimate.whole == estimate.least
     weights = sum(tensor.nbytes for tensor in sources[0].state_dict().values())
-    found = peak_bytes(lambda: list(method.merge(it, budgets))) - 2 * len(budgets) * weights  # the students themselves
+    found = (
+        peak_bytes(lambda: list(merge_case(method, it, budgets))) - 2 * len(budgets) * weights
+    )  # the students themselves
     assert estimate.whole / 3 < found < 1.1 * estimate.whole, (estimate.whole, found)
 
 
@@ -184,9 +199,9 @@ def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
     three |= {shared.spec.input.name: 3, shared.spec.output.name: shared.spec.output.size}
     solving += patch_bytes(shared.spec, three, 30)
     walk = walk_bytes(widest(shared.spec, three), 30)
-    assert PLeaS().memory_estimate(shared, pictures, [3.0], 30) == MemoryEstimate(walk + solving, walk + solving)
+    assert estimate_case(PLeaS(), shared, pictures, [3.0], 30) == MemoryEstimate(walk + solving, walk + solving)
     walk = walk_bytes(widest(shared.spec, three), 30)
-    assert PLeaS().memory_estimate(different, pictures, [3.0], 30) == MemoryEstimate(walk, walk)
+    assert estimate_case(PLeaS(), different, pictures, [3.0], 30) == MemoryEstimate(walk, walk)
 
 
 @pytest.mark.parametrize("separate", ["front", "back", "uniform", "gain"])
@@ -196,8 +211,8 @@ def test_students_are_no_wider_than_was_told_before_units_were_matched(
 ) -> None:
     problem = make_problem([random_network(structure, weights) for weights in range(count)])
     method, budgets = Permutation(separate=separate), [1.0, 1.2, 1.6, count - 0.1]
-    told = method.shapes(replace(problem, statistics=None), budgets)
-    for shapes, merged in zip(told, method.merge(problem, budgets), strict=True):
+    told = method.shapes(problem, budgets_of(*budgets))
+    for shapes, merged in zip(told, merge_case(method, problem, budgets), strict=True):
         for name, units in merged.student.group_maps.items():
             assert units.units <= shapes[name].units, name
             if count == 2 and separate != "gain":
@@ -215,7 +230,7 @@ def test_students_are_no_wider_than_was_told_before_units_were_matched(
 def test_weights_of_no_use_are_refused(weights: dict[str, float], said: str) -> None:
     it = make_problem([random_network(0, weights) for weights in (0, 1)])
     with pytest.raises(ConfigurationError, match=said):
-        PLeaS(weights=weights).check(it, {"art": 40, "birds": 40}, [1.0])
+        check_case(PLeaS(weights=weights), it, {"art": 40, "birds": 40}, [1.0])
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
@@ -226,7 +241,7 @@ def test_weights_that_are_no_weights_are_refused(weight: float) -> None:
 
 def test_the_plan_names_every_stage() -> None:
     problem = make_problem([random_network(2, weights) for weights in range(2)], batches=[])
-    told = PLeaS().plan(problem) or ""
+    told = plan_case(PLeaS(), problem) or ""
     assert told.startswith(f"pleas fits {len(problem.spec.layers)} layers in ")
     assert all(layer.name in told for layer in problem.spec.layers)
-    assert PLeaS(fit="joint").plan(problem) is None
+    assert plan_case(PLeaS(fit="joint"), problem) is None

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, make_problem, moved, only, pictures, random_network, same_state
+from helpers import DOMAINS, Case, check_case, make_problem, moved, only, pictures, random_network, same_state, space_of
 from meeting import dealt, together
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
-from project.methods import Concrete, Problem, TaskArithmetic
+from project.methods import Concrete, TaskArithmetic
 from project.methods.concrete import halves
-from project.methods.shared.aligned import Space
 from project.methods.shared.blend import MaskedBlend
 from project.methods.shared.entropy import Norms, Objective
 from project.runtime import World
@@ -22,25 +21,23 @@ from project.runtime import World
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 
 
-def problem(count: int = 2, mode: str = "shared", batches: list[tuple[str, Tensor]] | None = None) -> Problem:
+def problem(count: int = 2, mode: str = "shared", batches: list[tuple[str, Tensor]] | None = None) -> Case:
     base = random_network(1, 50)
     sources = [moved(base, s) for s in range(count)]
     return make_problem(sources, mode, needs=(), batches=FEW[:count] if batches is None else batches, base=base)
 
 
-def parts(method: Concrete, it: Problem) -> tuple[MaskedBlend, Objective]:
+def parts(method: Concrete, it: Case) -> tuple[MaskedBlend, Objective]:
     """What is learned and what falls, in float64."""
-    space = Space.of(it, "none")
+    space = space_of(it, "none")
     student = it.start(space.maps)
     blend = method.blend(space, student).double()
     assert isinstance(blend, MaskedBlend)
-    assert it.pictures is not None
     student.double()
     return blend, Objective(student, list(it.pictures), method.norms)
 
 
-def batch(it: Problem) -> dict[str, Tensor]:
-    assert it.pictures is not None
+def batch(it: Case) -> dict[str, Tensor]:
     return {domain: torch.cat(list(batches)).double() for domain, batches in it.pictures.items()}
 
 
@@ -263,4 +260,4 @@ def test_arguments(arguments: dict[str, object], words: str) -> None:
 
 def test_it_needs_a_base() -> None:
     with pytest.raises(ConfigurationError, match="method concrete needs base"):
-        Concrete().check(replace(problem(), base=None), {}, [1.0])
+        check_case(Concrete(), replace(problem(), base=None), {}, [1.0])

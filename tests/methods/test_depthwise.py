@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import close, make_problem, permuted_copy, pictures
+from helpers import close, make_problem, merge_case, permuted_copy, pictures
 from kinds import SIDE, kind
 from torch import nn
 
@@ -31,7 +31,7 @@ def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
     for seed, twin in enumerate(sources[1:]):
         permuted_copy(first, twin, spec, seed)
     method: Method = METHODS[name]()
-    (merged,) = method.merge(make_problem(sources, shape=SHAPE), [1.0])
+    (merged,) = merge_case(method, make_problem(sources, shape=SHAPE), [1.0])
     batch = pictures(4, 7, SHAPE)
     with torch.no_grad():
         assert close(merged.student(batch), first(batch), 1e-4)
@@ -43,7 +43,7 @@ def test_sources_apart_are_the_sources(name: str, count: int) -> None:
     sources = [kind("depthwise", seed) for seed in range(count)]
     problem = make_problem(sources, "different", shape=SHAPE)
     method: Method = METHODS[name]()
-    (merged,) = method.merge(problem, [float(count)])
+    (merged,) = merge_case(method, problem, [float(count)])
     batch = pictures(4, 7, SHAPE)
     with torch.no_grad():
         assert close(merged.student(batch), torch.cat([source(batch) for source in sources], 1))
@@ -54,7 +54,7 @@ def test_nominal_is_counted(budget: float) -> None:
     sources = [kind("depthwise", seed) for seed in range(2)]
     problem = make_problem(sources, "different", shape=SHAPE)
     for method in (PLeaS(), Permutation("weights")):
-        (merged,) = method.merge(problem, [budget])
+        (merged,) = merge_case(method, problem, [budget])
         executed = executed_macs(merged.student.network, SHAPE)
         assert executed == nominal_macs(problem.spec, merged.student.maps)
         assert executed <= budget * problem.unit * (1 + 1e-9) or budget == 1.0

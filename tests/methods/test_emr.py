@@ -6,12 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, run, same_state
+from helpers import (
+    DOMAINS,
+    Case,
+    check_case,
+    close,
+    make_problem,
+    merge_case,
+    permuted_copy,
+    pictures,
+    random_network,
+    resnet,
+    run,
+    same_state,
+)
 from torch import nn
 
 from project import load_student, save_student
 from project.errors import CheckpointError, ConfigurationError
-from project.methods import EMR, Problem
+from project.methods import EMR
 from project.methods.emr import elect
 from project.models import Architecture, Preprocessing
 from project.moments import UNITS
@@ -22,8 +35,8 @@ from project.symmetry import trace
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 
 
-def emr(it: Problem, **options: str) -> MaskedStudent:
-    (merged,) = EMR(**options).merge(it, [2.0])  # type: ignore[arg-type]
+def emr(it: Case, **options: str) -> MaskedStudent:
+    (merged,) = merge_case(EMR(**options), it, [2.0])  # type: ignore[arg-type]
     assert merged.name == "emr-1.00"
     assert merged.settled
     assert isinstance(merged.student, MaskedStudent)
@@ -69,7 +82,7 @@ def test_sources_that_agree_or_do_not_meet_come_back_by_name(mode: str, alike: b
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
                 module.running_mean += index
     it = make_problem(sources, mode, needs=(), batches=FEW, base=base)
-    EMR().check(it, {}, [1.0])
+    check_case(EMR(), it, {}, [1.0])
     student, batch = emr(it), pictures(4, 7)
     for domain, source in zip(DOMAINS, sources, strict=False):
         columns = it.labels.columns(domain)
@@ -156,6 +169,6 @@ def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
 def test_it_needs_a_base() -> None:
     it = make_problem([random_network(0, 0), random_network(0, 1)], needs=(), batches=FEW[:2])
     with pytest.raises(ConfigurationError, match="method emr needs base"):
-        EMR().check(it, {}, [1.0])
+        check_case(EMR(), it, {}, [1.0])
     with pytest.raises(ConfigurationError, match="align of method emr is 'weights'"):
-        EMR(align="weights").check(replace(it, base=nn.Identity()), {}, [1.0])
+        check_case(EMR(align="weights"), replace(it, base=nn.Identity()), {}, [1.0])

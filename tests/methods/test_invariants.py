@@ -9,8 +9,10 @@ import torch
 from helpers import (
     DOMAINS,
     PICTURE,
+    Case,
     close,
     make_problem,
+    merge_case,
     permuted_copy,
     permuted_family,
     pictures,
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.allocation import nominal_macs
-from project.methods import Average, Merged, Method, Permutation, PLeaS, Problem, pleas
+from project.methods import Average, Merged, Method, Permutation, PLeaS, pleas
 from project.runtime import World
 from project.student import BlockLayer, reestimate
 from project.symmetry import Layer, trace
@@ -44,8 +46,8 @@ METHODS: dict[str, Callable[[], Method]] = {
 SEEDS = [(0, 2), pytest.param(1, 3, marks=pytest.mark.slow), (2, 4)]
 
 
-def only(method: Method, problem: Problem, budget: float) -> Merged:
-    (merged,) = method.merge(problem, [budget])
+def only(method: Method, problem: Case, budget: float) -> Merged:
+    (merged,) = merge_case(method, problem, [budget])
     return merged
 
 
@@ -75,7 +77,7 @@ def test_one_trunk_keeps_unequal_heads_at_every_budget(name: str, seed: int, cou
         permuted_copy(plain, twin, trace(plain, PICTURE), index)
         sources.append(twin)
     problem, batch = make_problem(sources, "different"), pictures(6, 7)
-    for merged in METHODS[name]().merge(problem, [1.0, 1.5, count - 0.3]):
+    for merged in merge_case(METHODS[name](), problem, [1.0, 1.5, count - 0.3]):
         logits = run(merged.student, batch)
         for domain, source in zip(DOMAINS, sources, strict=False):
             assert close(logits[:, problem.labels.columns(domain)], run(source, batch), 1e-4)
@@ -110,7 +112,7 @@ def test_sources_apart_average_a_shared_head(name: str, seed: int, count: int) -
     assert_copies(merged, problem)
 
 
-def assert_copies(merged: Merged, problem: Problem) -> None:
+def assert_copies(merged: Merged, problem: Case) -> None:
     """Every layer inside holds bitwise copies of the sources' weights, source after source, units as matched."""
     network, maps = merged.student.network, merged.student.maps
     for layer in problem.spec.layers:
@@ -151,7 +153,7 @@ def test_a_layer_whose_maps_a_budget_leaves_as_they_were_is_not_solved_again(mon
 
     monkeypatch.setattr(pleas, "fit_layer", counted)
     method = PLeaS(fit="joint", separate="front")
-    together = list(method.merge(it, [1.0, 1.2, 2.0]))
+    together = list(merge_case(method, it, [1.0, 1.2, 2.0]))
     maps = [
         {(one.student.maps[layer.outputs], one.student.maps[layer.inputs]) for one in together}
         for layer in it.spec.layers
@@ -176,7 +178,7 @@ def test_layers_are_dealt_out_alike_in_every_process(monkeypatch: pytest.MonkeyP
     for salt in range(4):
         salted = partial(lambda salt, units: hash((salt, units.members.numpy().tobytes())), salt)
         monkeypatch.setattr(UnitMap, "__hash__", lambda units, salted=salted: salted(units))
-        list(PLeaS(fit="joint", separate="uniform").merge(it, [1.0, 1.15, 1.3, 1.45, 1.6, 1.75]))
+        list(merge_case(PLeaS(fit="joint", separate="uniform"), it, [1.0, 1.15, 1.3, 1.45, 1.6, 1.75]))
     assert len(dealt) == 4
     assert all(efforts == dealt[0] for efforts in dealt)
 
@@ -231,7 +233,7 @@ def test_budgets_together_are_budgets_alone(name: str) -> None:
     """One alignment and one set of statistics serve every budget."""
     problem = make_problem([random_network(2, weights) for weights in (0, 1, 2)])
     budgets = (1.0, 1.7, 3.0)
-    together = list(METHODS[name]().merge(problem, budgets))
+    together = list(merge_case(METHODS[name](), problem, budgets))
     for merged, budget in zip(together, budgets, strict=True):
         assert same_state(merged.student.state_dict(), only(METHODS[name](), problem, budget).student.state_dict())
         assert merged.name == f"{merged.method}-{budget:.2f}"
@@ -241,7 +243,7 @@ def test_budgets_together_are_budgets_alone(name: str) -> None:
 
 def test_fits_report_less_than_their_start_points() -> None:
     problem = make_problem([random_network(2, weights) for weights in (0, 1)])
-    for merged in PLeaS(separate="back").merge(problem, [1.0, 1.5]):  # what stands at the front is exact then
+    for merged in merge_case(PLeaS(separate="back"), problem, [1.0, 1.5]):  # what stands at the front is exact then
         assert set(merged.layers) == {layer.name for layer in problem.spec.layers}
         for found in merged.layers.values():
             assert 0 <= found["residual_after"] <= found["residual_before"] * (1 + 1e-9)

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, same_state
+from helpers import (
+    DOMAINS,
+    Case,
+    check_case,
+    close,
+    make_problem,
+    merge_case,
+    permuted_copy,
+    pictures,
+    random_network,
+    same_state,
+    space_of,
+)
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError, MergeError
@@ -22,12 +34,11 @@ from project.methods import (
     Method,
     Permutation,
     PLeaS,
-    Problem,
     RegMean,
+    Run,
     TaskArithmetic,
 )
 from project.methods.mats import Estimate
-from project.methods.shared.aligned import Space
 from project.methods.shared.conjugate import ConjugateGradients
 from project.methods.shared.systems import Elementwise, Gram, Kronecker, System
 from project.moments import DIAGONAL, FACTORS, INPUTS, UNITS, fisher_need
@@ -39,14 +50,14 @@ ESTIMATES: list[Estimate] = ["average", "diagonal", "gram", "kfac"]
 
 
 @cache
-def problem(structure: int = 0, count: int = 2, mode: str = "shared", many: int = 16, **others: object) -> Problem:
+def problem(structure: int = 0, count: int = 2, mode: str = "shared", many: int = 16, **others: object) -> Case:
     sources = [random_network(structure, weights) for weights in range(count)]
     batches = [(domain, pictures(many, 100 + i)) for i, domain in enumerate(DOMAINS[:count])]
     return make_problem(sources, mode, needs=NEEDS, batches=batches, **others)
 
 
 @cache
-def twins(mode: str) -> Problem:
+def twins(mode: str) -> Case:
     """A network and a copy of it whose units stand in another order."""
     network = random_network(2, 2)
     twin = copy.deepcopy(network)
@@ -55,14 +66,14 @@ def twins(mode: str) -> Problem:
 
 
 @cache
-def agreeing(mode: str, count: int = 3) -> Problem:
+def agreeing(mode: str, count: int = 3) -> Case:
     network = random_network(4, 4)
     sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
     return make_problem(sources, mode, needs=NEEDS, batches=FEW[:count], base=random_network(4, 9))
 
 
-def only(method: Method, it: Problem) -> Merged:
-    (merged,) = method.merge(it, [1.0, 1.5])
+def only(method: Method, it: Case) -> Merged:
+    (merged,) = merge_case(method, it, [1.0, 1.5])
     assert merged.budget.number == 1.0
     return merged
 
@@ -189,7 +200,7 @@ def test_average_and_diagonal_are_their_closed_forms(start: str, precondition: b
     mean = parameters(only(Average(), it))
     for name, found in parameters(only(MaTS("average", **options), it)).items():
         assert close(found, mean[name], 1e-6)
-    space = Space.of(it, "none")
+    space = space_of(it, "none")
     squares = [space.squares(index, "sampled") for index in range(count)]
     for name, found in parameters(only(MaTS("diagonal", **options, damping=1e-3), it)).items():
         if name not in space.names:
@@ -205,7 +216,7 @@ def test_average_and_diagonal_are_their_closed_forms(start: str, precondition: b
 def test_gram_is_regmean(structure: int) -> None:
     """(Σ Wᵢ Aᵢ) (Σ Aᵢ)⁻¹ by numpy, by RegMean, and by conjugate gradients."""
     it = problem(structure, 3, many=80)
-    space, checked = Space.of(it, "none"), 0
+    space, checked = space_of(it, "none"), 0
     regmean = parameters(only(RegMean(off_diagonal=1.0, ridge=0.0), it))
     solved = only(MaTS("gram", precondition=True, iterations=5000, tolerance=1e-12), it)
     found = parameters(solved)
@@ -230,7 +241,7 @@ def test_gram_is_regmean(structure: int) -> None:
 def test_kfac_solves_the_dense_system() -> None:
     """Written out as a Kronecker sum, with both factors from a pass over pictures, and solved by SciPy."""
     it = problem(2, 2)
-    space = Space.of(it, "none")
+    space = space_of(it, "none")
     layer = min(it.spec.layers, key=lambda one: space.mean[f"{one.name}.weight"].numel())
     name = f"{layer.name}.weight"
     grams = [space.gram(layer, index).numpy() for index in range(2)]
@@ -250,7 +261,6 @@ def test_kfac_solves_the_dense_system() -> None:
 
 def test_factors_and_inputs_are_those_of_the_sources_domain() -> None:
     it = problem(0, 2)
-    assert it.statistics is not None
     for tables in (it.statistics.squares, it.statistics.factors):
         assert tables["sampled"]
         assert all(set(table) == {(0, "art"), (1, "birds")} for table in tables["sampled"].values())
@@ -264,10 +274,10 @@ def test_sources_that_agree_come_back(estimate: Estimate, start: str, mode: str)
     it = agreeing(mode)
     it = replace(it, made={"other": only(Average(), it).student}, planned={"other": Average()})
     method = MaTS(estimate, start=start)
-    method.check(it, {}, [1.0])
+    check_case(method, it, {}, [1.0])
     student = parameters(only(method, it))
     for name, one in it.sources[0].named_parameters():
-        if name in Space.of(it, "none").names:
+        if name in space_of(it, "none").names:
             assert torch.equal(student[name].float(), one)
 
 
@@ -306,7 +316,7 @@ def test_more_steps_fit_better_and_the_curves_say_so(estimate: Estimate) -> None
 def test_the_measured_loss_is_the_loss() -> None:
     it = problem(3, 2)
     merged = only(MaTS("gram", iterations=4, tolerance=0.0), it)
-    space, found = Space.of(it, "none"), parameters(only(MaTS("gram", iterations=4, tolerance=0.0), it))
+    space, found = space_of(it, "none"), parameters(only(MaTS("gram", iterations=4, tolerance=0.0), it))
     for layer in it.spec.layers:
         gaps = [
             found[f"{layer.name}.weight"].flatten(1) - one[f"{layer.name}.weight"].flatten(1) for one in space.sources
@@ -356,7 +366,7 @@ ALIGNED = {
 def test_permuted_copies_merge_to_themselves(name: str, align: str, mode: str) -> None:
     it = twins(mode)
     method = ALIGNED[name](align)
-    method.check(it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
+    check_case(method, it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
     student, batch = only(method, it).student, pictures(6, 7)
     with torch.no_grad():
         expected = it.sources[0](batch).repeat(1, 2 if mode == "different" else 1)
@@ -384,11 +394,12 @@ def test_statistics_move_with_the_units(estimate: Estimate) -> None:
 def test_alignment_is_permutations() -> None:
     it = problem(5, 3)
     for align in ("weights", "activations"):
-        mine, theirs = only(Average(align=align), it), next(iter(Permutation(align).merge(it, [1.0])))
+        mine, theirs = only(Average(align=align), it), next(iter(merge_case(Permutation(align), it, [1.0])))
         assert same_state(mine.student.state_dict(), theirs.student.state_dict())
         MaTS("gram", start="permutation", align=align).combine(
-            Space.of(replace(it, made={"permutation": theirs.student}), align),
-            mine.student,  # type: ignore[arg-type]
+            space_of(it, align),
+            mine.student,
+            Run(made={"permutation": theirs.student}),  # type: ignore[arg-type]
         )
     with pytest.raises(MergeError, match="matched in another way"):
         only(MaTS("gram", start="permutation"), replace(it, made={"permutation": theirs.student}))
@@ -413,21 +424,21 @@ def test_arguments(method: object, words: str) -> None:
 def test_what_is_missing_is_told_before_the_pass() -> None:
     it = problem()
     with pytest.raises(ConfigurationError, match=r"'pcb'; allowed: .*, 'ties', 'other'; of methods listed"):
-        MaTS(start="pcb").check(replace(it, planned={"other": Average()}), {}, [1.0])
+        check_case(MaTS(start="pcb"), replace(it, planned={"other": Average()}), {}, [1.0])
     with pytest.raises(ConfigurationError, match="method mats needs base, which is not given"):
-        MaTS(start="ties").check(it, {}, [1.0])
-    MaTS(start="ties").check(replace(it, planned={"ties": TIES()}), {}, [1.0])
+        check_case(MaTS(start="ties"), it, {}, [1.0])
+    check_case(MaTS(start="ties"), replace(it, planned={"ties": TIES()}), {}, [1.0])
     for other in (Permutation("weights"), TIES(align="activations"), PLeaS(), Permutation(similarity="correlation")):
         with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
-            MaTS(start="other").check(replace(it, planned={"other": other}), {}, [1.0])
+            check_case(MaTS(start="other"), replace(it, planned={"other": other}), {}, [1.0])
     both = dict.fromkeys(DOMAINS[:2], 16)
-    MaTS(start="other", align="activations").check(replace(it, planned={"other": PLeaS()}), both, [1.0])
-    MaTS(start="average", align="weights").check(replace(it, planned={"average": Average()}), {}, [1.0])
+    check_case(MaTS(start="other", align="activations"), replace(it, planned={"other": PLeaS()}), both, [1.0])
+    check_case(MaTS(start="average", align="weights"), replace(it, planned={"average": Average()}), {}, [1.0])
     with pytest.raises(ConfigurationError, match=r"align of method mats is 'weights', .* use align 'none'"):
-        MaTS(start="base", align="weights").check(replace(it, base=nn.Identity()), {}, [1.0])
+        check_case(MaTS(start="base", align="weights"), replace(it, base=nn.Identity()), {}, [1.0])
     with pytest.raises(ConfigurationError, match="classes is 'labels', but calibration pictures are of 'public'"):
-        MaTS("kfac", "labels").check(it, {"public": 10}, [1.0])
-    MaTS("gram", "labels").check(it, {"public": 10}, [1.0])
+        check_case(MaTS("kfac", "labels"), it, {"public": 10}, [1.0])
+    check_case(MaTS("gram", "labels"), it, {"public": 10}, [1.0])
     assert MaTS("kfac", "labels").labelled
     assert not MaTS("gram", "labels").labelled
 
@@ -435,7 +446,7 @@ def test_what_is_missing_is_told_before_the_pass() -> None:
 def test_shrinking_keeps_the_diagonal_alone() -> None:
     """Without anything off the diagonals, K-FAC is a weighted mean, entry by entry."""
     it = problem(1, 2)
-    space = Space.of(it, "none")
+    space = space_of(it, "none")
     found = parameters(only(MaTS("kfac", off_diagonal=0.0, precondition=True), it))
     for layer in it.spec.layers:
         name = f"{layer.name}.weight"

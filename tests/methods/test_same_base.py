@@ -8,12 +8,23 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, only, pictures, random_network, same_state
+from helpers import (
+    DOMAINS,
+    Case,
+    check_case,
+    close,
+    make_problem,
+    only,
+    pictures,
+    plan_case,
+    random_network,
+    same_state,
+    space_of,
+)
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
-from project.methods import PCB, TIES, Average, Fisher, Merged, Method, Problem, RegMean, TaskArithmetic
-from project.methods.shared.aligned import Space
+from project.methods import PCB, TIES, Average, Fisher, Merged, Method, RegMean, TaskArithmetic
 from project.methods.ties import disjoint_mean, trimmed
 from project.moments import DIAGONAL, INPUTS, UNITS, fisher_need
 
@@ -55,7 +66,7 @@ def disjoint(count: int, structure: int = 1, seed: int = 0) -> list[Tensor]:
 
 
 @cache
-def agreeing(mode: str) -> Problem:
+def agreeing(mode: str) -> Case:
     network = random_network(1, 1)
     sources = [network, copy.deepcopy(network), copy.deepcopy(network)]
     return make_problem(sources, mode, needs=NEEDS, batches=FEW, base=random_network(1, 9))
@@ -77,7 +88,7 @@ EVERY: dict[str, Callable[[], Method]] = {
 def test_sources_that_agree_come_back(name: str, mode: str) -> None:
     it = agreeing(mode)
     network, method = it.sources[0], EVERY[name]()
-    method.check(it, dict.fromkeys(DOMAINS[:3], 8), [1.0])
+    check_case(method, it, dict.fromkeys(DOMAINS[:3], 8), [1.0])
     merged = only(method, it)
     batch = pictures(4, 7)
     with torch.no_grad():
@@ -120,7 +131,6 @@ def test_fisher_gives_each_entry_to_whom_it_matters() -> None:
     vectors = disjoint(2)
     sources, base = family(vectors)
     it = make_problem(sources, needs=NEEDS, batches=FEW[:2])
-    assert it.statistics is not None
     start = 0
     for table in it.statistics.squares["exact"].values():
         for (source, _), moment in table.items():
@@ -136,7 +146,6 @@ def test_regmean_of_inputs_that_do_not_meet_does_what_both_do() -> None:
     """Sources that read orthogonal inputs are no hindrance to each other, whatever their weights."""
     it = make_problem([random_network(1, weights) for weights in (0, 1)], needs=NEEDS, batches=FEW[:2])
     layer, random = it.spec.layers[-1], np.random.default_rng(0)
-    assert it.statistics is not None
     size = it.sources[0].get_submodule(layer.name).weight[0].numel()
     axes = torch.from_numpy(np.linalg.qr(random.normal(size=(size, size)))[0]).float()
     halves = axes[:, : size // 2], axes[:, size // 2 :]
@@ -215,7 +224,6 @@ def test_averages_by_hand() -> None:
     it = make_problem(sources, needs=(INPUTS, fisher_need(DIAGONAL, "exact")), batches=FEW[:2])
     head = parameters(only(Average([3, 1]), it))["head.weight"]
     assert head.tolist() == [[1.5, 1.5], [2.0, 4.0]]
-    assert it.statistics is not None
     shares = torch.tensor([[[3.0, 0.0], [4.0, 0.0]], [[0.0, 0.0], [3.0, 4.0]]])
     for name, table in it.statistics.squares["exact"].items():
         for (source, _), moment in table.items():
@@ -248,10 +256,10 @@ def test_a_base_of_other_classes_serves_the_trunk(method: Method) -> None:
     other.load_state_dict({k: v for k, v in base.state_dict().items() if not k.startswith(head)}, strict=False)
     it = make_problem(sources, needs=(), batches=FEW[:2], base=other)
     found = parameters(only(method, it))
-    told = method.plan(it)
+    told = plan_case(method, it)
     assert told is not None
     assert f"{head}.weight" in told
-    for name, mean in Space.of(it, "none").mean.items():
+    for name, mean in space_of(it, "none").mean.items():
         if name.startswith(head):
             assert close(found[name], mean, 1e-6)
     different = [parameters(only(method, make_problem(sources, "different", needs=(), batches=FEW[:2], base=one)))
@@ -273,8 +281,8 @@ def test_the_mean_is_a_base_only_where_it_is_asked_for() -> None:
     it = make_problem(sources, needs=(), batches=FEW[:2])
     for method in (TIES(), PCB(), TaskArithmetic()):
         with pytest.raises(ConfigurationError, match=r"needs base, which is not given; set it to .* or to 'mean'"):
-            method.check(it, {}, [1.0])
-        method.check(replace(it, base="mean"), {}, [1.0])
+            check_case(method, it, {}, [1.0])
+        check_case(method, replace(it, base="mean"), {}, [1.0])
     mean = only(Average(), it).student.state_dict()
     found = only(TaskArithmetic(), replace(it, base="mean")).student.state_dict()
     assert all(torch.allclose(found[name], one, atol=1e-6) for name, one in mean.items())
@@ -315,4 +323,4 @@ def test_weights_of_another_number_of_sources_are_refused() -> None:
     it = make_problem([random_network(1, weights) for weights in (0, 1)], needs=(), batches=FEW[:2])
     for method in (Average([1, 2, 3]), Fisher(weights=[1, 2, 3])):
         with pytest.raises(ConfigurationError, match="weights holds 3 numbers for 2 sources"):
-            method.check(it, dict.fromkeys(DOMAINS[:2], 8), [1.0])
+            check_case(method, it, dict.fromkeys(DOMAINS[:2], 8), [1.0])

@@ -7,10 +7,14 @@ import pytest
 import torch
 from helpers import (
     DOMAINS,
+    Case,
+    check_case,
     close,
     make_problem,
+    merge_case,
     permuted_family,
     pictures,
+    plan_case,
     random_network,
     randomised,
     resnet,
@@ -21,7 +25,7 @@ from kinds import SIDE, kind
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
-from project.methods import SMILE, Average, Merged, Problem
+from project.methods import SMILE, Average, Merged
 from project.student import MixtureStudent, batch_norms, reestimate
 
 FULL = 10**6
@@ -46,9 +50,9 @@ def sent(student: MixtureStudent, source: int) -> MixtureStudent:
     return student
 
 
-def only(method: SMILE, it: Problem) -> tuple[Merged, MixtureStudent]:
-    method.check(it, {}, [1.0])
-    (merged,) = method.merge(it, [2.0])
+def only(method: SMILE, it: Case) -> tuple[Merged, MixtureStudent]:
+    check_case(method, it, {}, [1.0])
+    (merged,) = merge_case(method, it, [2.0])
     assert merged.name == f"{method.name}-1.00"
     assert isinstance(merged.student, MixtureStudent)
     return merged, merged.student
@@ -180,7 +184,7 @@ def test_merged_norms_are_re_estimated() -> None:
     it = make_problem(sources, needs=(), base=base)
     merged, student = only(SMILE(rank=2, norms="merged"), it)
     assert not merged.settled
-    (average,) = Average().merge(it, [1.0])
+    (average,) = merge_case(Average(), it, [1.0])
     norms = batch_norms(student.network)
     assert set(norms) == set(batch_norms(average.student.network))
     assert norms
@@ -208,13 +212,13 @@ def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
 def test_what_is_not_routed_is_told() -> None:
     shape = (3, SIDE, SIDE)
     it = make_problem([kind("attention", i + 1) for i in range(2)], needs=(), shape=shape, base=kind("attention", 0))
-    told = SMILE().plan(it)
+    told = plan_case(SMILE(), it)
     assert told is not None
     assert "attention" in told
     assert "stem" not in told
     for mode in ("shared", "different"):
         plain = make_problem([random_network(0, i) for i in range(2)], mode, needs=(), base=random_network(0, 2))
-        assert SMILE().plan(plain) is None
+        assert plan_case(SMILE(), plain) is None
 
 
 @pytest.mark.parametrize(
@@ -241,4 +245,4 @@ def test_what_is_refused() -> None:
         (random_network(0, 3), SMILE(align="weights"), "align of method smile is 'weights'"),
     ):
         with pytest.raises(ConfigurationError, match=words):
-            method.check(make_problem(sources, needs=(), base=base), {}, [1.0])
+            check_case(method, make_problem(sources, needs=(), base=base), {}, [1.0])

@@ -7,12 +7,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, unfolded
+from helpers import DOMAINS, Case, close, make_problem, merge_case, permuted_copy, pictures, space_of, unfolded
 from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 
-from project.methods import EMR, Fisher, MaTS, Method, Problem, RegMean
-from project.methods.shared.aligned import Space
+from project.methods import EMR, Fisher, MaTS, Method, RegMean
 from project.moments import DIAGONAL, FACTORS, INPUTS, Collector, Lockstep, fisher_need
 from project.student import MaskedStudent
 from project.symmetry import permute_state, trace
@@ -30,7 +29,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 
 @cache
-def twins(name: str) -> Problem:
+def twins(name: str) -> Case:
     first = kind(name, 0)
     second = copy.deepcopy(first)
     permuted_copy(first, second, trace(first, SHAPE), 0)
@@ -42,13 +41,12 @@ def twins(name: str) -> Problem:
 @pytest.mark.parametrize("method", METHODS)
 def test_permuted_copies_merge_to_themselves(name: str, method: str) -> None:
     it, batch = twins(name), pictures(4, 7, SHAPE)
-    (merged,) = METHODS[method]().merge(it, [1.0])
+    (merged,) = merge_case(METHODS[method](), it, [1.0])
     with torch.no_grad():
         expected = it.sources[0](batch)
         found = merged.student.answer(batch, DOMAINS[1])
     assert isinstance(merged.student, MaskedStudent) == (method == "emr")
     assert close(found, expected, 1e-3)
-    assert it.statistics is not None
     assert all(torch.isfinite(total).all() for moment in it.statistics.moments() for total in moment.totals)
 
 
@@ -59,7 +57,7 @@ def test_moments_move_with_their_units(name: str) -> None:
     """As they are gathered anew from each source with its units in the student's order; blocks of them, too."""
     batches = [(domain, pictures(4, i, SHAPE)) for i, domain in enumerate(DOMAINS[:2])]
     it = make_problem([kind(name, seed) for seed in range(2)], shape=SHAPE, needs=NEEDS, batches=batches)
-    space, moved = Space.of(it, "weights"), False
+    space, moved = space_of(it, "weights"), False
     for index, (domain, batch) in enumerate(batches):
         twin, state = copy.deepcopy(it.sources[index]), it.sources[index].state_dict()
         orders = {group.name: space.maps[group.name].members[:, index] for group in it.spec.free}
@@ -79,8 +77,8 @@ def test_blocks_are_least_squares_of_their_own(name: str) -> None:
     """RegMean, and MaTS' gram to the end, on what each block reads in the sources."""
     batches = [(domain, pictures(8, i, SHAPE)) for i, domain in enumerate(DOMAINS[:2])]
     it = make_problem([kind(name, seed) for seed in range(2)], shape=SHAPE, needs=(INPUTS,), batches=batches)
-    (merged,) = RegMean(off_diagonal=1.0, ridge=1e-12).merge(it, [1.0])
-    (stepped,) = MaTS("gram", iterations=400, tolerance=1e-12).merge(it, [1.0])
+    (merged,) = merge_case(RegMean(off_diagonal=1.0, ridge=1e-12), it, [1.0])
+    (stepped,) = merge_case(MaTS("gram", iterations=400, tolerance=1e-12), it, [1.0])
     grouped = [layer for layer in it.spec.layers if layer.blocks > 1]
     assert grouped
     for layer in grouped:

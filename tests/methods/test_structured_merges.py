@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import close, make_problem, permuted_family, pictures, same_state
+from helpers import check_case, close, make_problem, merge_case, permuted_family, pictures, same_state
 from kinds import KINDS, SIDE, kind
 from torch import nn
 
@@ -37,7 +37,7 @@ def test_permuted_copies_merge_to_themselves(name: str, method: str, count: int)
         pytest.skip("refused, see test_matching_by_activations_is_refused_beforehand")
     sources = family(name, count)
     made: Method = METHODS[method]()
-    (merged,) = made.merge(make_problem(sources, shape=SHAPE), [1.0])
+    (merged,) = merge_case(made, make_problem(sources, shape=SHAPE), [1.0])
     batch = pictures(4, 7, SHAPE)
     with torch.no_grad():
         assert close(merged.student(batch), sources[0](batch), 1e-4)
@@ -48,8 +48,8 @@ def test_the_start_is_the_mean_of_the_permuted_sources(name: str) -> None:
     sources = [kind(name, seed) for seed in range(3)]
     problem = make_problem(sources, shape=SHAPE, batches=[])
     method = Permutation("weights")
-    members = method.align(problem).members
-    (merged,) = method.merge(problem, [1.0])
+    members = method.align(problem, problem.evidence, problem.run).members
+    (merged,) = merge_case(method, problem, [1.0])
     states = [
         permute_state(source.state_dict(), problem.spec, {group: rows[:, s] for group, rows in members.items()})
         for s, source in enumerate(sources)
@@ -64,7 +64,7 @@ def test_the_start_is_the_mean_of_the_permuted_sources(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_average_keeps_the_numbers(name: str) -> None:
     sources = [kind(name, seed) for seed in range(2)]
-    (merged,) = Average().merge(make_problem(sources, shape=SHAPE, batches=[]), [1.0])
+    (merged,) = merge_case(Average(), make_problem(sources, shape=SHAPE, batches=[]), [1.0])
     states = [source.state_dict() for source in sources]
     for key, value in merged.student.network.state_dict().items():
         if value.is_floating_point():
@@ -75,7 +75,7 @@ def test_an_average_keeps_the_numbers(name: str) -> None:
 def test_nominal_is_counted(name: str) -> None:
     sources = [kind(name, seed) for seed in range(2)]
     problem = make_problem(sources, shape=SHAPE, batches=[])
-    (merged,) = Permutation("weights").merge(problem, [1.0])
+    (merged,) = merge_case(Permutation("weights"), problem, [1.0])
     assert executed_macs(merged.student.network, SHAPE) == nominal_macs(problem.spec, merged.student.group_maps)
     count = sum(parameter.numel() for parameter in merged.student.network.parameters())
     assert nominal_size(problem.spec, merged.student.group_maps, "parameters") == count
@@ -88,7 +88,7 @@ def test_a_fit_comes_nearer_to_the_sources(name: str) -> None:
     problem = make_problem(sources, shape=SHAPE)
     gaps = []
     for method in (Permutation("weights"), PLeaS("weights", targets="mean", logits="squares")):
-        (merged,) = method.merge(problem, [1.0])
+        (merged,) = merge_case(method, problem, [1.0])
         batch = torch.cat([b for batches in problem.pictures.values() for b in batches])
         with torch.no_grad():
             wanted = torch.stack([source(batch) for source in sources]).mean(0)
@@ -104,7 +104,7 @@ def test_students_are_files(name: str, tmp_path: Path, monkeypatch: pytest.Monke
         [kind(name, seed) for seed in range(2)], shape=SHAPE, batches=[], architecture=Architecture("resnet18", 5),
         preprocessing=prepared,
     )  # fmt: skip
-    (merged,) = Permutation("weights").merge(problem, [1.0])
+    (merged,) = merge_case(Permutation("weights"), problem, [1.0])
     save_student(merged.student, tmp_path / "student.ckpt")
     batch = pictures(4, 7, SHAPE)
     again = load_student(tmp_path / "student.ckpt")
@@ -119,7 +119,7 @@ def test_students_are_files(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_plain_groups_grow_and_the_others_stay(name: str, budget: float) -> None:
     sources = [kind(name, seed) for seed in range(2)]
     problem = make_problem(sources, shape=SHAPE)
-    (merged,) = PLeaS("weights").merge(problem, [budget])
+    (merged,) = merge_case(PLeaS("weights"), problem, [budget])
     maps = merged.student.group_maps
     size = executed_macs(merged.student.network, SHAPE)
     assert size == nominal_macs(problem.spec, maps) <= budget * problem.unit
@@ -132,23 +132,23 @@ def test_plain_groups_grow_and_the_others_stay(name: str, budget: float) -> None
 def test_sources_apart_are_refused_beforehand(name: str) -> None:
     problem = make_problem([kind(name, seed) for seed in range(2)], shape=SHAPE, batches=[])
     for attempt in (
-        lambda: Permutation("weights").check(problem, {}, [1.0, 2.0]),
-        lambda: list(Permutation("weights").merge(problem, [2.0])),
+        lambda: check_case(Permutation("weights"), problem, {}, [1.0, 2.0]),
+        lambda: list(merge_case(Permutation("weights"), problem, [2.0])),
     ):
         with pytest.raises(
             ConfigurationError, match=r"budgets holds 2, but students .* at most, since group '.*merged"
         ):
             attempt()
-    Permutation("weights").check(problem, {}, [1.0])
+    check_case(Permutation("weights"), problem, {}, [1.0])
 
 
 def test_matching_by_activations_is_refused_beforehand() -> None:
     problem = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[])
     with pytest.raises(ConfigurationError, match=r"matching is 'activations', but no value .* alone; use 'weights'"):
-        Permutation().check(problem, {}, [1.0])
+        check_case(Permutation(), problem, {}, [1.0])
 
 
 def test_separating_by_gain_is_refused_beforehand() -> None:
     problem = make_problem([kind("grouped", seed) for seed in range(2)], shape=SHAPE, batches=[])
     with pytest.raises(ConfigurationError, match=r"separate is 'gain', which .* 4 blocks"):
-        Permutation(separate="gain").check(problem, {}, [1.0])
+        check_case(Permutation(separate="gain"), problem, {}, [1.0])

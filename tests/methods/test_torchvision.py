@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from helpers import close, make_problem, permuted_copy, pictures
+from helpers import close, make_problem, merge_case, permuted_copy, pictures
 from torch import nn
 
 from project.methods import PLeaS
@@ -42,6 +42,6 @@ def test_permuted_copies_merge_to_themselves(name: str) -> None:
     hidden = any(not group.nodes for group in trace(network, SHAPE).free)  # which activations do not show
     method = PLeaS("weights" if hidden else "activations")
     problem = make_problem([network, twin], shape=SHAPE, batches=batches, needs=method.needs - {PICTURES})
-    (merged,) = method.merge(problem, [1.0])
+    (merged,) = merge_case(method, problem, [1.0])
     with torch.no_grad():
         assert close(merged.student(batches[0][1]), network(batches[0][1]), 1e-3)

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DOMAINS, make_problem, moved, only, pictures, random_network, same_state
+from helpers import (
+    DOMAINS,
+    Case,
+    check_case,
+    estimate_case,
+    make_problem,
+    merge_case,
+    moved,
+    only,
+    pictures,
+    plan_case,
+    random_network,
+    same_state,
+)
 from meeting import dealt, together
 from torch import Tensor
 
@@ -23,17 +36,17 @@ from project.methods import (
     AdaMerging,
     Average,
     Concrete,
+    Evidence,
     Fisher,
     MaTS,
     Merged,
     Method,
     Permutation,
     PLeaS,
-    Problem,
     RegMean,
     TaskArithmetic,
     Tuned,
-)  # fmt: skip
+)
 from project.methods.shared.matching import Matching
 from project.methods.tuned import divided
 from project.moments import PICTURES, UNITS
@@ -44,13 +57,12 @@ SCALES = [0.0, 0.2, 0.5, 0.8, 1.2]
 SIZES = (7, 8, 5)
 
 
-def problem(mode: str = "shared", **others: Any) -> Problem:
+def problem(mode: str = "shared", **others: Any) -> Case:
     """Two sources, each with three batches of its domain, whose labels are mostly what the source says."""
     base = random_network(1, 50)
     batches = [(d, pictures(n, 10 * i + k)) for i, d in enumerate(DOMAINS[:2]) for k, n in enumerate(SIZES)]
     sources = [moved(base, seed) for seed in range(2)]
     it = make_problem(sources, mode, batches=batches, base=base, **others)
-    assert it.pictures is not None
     with torch.no_grad():
         labels = {d: [it.sources[it.owners[d]](one).argmax(1) for one in them] for d, them in it.pictures.items()}
     return replace(it, picture_labels=labels)
@@ -62,9 +74,9 @@ def rows(table: dict[str, list[Tensor]], domain: str, held: bool) -> Tensor:
     return every[3::4] if held else torch.cat([every[number : number + 3] for number in range(0, 20, 4)])
 
 
-def judged(it: Problem, made: Merged, criterion: str) -> float:
+def judged(it: Case, made: Merged, criterion: str) -> float:
     """The criterion, written out again."""
-    network, shown = copy.deepcopy(made.student.network), dict(it.pictures or {})
+    network, shown = copy.deepcopy(made.student.network), dict(it.pictures)
     used = [rows(shown, domain, False).split([6, 6, 3]) for domain in shown]  # type: ignore[arg-type]
     reestimate(network, [torch.cat(batches) for batches in zip(*used, strict=True)])
     found = []
@@ -73,7 +85,7 @@ def judged(it: Problem, made: Merged, criterion: str) -> float:
         with torch.no_grad():
             mine, theirs = network(x)[:, columns].softmax(1), it.sources[it.owners[domain]](x).softmax(1)
         if criterion == "accuracy":
-            found.append((mine.argmax(1) == rows(dict(it.picture_labels or {}), domain, True)).double())  # type: ignore[arg-type]
+            found.append((mine.argmax(1) == rows(dict(it.picture_labels), domain, True)).double())  # type: ignore[arg-type]
         elif criterion == "entropy":
             found.append(torch.distributions.Categorical(probs=mine).entropy().double())
         else:
@@ -110,12 +122,10 @@ def test_domains_count_alike_however_many_pictures_they_have(criterion: Any, mod
 
     @torch.no_grad()
     def score(*numbers: int) -> float:
-        assert it.pictures is not None
-        assert it.picture_labels is not None
         times = dict(zip(DOMAINS, numbers, strict=False))
         shown = {domain: n * list(it.pictures[domain]) for domain, n in times.items()}
         labels = {domain: n * list(it.picture_labels[domain]) for domain, n in times.items()}
-        return method.score(merged, it, replace(it, pictures=shown, picture_labels=labels))
+        return method.score(merged, it, it.evidence, Evidence(it.statistics, shown, labels), it.world)
 
     assert score(1, 5) == pytest.approx(score(1, 1))
     assert score(3, 1) == pytest.approx(score(1, 1))
@@ -177,14 +187,10 @@ def test_what_is_not_finite_never_wins(criterion: Any) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
 def test_what_is_held_out_is_kept_apart(share: float) -> None:
     it = problem()
-    kept, held = divided(it, share)
-    assert it.pictures is not None
-    assert it.picture_labels is not None
+    kept, held = divided(it.evidence, share, it.run)
     for table, mine, theirs in (
         (it.pictures, kept.pictures, held.pictures), (it.picture_labels, kept.picture_labels, held.picture_labels),
     ):  # fmt: skip
-        assert mine is not None
-        assert theirs is not None
         for domain in DOMAINS[:2]:
             assert sum(map(len, theirs[domain])) == int(20 * share)
             assert all(len(one) for one in (*mine[domain], *theirs[domain]))
@@ -192,8 +198,6 @@ def test_what_is_held_out_is_kept_apart(share: float) -> None:
             assert sorted(both.flatten(1).sum(1).tolist() if both.dim() > 1 else both.tolist()) == sorted(
                 every.flatten(1).sum(1).tolist() if every.dim() > 1 else every.tolist()
             )
-    assert kept.pictures is not None
-    assert kept.picture_labels is not None
     for domain in DOMAINS[:2]:  # a picture and its label go the same way
         for x, y in zip(kept.pictures[domain], kept.picture_labels[domain], strict=True):
             assert torch.equal(it.sources[it.owners[domain]](x).argmax(1), y)
@@ -205,9 +209,8 @@ def test_processes_hold_out_as_many_as_one(share: float, size: int) -> None:
     it = make_problem([random_network(1, s) for s in range(2)], needs=(), batches=batches)
 
     def held(world: World) -> list[int]:
-        found = divided(dealt(it, world), share)[1]
-        assert found.pictures is not None
-        return [sum(map(len, parts)) for parts in found.pictures.values()]
+        local = dealt(it, world)
+        return [sum(map(len, parts)) for parts in divided(local.evidence, share, local.run)[1].pictures.values()]
 
     counts = torch.tensor(together(size, held)).sum(0)
     assert counts.tolist() == [int(24 * share)] * 2
@@ -215,26 +218,26 @@ def test_processes_hold_out_as_many_as_one(share: float, size: int) -> None:
 
 def test_methods_see_no_picture_that_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     it, seen = problem(), []
-    kept, _ = divided(it, 0.25)
+    kept, _ = divided(it.evidence, 0.25, it.run)
 
-    def merge(self: Average, given: Problem, budgets: Any) -> Any:
-        seen.append(given)
+    def merge(self: Average, problem: Any, evidence: Evidence, run: Any, budgets: Any) -> Any:
+        seen.append(evidence)
         return iter(())
 
     monkeypatch.setattr(Average, "merge", merge)
-    assert list(Tuned(Average(), {"align": ["none", "weights"]}).merge(it, [1.0])) == []
+    assert list(merge_case(Tuned(Average(), {"align": ["none", "weights"]}), it, [1.0])) == []
     assert len(seen) == 2
     for given in seen:
         for domain in DOMAINS[:2]:
             mine = torch.cat(list(given.pictures[domain]))
-            assert torch.equal(mine, torch.cat(list((kept.pictures or {})[domain])))
-            held = rows(dict(it.pictures or {}), domain, True)  # type: ignore[arg-type]
+            assert torch.equal(mine, torch.cat(list(kept.pictures[domain])))
+            held = rows(dict(it.pictures), domain, True)  # type: ignore[arg-type]
             assert not any(torch.equal(one, other) for one in mine for other in held)
 
 
 def test_methods_that_learn_or_settle_are_tuned_too() -> None:
     it = problem()
-    kept = divided(it, 0.25)[0]
+    kept = replace(it, **vars(divided(it.evidence, 0.25, it.run)[0]))
     merged = only(Tuned(AdaMerging(steps=3, rate=0.05), {"coefficients": ["task", "layer"]}), it)
     chosen = merged.learned["tuned"]["setting"]["coefficients"]
     alone = only(AdaMerging(chosen, steps=3, rate=0.05), kept)
@@ -249,11 +252,11 @@ def test_methods_that_learn_or_settle_are_tuned_too() -> None:
 def test_every_budget_is_tuned_by_itself() -> None:
     it = problem()
     method = Tuned(Permutation("weights"), {"separate": ["front", "back", "uniform"]}, "divergence")
-    found = list(method.merge(it, [1.0, 1.4]))
+    found = list(merge_case(method, it, [1.0, 1.4]))
     assert [one.name for one in found] == ["permutation-tuned-1.00", "permutation-tuned-1.40"]
     for merged, budget in zip(found, (1.0, 1.4), strict=True):
         scores = [one["score"] for one in merged.learned["tuned"]["scores"]]
-        expected = [judged(it, next(iter(one.merge(it, [budget]))), "divergence") for one in method.candidates]
+        expected = [judged(it, next(iter(merge_case(one, it, [budget]))), "divergence") for one in method.candidates]
         assert scores == pytest.approx(expected, rel=1e-3)
 
 
@@ -261,8 +264,8 @@ def test_what_was_tuned_can_be_started_from() -> None:
     it, tuned = problem(), Tuned(TaskArithmetic(), {"scale": [0.5, 0.8]})
     method = MaTS("average", start=tuned.name, iterations=0)
     planned = replace(it, planned={tuned.name: tuned})
-    method.check(planned, {"art": 8, "birds": 8}, [1.0])
-    (_, first), (_, second) = fitted([tuned, method], it, [Budget(1.0)])
+    check_case(method, planned, {"art": 8, "birds": 8}, [1.0])
+    (_, first), (_, second) = fitted([tuned, method], it, it.evidence, it.run, [Budget(1.0)])
     for name, one in first.student.network.named_parameters():
         assert torch.equal(one, second.student.network.get_parameter(name)), name
     for other in (
@@ -271,7 +274,7 @@ def test_what_was_tuned_can_be_started_from() -> None:
     ):
         refused = replace(it, planned={tuned.name: other})
         with pytest.raises(ConfigurationError, match="whose units are matched in another way than by align 'none'"):
-            method.check(refused, {"art": 8, "birds": 8}, [1.0])
+            check_case(method, refused, {"art": 8, "birds": 8}, [1.0])
 
 
 def test_needs_are_those_of_all_settings() -> None:
@@ -305,7 +308,7 @@ def test_every_method_can_be_made_again_with_another_argument(method: Method, tm
 def test_pictures_and_their_copies_are_planned_for() -> None:
     it, counts = problem(), {"art": 100, "birds": 20}
     method = Tuned(TaskArithmetic(), {"scale": [0.3, 0.5]})
-    plain, found = TaskArithmetic().memory_estimate(it, counts, [1.0], 4), method.memory_estimate(it, counts, [1.0], 4)
+    plain, found = estimate_case(TaskArithmetic(), it, counts, [1.0], 4), estimate_case(method, it, counts, [1.0], 4)
     kept = found.least - plain.least
     assert kept == 2 * 4 * sum(one.numel() for one in it.sources[0].parameters()), "the best student and the next"
     assert found.whole == plain.whole + kept + 2 * 120 * pictures(1, 0).numel() * 4
@@ -318,11 +321,11 @@ def test_settings_are_told_in_files() -> None:
         "criterion": "divergence", "held_out": 0.25, "label": "mine", "method": "TIES", "keep": 0.4, "scale": 1.0,
         "trim": "global", "align": "none", "grid": {"scale": [0.5, 1.0]},
     }  # fmt: skip
-    told = method.plan(problem())
+    told = plan_case(method, problem())
     assert told is not None
     assert told.startswith("mine judges 2 settings by divergence on pictures held out")
     assert "statistics" not in told
-    assert "of which the statistics are too" in (Tuned(RegMean(), {"ridge": [0.1]}).plan(problem()) or "")
+    assert "of which the statistics are too" in (plan_case(Tuned(RegMean(), {"ridge": [0.1]}), problem()) or "")
 
 
 @pytest.mark.parametrize(
@@ -351,17 +354,17 @@ def test_a_grid_is_checked_when_it_is_given(make: Callable[[], Method], words: s
 def test_what_cannot_be_tuned_is_refused_before_anything_is_tried() -> None:
     it, grid = problem(), {"scale": [0.5, 1.0]}
     with pytest.raises(ConfigurationError, match="which holds out 0 of the 3 calibration pictures of art"):
-        Tuned(TaskArithmetic(), grid).check(it, {"art": 3, "birds": 8}, [1.0])
+        check_case(Tuned(TaskArithmetic(), grid), it, {"art": 3, "birds": 8}, [1.0])
     with pytest.raises(ConfigurationError, match="method taskarithmetic needs base"):
-        Tuned(TaskArithmetic(), grid).check(replace(it, base=None), {"art": 8}, [1.0])
+        check_case(Tuned(TaskArithmetic(), grid), replace(it, base=None), {"art": 8}, [1.0])
     with pytest.raises(ConfigurationError, match=r"criterion .* is 'accuracy', but .* are of 'public'"):
-        Tuned(TaskArithmetic(), grid, "accuracy").check(it, {"public": 8}, [1.0])
+        check_case(Tuned(TaskArithmetic(), grid, "accuracy"), it, {"public": 8}, [1.0])
     with pytest.raises(ConfigurationError, match="are of 'public', which has none"):
-        Tuned(TaskArithmetic(), grid).check(problem("different"), {"public": 8}, [1.0])
-    Tuned(TaskArithmetic(), grid, "divergence").check(problem("different"), {"public": 8}, [1.0])
+        check_case(Tuned(TaskArithmetic(), grid), problem("different"), {"public": 8}, [1.0])
+    check_case(Tuned(TaskArithmetic(), grid, "divergence"), problem("different"), {"public": 8}, [1.0])
     with pytest.raises(MergeError, match="needs the labels of the calibration pictures"):
-        only(Tuned(TaskArithmetic(), grid, "accuracy"), replace(it, picture_labels=None))
-    few = replace(it, pictures={domain: [pictures(1, 0)] for domain in DOMAINS[:2]}, picture_labels=None)
+        only(Tuned(TaskArithmetic(), grid, "accuracy"), replace(it, picture_labels={}))
+    few = replace(it, pictures={domain: [pictures(1, 0)] for domain in DOMAINS[:2]}, picture_labels={})
     with pytest.raises(MergeError, match="leaves some process no picture of 'art'"):
         only(Tuned(TaskArithmetic(), grid, held_out=0.99), few)
 

@@ -6,23 +6,37 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DOMAINS, close, make_problem, permuted_copy, pictures, random_network, resnet, same_state
+from helpers import (
+    DOMAINS,
+    Case,
+    check_case,
+    close,
+    estimate_case,
+    make_problem,
+    merge_case,
+    permuted_copy,
+    pictures,
+    plan_case,
+    random_network,
+    resnet,
+    same_state,
+)
 from torch import Tensor, nn
 
 from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.fit.memory_estimate import picture_bytes
 from project.merging.students import fitted
-from project.methods import Merged, Problem, TaskArithmetic, WEMoE
+from project.methods import Merged, TaskArithmetic, WEMoE
 from project.moments import PICTURES
 from project.runtime import Progress, World
 from project.student import MixtureStudent, batch_norms, experts, reestimate
 from project.symmetry import trace
 
 
-def only(method: WEMoE, it: Problem) -> tuple[Merged, MixtureStudent]:
-    method.check(it, {}, [1.0])
-    (merged,) = method.merge(it, [2.0])
+def only(method: WEMoE, it: Case) -> tuple[Merged, MixtureStudent]:
+    check_case(method, it, {}, [1.0])
+    (merged,) = merge_case(method, it, [2.0])
     assert merged.name == f"{method.name}-1.00"
     assert not merged.settled
     assert isinstance(merged.student, MixtureStudent)
@@ -34,7 +48,7 @@ def run(network: nn.Module, batch: Tensor) -> Tensor:
     return network(batch)
 
 
-def problem(structure: int, mode: str = "shared", count: int = 3) -> Problem:
+def problem(structure: int, mode: str = "shared", count: int = 3) -> Case:
     sources = [random_network(structure, i + 1) for i in range(count)]
     return make_problem(sources, mode, needs=(), base=random_network(structure, 0))
 
@@ -51,7 +65,7 @@ def gated(student: MixtureStudent, gates: list[float]) -> None:
 @pytest.mark.parametrize("mode", ["shared", "different"])
 def test_untrained_it_is_task_arithmetic(structure: int, mode: str) -> None:
     it, batch = problem(structure, mode), pictures(4, 7)
-    (expected,) = TaskArithmetic(0.4).merge(it, [1.0])
+    (expected,) = merge_case(TaskArithmetic(0.4), it, [1.0])
     for blocks in (0.5, 1.0, r"\d"):
         _, student = only(WEMoE(0.4, blocks, steps=0), it)
         for router in student.routers:
@@ -70,7 +84,7 @@ def test_with_the_gate_of_one_source_the_layers_are_its_own() -> None:
     _, student = only(WEMoE(blocks=1.0, steps=0), it)
     chosen = [name for block in student.blocks for name in block.layers]
     assert len(chosen) == len(it.spec.layers) - 1, "all but the head"
-    (expected,) = TaskArithmetic().merge(it, [1.0])
+    (expected,) = merge_case(TaskArithmetic(), it, [1.0])
     for index, source in enumerate(it.sources):
         gated(student, [float(index == i) for i in range(3)])
         network = expected.student.network
@@ -182,8 +196,8 @@ def test_gradients_are_summed_over_processes() -> None:
 def test_pictures_without_a_head_are_refused_before_the_run() -> None:
     it = make_problem([resnet("resnet20", i) for i in range(2)], "different", shape=(3, 16, 16), base="mean", needs=())
     with pytest.raises(ConfigurationError, match="which has none"):
-        WEMoE().check(it, {"public": 4}, [1.0])
-    WEMoE(steps=0).check(it, {"public": 4}, [1.0])
+        check_case(WEMoE(), it, {"public": 4}, [1.0])
+    check_case(WEMoE(steps=0), it, {"public": 4}, [1.0])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +218,7 @@ def test_blocks(blocks: float | str, expected: list[str]) -> None:
     assert [block[0].removesuffix(".conv1").removesuffix(".conv2") for block in chosen] == expected
     if blocks == 0.5:
         assert chosen[0] == ["layer3.0.conv1", "layer3.0.conv2", "layer3.0.downsample.0"]
-    told = method.plan(it)
+    told = plan_case(method, it)
     assert told is not None
     assert all(", ".join(block) in told for block in chosen)
 
@@ -222,9 +236,9 @@ def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
 @pytest.mark.parametrize("mode", ["shared", "different"])
 def test_an_interrupted_merge_recalls_it(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     it = replace(problem(0, mode), progress=Progress(tmp_path))
-    ((_, first),) = fitted([WEMoE(steps=2)], it, [Budget(1.0)])
+    ((_, first),) = fitted([WEMoE(steps=2)], it, it.evidence, it.run, [Budget(1.0)])
     monkeypatch.setattr(WEMoE, "merge", lambda *_: pytest.fail("it is there"))
-    ((_, second),) = fitted([WEMoE(steps=2)], it, [Budget(1.0)])
+    ((_, second),) = fitted([WEMoE(steps=2)], it, it.evidence, it.run, [Budget(1.0)])
     assert isinstance(second.student, MixtureStudent)
     assert same_state(first.student.state_dict(), second.student.state_dict())
     assert torch.equal(run(first.student, pictures(3, 7)), run(second.student, pictures(3, 7)))
@@ -254,27 +268,27 @@ def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WEMoE(steps=0).needs == set()
     it = problem(0)
     with pytest.raises(ConfigurationError, match="method wemoe needs base"):
-        WEMoE().check(replace(it, base=None), {}, [1.0])
+        check_case(WEMoE(), replace(it, base=None), {}, [1.0])
     with pytest.raises(ConfigurationError, match="blocks of method wemoe is 'layer7', which chooses no layer"):
-        WEMoE(blocks="layer7").check(it, {}, [1.0])
+        check_case(WEMoE(blocks="layer7"), it, {}, [1.0])
     with pytest.raises(ConfigurationError, match="align of method wemoe is 'weights'"):
-        WEMoE(align="weights").check(it, {}, [1.0])
+        check_case(WEMoE(align="weights"), it, {}, [1.0])
     with pytest.raises(MergeError, match="keep them"):
-        list(WEMoE().merge(replace(it, pictures=None), [1.0]))
+        list(merge_case(WEMoE(), replace(it, pictures={}), [1.0]))
     plain, one, two = (
-        WEMoE(steps=steps).memory_estimate(it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))
+        estimate_case(WEMoE(steps=steps), it, {"art": count}, [1.0], 4) for steps, count in ((0, 20), (9, 20), (9, 21))
     )
     assert two.whole - one.whole == picture_bytes(it.spec, 1) == 4 * 3 * it.spec.picture[1] * it.spec.picture[2]
     step = one.least - plain.least
     assert 0 < step == one.whole - plain.whole - picture_bytes(it.spec, 20), "networks stay while routers are trained"
     monkeypatch.setattr(experts, "FEW", 0)  # a kernel with its gradient for each picture; or what all sources make
-    kernels = WEMoE(steps=9).memory_estimate(it, {"art": 20}, [1.0], 4).least - plain.least
+    kernels = estimate_case(WEMoE(steps=9), it, {"art": 20}, [1.0], 4).least - plain.least
     chosen = {name for block in WEMoE()._chosen(it) for name in block}
     layers = [layer for layer in it.spec.layers if layer.name in chosen]
     weights = sum(it.sources[0].get_submodule(layer.name).weight.numel() for layer in layers)  # type: ignore[union-attr, operator]
     values = sum(it.spec.sizes[layer.outputs] * layer.positions for layer in layers)
     assert kernels - step == 4 * WEMoE().batch * (2 * weights - len(it.sources) * values)
     assert (
-        WEMoE().memory_estimate(it, {"art": 10}, [1.0], 4).whole
-        > WEMoE(steps=0).memory_estimate(it, {"art": 10}, [1.0], 4).whole
+        estimate_case(WEMoE(), it, {"art": 10}, [1.0], 4).whole
+        > estimate_case(WEMoE(steps=0), it, {"art": 10}, [1.0], 4).whole
     )

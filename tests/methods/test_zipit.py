@@ -11,11 +11,15 @@ import torch
 from helpers import (
     DOMAINS,
     PICTURE,
+    Case,
+    check_case,
     close,
+    estimate_case,
     make_problem,
     only,
     permuted_family,
     pictures,
+    plan_case,
     random_network,
     randomised,
     resnet,
@@ -30,9 +34,9 @@ from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.fit import Distillation
 from project.merging.students import fitted
-from project.methods import MaTS, Problem, ZipIt
+from project.methods import MaTS, ZipIt
 from project.models import Architecture, Preprocessing
-from project.moments import UNITS
+from project.moments import UNITS, Statistics
 from project.runtime import Progress
 from project.student import load_source, load_student, save_student
 
@@ -42,17 +46,17 @@ SPACES = ("activations", "weights", "both")
 
 
 @cache
-def family(structure: int, count: int) -> Problem:
+def family(structure: int, count: int) -> Case:
     network = random_network(structure, structure)
     return twins(network, count, PICTURE)
 
 
-def twins(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Problem:
+def twins(network: nn.Module, count: int, shape: tuple[int, int, int]) -> Case:
     return make_problem(permuted_family(network, count, shape), shape=shape, needs=(UNITS,))
 
 
 @cache
-def strangers(structure: int, count: int, mode: str = "shared") -> Problem:
+def strangers(structure: int, count: int, mode: str = "shared") -> Case:
     classes = [5] * count if mode == "shared" else [3 + index for index in range(count)]
     return make_problem(
         [random_network(structure, weights, classes[weights]) for weights in range(count)], mode, needs=(UNITS,)
@@ -85,7 +89,7 @@ def test_identical_sources_come_back(within: float) -> None:
 @pytest.mark.parametrize(("structure", "count"), [(1, 2), pytest.param(3, 3, marks=SLOW), (2, 4)])
 def test_nothing_within_is_a_permuted_average(structure: int, count: int, space: str) -> None:
     it, method = strangers(structure, count), ZipIt(space, 0.0)  # type: ignore[arg-type]
-    found = method.zip(it)
+    found = method.zip(it, it.evidence, it.world)
     maps = {}
     for name, zipped in found.zips.items():
         assert zipped.members is not None
@@ -105,7 +109,7 @@ def test_nothing_within_is_a_permuted_average(structure: int, count: int, space:
 def test_weights_are_products_with_the_matrices(structure: int, count: int, space: str, mode: str) -> None:
     """Σ Mᵢ Wᵢ Uᵢ, written out; every unit of every source in one set."""
     it, method = strangers(structure, count, mode), ZipIt(space, repeat=0.9)  # type: ignore[arg-type]
-    found, spec = method.zip(it), it.spec
+    found, spec = method.zip(it, it.evidence, it.world), it.spec
     unmerge, merge = {}, {}
     for group in spec.groups.values():
         sets = found.zips[group.name].sets if group.name in found.zips else torch.arange(group.size)[:, None]
@@ -163,7 +167,7 @@ def test_units_that_are_there_twice_make_room_for_another_source(space: str) -> 
     sources = [doubled(0, 4, same=space != "activations"), doubled(1, 3, same=space != "activations")]
     it, batch = make_problem(sources, "different", needs=(UNITS,)), pictures(5, 9)
     merged = only(ZipIt(space), it)  # type: ignore[arg-type]
-    for zipped in ZipIt(space).zip(it).zips.values():  # type: ignore[arg-type]
+    for zipped in ZipIt(space).zip(it, it.evidence, it.world).zips.values():  # type: ignore[arg-type]
         assert zipped.sets[::2].tolist() == zipped.sets[1::2].tolist()
         assert sorted(zipped.sets[::2].flatten().tolist()) == list(range(len(zipped.sets)))
     assert merged.student.zipped
@@ -219,7 +223,7 @@ def test_structured_networks(name: str, count: int, space: str) -> None:
     with torch.no_grad():
         assert close(only(method, it).student(batch), it.sources[0](batch), 1e-4)
     it = make_problem([kind(name, seed) for seed in range(count)], shape=SHAPE, needs=(UNITS,))
-    found = method.zip(it)
+    found = method.zip(it, it.evidence, it.world)
     assert set(found.zips) == {group.name for group in it.spec.free}
     for group in it.spec.free:
         zipped = found.zips[group.name]
@@ -235,7 +239,7 @@ def test_structured_networks(name: str, count: int, space: str) -> None:
     assert all(found.zips[group].members is not None for group in kept)
     within = any(zipped.members is None for zipped in found.zips.values())
     assert within == (name != "group norm"), "there all units are normalised together"
-    told = ZipIt().plan(it)
+    told = plan_case(ZipIt(), it)
     assert told is None if not kept else told is not None and all(group in told for group in kept)
     with torch.no_grad():
         assert torch.isfinite(only(method, it).student(batch)).all()
@@ -253,7 +257,7 @@ def test_grouped_convolutions_are_products_with_the_matrices(name: str, space: s
     sources = [kind(name, seed) for seed in range(3)]
     it = make_problem(sources, shape=SHAPE, needs=(UNITS,))
     method = ZipIt(space)  # type: ignore[arg-type]
-    zips, student = method.zip(it).zips, only(method, it).student.network
+    zips, student = method.zip(it, it.evidence, it.world).zips, only(method, it).student.network
     for layer in (layer for layer in it.spec.layers if layer.blocks > 1):
         total = torch.zeros(())
         for index, source in enumerate(sources):
@@ -285,7 +289,7 @@ def test_units_that_are_there_twice_make_room_within_their_block(space: str) -> 
     sources = [source(seed, classes) for seed, classes in ((0, 4), (1, 3))]
     it, batch = make_problem(sources, "different", needs=(UNITS,)), pictures(5, 9)
     method = ZipIt(space)  # type: ignore[arg-type]
-    for zipped in method.zip(it).zips.values():
+    for zipped in method.zip(it, it.evidence, it.world).zips.values():
         assert zipped.sets[::2].tolist() == zipped.sets[1::2].tolist()
     with torch.no_grad():
         expected = torch.cat([source(batch) for source in sources], 1)
@@ -338,9 +342,9 @@ def test_zipped_students_are_files(tmp_path: Path) -> None:
 
 def test_what_an_interrupted_merge_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     it = replace(strangers(2, 3), progress=Progress(tmp_path))
-    ((_, first),) = fitted([ZipIt()], it, [Budget(1.0)])
+    ((_, first),) = fitted([ZipIt()], it, it.evidence, it.run, [Budget(1.0)])
     monkeypatch.setattr(ZipIt, "merge", lambda *_: pytest.fail("made again"))
-    ((_, again),) = fitted([ZipIt()], it, [Budget(1.0)])
+    ((_, again),) = fitted([ZipIt()], it, it.evidence, it.run, [Budget(1.0)])
     assert first.student.zipped
     assert again.student.zipped
     assert same_state(first.student.network.state_dict(), again.student.network.state_dict())
@@ -373,13 +377,13 @@ def test_what_is_needed_is_told_beforehand() -> None:
     assert ZipIt().needs == ZipIt("both").needs == {UNITS}
     hidden = make_problem([kind("shuffled", seed) for seed in range(2)], shape=SHAPE, batches=[])
     with pytest.raises(ConfigurationError, match=r"space is 'activations', but no value .* alone; use 'weights'"):
-        ZipIt().check(hidden, {}, [1.0])
-    ZipIt("weights").check(hidden, {}, [1.0])
+        check_case(ZipIt(), hidden, {}, [1.0])
+    check_case(ZipIt("weights"), hidden, {}, [1.0])
     it = strangers(2, 3)
     with pytest.raises(MergeError, match="zipping by both needs statistics"):
-        only(ZipIt("both"), replace(it, statistics=None))
+        only(ZipIt("both"), replace(it, statistics=Statistics()))
     with pytest.raises(ConfigurationError, match="whose units are matched in another way"):
-        MaTS("average", start="zipit").check(replace(it, planned={"zipit": ZipIt()}), {}, [1.0])
+        check_case(MaTS("average", start="zipit"), replace(it, planned={"zipit": ZipIt()}), {}, [1.0])
 
 
 def test_demand_counts_what_is_held_of_all_groups() -> None:
@@ -392,5 +396,5 @@ def test_demand_counts_what_is_held_of_all_groups() -> None:
         (ZipIt("both", alpha=1.0), 5 * max(squares)),
         (ZipIt("weights"), 5 * max(squares)),
     ):
-        found = method.memory_estimate(it, {}, [1.0], 1)
+        found = estimate_case(method, it, {}, [1.0], 1)
         assert found.whole == found.least == max(needed, parameters)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import make_problem, pictures, random_network
+from helpers import make_problem, merge_case, pictures, random_network
 
 from project.errors import ConfigurationError
 from project.methods import Ensemble, Permutation
@@ -109,7 +109,7 @@ def test_students_answer_by_head(mode: str) -> None:
     classes = (3, 3, 3) if mode == "shared" else (3, 7, 2)
     sources = [random_network(1, weights, count) for weights, count in enumerate(classes)]
     problem = make_problem(sources, mode)
-    (merged,) = Permutation("weights").merge(problem, [3.0])
+    (merged,) = merge_case(Permutation("weights"), problem, [3.0])
     student, batch = merged.student, pictures(4, 0)
     with torch.no_grad():
         if mode == "different":

@@ -1,22 +1,22 @@
 """Coefficients learned by a trainer: the same as in a merge, in a file that is a student, and what is refused."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import close, gathered, permuted_copy, resnet, same_state
+from helpers import budgets_of, close, gathered, permuted_copy, resnet, same_state
 from lightning.pytorch import Trainer
 
 from project.data import DomainDataModule, Shapes, UnlabelledDataModule
 from project.errors import ConfigurationError
-from project.methods import AdaMerging, Concrete
+from project.methods import AdaMerging, Concrete, Evidence, Run
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Space
 from project.modules import CoefficientModule, MergeModule
 from project.moments import UNITS
+from project.runtime import ALONE
 from project.student import Student, load_source, load_student
 from project.symmetry import trace
 
@@ -84,7 +84,7 @@ def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None
     data = place.data(DomainDataModule, batch_size=24)
     problem = merge.prepare(data).problem
     pictures = {d: [batch[d] for batch in data.calibration_dataloader()] for d in DOMAINS}
-    (made,) = method.merge(replace(problem, pictures=pictures), [1.0])
+    (made,) = method.merge(problem, Evidence(pictures=pictures), Run(), budgets_of(1.0))
     for name, _ in made.student.network.named_parameters():
         mine, theirs, start = (
             network.get_parameter(name).detach()
@@ -119,8 +119,8 @@ def test_a_fit_aligns_as_a_merge_does(place: Place, align: str, tmp_path: Path) 
         student, problem = place.student("adamerging"), module.problem
         assert problem is not None
         batches = [(d, batch[d]) for batch in data.calibration_dataloader() for d in DOMAINS]
-        seen = replace(problem, statistics=gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
-        maps = Space.of(seen, align).maps
+        seen = Evidence(gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
+        maps = Space.of(problem, seen, ALONE, align).maps  # type: ignore[arg-type]
         assert all(torch.equal(student.maps[name].members, units.members) for name, units in maps.items())
         with torch.no_grad():
             answers.append(student(asked))

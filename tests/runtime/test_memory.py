@@ -10,29 +10,29 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import make_problem, pictures, random_network, same_state
+from helpers import Case, estimate_case, make_problem, merge_case, pictures, random_network, same_state
 from torch import nn
 
 from project.errors import ConfigurationError
 from project.fit import memory_estimate
 from project.fit.memory_estimate import drawn_bytes, gather_bytes, patch_bytes
-from project.methods import PLeaS, Problem
+from project.methods import PLeaS
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep
-from project.runtime import MemoryEstimate, free_bytes, plan_memory, read_bytes
+from project.runtime import MemoryEstimate, free_bytes, memory, plan_memory, read_bytes
 from project.runtime.spill import OnDisk, Spilled, waiting
 from project.symmetry import trace
 
 GB = 10**9
 
 
-def resnet152() -> tuple[Problem, Mapping[str, int]]:
+def resnet152() -> tuple[Case, Mapping[str, int]]:
     """Two ResNet-152 of 224 px without values, and the bytes of what both fits need of two domains."""
     with torch.device("meta"):
         sources = [Architecture("resnet152", 345).build().eval() for _ in range(2)]
         spec = trace(sources[0], (3, 224, 224))
     classes = {domain: tuple(map(str, range(345))) for domain in ("photo", "sketch")}
-    problem = Problem(tuple(sources), {"photo": 0, "sketch": 1}, spec, LabelSpace(classes, "shared"))
+    problem = Case(tuple(sources), {"photo": 0, "sketch": 1}, spec, LabelSpace(classes, "shared"))
     collector = Collector(spec, Lockstep(sources), (UNITS, LAYERS), list(classes), problem.owners, device="meta")
     return problem, {name: moment.bytes for name, moment in collector.statistics.named().items()}
 
@@ -42,7 +42,7 @@ def test_two_resnet152_at_224_pixels_within_16_gigabytes() -> None:
     problem, moments = resnet152()
     assert sum(moments.values()) > 16 * GB, "the statistics alone are more"
     counts, batch = {"photo": 512, "sketch": 512}, 32
-    estimate = PLeaS().memory_estimate(problem, counts, [1.0, 1.5], batch)
+    estimate = estimate_case(PLeaS(), problem, counts, [1.0, 1.5], batch)
     gathering = gather_bytes(problem.spec, 2, batch)
     plan = plan_memory(moments, gathering, estimate, 16 * GB)
     assert sorted(name for share in plan.shares for name in share) == sorted(moments)
@@ -124,7 +124,7 @@ def test_a_fit_that_waits_on_disk_is_the_same_fit(tmp_path: Path, seed: int) -> 
     """Random networks, in-place sums and all."""
     sources: list[nn.Module] = [random_network(seed, weights) for weights in range(2 + seed % 2)]
     problem = make_problem(sources, batches=[(d, pictures(5, i)) for i, d in enumerate(("art", "birds", "art"))])
-    made = [next(PLeaS().merge(one, [1.4])) for one in (problem, replace(problem, scratch=tmp_path / "scratch"))]
+    made = [next(merge_case(PLeaS(), one, [1.4])) for one in (problem, replace(problem, scratch=tmp_path / "scratch"))]
     held, spilled = (merged.student.network.state_dict() for merged in made)
     assert same_state(held, spilled)
     assert not list((tmp_path / "scratch").iterdir()), "the files have no names"

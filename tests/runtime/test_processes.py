@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import make_problem, random_map, random_network, same_state
+from helpers import make_problem, merge_case, random_map, random_network, same_state
 from meeting import dealt, together
 from torch import Tensor, nn
 
@@ -88,11 +88,11 @@ def merges(world: World) -> dict[str, Any]:
     for fit in ("sequential", "joint"):
         method = PLeaS(fit=fit, separate="uniform")  # type: ignore[arg-type]
         with counted() as work:
-            merged = list(method.merge(problem, [1.0, 1.5]))
+            merged = list(merge_case(method, problem, [1.0, 1.5]))
         states = [dict(one.student.state_dict()) for one in merged]
         found[fit] = {"states": states, "layers": [one.layers for one in merged], "work": work}
     others = replace(make_problem([random_network(3, weights) for weights in (0, 1 + world.rank)]), world=world)
-    (matched,) = Permutation().merge(others, [1.0])
+    (matched,) = merge_case(Permutation(), others, [1.0])
     found["members"] = {name: units.members for name, units in matched.student.maps.items()}
     return found
 
@@ -201,7 +201,6 @@ def test_what_a_fit_sends_is_what_the_documents_say() -> None:
     """docs/cluster.md, with 8 bytes a number: D domains, o outputs, d inputs with taps and constant, R rounds."""
     problem, world = make_problem([Plain().eval() for _ in range(2)]), Counting()
     student = problem.start({**problem.fixed, "conv": UnitMap.identity(6, 2)})
-    assert problem.pictures is not None
     domains = len(problem.pictures)
     walk = SequentialFit(
         student, problem.sources, problem.owners, problem.pictures, ridge=0.1, divergence=False, rounds=2, world=world

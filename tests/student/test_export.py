@@ -5,39 +5,42 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PICTURE, close, make_problem, pictures, random_network, run
+from helpers import PICTURE, Case, close, make_problem, merge_case, pictures, random_network, run
 from kinds import SIDE, kind
 
-from project.methods import EMR, SMILE, Average, Merged, Permutation, Problem, WEMoE
+from project.methods import EMR, SMILE, Average, Merged, Permutation, WEMoE
 from project.student import Student
 
 SMALL = (3, SIDE, SIDE)
 
 
-def strangers(mode: str = "shared") -> Problem:
+def strangers(mode: str = "shared") -> Case:
     networks = [random_network(2, weights, 5 + weights * (mode == "different")) for weights in range(2)]
     return make_problem(networks, mode, needs=("units",), base="mean")
 
 
-def grouped() -> Problem:
+def grouped() -> Case:
     return make_problem([kind("grouped", seed) for seed in range(2)], shape=SMALL, batches=[])
 
 
-def three(name: str = "") -> Problem:
+def three(name: str = "") -> Case:
     networks = [kind(name, seed) if name else random_network(2, seed) for seed in range(3)]
     return make_problem(networks, shape=SMALL if name else PICTURE, base="mean", batches=[])
 
 
-STUDENTS: dict[str, tuple[Callable[[], Problem], Callable[[Problem], list[Merged]]]] = {
-    "one size": (strangers, lambda it: list(Average().merge(it, [1.0]))),
-    "larger": (strangers, lambda it: list(Permutation().merge(it, [1.5]))),
-    "larger, different classes": (lambda: strangers("different"), lambda it: list(Permutation().merge(it, [1.5]))),
-    "grouped": (grouped, lambda it: list(Permutation("weights").merge(it, [1.5]))),
-    "emr": (strangers, lambda it: list(EMR().merge(it, [1.0]))),
-    "smile": (three, lambda it: list(SMILE(rank=2).merge(it, [1.0]))),
-    "smile, layer norms": (lambda: three("convnext"), lambda it: list(SMILE(rank=2).merge(it, [1.0]))),
-    "wemoe": (strangers, lambda it: list(WEMoE(steps=1, batch=2).merge(it, [1.0]))),
-    "wemoe, all blocks": (strangers, lambda it: list(WEMoE(steps=1, batch=2, blocks=1.0).merge(it, [1.0]))),
+STUDENTS: dict[str, tuple[Callable[[], Case], Callable[[Case], list[Merged]]]] = {
+    "one size": (strangers, lambda it: list(merge_case(Average(), it, [1.0]))),
+    "larger": (strangers, lambda it: list(merge_case(Permutation(), it, [1.5]))),
+    "larger, different classes": (
+        lambda: strangers("different"),
+        lambda it: list(merge_case(Permutation(), it, [1.5])),
+    ),
+    "grouped": (grouped, lambda it: list(merge_case(Permutation("weights"), it, [1.5]))),
+    "emr": (strangers, lambda it: list(merge_case(EMR(), it, [1.0]))),
+    "smile": (three, lambda it: list(merge_case(SMILE(rank=2), it, [1.0]))),
+    "smile, layer norms": (lambda: three("convnext"), lambda it: list(merge_case(SMILE(rank=2), it, [1.0]))),
+    "wemoe": (strangers, lambda it: list(merge_case(WEMoE(steps=1, batch=2), it, [1.0]))),
+    "wemoe, all blocks": (strangers, lambda it: list(merge_case(WEMoE(steps=1, batch=2, blocks=1.0), it, [1.0]))),
 }
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, close, make_problem, pictures, resnet, same_state
+from helpers import DOMAINS, PICTURE, Case, close, make_problem, merge_case, pictures, resnet, same_state
 
 from project.allocation import nominal_size
 from project.errors import CheckpointError, ConfigurationError, MergeError
-from project.methods import Merged, Permutation, PLeaS, Problem
+from project.methods import Merged, Permutation, PLeaS
 from project.models import Architecture, Description, LabelSpace, Preprocessing
+from project.moments import Statistics
 from project.runtime.saving import atomic_save
 from project.student import Student, common_spec, load_source, load_student, save_student
 
@@ -20,7 +21,7 @@ PREPROCESSING = Preprocessing(32)
 LINEAGE = {"sources": ["abc", "def"], "budget": 1.4, "nested": {"seed": 3}}
 
 
-def problem(mode: str = "different") -> Problem:
+def problem(mode: str = "different") -> Case:
     classes = (4, 3) if mode == "different" else (4, 4)
     sources = [resnet("resnet20", weights, count) for weights, count in enumerate(classes)]
     return make_problem(sources, mode, architecture=ARCHITECTURE, preprocessing=PREPROCESSING, needs=["units"],
@@ -28,7 +29,7 @@ def problem(mode: str = "different") -> Problem:
 
 
 def student(budget: float = 1.4, mode: str = "different") -> Student:
-    (merged,) = Permutation().merge(problem(mode), [budget])
+    (merged,) = merge_case(Permutation(), problem(mode), [budget])
     merged.student.lineage.update(LINEAGE)
     return merged.student
 
@@ -165,9 +166,9 @@ def test_a_student_merges_again(tmp_path: Path) -> None:
         expected = first(batch)
         assert close(sources[0].network(batch), expected)
     labels = {domain: tuple(f"{domain}{i}" for i in range(7)) for domain in ("once", "twice")}
-    again = Problem(tuple(s.network for s in sources), {"once": 0, "twice": 1}, spec, LabelSpace(labels, "different"),
+    again = Case(tuple(s.network for s in sources), {"once": 0, "twice": 1}, spec, LabelSpace(labels, "different"),
                     sources[0].architecture, PREPROCESSING)  # fmt: skip
-    for merged in Permutation("weights").merge(again, [1.0, 1.5, 2.0]):
+    for merged in merge_case(Permutation("weights"), again, [1.0, 1.5, 2.0]):
         save_student(merged.student, tmp_path / "again.ckpt")
         with torch.no_grad():
             assert close(load_student(tmp_path / "again.ckpt")(batch), expected.repeat(1, 2), 1e-4)
@@ -201,9 +202,9 @@ def test_unequal_architectures_are_refused(tmp_path: Path) -> None:
 
 
 def test_merging_without_statistics_says_so() -> None:
-    bare = replace(problem("shared"), statistics=None, pictures=None)
+    bare = replace(problem("shared"), statistics=Statistics(), pictures={})
     with pytest.raises(MergeError, match="pictures"):
-        list(PLeaS("weights").merge(bare, [1.0]))
+        list(merge_case(PLeaS("weights"), bare, [1.0]))
     for method in (Permutation(), PLeaS("weights", fit="joint")):
         with pytest.raises(MergeError, match="statistics"):
-            list[Merged](method.merge(bare, [1.0]))
+            list[Merged](merge_case(method, bare, [1.0]))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DOMAINS, PICTURE, close, make_problem, pictures, random_network, resnet, same_state
+from helpers import DOMAINS, PICTURE, close, make_problem, merge_case, pictures, random_network, resnet, same_state
 from kinds import SIDE, kind
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -202,7 +202,7 @@ def student_of(
 ) -> MixtureStudent:
     sources = [random_network(structure, i + 1) for i in range(3)]
     it = make_problem(sources, mode, needs=(), base=random_network(structure, 0) if base is None else base)
-    (merged,) = method.merge(it, [1.0])
+    (merged,) = merge_case(method, it, [1.0])
     assert isinstance(merged.student, MixtureStudent)
     return merged.student
 
@@ -237,7 +237,7 @@ def test_sizes_by_hand() -> None:
     ).eval()  # fmt: skip
     sources = [filled(copy.deepcopy(network), seed) for seed in (10, 20, 30)]
     it = make_problem(sources, needs=(), shape=(3, 8, 8), base=network, batches=[("art", pictures(2, 0, (3, 8, 8)))])
-    (merged,) = SMILE(rank=1, gate_rank=1).merge(it, [1.0])
+    (merged,) = merge_case(SMILE(rank=1, gate_rank=1), it, [1.0])
     convolution = 36 * (8 * 27 + 3 * 27 + (27 + 8))  # W₀, three directions, one expert
     norm = 2 * 3 * 8
     linear = 8 * 5 + 3 * 8 + (8 + 5)
@@ -249,7 +249,7 @@ def test_sizes_by_hand() -> None:
     for side, weighing in ((8, 3 * 36 * 216), (16, 3 * 216)):  # on 6×6, side by side; on 14×14, as one kernel
         shape, positions = (3, side, side), (side - 2) ** 2
         it = make_problem(sources, needs=(), shape=shape, base=network, batches=[("art", pictures(2, 0, shape))])
-        student = next(WEMoE(steps=0, hidden=2).merge(it, [1.0])).student
+        student = next(merge_case(WEMoE(steps=0, hidden=2), it, [1.0])).student
         assert student.macs == executed_macs(student, shape) == positions * 216 + router + weighing + 40
         held = 216 + 3 * 216 + (router + 2 + 3) + 2 * 8 + 45
         assert student.held == held
@@ -259,7 +259,7 @@ def test_sizes_by_hand() -> None:
 def test_sizes_of_other_students() -> None:
     it = make_problem([random_network(0, i) for i in range(2)], needs=(), base="mean")
     for method in (Average(), EMR()):
-        (merged,) = method.merge(it, [1.0])
+        (merged,) = merge_case(method, it, [1.0])
         student = merged.student
         assert student.macs == nominal_macs(it.spec, student.maps)
         plain = nominal_size(it.spec, student.maps, "bytes")
@@ -276,7 +276,7 @@ def test_from_its_file_alone(name: str, mode: str, tmp_path: Path) -> None:
         sources, mode, needs=(), base=resnet("resnet20", 0), shape=shape, architecture=Architecture("resnet20", 5),
         preprocessing=Preprocessing(16),
     )  # fmt: skip
-    (merged,) = METHODS[name]().merge(it, [1.0])
+    (merged,) = merge_case(METHODS[name](), it, [1.0])
     student, batch, path = merged.student, pictures(3, 7, shape), tmp_path / "mixture.ckpt"
     if mode == "different":
         student.fit_gate([student.outputs(pictures(12, i, shape))[1].detach() for i in range(3)])
@@ -310,7 +310,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [resnet("resnet20", i + 1) for i in range(3)], needs=(), base=resnet("resnet20", 0), shape=shape, batches=[],
         architecture=Architecture("resnet20", 5), preprocessing=Preprocessing(16),
     )  # fmt: skip
-    (merged,) = SMILE(rank=1).merge(it, [1.0])
+    (merged,) = merge_case(SMILE(rank=1), it, [1.0])
     save_student(merged.student, path)
     return torch.load(path, weights_only=True)
 

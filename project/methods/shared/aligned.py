@@ -10,10 +10,12 @@ from torch import Tensor
 
 from project.alignment import Alignment, UnitMap, unaligned
 from project.errors import ConfigurationError, MergeError
-from project.methods.base import Method, Problem
+from project.methods.base import Method
 from project.methods.permutation import Permutation
+from project.methods.problem import Evidence, Problem
 from project.methods.shared.matching import By, Matching
 from project.moments import Classes
+from project.runtime import World
 from project.student import with_joins
 from project.symmetry import Layer, permute_state, permute_tensors
 
@@ -27,24 +29,28 @@ class Space:
 
     Args:
         problem: The sources as they are.
+        evidence: What calibration has left behind of them.
         alignment: Which of their units belong together.
     """
 
     problem: Problem
+    evidence: Evidence
     alignment: Alignment
 
     @classmethod
-    def of(cls, problem: Problem, align: Align) -> "Space":
+    def of(cls, problem: Problem, evidence: Evidence, world: World, align: Align) -> "Space":
         """Match the units of the sources.
 
         Args:
-            problem: The sources; with moments of their units for ``activations`` and ``both``.
+            problem: The sources.
+            evidence: With moments of their units for ``activations`` and ``both``.
+            world: The processes, which are to match them alike.
             align: ``none`` matches them by number.
         """
         matching = matching_of(align)
         if matching is None:
-            return cls(problem, unaligned(problem.spec, len(problem.sources)))
-        return cls(problem, matching.align(problem))
+            return cls(problem, evidence, unaligned(problem.spec, len(problem.sources)))
+        return cls(problem, evidence, matching.align(problem, evidence, world))
 
     @staticmethod
     def shared(method: Method, align: Align) -> bool:
@@ -122,25 +128,22 @@ class Space:
 
         Of a grouped convolution block by block, shape (blocks, inputs of a block · taps twice).
         """
-        assert self.problem.statistics is not None
         units = self._axes[layer.inputs].members[:, source]
-        return _reordered(self.problem.statistics.input(layer.name, source), units, layer.blocks, layer.taps)
+        return _reordered(self.evidence.statistics.input(layer.name, source), units, layer.blocks, layer.taps)
 
     def factor(self, layer: Layer, source: int, classes: Classes) -> Tensor:
         """E[g gᵀ] of the gradients g of log p with respect to a layer's output: float64, shape (outputs, outputs).
 
         Of a grouped convolution block by block, shape (blocks, outputs of a block twice).
         """
-        assert self.problem.statistics is not None
-        factor = self.problem.statistics.factor(layer.name, source, classes)
+        factor = self.evidence.statistics.factor(layer.name, source, classes)
         apart = layer.outputs == self.problem.spec.output.name
         rows = torch.arange(len(factor)) if apart else self._axes[layer.outputs].members[:, source]
         return _reordered(factor, rows, layer.blocks)
 
     def squares(self, source: int, classes: Classes) -> dict[str, Tensor]:
         """For each parameter, the mean square of the gradient of a source's log p, float64."""
-        assert self.problem.statistics is not None
-        found = {name: self.problem.statistics.square(name, source, classes) for name in self.names}
+        found = {name: self.evidence.statistics.square(name, source, classes) for name in self.names}
         return permute_tensors(found, self.problem.spec, self._orders(source))
 
     @property

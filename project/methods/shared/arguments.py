@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from project.errors import ConfigurationError
-from project.methods.base import Problem
+from project.methods.problem import Problem
 from project.moments import Classes
 
 

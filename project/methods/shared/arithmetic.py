@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from project.alignment import unaligned
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.methods.base import Merged, Method, Problem
+from project.methods.base import Merged, Method
+from project.methods.problem import Evidence, Problem, Run
 from project.methods.shared.aligned import Align, Space, matching_of
 from project.runtime import MemoryEstimate
 from project.student import Student
@@ -52,9 +53,15 @@ class Aligned(Method):
         if matching is not None:
             self.needs = self.needs | matching.needs
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse to go without a base that is needed, or to align what has one, and what alignment refuses."""
-        needs_base = self.needs_base(problem)
+        needs_base = self.needs_base(planned)
         if needs_base and problem.base is None:
             raise ConfigurationError(
                 f"method {self.name} needs base, which is not given; set it to the file or the torchvision weights "
@@ -70,12 +77,12 @@ class Aligned(Method):
             )
         matching.check(problem, "align")
 
-    def needs_base(self, problem: Problem) -> bool:
-        """Whether it needs θ₀."""
+    def needs_base(self, planned: Mapping[str, Method]) -> bool:
+        """Whether it needs θ₀, given the methods that will have made a student before it."""
         return False
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the units' similarities, or, where that is more, of what follows.
 
@@ -98,23 +105,24 @@ class Arithmetic(Aligned):
     label spaces stay the sources' own.
     """
 
-    def merge(self, problem: Problem, budgets: Sequence[Budget | float | str]) -> Iterator[Merged]:
+    def students(self, problem: Problem, evidence: Evidence, run: Run, budgets: Sequence[Budget]) -> Iterator[Merged]:
         """One student of budget 1, whatever the budgets."""
-        space = Space.of(problem, self.align)
+        space = Space.of(problem, evidence, run.world, self.align)
         student = problem.start(space.maps)
-        found = self.combine(space, student)
+        found = self.combine(space, student, run)
         write(student, found.parameters)
         yield Merged(
             self.name, Budget(1.0), student, found.layers, space.matches, curves=found.curves, learned=found.learned
         )
 
     @abstractmethod
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """The student's parameters.
 
         Args:
             space: The sources, in one space.
             student: Of the mean of the sources; what is measured on it may change it.
+            run: The processes, and the students that other methods have made.
         """
 
 
@@ -137,7 +145,7 @@ class FromBase(Arithmetic):
     A parameter that the base lacks, such as a head for other classes, becomes the mean of the sources.
     """
 
-    def needs_base(self, problem: Problem) -> bool:
+    def needs_base(self, planned: Mapping[str, Method]) -> bool:
         """It does."""
         return True
 
@@ -145,7 +153,7 @@ class FromBase(Arithmetic):
         """Which parameters the base lacks."""
         if not isinstance(problem.base, nn.Module):
             return None
-        space = Space(problem, unaligned(problem.spec, len(problem.sources)))
+        space = Space(problem, Evidence(), unaligned(problem.spec, len(problem.sources)))
         lacking = [name for name in space.names if name not in space.base]
         return f"base lacks {', '.join(lacking)}: {self.name} takes their mean" if lacking else None
 
@@ -153,7 +161,7 @@ class FromBase(Arithmetic):
 class TaskVectors(FromBase):
     """Methods on the task vectors, taken as one vector each."""
 
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """θ₀ and what is made of the task vectors."""
         base = space.base
         sizes = [tensor.numel() for tensor in base.values()]

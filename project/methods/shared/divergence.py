@@ -1,6 +1,6 @@
 """How far a student is from its sources on the calibration pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import zip_longest
 
@@ -8,32 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from project.errors import MergeError
-from project.methods.base import Problem
+from project.methods.problem import Problem
 from project.moments import own_domains
 from project.runtime import World
 from project.student import Student, reestimation
 
 
 @torch.no_grad()
-def renormalised(student: Student, problem: Problem) -> Student:
-    """A copy of a student whose batch norms are re-estimated on the problem's pictures, all domains mixed.
+def renormalised(student: Student, pictures: Mapping[str, Sequence[Tensor]], world: World) -> Student:
+    """A copy of a student whose batch norms are re-estimated on some pictures, all domains mixed.
 
     Args:
         student: Left as it is.
-        problem: With pictures.
+        pictures: domain -> this process' batches.
+        world: The processes that share the pictures.
     """
-    if problem.pictures is None:
-        raise MergeError("re-estimation needs the calibration pictures; keep them.")
     student = deepcopy(student)
-    with reestimation(student.network, student.exact_norms, problem.world.reduce):
-        for batches in zip_longest(*problem.pictures.values()):
+    with reestimation(student.network, student.exact_norms, world.reduce):
+        for batches in zip_longest(*pictures.values()):
             student(torch.cat([batch for batch in batches if batch is not None]))
     return student
 
 
 @torch.no_grad()
-def divergence(student: Student, problem: Problem) -> float:
+def divergence(student: Student, problem: Problem, pictures: Mapping[str, Sequence[Tensor]], world: World) -> float:
     """Mean KL divergence of the student's class probabilities from those of the source that owns each picture's domain.
 
     It is the mean over the domains of the means over their pictures, whose number does not count. On pictures of no
@@ -41,21 +39,21 @@ def divergence(student: Student, problem: Problem) -> float:
 
     Args:
         student: Of these sources, its batch norms as they shall be, see :func:`renormalised`.
-        problem: With pictures.
+        problem: The sources.
+        pictures: domain -> this process' batches.
+        world: The processes that share the pictures.
     """
-    if problem.pictures is None:
-        raise MergeError("divergence needs the calibration pictures; keep them.")
     device = next(student.parameters()).device
-    found = {domain: torch.zeros(2, dtype=torch.float64, device=device) for domain in problem.pictures}
-    owned = own_domains(len(problem.sources), list(problem.pictures), problem.owners)
+    found = {domain: torch.zeros(2, dtype=torch.float64, device=device) for domain in pictures}
+    owned = own_domains(len(problem.sources), list(pictures), problem.owners)
     for source, domains in enumerate(owned):
         for domain in domains:
-            for pictures in problem.pictures[domain]:
-                theirs = problem.sources[source](pictures)[:, problem.columns.get(domain, slice(None))]
-                mine = student.answer(pictures, domain)[:, _columns(problem, domain, source)]
+            for batch in pictures[domain]:
+                theirs = problem.sources[source](batch)[:, problem.columns.get(domain, slice(None))]
+                mine = student.answer(batch, domain)[:, _columns(problem, domain, source)]
                 gaps = F.kl_div(mine.log_softmax(1), theirs.log_softmax(1), reduction="sum", log_target=True)
-                found[domain] += torch.stack([gaps.double(), gaps.new_tensor(len(pictures)).double()])
-    return domain_mean(list(found.values()), problem.world)
+                found[domain] += torch.stack([gaps.double(), gaps.new_tensor(len(batch)).double()])
+    return domain_mean(list(found.values()), world)
 
 
 def domain_mean(found: Sequence[Tensor], world: World) -> float:

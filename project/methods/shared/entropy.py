@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from project.errors import ConfigurationError, MergeError, one_of
-from project.methods.base import Problem
+from project.methods.problem import Problem
 from project.runtime import ALONE, World, lengths
 from project.student import Student, own_statistics
 

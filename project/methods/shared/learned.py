@@ -9,9 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.allocation import Budget
-from project.errors import MergeError, above, at_least, one_of
+from project.errors import above, at_least, one_of
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
-from project.methods.base import Problem
+from project.methods.base import Method
+from project.methods.problem import Problem, Run
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import Combined, FromBase
 from project.methods.shared.blend import Blend
@@ -61,13 +62,19 @@ class Learned(FromBase):
         self.norms: Norms = norms
         self.needs = self.needs | {PICTURES}
 
-    def check(self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str]) -> None:
+    def check(
+        self,
+        problem: Problem,
+        pictures: Mapping[str, int],
+        budgets: Sequence[Budget],
+        planned: Mapping[str, Method],
+    ) -> None:
         """Refuse pictures that no head answers for."""
-        super().check(problem, pictures, budgets)
+        super().check(problem, pictures, budgets, planned)
         check_heads(self.name, problem, pictures)
 
     def memory_estimate(
-        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget | float | str], batch: int
+        self, problem: Problem, pictures: Mapping[str, int], budgets: Sequence[Budget], batch: int
     ) -> MemoryEstimate:
         """Of the task vectors, a way back through the student, and the pictures."""
         plain = super().memory_estimate(problem, pictures, budgets, batch)
@@ -77,15 +84,13 @@ class Learned(FromBase):
         shown = picture_bytes(problem.spec, sum(pictures.values()))
         return MemoryEstimate(plain.whole + run + shown, plain.least + run)
 
-    def combine(self, space: Space, student: Student) -> Combined:
+    def combine(self, space: Space, student: Student, run: Run) -> Combined:
         """Learn, and put the network together from what was learned."""
-        problem = space.problem
-        if problem.pictures is None:
-            raise MergeError(f"method {self.name} needs the calibration pictures; keep them.")
+        problem, pictures = space.problem, space.evidence.pictures
         blend = self.blend(space, student)
         optimizer = self.optimizer(blend)
-        objective = Objective(student, list(problem.pictures), self.norms, problem.world)
-        draws = Draws(problem.pictures, self.batch, self.seed, problem.world)
+        objective = Objective(student, list(pictures), self.norms, run.world)
+        draws = Draws(pictures, self.batch, self.seed, run.world)
         names, every = problem.source_names, max(1, self.steps // POINTS)
         curves: dict[str, dict[str, dict[int, float]]] = {}
         for step in tqdm(range(self.steps), desc=f"learning {self.name}", unit="step", leave=False, disable=None):

@@ -11,10 +11,10 @@ from project.alignment import (
     align_by_weights,
     similarity_bytes,
 )
-from project.errors import ConfigurationError, MergeError, between, one_of
-from project.methods.base import Problem
+from project.errors import ConfigurationError, between, one_of
+from project.methods.problem import Evidence, Problem
 from project.moments import UNITS
-from project.runtime import MemoryEstimate
+from project.runtime import MemoryEstimate, World
 
 By = Literal["activations", "weights", "both"]
 
@@ -74,17 +74,15 @@ class Matching:
         needed = similarity_bytes(problem.spec, len(problem.sources), kept=kept)
         return MemoryEstimate(needed, needed)
 
-    def align(self, problem: Problem) -> Alignment:
+    def align(self, problem: Problem, evidence: Evidence, world: World) -> Alignment:
         """Match the units of all sources, alike in all processes."""
-        spec, statistics, heads = problem.spec, problem.statistics, problem.labels.mode == "shared"
+        spec, statistics, heads = problem.spec, evidence.statistics, problem.labels.mode == "shared"
         states = [source.state_dict() for source in problem.sources]
         if self.by == "weights":
-            found = align_by_weights(spec, states, heads=heads, seed=self.seed)
-        elif statistics is None:
-            raise MergeError(f"matching by {self.by} needs statistics; gather them, or match by weights.")
+            alignment = align_by_weights(spec, states, heads=heads, seed=self.seed)
         elif self.by == "activations":
-            found = align_by_activations(spec, statistics, len(states), self.similarity)
+            alignment = align_by_activations(spec, statistics, len(states), self.similarity)
         else:
-            found = align_by_both(spec, states, statistics, self.alpha, heads=heads, seed=self.seed)
-        problem.world.agree(found.members, found.scores, found.distances)
-        return found
+            alignment = align_by_both(spec, states, statistics, self.alpha, heads=heads, seed=self.seed)
+        world.agree(alignment.members, alignment.scores, alignment.distances)
+        return alignment

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from project.errors import MergeError
-from project.methods.base import Problem
+from project.methods.problem import Problem
 from project.methods.shared.curves import ALL
 from project.methods.shared.entropy import Draws, check_finite, entropies
 from project.runtime import World
@@ -20,7 +19,15 @@ Curves = dict[str, dict[str, dict[int, float]]]
 
 
 def train_routers(
-    student: MixtureStudent, problem: Problem, *, steps: int, rate: float, batch: int, seed: int
+    student: MixtureStudent,
+    problem: Problem,
+    pictures: Mapping[str, Sequence[Tensor]],
+    world: World,
+    *,
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
 ) -> Curves:
     """Minimise the entropy on the calibration pictures, the mean of the domains' means, by Adam.
 
@@ -30,7 +37,9 @@ def train_routers(
 
     Args:
         student: Its routers are trained in place.
-        problem: With pictures.
+        problem: The sources.
+        pictures: domain -> this process' batches.
+        world: The processes that share the pictures.
         steps: Of Adam.
         rate: Its learning rate.
         batch: Pictures of each domain in a step, over all processes.
@@ -43,9 +52,7 @@ def train_routers(
     Raises:
         MergeError: If the entropy, or its gradient, is not finite.
     """
-    if problem.pictures is None:
-        raise MergeError("routers are trained on the calibration pictures; keep them.")
-    draws = Draws(problem.pictures, batch, seed, problem.world)
+    draws = Draws(pictures, batch, seed, world)
     parameters = [one for router in student.routers for one in router.parameters()]
     names = [next(iter(block.layers)) for block in student.blocks]
     curves: Curves = {"entropy": {ALL: {}}, "own gate": {name: {} for name in names}}
@@ -57,10 +64,10 @@ def train_routers(
             logits = student(torch.cat(list(drawn.values())))
             uncertain, own = _measured(logits, drawn, gates, problem)
             counts = uncertain.new_tensor([len(one) for one in drawn.values()])
-            problem.world.reduce(counts)
+            world.reduce(counts)
             total = (uncertain / counts).mean()
             found = [total.detach(), own, *torch.autograd.grad(total, parameters)]
-            entropy, own, *gradients = _summed(found, problem.world)
+            entropy, own, *gradients = _summed(found, world)
             check_finite(entropy, *gradients)
             curves["entropy"][ALL][step] = float(entropy)
             for name, (gate, owned) in zip(names, own.tolist(), strict=True):
