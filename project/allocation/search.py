@@ -12,9 +12,9 @@ import numpy as np
 
 from project.allocation.candidates import Choices, Counts, Vector, step_of
 
-IMPROVED = 4  # of the starts, the best ones
-WORTHWHILE = 1e-3  # of the value: what an exchange must add
-ALIKE = 0.7  # of the best ratio of value to size: what a longer step may have instead
+STARTS_IMPROVED = 4  # of the starts, the best ones
+MIN_RELATIVE_GAIN = 1e-3  # of the value: what an exchange must add
+MIN_RATIO_SHARE = 0.7  # of the best ratio of value to size: what a longer step may have instead
 
 
 def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
@@ -33,7 +33,7 @@ def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
     search = _Exchange(choices, values)
     ends = np.tri(len(choices.kinds) + 1, len(choices.kinds), -1, dtype=bool)
     starts = [search.within(np.where(run, choices.counts, 0)) for run in (*ends, *~ends)]
-    best = sorted(starts, key=search.value)[-IMPROVED:]
+    best = sorted(starts, key=search.value)[-STARTS_IMPROVED:]
     return max(map(search.improved, best), key=search.value)
 
 
@@ -59,7 +59,7 @@ class _Exchange:
             last = value
             for kind in range(len(self.kinds)):
                 for rival in self._rivals(best, kind):
-                    if self.value(rival) > value * (1 + WORTHWHILE):
+                    if self.value(rival) > value * (1 + MIN_RELATIVE_GAIN):
                         best, value = rival, self.value(rival)
         return best
 
@@ -86,7 +86,7 @@ class _Exchange:
             if not fits.any():
                 return counts
             ratio = np.where(fits, gain / np.maximum(cost, 1e-9), -1.0)
-            alike = ratio >= ALIKE * ratio.max()
+            alike = ratio >= MIN_RATIO_SHARE * ratio.max()
             kind, step = divmod(int(np.where(alike, cost, -1.0).argmax()), self.steps.shape[1])
             counts[kind] += steps[kind, step]
             left -= cost[kind, step]
@@ -99,7 +99,7 @@ class _Exchange:
             if not (steps > 0).any():
                 return np.zeros_like(counts)  # what was forced in is too much alone
             ratio = np.where(steps > 0, loss / np.maximum(saved, 1e-9), np.inf)
-            alike = (ratio <= ratio.min() / ALIKE) & ((saved <= over) | (ratio == ratio.min()))
+            alike = (ratio <= ratio.min() / MIN_RATIO_SHARE) & ((saved <= over) | (ratio == ratio.min()))
             kind, step = divmod(int(np.where(alike, saved, -1.0).argmax()), self.steps.shape[1])
             counts[kind] -= steps[kind, step]
             over -= saved[kind, step]

@@ -13,7 +13,8 @@ from project.symmetry import Norm, Spec
 
 Unit = Literal["MACs", "parameters", "bytes"]
 UNITS_OF_SIZE: tuple[Unit, ...] = get_args(Unit)
-FLOAT, COUNTER = 4, 8  # bytes of a float32, and of the batch counter that a norm with running statistics keeps
+FLOAT_BYTES = 4
+COUNTER_BYTES = 8  # of the batch counter that a norm with running statistics keeps
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def price(spec: Spec, unit: Unit) -> Price:
         unit: ``MACs`` of convolutions and linear layers on one picture, ``parameters``, or ``bytes`` of all float32
             parameters and of all buffers.
     """
-    size = FLOAT if unit == "bytes" else 1
+    size = FLOAT_BYTES if unit == "bytes" else 1
     weights = {one.name: one.taps * (one.positions if unit == "MACs" else size) for one in spec.layers}
     pairs = {layer.name: weights[layer.name] for layer in spec.layers if layer.blocks == 1}
     units = dict.fromkeys(spec.groups, 0)
@@ -71,7 +72,7 @@ def price(spec: Spec, unit: Unit) -> Price:
     for axis, count in added:
         for group in spec.parts(axis):
             units[group] += count
-    return Price(pairs, units, COUNTER * len(tracked))
+    return Price(pairs, units, COUNTER_BYTES * len(tracked))
 
 
 def nominal_size(spec: Spec, maps: Mapping[str, UnitMap], unit: Unit) -> int:

@@ -5,7 +5,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 
 from project.errors import ConfigurationError
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+MERGE_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def check_strategy_name(name: object) -> None:
@@ -44,8 +44,8 @@ def check_strategy(trainer: Trainer) -> None:
         raise ConfigurationError(
             f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
         )
-    if trainer.precision not in PRECISIONS:
+    if trainer.precision not in MERGE_PRECISIONS:
         raise ConfigurationError(
             f"precision is {trainer.precision!r}, which converts the sources' weights themselves; "
-            f"allowed for a merge: {', '.join(map(repr, PRECISIONS))}."
+            f"allowed for a merge: {', '.join(map(repr, MERGE_PRECISIONS))}."
         )
