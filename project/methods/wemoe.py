@@ -19,7 +19,7 @@ from project.methods.shared.routing import train_routers
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate
 from project.student import BlendedLayer, Block, Learnt, LearntRouter, MixtureStudent
-from project.student.experts import beside
+from project.student.experts import runs_side_by_side
 from project.symmetry import sites
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's
@@ -116,7 +116,7 @@ class WEMoE(Aligned):
         layers = [one for one in spec.layers if one.name in chosen]
         weights = {one: spec.sizes[one.outputs] * spec.sizes[one.inputs] // one.blocks * one.taps for one in layers}
         made = {one: sources * spec.sizes[one.outputs] * one.positions for one in layers}
-        weighed = sum(made[one] if beside(one.positions, sources) else 2 * weights[one] for one in layers)
+        weighed = sum(made[one] if runs_side_by_side(one.positions, sources) else 2 * weights[one] for one in layers)
         drawn = self.batch * len(pictures)
         step = gradient_bytes(spec, drawn, 1, 0) + 4 * (weighed * drawn + sources * sum(weights.values()))
         shown = picture_bytes(spec, sum(pictures.values()))
