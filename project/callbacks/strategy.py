@@ -1,4 +1,4 @@
-"""What a merge asks of the trainer it runs in."""
+"""Checks of the trainer that a merge runs in: its strategy and its precision."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
@@ -9,7 +9,7 @@ MERGE_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def check_strategy_name(name: object) -> None:
-    """Refuse by its name a strategy that splits networks: what it needs would be asked for first, in vain.
+    """Refuse by its name a strategy that splits networks, before Lightning asks for what it needs in vain.
 
     Args:
         name: As the command has it; a strategy that is built already passes, see :func:`check_strategy`.
