@@ -24,7 +24,7 @@ FOLDER = "progress"
 
 @dataclass(frozen=True)
 class Progress:
-    """Folder in which a run keeps finished work, one subfolder for each process.
+    """Folder in which this process keeps finished work.
 
     Args:
         folder: The folder; made when something is kept.
