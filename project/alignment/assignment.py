@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-ENOUGH = 0.02  # of what is left to the bound: a round of the search that closes less than this is the last
+MIN_GAP_CLOSED = 0.02  # of what is left to the bound: a round of the search that closes less than this is the last
 
 
 def assign(similarity: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def match_units(similarity: Tensor, sources: int, start: Tensor | None = None) -
     if start is not None and (kept := total_similarity(similarity, start)) >= total - slack:
         members, total = start.clone(), kept
     left, gained = bound - total, torch.inf
-    while left > slack and gained > max(slack, ENOUGH * left):
+    while left > slack and gained > max(slack, MIN_GAP_CLOSED * left):
         gained = 0.0
         for s in ranking:
             gain = _improve(blocks, members, s, slack)

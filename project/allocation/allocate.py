@@ -26,7 +26,7 @@ def stagewise(
     front: bool = False,
     step: int | None = 1,
 ) -> dict[str, UnitMap]:
-    """Unit maps that meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
+    """Meet a budget by separating whole groups, one after the other (PLeaS' "zip" budgets).
 
     Groups are separated from the back of the network (or the front) as long as the budget lasts. The first that fits
     only in part splits the rows whose merging costs most, of three sources or more also in part: one source leaves
@@ -64,7 +64,7 @@ def uniform(
     *,
     step: int | None = 1,
 ) -> dict[str, UnitMap]:
-    """Unit maps that meet a budget by taking the same share of every group's steps, those that cost most first.
+    """Meet a budget by taking the same share of every group's steps, those that cost most first.
 
     Args:
         spec: Groups of the sources.
@@ -79,12 +79,15 @@ def uniform(
     """
     merged, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, budget)
     splittings = {group.name: alignment.splitting(group.name) for group in growing(spec)}
-    every = {Fraction(count, one.steps) for one in splittings.values() for count in range(1, one.steps + 1)}
-    shares = sorted({Fraction(0), *every})
+    steps = [splitting.steps for splitting in splittings.values()]
+    shares = sorted({Fraction(0), *(Fraction(count, total) for total in steps for count in range(1, total + 1))})
 
     def at(share: Fraction) -> dict[str, UnitMap]:
-        taken = {name: one.after(_whole(int(share * one.steps), one, step)) for name, one in splittings.items()}
-        return {**merged, **taken}
+        partial_maps = {
+            name: splitting.after(_whole(int(share * splitting.steps), splitting, step))
+            for name, splitting in splittings.items()
+        }
+        return {**merged, **partial_maps}
 
     most = bisect_left(shares, True, lo=1, key=lambda share: not fits(at(share)))
     return at(shares[most - 1])
@@ -99,7 +102,7 @@ def by_gain(
     *,
     step: int | None = 1,
 ) -> dict[str, UnitMap]:
-    """Unit maps that meet a budget by separating the rows that gain most together.
+    """Meet a budget by separating the rows that gain most together.
 
     Args:
         spec: Groups of the sources.
@@ -119,34 +122,40 @@ def by_gain(
 
 
 def widest_maps(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget) -> dict[str, UnitMap]:
-    """Unit maps in which each group is as wide as the budget would allow it alone: no student of it is wider anywhere.
+    """Make each group as wide as the budget would allow it alone: no student of it is wider anywhere.
 
     Args:
         spec: Groups of the sources.
         alignment: Matched units.
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of a student; these maps themselves need not be within it.
+
+    Returns:
+        Unit map of every group.
     """
     choices = Choices(spec, alignment, fixed, budget)
     return choices.maps(choices.most, [kind.rows for kind in choices.kinds])
 
 
 def separated(maps: Mapping[str, UnitMap]) -> dict[str, float]:
-    """For every group, the share of the sources' units that student units of their own stand for.
+    """Measure what is kept apart: for every group, the share of the sources' units with student units of their own.
 
     Args:
         maps: Unit maps of a student.
+
+    Returns:
+        Group -> share, 0 to 1.
     """
     return {name: float((units.present.sum(1) == 1).sum()) / sum(units.sizes) for name, units in maps.items()}
 
 
 def _running(gains: Tensor) -> Vector:
-    """The value of separating the first 0, 1, … rows."""
+    """Add gains, shape (rows,), up to the values of separating the first 0, 1, … rows, shape (rows + 1,)."""
     return np.concatenate([[0.0], np.cumsum(gains.double().numpy())])
 
 
 class _Fits:
-    """Whether a student of some unit maps is within a budget."""
+    """Tells whether a student of some unit maps is within a budget."""
 
     def __init__(self, spec: Spec, fixed: Mapping[str, UnitMap], budget: Budget) -> None:
         self.spec, self.price = spec, price(spec, budget.unit)
@@ -161,10 +170,10 @@ def _merged(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap]) -> d
 
 
 def _whole(steps: int, splitting: Splitting, step: int | None) -> int:
-    """So many steps, or the next smaller multiple; all of a group's steps stay all."""
+    """Round steps down to a multiple of ``step``; all of a group's steps stay all."""
     return steps if steps == splitting.steps else steps - steps % step_of(step, len(splitting.members))
 
 
 def _with(maps: Mapping[str, UnitMap], name: str, splitting: Splitting, steps: int) -> dict[str, UnitMap]:
-    """The unit maps with so many steps taken in one group."""
+    """Replace the unit map of one group by that after so many steps."""
     return {**maps, name: splitting.after(steps)}

@@ -1,4 +1,4 @@
-"""What a student may cost: over one source, or in multiply-accumulates, parameters or bytes."""
+"""Budgets of students: multiples of one source's size, or in multiply-accumulates, parameters or bytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from project.runtime.units import POWERS, split_amount
 
 Scale = Literal["", "x", "k", "M", "G"]
 SYMBOLS: dict[Unit, str] = {"MACs": "MAC", "parameters": " params", "bytes": "B"}
-WORDS: dict[str, Unit] = {
+UNIT_WORDS: dict[str, Unit] = {
     "mac": "MACs",
     "macs": "MACs",
     "param": "parameters",
@@ -41,7 +41,7 @@ class Budget:
 
     @classmethod
     def of(cls, value: "Budget | float | str") -> "Budget":
-        """Read a budget.
+        """Parse a budget.
 
         Args:
             value: A number (multiply-accumulates over one source's), or text: ``1.5``, ``1.5x``, ``900 MMAC``,
@@ -54,11 +54,11 @@ class Budget:
             return value
         if not isinstance(value, str):
             return cls(float(value))
-        amount = split_amount(value, "xkMG", WORDS)
+        amount = split_amount(value, "xkMG", UNIT_WORDS)
         if amount is None or (not amount[2] and amount[1] not in ("", "x")):
             raise ConfigurationError(f"budgets holds {value!r}; allowed: {ALLOWED}.")
         number, scale, word = amount
-        return cls(number, cast(Scale, scale), WORDS[word]) if word else cls(number)
+        return cls(number, cast(Scale, scale), UNIT_WORDS[word]) if word else cls(number)
 
     @property
     def relative(self) -> bool:
@@ -76,16 +76,16 @@ class Budget:
         """The budget as a value that a file can hold and :meth:`of` can read."""
         return self.number if self.relative and self.unit == "MACs" else str(self)
 
-    def limit(self, one: Callable[[Unit], float]) -> float:
-        """Largest size, in its unit.
+    def limit(self, source_size: Callable[[Unit], float]) -> float:
+        """Compute the largest size, in its unit.
 
         Args:
-            one: Size of one source in a unit.
+            source_size: Size of one source in a unit.
         """
-        return self.number * (one(self.unit) if self.relative else POWERS[self.scale])
+        return self.number * (source_size(self.unit) if self.relative else POWERS[self.scale])
 
     def within(self, low: float, high: float) -> bool:
-        """Whether it lies between two sizes, given in its own scale; those themselves are allowed."""
+        """Tell whether it lies between two sizes, given in its own scale; those themselves are allowed."""
         return low * (1 - 1e-9) <= self.number <= high * (1 + 1e-9)
 
     def _written(self, number: str) -> str:
@@ -99,13 +99,13 @@ class Budget:
         return self._written(f"{self.number:g}")
 
 
-def check_budgets(budgets: Sequence[Budget], sources: int, one: Callable[[Unit], float] | None = None) -> None:
+def check_budgets(budgets: Sequence[Budget], sources: int, source_size: Callable[[Unit], float] | None = None) -> None:
     """Refuse budgets that no student can have.
 
     Args:
         budgets: The budgets.
         sources: Number of sources N.
-        one: Size of one source in a unit; without it, only multiples of one source's size are checked.
+        source_size: Size of one source in a unit; without it, only multiples of one source's size are checked.
 
     Raises:
         ConfigurationError: With the value and what is allowed.
@@ -113,9 +113,9 @@ def check_budgets(budgets: Sequence[Budget], sources: int, one: Callable[[Unit],
     for budget in budgets:
         if budget.relative:
             low, high = 1.0, float(sources)
-        elif one is not None:
-            low = _rounded(one(budget.unit) / POWERS[budget.scale], math.ceil)
-            high = _rounded(sources * one(budget.unit) / POWERS[budget.scale], math.floor)
+        elif source_size is not None:
+            size, power = source_size(budget.unit), POWERS[budget.scale]
+            low, high = _rounded(size / power, math.ceil), _rounded(sources * size / power, math.floor)
         else:
             continue
         if not budget.within(low, high):
@@ -132,6 +132,6 @@ def check_budgets(budgets: Sequence[Budget], sources: int, one: Callable[[Unit],
 
 
 def _rounded(value: float, towards: Callable[[float], int]) -> float:
-    """To four digits, up or down, so that the printed limit is itself allowed."""
+    """Round to four digits, up or down, so that the printed limit is itself allowed."""
     step = 10.0 ** (math.floor(math.log10(value)) - 3)
     return towards(value / step) * step

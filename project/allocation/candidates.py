@@ -1,4 +1,4 @@
-"""What an allocation decides on: how many rows of each kind are separated, and what that costs."""
+"""Candidates of an allocation: how many rows of each kind are separated, and what that costs."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """Rows of one group that stand for the same sources, more than one of them: all cost the same to separate.
+    """Merged rows of one group that stand for the same sources, two at least: all cost the same to separate.
 
     Args:
         group: The group.
@@ -35,9 +35,13 @@ class Kind:
 
 
 def step_of(step: int | None, size: int) -> int:
-    """How many of a group's units are separated at once: by default an eighth of them, but no more than 16.
+    """Choose how many of a group's units are separated at once: by default an eighth of them, but no more than 16.
 
     Processors work on channels by 8 or 16; uneven widths cost time that no multiply-accumulate shows.
+
+    Args:
+        step: As the user has set it; None for the default.
+        size: Units of the group.
     """
     return min(16, max(1, size // 8)) if step is None else step
 
@@ -65,65 +69,77 @@ class Choices:
         self.merged = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
         self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
         self.kinds: list[Kind] = []
-        blocks: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in self.merged}  # sources, rows, kind
+        runs: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in self.merged}  # sources, rows, kind
         for name, units in self.merged.items():
-            for rows, there in units.blocks:
-                sources, kind = torch.tensor(there), -1
+            for rows, present in units.blocks:
+                sources, kind = torch.tensor(present), -1
                 if int(sources.sum()) > 1 and name not in fixed:
                     kind = len(self.kinds)
                     self.kinds.append(Kind(name, sources, torch.arange(rows.start, rows.stop)))
-                blocks[name].append((sources, rows.stop - rows.start, kind))
+                runs[name].append((sources, rows.stop - rows.start, kind))
         self.counts: Counts = np.array([len(kind.rows) for kind in self.kinds], dtype=np.int64)
         cost = price(spec, budget.unit)
         self.base = cost.total(spec, self.merged)
         self.linear = np.array([cost.units.get(kind.group, 0) * (int(kind.sources.sum()) - 1.0) for kind in self.kinds])
         self.pairs = np.zeros((len(self.kinds), len(self.kinds)))
         for layer in (layer for layer in spec.layers if layer.name in cost.pairs):
-            for mine, many, out in blocks[layer.outputs]:
-                for theirs, others, into in blocks[layer.inputs]:
-                    more = cost.pairs[layer.name] * max(0, int((mine & theirs).sum()) - 1)
+            for out_sources, out_rows, out in runs[layer.outputs]:
+                for in_sources, in_rows, into in runs[layer.inputs]:
+                    more = cost.pairs[layer.name] * max(0, int((out_sources & in_sources).sum()) - 1)
                     if out >= 0:
-                        self.linear[out] += more * others
+                        self.linear[out] += more * in_rows
                     if into >= 0:
-                        self.linear[into] += more * many
+                        self.linear[into] += more * out_rows
                     if out >= 0 and into >= 0:
                         self.pairs[out, into] += more / 2
                         self.pairs[into, out] += more / 2
 
     def size(self, counts: Vector | Counts) -> float:
-        """Size of the student with so many rows of each kind separated."""
+        """Compute the size of the student with so many rows of each kind separated.
+
+        Args:
+            counts: Shape (kinds,).
+        """
         return float(self.base + self.linear @ counts - counts @ self.pairs @ counts)
 
     def fits(self, counts: Vector | Counts) -> bool:
-        """Whether that is within the budget."""
+        """Tell whether that is within the budget."""
         return self.size(counts) <= self.limit
 
     @property
     def most(self) -> Counts:
-        """For every kind, how many rows can be separated at most: all that fit while no other row is separated.
+        """Rows of every kind that can be separated at most, shape (kinds,): all that fit while no other is separated.
 
         Nothing becomes cheaper by separating other rows too.
         """
-        found = np.zeros(len(self.kinds), dtype=np.int64)
+        most = np.zeros(len(self.kinds), dtype=np.int64)
         for kind, count in enumerate(self.counts):
-            alone = np.zeros_like(found)
+            alone = np.zeros_like(most)
             alone[kind] = 1
-            found[kind] = bisect_left(range(1, int(count) + 1), True, key=partial(self._exceeds, alone))
-        return found
+            most[kind] = bisect_left(range(1, int(count) + 1), True, key=partial(self._exceeds, alone))
+        return most
 
     def _exceeds(self, counts: Counts, times: int) -> bool:
         return not self.fits(times * counts)
 
     def ranked(self, worth: Mapping[str, Tensor]) -> list[Tensor]:
-        """For every kind, its rows by falling worth.
+        """Sort the rows of every kind by falling worth.
 
         Args:
-            worth: group -> what separating each row of its unit map is worth.
+            worth: group -> what separating each row of its unit map is worth, shape (rows,).
+
+        Returns:
+            For every kind, the numbers of its rows in the group's unit map.
         """
         return [kind.rows[worth[kind.group][kind.rows].argsort(descending=True, stable=True)] for kind in self.kinds]
 
     def maps(self, counts: Counts, ranked: Sequence[Tensor]) -> dict[str, UnitMap]:
-        """Unit maps in which the first so many ranked rows of each kind are separated."""
+        """Make unit maps in which the first so many ranked rows of each kind are separated.
+
+        Args:
+            counts: Shape (kinds,).
+            ranked: From :meth:`ranked`.
+        """
         maps = dict(self.merged)
         for name in {kind.group: None for kind in self.kinds}:
             chosen = [r[:n] for kind, r, n in zip(self.kinds, ranked, counts, strict=True) if kind.group == name]

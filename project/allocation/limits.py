@@ -10,12 +10,12 @@ from project.symmetry import Group, Spec
 
 
 def growing(spec: Spec) -> tuple[Group, ...]:
-    """The groups of which units can be kept separate, one by one."""
+    """Collect the groups of which units can be kept separate, one by one."""
     return tuple(group for group in spec.free if _reason(group) is None)
 
 
 def why_not_larger(spec: Spec) -> str | None:
-    """Why no student holds all units of all sources, in words; None where one can."""
+    """Explain why no student holds all units of all sources; None where one can."""
     return next((reason for group in spec.free if (reason := _reason(group)) is not None), None)
 
 
@@ -52,9 +52,9 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
     grown = {group.name: UnitMap.apart((group.size,) * heads.sources) for group in growing(spec)}
     merged = {group.name: UnitMap.identity(group.size, heads.sources) for group in spec.free}
     for budget in budgets:
-        one = source_size(spec, heads, budget.unit)
-        largest = nominal_size(spec, {**merged, **fixed, **grown}, budget.unit) / one
-        if budget.limit(lambda unit: source_size(spec, heads, unit)) > max(1.0, largest) * one * (1 + 1e-9):
+        size = source_size(spec, heads, budget.unit)
+        largest = nominal_size(spec, {**merged, **fixed, **grown}, budget.unit) / size
+        if budget.limit(lambda unit: source_size(spec, heads, unit)) > max(1.0, largest) * size * (1 + 1e-9):
             most = int(max(1.0, largest) * 1000) / 1000
             raise ConfigurationError(
                 f"budgets holds {budget}, but students of this architecture reach {most:g} times one source's size at "
@@ -63,6 +63,7 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
 
 
 def _reason(group: Group) -> str | None:
+    """Explain why a group cannot grow; None where it can."""
     if group.blocks > 1:
         return f"group {group.name!r} is laid out in {group.blocks} blocks"
     if group.whole:

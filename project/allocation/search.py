@@ -12,17 +12,17 @@ import numpy as np
 
 from project.allocation.candidates import Choices, Counts, Vector, step_of
 
-IMPROVED = 4  # of the starts, the best ones
-WORTHWHILE = 1e-3  # of the value: what an exchange must add
-ALIKE = 0.7  # of the best ratio of value to size: what a longer step may have instead
+STARTS_IMPROVED = 4  # the best ones
+MIN_RELATIVE_GAIN = 1e-3  # of the value: what an exchange must add
+MIN_RATIO_SHARE = 0.7  # of the best ratio of value to size: what a longer step may have instead
 
 
 def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
-    """How many rows of each kind to separate.
+    """Choose how many rows of each kind to separate.
 
     Args:
         choices: What can be separated and what it costs.
-        values: For each kind, the value of separating 0, 1, … of its rows: concave and not falling.
+        values: For each kind, the value of separating 0, 1, … of its rows, shape (rows + 1,): concave, not falling.
 
     Returns:
         Shape (kinds,), within the limit; zeros where not even a full merge is.
@@ -33,7 +33,7 @@ def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
     search = _Exchange(choices, values)
     ends = np.tri(len(choices.kinds) + 1, len(choices.kinds), -1, dtype=bool)
     starts = [search.within(np.where(run, choices.counts, 0)) for run in (*ends, *~ends)]
-    best = sorted(starts, key=search.value)[-IMPROVED:]
+    best = sorted(starts, key=search.value)[-STARTS_IMPROVED:]
     return max(map(search.improved, best), key=search.value)
 
 
@@ -49,7 +49,7 @@ class _Exchange:
         self.steps = self.step[:, None] * 2 ** np.arange(most.bit_length() + 1)  # shape (kinds, moves)
 
     def value(self, counts: Counts) -> float:
-        """What these counts are worth."""
+        """Add up what these counts are worth."""
         return float(self.table[self.kinds, counts].sum())
 
     def improved(self, counts: Counts) -> Counts:
@@ -59,16 +59,16 @@ class _Exchange:
             last = value
             for kind in range(len(self.kinds)):
                 for rival in self._rivals(best, kind):
-                    if self.value(rival) > value * (1 + WORTHWHILE):
+                    if self.value(rival) > value * (1 + MIN_RELATIVE_GAIN):
                         best, value = rival, self.value(rival)
         return best
 
     def within(self, counts: Counts, barred: int = -1) -> Counts:
-        """The counts, merged again as far as the budget asks and separated as far as it lasts; one kind may be kept."""
+        """Merge again as far as the budget asks, and separate as far as it lasts; one kind may be kept as it is."""
         return self._filled(self._trimmed(counts, barred), barred)
 
     def _rivals(self, counts: Counts, kind: int) -> Iterator[Counts]:
-        """The counts with steps of a kind taken back or forced in, the budget spent on the others."""
+        """Take steps of a kind back or force some in, and spend the budget on the others."""
         moved = np.concatenate([counts[kind] - self.steps[kind], counts[kind] + self.steps[kind]])
         most = self.choices.counts[kind]
         for target in np.unique(_whole(moved.clip(0, most), most, self.step[kind])):
@@ -86,8 +86,8 @@ class _Exchange:
             if not fits.any():
                 return counts
             ratio = np.where(fits, gain / np.maximum(cost, 1e-9), -1.0)
-            alike = ratio >= ALIKE * ratio.max()
-            kind, step = divmod(int(np.where(alike, cost, -1.0).argmax()), self.steps.shape[1])
+            good = ratio >= MIN_RATIO_SHARE * ratio.max()
+            kind, step = divmod(int(np.where(good, cost, -1.0).argmax()), self.steps.shape[1])
             counts[kind] += steps[kind, step]
             left -= cost[kind, step]
 
@@ -99,14 +99,23 @@ class _Exchange:
             if not (steps > 0).any():
                 return np.zeros_like(counts)  # what was forced in is too much alone
             ratio = np.where(steps > 0, loss / np.maximum(saved, 1e-9), np.inf)
-            alike = (ratio <= ratio.min() / ALIKE) & ((saved <= over) | (ratio == ratio.min()))
-            kind, step = divmod(int(np.where(alike, saved, -1.0).argmax()), self.steps.shape[1])
+            good = (ratio <= ratio.min() / MIN_RATIO_SHARE) & ((saved <= over) | (ratio == ratio.min()))
+            kind, step = divmod(int(np.where(good, saved, -1.0).argmax()), self.steps.shape[1])
             counts[kind] -= steps[kind, step]
             over -= saved[kind, step]
         return counts
 
     def _moves(self, counts: Counts, sign: int, barred: int) -> tuple[Vector, Vector, Counts]:
-        """Change of value and of size, as magnitudes, by every step of every kind; steps of length 0 are none."""
+        """Compute what every step of every kind changes; steps of length 0 are none.
+
+        Args:
+            counts: Shape (kinds,).
+            sign: 1 for separating, -1 for merging again.
+            barred: A kind that has no steps, or -1.
+
+        Returns:
+            Changes of value and of size, as magnitudes, and lengths of the steps; each of shape (kinds, moves).
+        """
         most = self.choices.counts[:, None]
         target = _whole((counts[:, None] + sign * self.steps).clip(0, most), most, self.step[:, None])
         if barred >= 0:
@@ -120,5 +129,5 @@ class _Exchange:
 
 
 def _whole(counts: Counts, most: Counts, step: Counts) -> Counts:
-    """The next smaller multiples of the step; all rows of a kind stay all."""
+    """Round counts down to multiples of the step; all rows of a kind stay all."""
     return np.where(counts == most, counts, counts - counts % step)

@@ -13,16 +13,17 @@ from project.symmetry import Norm, Spec
 
 Unit = Literal["MACs", "parameters", "bytes"]
 UNITS_OF_SIZE: tuple[Unit, ...] = get_args(Unit)
-FLOAT, COUNTER = 4, 8  # bytes of a float32, and of the batch counter that a norm with running statistics keeps
+FLOAT_BYTES = 4
+COUNTER_BYTES = 8  # of the batch counter that a norm with running statistics keeps
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a student costs in one unit of size: Σ pairs · (units that see each other) + Σ units · (width) + rest.
+    """Cost of a student in one unit of size: Σ pairs · (units that see each other) + Σ units · (width) + rest.
 
     Args:
         pairs: layer -> for each pair of an input and an output unit that share a source; without grouped layers,
-            whose units read their own block alone and count as such.
+            whose units read their own group of the convolution alone and count as such.
         units: group -> for each of its units.
         rest: What does not depend on widths.
     """
@@ -32,7 +33,7 @@ class Price:
     rest: int = 0
 
     def total(self, spec: Spec, maps: Mapping[str, UnitMap]) -> int:
-        """Size of the student of these unit maps."""
+        """Compute the size of the student of some unit maps."""
         pairs = sum(
             self.pairs[layer.name] * int(overlap(maps[out], maps[into]).sum())
             for layer in spec.layers
@@ -44,15 +45,15 @@ class Price:
 
 
 def price(spec: Spec, unit: Unit) -> Price:
-    """What widths cost in a unit of size.
+    """Derive what widths cost in a unit of size.
 
     Args:
         spec: Groups of the sources.
         unit: ``MACs`` of convolutions and linear layers on one picture, ``parameters``, or ``bytes`` of all float32
             parameters and of all buffers.
     """
-    size = FLOAT if unit == "bytes" else 1
-    weights = {one.name: one.taps * (one.positions if unit == "MACs" else size) for one in spec.layers}
+    size = FLOAT_BYTES if unit == "bytes" else 1
+    weights = {layer.name: layer.taps * (layer.positions if unit == "MACs" else size) for layer in spec.layers}
     pairs = {layer.name: weights[layer.name] for layer in spec.layers if layer.blocks == 1}
     units = dict.fromkeys(spec.groups, 0)
     for layer in spec.layers:
@@ -71,21 +72,21 @@ def price(spec: Spec, unit: Unit) -> Price:
     for axis, count in added:
         for group in spec.parts(axis):
             units[group] += count
-    return Price(pairs, units, COUNTER * len(tracked))
+    return Price(pairs, units, COUNTER_BYTES * len(tracked))
 
 
 def nominal_size(spec: Spec, maps: Mapping[str, UnitMap], unit: Unit) -> int:
-    """Size of a student by its unit maps, zero blocks left out; nothing is built."""
+    """Compute the size of a student by its unit maps, weights that are always zero left out; nothing is built."""
     return price(spec, unit).total(spec, maps)
 
 
 def nominal_macs(spec: Spec, maps: Mapping[str, UnitMap]) -> int:
-    """Multiply-accumulates of convolutions and linear layers on one picture, zero blocks left out."""
+    """Count multiply-accumulates of convolutions and linear layers on one picture, by a student's unit maps."""
     return nominal_size(spec, maps, "MACs")
 
 
 def source_size(spec: Spec, heads: UnitMap, unit: Unit) -> float:
-    """Size of one source, averaged over the sources, which may differ in their heads.
+    """Compute the size of one source, averaged over the sources, which may differ in their heads.
 
     Args:
         spec: Groups of the sources.
@@ -100,18 +101,18 @@ def source_size(spec: Spec, heads: UnitMap, unit: Unit) -> float:
 
 
 def source_macs(spec: Spec, fixed: Mapping[str, UnitMap]) -> float:
-    """Multiply-accumulates of one source on one picture, averaged over the sources."""
+    """Count the multiply-accumulates of one source on one picture, averaged over the sources."""
     return source_size(spec, fixed[spec.output.name], "MACs")
 
 
 def stored_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of a network's tensors, by name, as a file holds them."""
+    """Count the bytes of a network's tensors, by name, as a file holds them."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 @torch.no_grad()
 def executed_macs(network: nn.Module, picture: tuple[int, int, int]) -> int:
-    """Multiply-accumulates that running the network on one picture really costs, counted by torch.
+    """Count, by torch, the multiply-accumulates that running the network on one picture really costs.
 
     Args:
         network: In eval mode.
@@ -124,5 +125,5 @@ def executed_macs(network: nn.Module, picture: tuple[int, int, int]) -> int:
 
 
 def _tracked(spec: Spec, norm: Norm) -> bool:
-    """Whether a norm keeps running statistics."""
+    """Tell whether a norm keeps running statistics."""
     return any(axis.tensor == f"{norm.name}.running_mean" for axis in spec.groups[spec.parts(norm.group)[0]].axes)

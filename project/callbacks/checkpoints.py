@@ -11,7 +11,7 @@ from project.runtime import atomic_save
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and renames; Lightning copies from the folder for temporary files.
+    """Writes a checkpoint beside its place and renames it; Lightning copies from the folder for temporary files.
 
     A process that is killed while such a copy goes on, on another disk, leaves a broken ``last.ckpt`` behind.
     """
@@ -25,9 +25,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_atomically(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints so, unless a plugin or the strategy has a way of its own.
+    """Let a trainer write its checkpoints by AtomicCheckpointIO, unless a plugin or the strategy has a way of its own.
 
     What Lightning's AsyncCheckpointIO wraps is Lightning's own.
+
+    Args:
+        trainer: As built.
     """
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and type(strategy.checkpoint_io) is TorchCheckpointIO:

@@ -1,4 +1,4 @@
-"""Ending by a signal."""
+"""Ending a merge by a signal, in every process that it has started."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class EndingCallback(Callback):
-    """Puts a handler back where Lightning has laid its own over it, as it does for every loop.
+    """Restores a signal handler that Lightning has replaced by its own, as it does for every loop.
 
     Lightning's broadcasts from within the handler that the signal has come. Processes that it meets at different places
     then wait for each other, or take the broadcast for the one that they were waiting for.
@@ -26,17 +26,17 @@ class EndingCallback(Callback):
         self.end = end
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first batch."""
+        """Install the handler before the first batch."""
         signal.signal(self.number, self.end)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first batch."""
+        """Install the handler before the first batch."""
         signal.signal(self.number, self.end)
 
 
 @contextmanager
 def ended_by(number: signal.Signals, trainer: Trainer) -> Iterator[None]:
-    """While open, a signal ends this process and those that the trainer has started, by themselves.
+    """Let a signal, while open, end this process and those that the trainer has started, each by itself.
 
     Lightning takes note of SIGTERM, and looks at its note in a fit alone. While it sets up a loop its own handler
     stands; and a process that waits for others within an operation comes to its handler once that is over.

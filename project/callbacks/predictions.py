@@ -51,8 +51,8 @@ class PredictionTable(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Keep a batch's rows."""
-        found = most_likely(prediction["probabilities"], prediction["columns"], self.top)
-        for path, ranks in zip(prediction["paths"], found, strict=True):
+        classes = most_likely(prediction["probabilities"], prediction["columns"], self.top)
+        for path, ranks in zip(prediction["paths"], classes, strict=True):
             for rank, (head, name, probability) in enumerate(ranks, 1):
                 shown = round(probability, 4)
                 row = {"domain": prediction["domain"], "picture": path, "rank": rank, "head": head, "class": name}

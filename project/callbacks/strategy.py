@@ -1,15 +1,15 @@
-"""What a merge asks of the trainer it runs in."""
+"""Checks of the trainer that a merge runs in: its strategy and its precision."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from project.errors import ConfigurationError
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+MERGE_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def check_strategy_name(name: object) -> None:
-    """Refuse by its name a strategy that splits networks: what it needs would be asked for first, in vain.
+    """Refuse by its name a strategy that splits networks, before Lightning asks for what it needs in vain.
 
     Args:
         name: As the command has it; a strategy that is built already passes, see :func:`check_strategy`.
@@ -44,8 +44,8 @@ def check_strategy(trainer: Trainer) -> None:
         raise ConfigurationError(
             f"strategy starts processes by {launcher!r}, which discards what validation changes; use 'ddp'."
         )
-    if trainer.precision not in PRECISIONS:
+    if trainer.precision not in MERGE_PRECISIONS:
         raise ConfigurationError(
             f"precision is {trainer.precision!r}, which converts the sources' weights themselves; "
-            f"allowed for a merge: {', '.join(map(repr, PRECISIONS))}."
+            f"allowed for a merge: {', '.join(map(repr, MERGE_PRECISIONS))}."
         )

@@ -13,8 +13,8 @@ from project.runtime import warn
 
 OnError = Literal["raise", "skip"]
 Defects: TypeAlias = dict[Path, str | None]
-NAMED = 5
-"""Unreadable files that a message names; the others are counted."""
+FILES_NAMED = 5
+"""How many unreadable files a message names; the others are counted."""
 
 
 class PictureCheck:
@@ -48,8 +48,8 @@ class PictureCheck:
         bad = [f"{path} ({self._found[path]})" for path, _ in samples if self._found[path]]
         if not bad:
             return samples
-        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        message = f"{len(bad)} of {len(samples)} pictures cannot be read: {', '.join(bad[:NAMED])}{more}"
+        more = f" and {len(bad) - FILES_NAMED} more" if len(bad) > FILES_NAMED else ""
+        message = f"{len(bad)} of {len(samples)} pictures cannot be read: {', '.join(bad[:FILES_NAMED])}{more}"
         if self.on_error == "raise":
             raise DataError(f"{message}; mend them, or set on_error to 'skip'.")
         warn(f"{message}; they are left out.")

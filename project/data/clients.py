@@ -55,7 +55,7 @@ class ClientDataModule(DomainDataModule):
         dealt = [
             part
             for number, domain in enumerate(self.domain_names)
-            for part in dealt_out(self.samples(domain, "train"), self.clients, self.alpha, [self.seed, number])
+            for part in dirichlet_parts(self.samples(domain, "train"), self.clients, self.alpha, [self.seed, number])
         ]
         found = dict(zip(self.client_names, dealt, strict=True))
         for name, samples in found.items():
@@ -79,7 +79,7 @@ class ClientDataModule(DomainDataModule):
         return CombinedLoader(loaders, mode="max_size")
 
 
-def dealt_out(samples: list[Sample], clients: int, alpha: float, seed: int | list[int]) -> list[list[Sample]]:
+def dirichlet_parts(samples: list[Sample], clients: int, alpha: float, seed: int | list[int]) -> list[list[Sample]]:
     """Deal samples out, each to one client, every class in proportions of its own.
 
     Args:

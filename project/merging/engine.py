@@ -181,7 +181,7 @@ class Engine:
         planner = self.planner.within(int(rooms.min()))
         if self._progress is not None:
             below = self._progress.below(str(world.rank))
-            self._progress = replace(below, reduce=world.reduce, device=device)
+            self._progress = replace(below, world=world, device=device)
         plan = planner.plan(self.gathering.missing)
         self.gathering.keep_in(self._progress, plan.shelve)
         scratch = self._progress.folder / "waiting" if self._progress is not None and plan.spill else None

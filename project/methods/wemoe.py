@@ -19,7 +19,7 @@ from project.methods.shared.entropy import check_heads
 from project.methods.shared.routing import train_routers
 from project.moments import PICTURES
 from project.student import BlendedLayer, Block, Learnt, LearntRouter, MixtureStudent
-from project.student.experts import beside
+from project.student.experts import runs_side_by_side
 from project.symmetry import sites
 
 DEVIATION = 0.01  # of the routers' random weights, the paper's
@@ -107,7 +107,9 @@ class WEMoE(Aligned):
             layer: spec.sizes[layer.outputs] * spec.sizes[layer.inputs] // layer.blocks * layer.taps for layer in layers
         }
         made = {layer: sources * spec.sizes[layer.outputs] * layer.positions for layer in layers}
-        weighed = sum(made[layer] if beside(layer.positions, sources) else 2 * weights[layer] for layer in layers)
+        weighed = sum(
+            made[layer] if runs_side_by_side(layer.positions, sources) else 2 * weights[layer] for layer in layers
+        )
         return gradient_bytes(spec, batch, 1, 0) + 4 * (weighed * batch + sources * sum(weights.values()))
 
     def needs_base(self, planned: Mapping[str, Method]) -> bool:

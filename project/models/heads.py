@@ -14,7 +14,7 @@ from project.models.labels import LabelSpace
 Joint = Literal["gate", "logits", "uniform", "confidence"]
 """How the heads are weighed where nobody says which one to use, see :func:`head_weights`."""
 
-TINY = 1e-6
+MIN_CERTAINTY = 1e-6
 
 
 class Prediction(NamedTuple):
@@ -104,7 +104,7 @@ def head_weights(logits: Tensor, labels: LabelSpace, joint: Joint, gated: Tensor
         return torch.stack([part.logsumexp(1) for part in parts], 1).softmax(1)
     if joint == "uniform":
         return logits.new_full((len(logits), len(parts)), 1 / len(parts))
-    certain = torch.stack([_certainty(part) for part in parts], 1).clamp(min=TINY)
+    certain = torch.stack([_certainty(part) for part in parts], 1).clamp(min=MIN_CERTAINTY)
     return certain / certain.sum(1, keepdim=True)
 
 

@@ -18,7 +18,7 @@ from project.errors import DataError
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 HELD_OUT = 0.2
-DEAD = 1e-8  # deviation, over the largest, below which a feature is a constant
+MIN_DEVIATION_SHARE = 1e-8  # deviation, over the largest, below which a feature is a constant
 ITERATIONS = 1000
 
 
@@ -104,7 +104,7 @@ def held_out(labels: Tensor, seed: int) -> Tensor:
 def _path(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]) -> list[Probe]:
     """The optimum of every strength, each search starting at the one before."""
     mean, scale = features.mean(0), features.std(0, correction=0)
-    scale = torch.where(scale > DEAD * scale.max(), scale, 1.0)
+    scale = torch.where(scale > MIN_DEVIATION_SHARE * scale.max(), scale, 1.0)
     inputs, found = (features - mean) / scale, np.zeros((classes, features.shape[1] + 1))
     options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": 1e-6}
     probes = []

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from project.errors import CheckpointError
 
-SHOWN = 4
+DIFFERENCES_SHOWN = 4
 
 
 def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -60,8 +60,8 @@ def load_body(network: nn.Module, state_dict: Mapping[str, Tensor], origin: str)
 
 def summary(found: list[str]) -> str:
     """The first few phrases and how many more there are."""
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
+    more = f" and {len(found) - DIFFERENCES_SHOWN} more" if len(found) > DIFFERENCES_SHOWN else ""
+    return "; ".join(found[:DIFFERENCES_SHOWN]) + more
 
 
 def _is_counter(name: str) -> bool:

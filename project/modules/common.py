@@ -7,7 +7,7 @@ from project.models import LabelSpace
 
 
 def data_labels(module: LightningModule) -> LabelSpace:
-    """The label space of the data that the module's trainer was given.
+    """Read the label space of the data that the module's trainer was given.
 
     Raises:
         ConfigurationError: If there is no data module, or one without label space.

@@ -60,8 +60,8 @@ class EvaluationModule(ScoringModule):
             self.enter(load_scored_networks(self.files, labels))
         for scored in self.scored_networks:
             check_classes(scored.name, scored.labels, labels)
-            given = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
-            warn_of_preprocessing(scored.name, scored.preprocessing, given)
+            preprocessing = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
+            warn_of_preprocessing(scored.name, scored.preprocessing, preprocessing)
         if stage == "predict":
             self._check_asked(labels.domains)
         else:
@@ -75,7 +75,12 @@ class EvaluationModule(ScoringModule):
         self.trainer.test_loop.verbose = False
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Classes that the first network sees in pictures of one domain.
+        """Predict by the first network the classes of pictures of one domain.
+
+        Args:
+            batch: Pictures (batch, 3, height, width) and their paths.
+            batch_idx: Plays no part.
+            dataloader_idx: Index of the domain.
 
         Returns:
             ``domain``, empty where nobody knows it; ``paths`` of the pictures; ``probabilities`` (batch, columns);
@@ -97,18 +102,19 @@ class EvaluationModule(ScoringModule):
         }
 
     def _domain(self, loader: int) -> str:
-        """The domain of a loader's pictures; empty where nobody knows it."""
+        """Name the domain of a loader's pictures; empty where nobody knows it."""
         data = getattr(self.trainer, "datamodule", None)
         return "" if isinstance(data, UnsortedDataModule) else data_labels(self).domains[loader]
 
     def on_test_end(self) -> None:
         """Print the accuracies side by side, and write them to the run's folder as ``scores.csv``."""
-        found, joint = self.accuracies(), self.joint_accuracies()
+        accuracies, joint = self.accuracies(), self.joint_accuracies()
         if not self.trainer.is_global_zero:
             return
         rows = []
-        for name, one in found.items():
-            cells = {**{domain: one.get(domain) for domain in self.domains}, "mean": sum(one.values()) / len(one)}
+        for name, by_domain in accuracies.items():
+            cells = {domain: by_domain.get(domain) for domain in self.domains}
+            cells["mean"] = sum(by_domain.values()) / len(by_domain)
             if joint:
                 cells |= {"joint": None, "right head": None, **joint.get(name, {})}
             rows.append({"network": name, **{k: None if v is None else round(v, 1) for k, v in cells.items()}})

@@ -43,12 +43,12 @@ class FederatedModule(FineTuneModule):
         self.automatic_optimization = False  # every client has an optimizer of its own
 
     def setup(self, stage: str) -> None:
-        """See that the data have clients, and that there is one process."""
+        """Refuse data without clients, several processes, and schedules that count steps."""
         if stage == "fit":
-            self._check()
+            self._check_trainer()
         super().setup(stage)
 
-    def _check(self) -> None:
+    def _check_trainer(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClientDataModule):
             raise ConfigurationError(f"data is {type(data).__name__}; use ClientDataModule to train in rounds.")
@@ -68,17 +68,21 @@ class FederatedModule(FineTuneModule):
         self.pictures: defaultdict[str, int] = defaultdict(int)
         # Kept out of the state dict: when a round opens they are the server's network.
         self.clients: dict[str, nn.Module] = {name: deepcopy(server) for name in names}
-        found = []
+        configurations = []
         for client in self.clients.values():
-            made = self.optimized([one for one in client.parameters() if one.requires_grad])
-            found.append(made if isinstance(made, dict) else {"optimizer": made})
-        schedules = [one["lr_scheduler"]["scheduler"] for one in found if "lr_scheduler" in one]
-        if any(isinstance(one, ReduceLROnPlateau) for one in schedules):
+            optimized = self.optimized([weight for weight in client.parameters() if weight.requires_grad])
+            configurations.append(optimized if isinstance(optimized, dict) else {"optimizer": optimized})
+        schedules = [
+            configuration["lr_scheduler"]["scheduler"]
+            for configuration in configurations
+            if "lr_scheduler" in configuration
+        ]
+        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise ConfigurationError("lr_scheduler is ReduceLROnPlateau; rounds need one that goes by their number.")
-        return [one["optimizer"] for one in found], schedules
+        return [configuration["optimizer"] for configuration in configurations], schedules
 
     def on_train_start(self) -> None:
-        """Say what each client has."""
+        """Log how many pictures and classes each client has."""
         super().on_train_start()
         data: ClientDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         for name, samples in data.client_samples().items():
@@ -94,15 +98,20 @@ class FederatedModule(FineTuneModule):
                 client.get_submodule(name).eval()
 
     def training_step(self, batch: Mapping[str, tuple[Tensor, Tensor] | None], batch_idx: int) -> None:  # type: ignore[override]
-        """A step of every client on pictures (batch, 3, height, width) and their columns (batch,)."""
+        """Take a step of every client.
+
+        Args:
+            batch: Client -> pictures (batch, 3, height, width) and their columns of the label space (batch,), or None.
+            batch_idx: Plays no part.
+        """
         if not self.pictures:
             self._open_round()
         losses, penalties = {}, []
         for (name, client), optimizer in zip(self.clients.items(), self._optimizers, strict=True):
-            given = batch[name]
-            if given is None:
+            samples = batch[name]
+            if samples is None:
                 continue
-            x, y = given
+            x, y = samples
             loss = losses[name] = cross_entropy(client(x), y, label_smoothing=self.label_smoothing)
             if self.scope is not None:
                 penalties.append(self.scope.penalty(client, self.scope_targets))
@@ -124,12 +133,12 @@ class FederatedModule(FineTuneModule):
             self._close_round()
 
     def on_fit_end(self) -> None:
-        """Leave the accelerator to others."""
+        """Move the clients off the accelerator."""
         for client in self.clients.values():
             client.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the server's network.
+        """Load the server's network.
 
         Raises:
             CheckpointError: If the checkpoint was written in the middle of a round.
@@ -149,9 +158,9 @@ class FederatedModule(FineTuneModule):
         total = sum(self.pictures.values())
         shares = [count / total for count in self.pictures.values()]
         average_into(self.network, clients, shares)
-        layers = [layer_weights(client) for client in clients]
-        fused = {name: fused_scope([one[name] for one in layers], self._fusion, shares) for name in layers[0]}
-        gaps = [sum(float(scope_divergence(one[name], scope)) for name, scope in fused.items()) for one in layers]
+        weights = [layer_weights(client) for client in clients]
+        fused = {name: fused_scope([layers[name] for layers in weights], self._fusion, shares) for name in weights[0]}
+        gaps = [sum(float(scope_divergence(layers[n], scope)) for n, scope in fused.items()) for layers in weights]
         self.log("round/scope gap", sum(gaps) / len(gaps))
         if self.scope is not None and not self.scope.target:
             self.scope_targets = {name: fused[name] for name in self.scope_targets}
@@ -167,17 +176,17 @@ class FederatedModule(FineTuneModule):
 
     @property
     def _optimizers(self) -> Sequence[Any]:
-        found = self.optimizers()
-        return found if isinstance(found, list) else [found]
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     @property
     def _schedules(self) -> Sequence[Any]:
-        found = self.lr_schedulers()
-        return found if isinstance(found, list) else [] if found is None else [found]
+        schedules = self.lr_schedulers()
+        return schedules if isinstance(schedules, list) else [] if schedules is None else [schedules]
 
 
 def average_into(target: nn.Module, networks: Sequence[nn.Module], shares: Sequence[float]) -> None:
-    """Give a network the weighted mean of others, tensor by tensor; what counts batches is the first one's.
+    """Set a network to the weighted mean of others, tensor by tensor; batch counters are the first one's.
 
     Args:
         target: Of their architecture; changed in place.

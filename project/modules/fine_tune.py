@@ -75,7 +75,7 @@ class FineTuneModule(LightningModule):
         if weights is not None and base is not None:
             raise ConfigurationError(f"weights is {weights!r} and base is {str(base)!r}; only one of them is allowed.")
         between(0, 1, label_smoothing=label_smoothing)
-        # the classes may come later, but a name that is not known is told now
+        # the classes may come later, but a name that is not known is refused now
         self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width)
         if weights is not None:
             find_weights(self.draft, weights)
@@ -86,7 +86,7 @@ class FineTuneModule(LightningModule):
         self.description = Description()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, columns of the label space) of pictures (batch, 3, height, width)."""
+        """Compute logits (batch, columns of the label space) of pictures (batch, 3, height, width)."""
         logits: Tensor = self.network(x)
         return logits
 
@@ -117,11 +117,15 @@ class FineTuneModule(LightningModule):
         self._adopt(architecture, network)
 
     def configure_optimizers(self) -> Any:
-        """Optimizer of all parameters that are not frozen, and its schedule."""
+        """Make the optimizer of all parameters that are not frozen, and its schedule."""
         return self.optimized([parameter for parameter in self.parameters() if parameter.requires_grad])
 
     def optimized(self, parameters: list[nn.Parameter]) -> Any:
-        """Optimizer of some parameters, and its schedule, as Lightning has them."""
+        """Make the optimizer of some parameters, and its schedule, as Lightning takes them.
+
+        Raises:
+            ConfigurationError: If there are no parameters, or the schedule does not say what it watches.
+        """
         if not parameters:
             raise ConfigurationError(f"freeze is {', '.join(self.freeze_names)}, which leaves nothing to train.")
         optimizer = self.optimizer(parameters)
@@ -146,7 +150,7 @@ class FineTuneModule(LightningModule):
             self.scope_targets = self.scope.targets(self.network)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of pictures (batch, 3, height, width) and their columns of the label space (batch,)."""
+        """Compute the loss of pictures (batch, 3, height, width) and their columns of the label space (batch,)."""
         x, y = batch
         loss = cross_entropy(self(x), y, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
@@ -157,7 +161,7 @@ class FineTuneModule(LightningModule):
         return loss + penalty
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last round."""
+        """Reset the scores."""
         self._reset_scores()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -169,7 +173,7 @@ class FineTuneModule(LightningModule):
         self._log("val", self.scores.compute())
 
     def on_test_epoch_start(self) -> None:
-        """Forget the last round."""
+        """Reset the scores."""
         self._reset_scores()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -181,7 +185,7 @@ class FineTuneModule(LightningModule):
         self._log("test", self.scores.compute() | self.scores.per_class())
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Classes of pictures of one domain.
+        """Predict the classes of pictures of one domain.
 
         Returns:
             ``domain``; ``paths`` of the pictures; ``logits`` and ``probabilities`` (batch, classes of the domain);
@@ -206,12 +210,12 @@ class FineTuneModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the network is, as plain values, and what its weight scopes are pulled towards."""
         checkpoint.update(self.description.to_entries())
-        checkpoint["scope_targets"] = {name: tuple(one) for name, one in self.scope_targets.items()}
+        checkpoint["scope_targets"] = {name: tuple(scope) for name, scope in self.scope_targets.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the checkpoint holds, or see that the one at hand is the same."""
         saved = Description.from_entries(checkpoint)
-        self.scope_targets = {name: Scope(*one) for name, one in checkpoint.get("scope_targets", {}).items()}
+        self.scope_targets = {name: Scope(*values) for name, values in checkpoint.get("scope_targets", {}).items()}
         if saved.architecture is None:
             raise CheckpointError(
                 "The checkpoint does not say which architecture it holds, so FineTuneModule did not write it."
@@ -233,7 +237,7 @@ class FineTuneModule(LightningModule):
         self.description = replace(self.description, architecture=architecture)
 
     def _width(self) -> int:
-        """Number of logits, from the arguments and the data."""
+        """Settle the number of logits, from the arguments and the data."""
         labels = self.description.label_space
         if labels is None:
             if self.num_classes is None:
@@ -255,7 +259,7 @@ class FineTuneModule(LightningModule):
             raise ConfigurationError(f"The network has {architecture.num_classes} logits for {labels.width} classes.")
 
     def _logits(self, x: Tensor, dataloader_idx: int) -> Tensor:
-        """Logits (batch, classes of the domain) of the classes of the loader's domain."""
+        """Compute logits (batch, classes of the domain) of the classes of the loader's domain."""
         labels = self.description.label_space
         logits: Tensor = self(x)
         return logits if labels is None else logits[:, labels.columns(labels.domains[dataloader_idx])]

@@ -31,7 +31,7 @@ class ProbeModule(LightningModule):
         self.probes: list[list[Probe]] = []
 
     def on_validation_start(self) -> None:
-        """Start from nothing."""
+        """Reset the features."""
         domains = range(len(self.labels.domains))
         self._features: list[list[list[Tensor]]] = [[[] for _ in self.networks] for _ in domains]
         self._labels: list[list[Tensor]] = [[] for _ in domains]
@@ -49,11 +49,11 @@ class ProbeModule(LightningModule):
         for kept, numbers, names in zip(self._features, self._labels, self.labels.classes.values(), strict=True):
             labels = world.gather_rows(numbers)
             features = (world.gather_rows(batches) for batches in kept)
-            self.probes.append([fit_probe(one, labels, len(names)) for one in features])
+            self.probes.append([fit_probe(rows, labels, len(names)) for rows in features])
         self._features, self._labels = [], []
 
     def on_test_start(self) -> None:
-        """Forget the last round."""
+        """Reset the scores."""
         self.scores = nn.ModuleList(DomainScores(self.labels) for _ in self.networks).to(self.device)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -64,9 +64,13 @@ class ProbeModule(LightningModule):
             scores.update(dataloader_idx, logits, labels, cross_entropy(logits, labels))  # type: ignore[operator]
 
     def accuracies(self) -> dict[str, dict[str, float]]:
-        """Network -> domain -> accuracy of its classifier in percent; call it in every process."""
-        found = {}
+        """Compute the accuracies of the classifiers; call it in every process.
+
+        Returns:
+            Network -> domain -> accuracy in percent.
+        """
+        accuracies = {}
         for name, scores in zip(self.names, self.scores, strict=True):
             values = scores.compute()  # type: ignore[operator]
-            found[name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in self.labels.domains}
-        return found
+            accuracies[name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in self.labels.domains}
+        return accuracies

@@ -74,7 +74,7 @@ class RefineModule(LightningModule):
         return self.distillation.student
 
     def setup(self, stage: str) -> None:
-        """Load student and sources, and see that they and the data go together."""
+        """Load student and sources, and refuse data that do not go with them."""
         labels = data_labels(self)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and isinstance(data, DomainDataModule) and not isinstance(data, UnlabelledDataModule):
@@ -105,7 +105,7 @@ class RefineModule(LightningModule):
         self.domains, self.scores = labels.domains, DomainScores(labels)
 
     def configure_optimizers(self) -> Any:
-        """Optimizer of all the student's parameters, its learning rate rising and falling over the whole run."""
+        """Make the optimizer of all the student's parameters, its learning rate rising and falling over the run."""
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the learning rate falls over it.")
@@ -116,36 +116,36 @@ class RefineModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Bring the sources, which are not registered, to where the student is."""
+        """Move the sources, which are not registered, to the student's device."""
         assert self.distillation is not None
         self.distillation.to(self.device)
 
     def on_train_start(self) -> None:
-        """Batch norm keeps its statistics; time is counted from here."""
+        """Leave batch norm its statistics, and start the clock."""
         self.network.eval()
         self.started = time.perf_counter()
 
     def training_step(self, batch: Mapping[str, Tensor | None], batch_idx: int) -> Tensor:
-        """Loss on pictures (batch, 3, height, width) of some domains."""
+        """Compute the loss on a batch, domain -> pictures (batch, 3, height, width)."""
         assert self.distillation is not None
         if not isinstance(batch, Mapping):
             raise ConfigurationError("training batches must map domains to pictures; use UnlabelledDataModule as data.")
-        found = self.distillation({domain: pictures for domain, pictures in batch.items() if pictures is not None})
-        self.log("train/loss", found.total, prog_bar=True)
-        self.log_dict({"train/logits": found.logits, **{f"train/features/{g}": e for g, e in found.features.items()}})
-        return found.total
+        losses = self.distillation({domain: pictures for domain, pictures in batch.items() if pictures is not None})
+        self.log("train/loss", losses.total, prog_bar=True)
+        self.log_dict({"train/logits": losses.logits, **{f"train/features/{g}": e for g, e in losses.features.items()}})
+        return losses.total
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last round."""
+        """Reset the scores."""
         self.scores.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare on pictures of one domain, and score by their classes (batch,), indices within that domain."""
+        """Compute the loss on pictures of one domain, and score by their classes (batch,), indices in that domain."""
         assert self.distillation is not None
         pictures, labels = batch
         domain = self.domains[dataloader_idx]
-        found = self.distillation({domain: pictures})
-        self.scores.update(dataloader_idx, found.outputs[domain], labels, found.total)
+        losses = self.distillation({domain: pictures})
+        self.scores.update(dataloader_idx, losses.outputs[domain], labels, losses.total)
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracies, which are the same in all processes already; sync_dist only says so to Lightning."""
@@ -170,7 +170,7 @@ class RefineModule(LightningModule):
             rank_zero_info(f"Refined student: {path}")
 
     def _extended_lineage(self) -> dict[str, Any]:
-        """Where the student comes from, this run included, as plain values."""
+        """Extend the student's lineage by this run, as plain values."""
         seconds = self.earlier_seconds + time.perf_counter() - self.started
         (optimizer,) = self.trainer.optimizers
         run = {
@@ -185,7 +185,7 @@ class RefineModule(LightningModule):
 
 
 def warmup_cosine(done: float, warmup: float) -> float:
-    """Factor on the learning rate: up from 0 in a line, then down to 0 along half a cosine.
+    """Compute the factor on the learning rate: up from 0 in a line, then down to 0 along half a cosine.
 
     Args:
         done: Share of the run that is over, from 0 to 1.

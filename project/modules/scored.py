@@ -31,16 +31,16 @@ class ScoredNetwork:
     preprocessing: Preprocessing | None = None
 
     def knows(self, domain: str) -> bool:
-        """Whether it has a head for a domain."""
+        """Tell whether it has a head for a domain."""
         return self.labels.mode == "shared" or domain in self.labels.domains
 
     def head_of(self, domain: str) -> str:
-        """The head for a domain that it knows; one head for all is the joint distribution of one."""
+        """Name the head for a domain that it knows; one head for all is the joint distribution of one."""
         named = isinstance(self.network, MultiHead) and self.network.by_name
         return JOINT if self.labels.mode == "shared" and not named else domain
 
     def joint(self, asked: Joint | None) -> Joint:
-        """How its heads are weighed: as asked, else by its gate, where it has one, else by their logits.
+        """Settle how its heads are weighed: as asked, else by its gate, where it has one, else by their logits.
 
         Raises:
             ConfigurationError: If it has no gate, but is asked to use it.
@@ -53,26 +53,34 @@ class ScoredNetwork:
         return asked or usual
 
     def shares(self, pictures: Tensor, asked: Joint | None) -> tuple[Tensor, Tensor]:
-        """Its logits, and the probabilities of all classes of all heads, in one run."""
+        """Compute the logits, and the probabilities of all classes of all heads, in one run.
+
+        Args:
+            pictures: Shape (batch, 3, height, width).
+            asked: How heads are weighed, see :meth:`joint`.
+
+        Returns:
+            Both of shape (batch, columns of the label space).
+        """
         if isinstance(self.network, MultiHead):
             return self.network.shares(pictures, self.joint(asked))
         logits = self.network(pictures)
         return logits, heads.probabilities(logits, self.labels, joint=self.joint(asked))
 
     def answer(self, pictures: Tensor, domain: str) -> Tensor:
-        """Its logits where the pictures' domain is known; columns of other heads may mean nothing."""
+        """Compute the logits where the pictures' domain is known; columns of other heads may mean nothing."""
         if isinstance(self.network, MultiHead):
             return self.network.answer(pictures, domain)
         logits: Tensor = self.network(pictures)
         return logits
 
     def chooses(self, domains: Sequence[str]) -> bool:
-        """Whether it has several heads, one for each of these domains among them."""
+        """Tell whether it has several heads, one for each of these domains among them."""
         return len(self.labels.heads) > 1 and all(map(self.knows, domains))
 
 
 def load_scored_networks(files: Sequence[SourceFile], labels: LabelSpace | None) -> list[ScoredNetwork]:
-    """Networks from any files; one that says nothing of its classes takes the data's, where these are known.
+    """Load networks from any files; one that says nothing of its classes takes the data's, where these are known.
 
     Raises:
         PleasError: If a file cannot be read, or its classes are not known.
@@ -85,7 +93,7 @@ def load_scored_networks(files: Sequence[SourceFile], labels: LabelSpace | None)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The files' stems, with as many of their folders before them as it takes to tell them apart.
+    """Name files by their stems, with as many of their folders before them as it takes to tell them apart.
 
     Raises:
         ConfigurationError: If a file stands twice.

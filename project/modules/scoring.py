@@ -35,11 +35,11 @@ class ScoringModule(LightningModule):
         self.networks = nn.ModuleList(scored.network for scored in scored_networks)  # so that they move along
 
     def on_test_start(self) -> None:
-        """Forget the last round."""
+        """Reset the scores."""
         self._reset_scores()
 
     def on_validation_start(self) -> None:
-        """Forget the last round."""
+        """Reset the scores."""
         self._reset_scores()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -59,35 +59,39 @@ class ScoringModule(LightningModule):
         self._log("val")
 
     def accuracies(self) -> dict[str, dict[str, float]]:
-        """Network -> domain -> accuracy in percent, over all batches and processes; call it in every process."""
-        found: dict[str, dict[str, float]] = {}
+        """Compute accuracies over all batches and processes; call it in every process.
+
+        Returns:
+            Network -> domain -> accuracy in percent.
+        """
+        accuracies: dict[str, dict[str, float]] = {}
         for scored, known, scores in zip(self.scored_networks, self.known, self.scores, strict=True):
             values = scores.compute()  # type: ignore[operator]
-            found[scored.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
-        return found
+            accuracies[scored.name] = {domain: 100 * float(values[f"{domain}/accuracy"]) for domain in known}
+        return accuracies
 
     def joint_accuracies(self) -> dict[str, dict[str, float]]:
-        """How often networks are right where nobody says which head to use; call it in every process.
+        """Compute how often networks are right where nobody says which head to use; call it in every process.
 
         Returns:
             Network -> ``joint``: accuracy among the classes of all heads; ``right head``: how often the class is one of
             the picture's domain. In percent, means over the domains; networks without a head for each are left out.
         """
-        found = {}
+        accuracies = {}
         for index, scores in self.joint_scores.items():
             values = scores.compute()  # type: ignore[operator]
             name = self.scored_networks[int(index)].name
-            found[name] = {"joint": 100 * float(values["joint"]), "right head": 100 * float(values["head"])}
-        return found
+            accuracies[name] = {"joint": 100 * float(values["joint"]), "right head": 100 * float(values["head"])}
+        return accuracies
 
     def _reset_scores(self) -> None:
         labels = data_labels(self)
         self.domains = labels.domains
-        self.known = [[domain for domain in self.domains if one.knows(domain)] for one in self.scored_networks]
+        self.known = [[domain for domain in self.domains if scored.knows(domain)] for scored in self.scored_networks]
         self.scores = nn.ModuleList(DomainScores(labels, tuple(known)) for known in self.known).to(self.device)
         self.joint_scores = nn.ModuleDict(
-            {str(i): JointScores(one.labels, self.domains) for i, one in enumerate(self.scored_networks)
-             if one.chooses(self.domains)}
+            {str(i): JointScores(scored.labels, self.domains) for i, scored in enumerate(self.scored_networks)
+             if scored.chooses(self.domains)}
         ).to(self.device)  # fmt: skip
 
     def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
@@ -109,9 +113,9 @@ class ScoringModule(LightningModule):
         for name, accuracies in self.accuracies().items():
             values = {f"{stage}/{name}/{domain}/accuracy": value / 100 for domain, value in accuracies.items()}
             self.log_dict(values, sync_dist=True)
-        for name, found in self.joint_accuracies().items():
+        for name, joint in self.joint_accuracies().items():
             values = {
-                f"{stage}/{name}/joint/accuracy": found["joint"],
-                f"{stage}/{name}/joint/head": found["right head"],
+                f"{stage}/{name}/joint/accuracy": joint["joint"],
+                f"{stage}/{name}/joint/head": joint["right head"],
             }
             self.log_dict({key: value / 100 for key, value in values.items()}, sync_dist=True)

@@ -42,19 +42,22 @@ class WeightScope:
         one_of(Fusion, fusion=self.fusion)
 
     def targets(self, network: nn.Module) -> dict[str, Scope]:
-        """Layer -> the scope that its weights are pulled towards.
+        """Settle the scope that each layer's weights are pulled towards.
 
         Args:
             network: As it starts.
+
+        Returns:
+            Layer -> scope.
 
         Raises:
             CheckpointError: If a file lacks a layer, or has one of another shape.
             ConfigurationError: If all weights of a layer are alike, here or in the files.
         """
-        weights = {name: one for name, one in layer_weights(network).items() if one.requires_grad}
+        weights = {name: weight for name, weight in layer_weights(network).items() if weight.requires_grad}
         if not weights:
             raise ConfigurationError("scope is given, but no convolution or linear layer is trained (freeze).")
-        own = {name: scope_of(one) for name, one in weights.items()}
+        own = {name: scope_of(weight) for name, weight in weights.items()}
         check_scopes(own, "scope of the weights at the start")
         if not self.target:
             return own
@@ -62,23 +65,23 @@ class WeightScope:
         for path, state in zip(self.target, states, strict=True):
             if missing := [name for name in own if name not in state]:
                 raise CheckpointError(f"target of scope is {path}, which lacks {missing[0]}; is it of this network?")
-            if other := [name for name, one in weights.items() if state[name].shape[1:] != one.shape[1:]]:
+            if other := [name for name, weight in weights.items() if state[name].shape[1:] != weight.shape[1:]]:
                 raise CheckpointError(
                     f"target of scope is {path}, whose {other[0]} is of shape {tuple(state[other[0]].shape)}, but the "
                     f"network's of {tuple(weights[other[0]].shape)}."
                 )
             if self.fusion == "average" and any(state[name].shape != states[0][name].shape for name in own):
                 raise CheckpointError(f"target of scope is {path}, which has other classes than {self.target[0]}.")
-        found = {name: fused_scope([state[name] for state in states], self.fusion) for name in own}
-        check_scopes(found, f"target of scope, {', '.join(map(str, self.target))}")
-        return found
+        fused = {name: fused_scope([state[name] for state in states], self.fusion) for name in own}
+        check_scopes(fused, f"target of scope, {', '.join(map(str, self.target))}")
+        return fused
 
     def penalty(self, network: nn.Module, targets: Mapping[str, Scope]) -> Tensor:
-        """What is added to the loss.
+        """Compute what is added to the loss, a scalar.
 
         Args:
             network: As it is now.
             targets: From :meth:`targets`.
         """
         weights = layer_weights(network)
-        return self.strength * torch.stack([scope_divergence(weights[n], one) for n, one in targets.items()]).sum()
+        return self.strength * torch.stack([scope_divergence(weights[n], scope) for n, scope in targets.items()]).sum()

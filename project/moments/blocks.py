@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from project.moments.moment import PENDING, Moment, Sums
+from project.moments.moment import SAMPLES_PER_PRODUCT, Moment, Sums
 from project.moments.patches import exact_products, joint_columns
 
 
@@ -35,7 +35,7 @@ class BlockMoment(Sums):
         (total,) = self._totals
         parts = columns.view(self.blocks, self.width, -1)
         with exact_products(columns.device):
-            for chunk in torch.split(parts, PENDING, 2):
+            for chunk in torch.split(parts, SAMPLES_PER_PRODUCT, 2):
                 total[:, : self.width, : self.width] += chunk @ chunk.mT
         if self.constant:
             sums = parts.sum(2)

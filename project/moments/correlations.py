@@ -22,9 +22,9 @@ from project.errors import MergeError
 from project.moments.moment import Pull, SecondMoment, add_lower, add_product, pieces
 from project.moments.patches import Geometry, exact_products, geometry
 
-PENDING = 8192  # places to wait for: adding to wide float64 totals costs as much as a product over a few hundred
+PLACES_PER_PRODUCT = 8192  # waited for: adding to wide float64 totals costs as much as a product over a few hundred
 NARROW = 32  # channels below which a product takes as long as one of so many
-WORTHWHILE = 0.7  # of the products that unfolding needs: correlations read their factors from several places
+MAX_PRODUCT_SHARE = 0.7  # of the products that unfolding needs: correlations read their factors from several places
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def pays(layer: nn.Module, channels: int, sides: tuple[int, int]) -> bool:
     if not isinstance(layer, nn.Conv2d):
         return False
     correlated, unfolded = gram_costs(layer, channels, sides)
-    return correlated < WORTHWHILE * unfolded
+    return correlated < MAX_PRODUCT_SHARE * unfolded
 
 
 class CorrelationMoment(SecondMoment):
@@ -157,7 +157,7 @@ class CorrelationMoment(SecondMoment):
         self.parts = parts(self.shape)
         shapes = [(len(self.parts), channels, channels), (*sides, channels)]
         size = channels * self.taps + constant
-        super().__init__(size, shapes[: 1 + constant], device, entries=channels, enough=PENDING)
+        super().__init__(size, shapes[: 1 + constant], device, entries=channels, enough=PLACES_PER_PRODUCT)
 
     def read(self, values: Sequence[Tensor]) -> None:
         """Add pictures.
@@ -287,7 +287,7 @@ def _correlate(total: Tensor, maps: Tensor, part: Part) -> None:
         else:
             waiting.addmm_(left.mT, maps[row + part.rows.shift, second].flatten(0, 1))
         samples += len(left)
-        if samples >= PENDING or row == part.rows.places[-1]:
+        if samples >= PLACES_PER_PRODUCT or row == part.rows.places[-1]:
             total += waiting
             waiting, samples = waiting.zero_(), 0
 

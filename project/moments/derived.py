@@ -18,7 +18,7 @@ from project.moments.layer import LayerMoment
 from project.moments.moment import Moment
 from project.symmetry import NORMS
 
-CANCELLED = 100.0  # E[x²] over its variance beyond which a norm would show the rounding of float32 products
+MAX_CANCELLATION = 100.0  # E[x²] over its variance beyond which a norm would show the rounding of float32 products
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -121,7 +121,7 @@ def affine_norms(graph: fx.GraphModule, networks: Sequence[nn.Module]) -> dict[s
         scales, shifts = zip(*(norm_scale_and_shift(norm) for norm in norms), strict=True)
         found[node.name] = torch.cat(scales), torch.cat(shifts)
     ratios = torch.stack(cancels).tolist() if cancels else []  # at once, since an accelerator has to be waited for
-    return {name: one for (name, one), ratio in zip(found.items(), ratios, strict=True) if ratio <= CANCELLED}
+    return {name: one for (name, one), ratio in zip(found.items(), ratios, strict=True) if ratio <= MAX_CANCELLATION}
 
 
 def _cancelled(norm: BatchNorm) -> Tensor:

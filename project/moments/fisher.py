@@ -22,7 +22,7 @@ from project.moments.moment import Sums
 
 Classes = Literal["labels", "sampled", "exact"]
 DIAGONAL, FACTORS = "diagonal", "factors"
-CHUNK_BYTES = 256 * 2**20  # gradients of single pictures held at once
+GRADIENT_CHUNK_BYTES = 256 * 2**20  # gradients of single pictures held at once
 
 
 def fisher_need(what: str, classes: Classes) -> str:
@@ -190,7 +190,7 @@ def _add_squares(
 
 def chunk(network: nn.Module) -> int:
     """Of how many pictures the gradients of all parameters are held at once."""
-    return max(1, CHUNK_BYTES // (4 * sum(one.numel() for one in network.parameters())))
+    return max(1, GRADIENT_CHUNK_BYTES // (4 * sum(one.numel() for one in network.parameters())))
 
 
 def _add_factors(

@@ -14,7 +14,7 @@ from project.runtime import Reduce
 
 LEAF = 128  # rows below which halving a product no longer pays
 WIDE_LEAF = 1024  # the same on accelerators, where a launch takes as long as a small product
-PENDING = 2048  # samples of one product: adding to a wide float64 total costs as much as one over a few hundred
+SAMPLES_PER_PRODUCT = 2048  # waited for: adding to a wide float64 total costs as much as a product over a few hundred
 PRODUCT_BYTES = 64 * 2**20  # of the products of one launch on accelerators
 
 
@@ -166,7 +166,7 @@ class Moment(SecondMoment):
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(size, [(size, size)], device, entries=size, enough=PENDING)
+        super().__init__(size, [(size, size)], device, entries=size, enough=SAMPLES_PER_PRODUCT)
 
     @property
     def lower(self) -> Tensor:
@@ -218,8 +218,8 @@ class Moment(SecondMoment):
     def _flush(self) -> None:
         if not self._pending:
             return
-        large = [part for part in self._pending if part.shape[1] >= PENDING]
-        small = [part for part in self._pending if part.shape[1] < PENDING]
+        large = [part for part in self._pending if part.shape[1] >= SAMPLES_PER_PRODUCT]
+        small = [part for part in self._pending if part.shape[1] < SAMPLES_PER_PRODUCT]
         self._pending = []
         with exact_products(self.device):
             for columns in (*large, *([torch.cat(small, 1)] if small else [])):
@@ -240,13 +240,13 @@ def pieces(columns: Tensor, side: int) -> Iterator[Tensor]:
     Yields:
         Shape (size, samples of a lot), or (lots, size, samples of a lot).
     """
-    whole = columns.shape[1] // PENDING * PENDING
+    whole = columns.shape[1] // SAMPLES_PER_PRODUCT * SAMPLES_PER_PRODUCT
     if columns.device.type == "cpu" or not whole:
-        yield from torch.split(columns, PENDING, 1)
+        yield from torch.split(columns, SAMPLES_PER_PRODUCT, 1)
         return
     most = max(1, PRODUCT_BYTES // (4 * side**2))
-    for part in torch.split(columns[:, :whole], most * PENDING, 1):
-        yield torch.unflatten(part, 1, (-1, PENDING)).movedim(1, 0)
+    for part in torch.split(columns[:, :whole], most * SAMPLES_PER_PRODUCT, 1):
+        yield torch.unflatten(part, 1, (-1, SAMPLES_PER_PRODUCT)).movedim(1, 0)
     if whole < columns.shape[1]:
         yield columns[:, whole:]
 

@@ -19,7 +19,7 @@ Accuracies = Mapping[str, Mapping[str, float]]
 def collect(
     engine: Engine, skipped: Sequence[str], before: Accuracies, after: Accuracies, others: Accuracies
 ) -> Results:
-    """Put together what a merge has found.
+    """Put the table of a merge together.
 
     Args:
         engine: The merge, finished.
@@ -59,7 +59,7 @@ def collect(
 def _student_row(merged: Merged, problem: Problem, before: Mapping[str, float], after: Mapping[str, float]) -> Row:
     student = merged.student
     norms = merged.norms if merged.settled else "re-estimated" if before else _kept_norms(student)
-    left = [fit["residual_after"] for fit in merged.layers.values() if "residual_after" in fit]
+    residuals = [fit["residual_after"] for fit in merged.layers.values() if "residual_after" in fit]
     return Row(
         merged.name,
         "point" if "path" in merged.learned else "student",
@@ -70,19 +70,19 @@ def _student_row(merged: Merged, problem: Problem, before: Mapping[str, float], 
         student.bytes,
         dict(after),
         dict(before),
-        sum(left) / len(left) if left else None,
+        sum(residuals) / len(residuals) if residuals else None,
         norms=norms,
         seconds=merged.seconds,
     )
 
 
 def _kept_norms(student: Student) -> str:
-    """Where the statistics of batch norms come from that were neither fitted nor re-estimated."""
+    """Tell where the statistics of batch norms come from that were neither fitted nor re-estimated."""
     merged = batch_norms(student.network, student.exact_norms) or not batch_norms(student.network)
     return "sources' mean" if merged else "sources' own"
 
 
 def _held(networks: Sequence[nn.Module]) -> tuple[int, int]:
-    """Number of parameters, and bytes of parameters and buffers."""
+    """Count parameters, and bytes of parameters and buffers."""
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     return parameters, sum(stored_bytes(network.state_dict()) for network in networks)

@@ -10,7 +10,7 @@ from project.report.figures import COLOURS, INK
 
 
 def connectivity(points: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
-    """What lies on each path, and its barriers.
+    """Gather the accuracies along every path between sources, and the barriers on it.
 
     The barrier is the largest gap between (1 − t) times the accuracy of the start plus t times that of the end, and
     the accuracy at t (arXiv 2110.06296); 0 where no point lies below.
@@ -23,17 +23,17 @@ def connectivity(points: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]
         ``barrier``, the same -> points.
     """
     paths: dict[str, list[tuple[float, dict[str, float]]]] = defaultdict(list)
-    for place, accuracy in points:
+    for position, accuracy in points:
         figures = {**accuracy, "mean": sum(accuracy.values()) / len(accuracy)}
-        paths[f"{place['method']}: {place['from']} – {place['to']}"].append((place["t"], figures))
-    found = {}
+        paths[f"{position['method']}: {position['from']} – {position['to']}"].append((position["t"], figures))
+    gathered = {}
     for name, path in paths.items():
         path.sort(key=lambda point: point[0])
         ts = [t for t, _ in path]
         lines = {domain: [figures[domain] for _, figures in path] for domain in path[0][1]}
         barrier = {domain: _barrier(ts, values) for domain, values in lines.items()}
-        found[name] = {"t": ts, "accuracy": lines, "barrier": barrier}
-    return found
+        gathered[name] = {"t": ts, "accuracy": lines, "barrier": barrier}
+    return gathered
 
 
 def _barrier(ts: Sequence[float], values: Sequence[float]) -> float:
@@ -41,7 +41,7 @@ def _barrier(ts: Sequence[float], values: Sequence[float]) -> float:
 
 
 def connectivity_figure(paths: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Accuracy along every path, a panel each: the domains and, in bold, their mean, its barrier in the title."""
+    """Plot accuracy along every path, a panel each: the domains and, in bold, their mean, its barrier in the title."""
     figure = Figure(figsize=(4.2 * min(3, len(paths)), 3.6 * ((len(paths) + 2) // 3)), layout="constrained")
     panels = figure.subplots((len(paths) + 2) // 3, min(3, len(paths)), squeeze=False, sharey=True).flatten()
     for axes, (name, path) in zip(panels, paths.items(), strict=False):
@@ -49,7 +49,7 @@ def connectivity_figure(paths: Mapping[str, Mapping[str, Any]]) -> Figure:
         for index, (domain, values) in enumerate(lines.items()):
             style = {"color": INK, "linewidth": 2.5} if domain == "mean" else {"color": COLOURS[index % len(COLOURS)]}
             axes.plot(path["t"], values, "o-", label=domain, markersize=4, **style)
-        ends = [path["accuracy"]["mean"][place] for place in (0, -1)]
+        ends = [path["accuracy"]["mean"][index] for index in (0, -1)]
         axes.plot([0, 1], ends, ":", color=INK)
         axes.set(title=f"{name}\nbarrier {path['barrier']['mean']:.1f}", xlabel="t, from the first to the second")
         axes.spines[["top", "right"]].set_visible(False)

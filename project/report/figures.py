@@ -13,7 +13,7 @@ COLOURS = ("#3366cc", "#dc7b1e", "#2a8c5a", "#a23b9a", "#b8322a", "#5b7083")
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Figure:
-    """Mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference."""
+    """Plot mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference."""
     methods = dict.fromkeys(row.name.rsplit("-", 1)[0] for row in rows if row.kind == "student")
     many = len(methods) > len(COLOURS)
     figure = Figure(figsize=(9, max(4.2, 0.2 * len(methods) + 0.6)) if many else (7, 4.2), layout="constrained")
@@ -40,13 +40,18 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
 
 
 def separate_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Share of each group's units that is kept separate, along the network, a line for each student."""
+    """Plot the share of each group's units that is kept separate, along the network, a line for each student.
+
+    Args:
+        shares: Student -> group -> share.
+    """
     groups = list(next(iter(shares.values())))
-    return layer_figure({name: [one[g] for g in groups] for name, one in shares.items()}, groups, "share kept separate")
+    series = {name: [by_group[group] for group in groups] for name, by_group in shares.items()}
+    return layer_figure(series, groups, "share kept separate")
 
 
 def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str) -> Figure:
-    """Values along the layers of the network, a line for each series."""
+    """Plot values along the layers of the network, a line for each series."""
     figure = Figure(figsize=(max(6, 0.32 * len(labels)), 4.2), layout="constrained")
     axes = figure.subplots()
     for colour, (name, series) in zip(COLOURS * len(values), values.items(), strict=False):

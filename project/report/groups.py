@@ -6,11 +6,11 @@ from torch import nn
 
 from project.symmetry import Group, Spec
 
-HEAD = ("group", "units", "written by", "read by", "norms", "tables", "change", "structure")
+COLUMNS = ("group", "units", "written by", "read by", "norms", "tables", "change", "structure")
 
 
 def group_table(spec: Spec, network: nn.Module, changes: Mapping[str, float]) -> list[str]:
-    """One line for each permutation group.
+    """Tabulate the permutation groups, one line each.
 
     Args:
         spec: Groups of the network.
@@ -21,11 +21,11 @@ def group_table(spec: Spec, network: nn.Module, changes: Mapping[str, float]) ->
         Lines: how many layers write and read the group, how many norms and further tensors hold its units, the
         change, and what its permutations must keep together.
     """
-    rows = [HEAD, *(_row(spec, network, group, changes[group.name]) for group in spec.free)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    rows = [COLUMNS, *(_row(spec, network, group, changes[group.name]) for group in spec.free)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     return [
         "  ".join(
-            cell.ljust(width) if column in (0, len(HEAD) - 1) else cell.rjust(width)
+            cell.ljust(width) if column in (0, len(COLUMNS) - 1) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -47,7 +47,7 @@ def _row(spec: Spec, network: nn.Module, group: Group, change: float) -> tuple[s
 
 
 def _structure(spec: Spec, group: Group) -> str:
-    """What must stay together."""
+    """Describe what the permutations of a group must keep together."""
     parts = []
     if group.blocks > 1:
         others = [repr(other.name) for other in spec.tied(group) if other.name != group.name]

@@ -13,7 +13,7 @@ from project.runtime import atomic_text
 
 @dataclass(frozen=True)
 class Row:
-    """One network of the table.
+    """Row of the table: one network.
 
     Args:
         name: Its name.
@@ -53,7 +53,7 @@ class Row:
         return sum(self.accuracy.values()) / len(self.accuracy)
 
     def cells(self, domains: Sequence[str], others: Sequence[str] = ()) -> dict[str, str | float | int | None]:
-        """Flat values under column names, figures rounded as they are printed.
+        """Lay the row out as flat values under column names, figures rounded as they are printed.
 
         Args:
             domains: Domains with a column of their accuracy.
@@ -82,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What a merge found.
+    """Results of a merge: the table, phases and details.
 
     Args:
         rows: One a network.
@@ -97,18 +97,18 @@ class Results:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def cells(self) -> list[dict[str, str | float | int | None]]:
-        """The printed table's cells."""
+        """Lay out the cells of the table, one mapping a row."""
         others = list(dict.fromkeys(name for row in self.rows for name in row.others))
         return [row.cells(self.domains, others) for row in self.rows]
 
     def text(self) -> str:
-        """The table for a terminal, and the barrier of every path between sources."""
+        """Format the table for a terminal, and the barrier of every path between sources."""
         paths: Mapping[str, Any] = self.details.get("connectivity", {})
         barriers = [f"{name}: barrier {path['barrier']['mean']:.1f} points" for name, path in paths.items()]
         return "\n".join([text_table(self.cells()), *([""] if barriers else []), *barriers])
 
     def markdown(self) -> str:
-        """The table for TensorBoard and documents."""
+        """Format the table for TensorBoard and documents."""
         cells = self.cells()
         lines = ["| " + " | ".join(cells[0]) + " |", "|" + "---|" * len(cells[0])]
         lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in cells]
@@ -125,7 +125,7 @@ Cells = Mapping[str, str | float | int | None]
 
 
 def write_csv(rows: Sequence[Cells], path: Path) -> None:
-    """Rows of cells as CSV, whole or not at all; the first row names the columns."""
+    """Write rows of cells as CSV, whole or not at all; the first row names the columns."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -134,7 +134,7 @@ def write_csv(rows: Sequence[Cells], path: Path) -> None:
 
 
 def text_table(rows: Sequence[Cells]) -> str:
-    """Rows of cells as aligned text; the first row names the columns."""
+    """Format rows of cells as aligned text; the first row names the columns."""
     cells = [{name: _shown(value) for name, value in row.items()} for row in rows]
     widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
     lines = ["  ".join(_aligned(name, name, width) for name, width in widths.items())]

@@ -12,7 +12,7 @@ from project.report.results import Results
 
 
 def write_results(writer: SummaryWriter, results: Results) -> None:
-    """The table, its figures, and accuracies of students as scalars over size in per cent of one source."""
+    """Write the table, its figures, and accuracies of students as scalars over size in per cent of one source."""
     writer.add_text("table", results.markdown(), 0)
     writer.add_figure("accuracy over size", accuracy_figure(results.rows), 0)
     if paths := results.details.get("connectivity"):
@@ -25,46 +25,51 @@ def write_results(writer: SummaryWriter, results: Results) -> None:
 
 
 def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence[str]) -> None:
-    """What was measured of every fitted layer, over depth and over steps; how units match; which are kept separate.
+    """Write what was measured of every fitted layer, over depth and steps; how units match; which are kept separate.
 
     Args:
         writer: Where to.
         merged: The students.
         layers: Names of all layers in execution order; a layer's place among them is its step.
     """
-    for one in merged:
-        for name, fit in one.layers.items():
+    for result in merged:
+        for name, fit in result.layers.items():
             for quantity, value in fit.items():
-                writer.add_scalar(f"{quantity}/{one.name}", value, layers.index(name))
-        for step, value in enumerate(one.matches.values()):
-            writer.add_scalar(f"match/{one.name}", value, step)
-        for quantity, curves in one.curves.items():
+                writer.add_scalar(f"{quantity}/{result.name}", value, layers.index(name))
+        for step, value in enumerate(result.matches.values()):
+            writer.add_scalar(f"match/{result.name}", value, step)
+        for quantity, curves in result.curves.items():
             for layer, values in curves.items():
                 for step, value in values.items():
-                    writer.add_scalar(f"{quantity}/{one.name}/{layer}", value, step)
+                    writer.add_scalar(f"{quantity}/{result.name}/{layer}", value, step)
     absent = float("nan")  # a layer that needed no fit leaves a gap
     fitted = {
-        one.name: [one.layers.get(name, {}).get("residual_after", absent) for name in layers]
-        for one in merged
-        if any("residual_after" in fit for fit in one.layers.values())
+        result.name: [result.layers.get(name, {}).get("residual_after", absent) for name in layers]
+        for result in merged
+        if any("residual_after" in fit for fit in result.layers.values())
     }
     if fitted:
         writer.add_figure("residual by layer", layer_figure(fitted, layers, "relative residual of the fit"), 0)
-    shares = {one.name: separated(one.student.group_maps) for one in merged}
+    shares = {result.name: separated(result.student.group_maps) for result in merged}
     mixed = {name: share for name, share in shares.items() if 0 < sum(share.values()) < len(share)}
     for name, share in mixed.items():
         for step, value in enumerate(share.values()):
             writer.add_scalar(f"separate/{name}", value, step)
     if mixed:
         writer.add_figure("separate by group", separate_figure(mixed), 0)
-    matched = {one.method: list(one.matches.values()) for one in merged if one.matches}
+    matched = {result.method: list(result.matches.values()) for result in merged if result.matches}
     if matched:
-        groups = list(next(one.matches for one in merged if one.matches))
+        groups = list(next(result.matches for result in merged if result.matches))
         writer.add_figure("match by group", layer_figure(matched, groups, "mean similarity of matched units"), 0)
 
 
 def write_variances(writer: SummaryWriter, variances: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Variance after re-estimation over variance before, for every batch norm of every student."""
+    """Write the variances of every batch norm of every student before and after re-estimation, and their ratios.
+
+    Args:
+        writer: Where to.
+        variances: ``before`` and ``after`` -> student -> norm -> mean running variance of its units.
+    """
     before, after = variances.get("before", {}), variances.get("after", {})
     for student, norms in after.items():
         for step, (norm, value) in enumerate(norms.items()):

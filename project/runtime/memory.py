@@ -15,7 +15,7 @@ from project.runtime.units import POWERS, split_amount
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """About how many bytes a fit holds at its peak.
+    """Estimate of the bytes that a fit holds at its peak.
 
     Args:
         whole: With everything in memory.
@@ -27,13 +27,14 @@ class MemoryEstimate:
 
     @staticmethod
     def most(*estimates: "MemoryEstimate") -> "MemoryEstimate":
-        """Of what happens one after the other."""
-        return MemoryEstimate(max(one.whole for one in estimates), max(one.least for one in estimates))
+        """Combine estimates of steps that run one after the other: the largest of each figure."""
+        whole, least = max(step.whole for step in estimates), max(step.least for step in estimates)
+        return MemoryEstimate(whole, least)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a merge keeps within its memory.
+    """Division of a merge into passes over the pictures, and choice of what waits on disk, within a memory limit.
 
     Args:
         room: Bytes that it may take.
@@ -56,19 +57,19 @@ class MemoryPlan:
     peak: int
 
     def __str__(self) -> str:
-        """In one sentence."""
-        told = [
+        """Describe the plan in one sentence."""
+        clauses = [
             f"memory: at most {size(self.peak)} of {size(self.room)} beside what the process has: statistics "
             f"{size(self.statistics)}, and with them gathering {size(self.batch)}, then the fit "
             f"{size(self.estimate.whole)}"
         ]
         if len(self.shares) > 1:
-            told.append(f"statistics are gathered in {len(self.shares)} passes over the pictures and wait on disk")
+            clauses.append(f"statistics are gathered in {len(self.shares)} passes over the pictures and wait on disk")
         elif self.shelve:
-            told.append("statistics wait on disk while students are fitted")
+            clauses.append("statistics wait on disk while students are fitted")
         if self.spill:
-            told.append(f"the fit's waiting batches lie on disk, so that it takes {size(self.estimate.least)}")
-        return "; ".join(told)
+            clauses.append(f"the fit's waiting batches lie on disk, so that it takes {size(self.estimate.least)}")
+        return "; ".join(clauses)
 
 
 def plan_memory(moments: Mapping[str, int], batch: int, estimate: MemoryEstimate, room: int) -> MemoryPlan:
@@ -115,11 +116,14 @@ def plan_memory(moments: Mapping[str, int], batch: int, estimate: MemoryEstimate
 
 
 def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:
-    """Memory that is free on the host, or on the GPU that is used.
+    """Measure the memory that is free on the host, or on the GPU that is used, for each process.
 
     Args:
         device: Where the merge runs.
         processes: Processes that share it.
+
+    Returns:
+        Bytes for each process; on the host no more than its control groups leave.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -129,23 +133,23 @@ def free_bytes(device: torch.device | str = "cpu", processes: int = 1) -> int:
 
 
 def _group_bytes() -> list[int]:
-    """What Linux' control groups (version 2) leave to this process, as batch systems and containers set them."""
+    """Read the bytes that Linux' control groups (version 2), as batch systems and containers set them, leave free."""
     table = Path("/proc/self/cgroup")
-    found = re.search(r"^0::/(.*)$", table.read_text(), re.MULTILINE) if table.exists() else None
-    if found is None:
+    match = re.search(r"^0::/(.*)$", table.read_text(), re.MULTILINE) if table.exists() else None
+    if match is None:
         return [2**62]
-    folder, left = Path("/sys/fs/cgroup", found[1]), [2**62]
+    folder, left = Path("/sys/fs/cgroup", match[1]), [2**62]
     for group in (folder, *folder.parents):
         limit, used = group / "memory.max", group / "memory.current"
         if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
             continue
         caches = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
         left.append(int(limit.read_text()) - int(used.read_text()) + (int(caches[1]) if caches else 0))
-    return [max(0, one) for one in left]
+    return [max(0, count) for count in left]
 
 
 def read_bytes(text: str) -> int:
-    """Bytes from '16 GB' or '500 MB', in powers of ten.
+    """Parse an amount of memory such as '16 GB' or '500 MB' into bytes, in powers of ten.
 
     Raises:
         ConfigurationError: If it is something else.
@@ -158,6 +162,6 @@ def read_bytes(text: str) -> int:
 
 
 def size(count: int) -> str:
-    """Bytes in words, in powers of ten."""
+    """Format bytes for a message, in powers of ten: '1.5 GB'."""
     scale, name = next(((s, n) for s, n in ((10**9, "GB"), (10**6, "MB")) if count >= s), (10**3, "kB"))
     return f"{count / scale:.1f} {name}"

@@ -15,8 +15,8 @@ class PhaseClock:
     """Seconds and peak memory of named phases.
 
     Attributes:
-        seconds: phase -> wall-clock seconds, added up over its blocks.
-        peak: phase -> largest memory in MiB seen during its blocks: on a GPU what torch allocated there, else the
+        seconds: phase -> wall-clock seconds, added up over all its runs.
+        peak: phase -> largest memory in MiB seen during them: on a GPU what torch allocated there, else the
             process's resident memory.
     """
 
@@ -25,7 +25,11 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure a block."""
+        """Measure what runs inside the ``with`` statement.
+
+        Args:
+            name: Of the phase; one that comes again is added up.
+        """
         _forget_peak()
         _synchronise()
         start = time.perf_counter()
@@ -37,7 +41,7 @@ class PhaseClock:
             self.peak[name] = max(self.peak.get(name, 0.0), _peak())
 
     def rows(self) -> list[dict[str, float | str]]:
-        """One row a phase, in the order in which they came."""
+        """Tabulate the phases, one row each, in the order in which they came: ``phase``, ``seconds``, ``peak_mib``."""
         return [{"phase": n, "seconds": round(s, 2), "peak_mib": round(self.peak[n])} for n, s in self.seconds.items()]
 
 

@@ -32,7 +32,7 @@ class World:
 
     @classmethod
     def current(cls) -> "World":
-        """The processes that torch knows of."""
+        """Read rank and number of processes from ``torch.distributed``; one process where it is not initialised."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -49,7 +49,7 @@ class World:
 
     @contextmanager
     def together(self, failure: str) -> Iterator[None]:
-        """Work in which no collective is called; where it fails in one process, it fails in all.
+        """Guard work in which no collective is called: where it fails in one process, it fails in all.
 
         Args:
             failure: What the others are told that a process could not do.
@@ -60,13 +60,14 @@ class World:
         try:
             yield
         except Exception:
-            self._failures(1)
+            self._count_failures(1)
             raise
-        if self._failures(0):
+        if self._count_failures(0):
             raise MergeError(f"another process {failure}; its own message says why.")
 
-    def _failures(self, mine: int) -> int:
-        count = torch.tensor(mine)
+    def _count_failures(self, local: int) -> int:
+        """Sum the failures of all processes."""
+        count = torch.tensor(local)
         self.reduce(count)
         return int(count)
 
@@ -100,13 +101,16 @@ class World:
         return whole.cpu()
 
     def deal(self, costs: Sequence[float]) -> list[int]:
-        """Who does each piece of work, the same in every process.
+        """Assign every piece of work to a process, the same in all of them.
 
         The dearest first, each to whom has least to do so far: at most 4/3 of the shortest time there is (Graham,
         Bounds on Multiprocessing Timing Anomalies, 1969).
 
         Args:
             costs: Of the pieces.
+
+        Returns:
+            Rank of the process that does each piece.
         """
         return deal_out(costs, self.size)[0]
 
@@ -125,7 +129,15 @@ def _through(tensor: Tensor, call: Callable[[Tensor], object]) -> None:
 
 
 def deal_out(costs: Sequence[float], size: int) -> tuple[list[int], float]:
-    """Owner of every piece, and the work of the process that has most."""
+    """Assign pieces of work to processes, see :meth:`World.deal`.
+
+    Args:
+        costs: Of the pieces.
+        size: Number of processes.
+
+    Returns:
+        Rank of the process that does each piece, and the work of the process that has most.
+    """
     loads, owners = [0.0] * size, [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
         owners[index] = loads.index(min(loads))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from project.runtime.processes import Reduce
+from project.runtime.processes import ALONE, World
 from project.runtime.saving import atomic_save
 
 FOLDER = "progress"
@@ -24,31 +24,31 @@ FOLDER = "progress"
 
 @dataclass(frozen=True)
 class Progress:
-    """A folder of finished work.
+    """Folder in which this process keeps finished work.
 
     Args:
         folder: The folder; made when something is kept.
-        reduce: Sums a tensor over all processes in place.
-        device: Where tensors to be summed must live.
+        world: The processes that go on together.
+        device: Where whoever recalls tensors shall move them.
     """
 
     folder: Path
-    reduce: Reduce = lambda tensor: tensor
+    world: World = ALONE
     device: torch.device | str = "cpu"
 
     def below(self, name: str, depends: Mapping[str, Any] | None = None) -> "Progress":
-        """The part of it for one piece of work.
+        """Narrow it to the subfolder of one piece of work.
 
         Args:
             name: What it is.
             depends: Plain values that the work depends on beside what the folder is for already.
         """
         text = json.dumps(depends or {}, sort_keys=True, default=_plain)
-        mark = f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}" if depends else ""
-        return replace(self, folder=self.folder / f"{name}{mark}")
+        suffix = f"-{hashlib.sha256(text.encode()).hexdigest()[:16]}" if depends else ""
+        return replace(self, folder=self.folder / f"{name}{suffix}")
 
     def path(self, name: str) -> Path:
-        """Where a file of that name lies."""
+        """Locate the file of a name, whether it is there or not."""
         return self.folder / f"{name}.pt"
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
@@ -56,37 +56,36 @@ class Progress:
         atomic_save(dict(content), self.path(name))
 
     def recall(self, name: str) -> dict[str, Any] | None:
-        """What was kept under a name, tensors on the CPU; None where not every process has it."""
+        """Load what was kept under a name, tensors on the CPU; None where not every process has it."""
         try:
-            found: dict[str, Any] | None = torch.load(self.path(name), map_location="cpu", weights_only=True)
+            content: dict[str, Any] | None = torch.load(self.path(name), map_location="cpu", weights_only=True)
         except FileNotFoundError:
-            found = None
+            content = None
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
             warnings.warn(f"{self.path(name)} cannot be read and is made again: {error}", stacklevel=2)
-            found = None
-        return found if self.everywhere(found is not None) else None
+            content = None
+        return content if self.everywhere(content is not None) else None
 
     def forget(self, name: str) -> None:
-        """Take a file away."""
+        """Delete the file of a name, if there is one."""
         self.path(name).unlink(missing_ok=True)
 
     def everywhere(self, holds: bool) -> bool:
-        """Whether something holds in every process; all must ask."""
-        missing = torch.tensor(int(not holds), device=self.device)
-        self.reduce(missing)
-        return int(missing) == 0
+        """Find out whether something holds in every process; all must ask."""
+        failing = torch.tensor(int(not holds))
+        self.world.reduce(failing)
+        return int(failing) == 0
 
     def alike(self, text: str) -> bool:
-        """Whether every process has the same; all must ask."""
-        mark = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        sums = torch.tensor([1, mark, mark**2 >> 16], device=self.device)
-        self.reduce(sums)
-        count, total, squares = sums.tolist()
-        return self.everywhere(total == count * mark and squares == count * (mark**2 >> 16))
+        """Find out whether a text is the same in every process; all must ask."""
+        digest = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+        first = digest.clone()
+        self.world.broadcast(first, 0)
+        return self.everywhere(torch.equal(digest, first))
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know, the same in every process."""
+    """Turn a value that JSON does not know into plain ones, the same in every process."""
     if isinstance(value, set | frozenset):
         return sorted(value)
     return {"class": type(value).__name__, **vars(value)} if hasattr(value, "__dict__") else repr(value)

@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A path to write a file at, which takes its name when the block ends and vanishes when it fails.
+    """Open a path to write a file at, which takes its name when the ``with`` statement ends and vanishes when it fails.
 
     Args:
         path: Where the file is to be; a file that is there already is replaced. Missing folders are made.
@@ -31,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write to, which takes its name when the block ends and vanishes when it fails.
+    """Open a binary file, which takes its name when the ``with`` statement ends and vanishes when it fails.
 
     Args:
         path: See :func:`atomic_path`.
@@ -41,7 +41,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def atomic_save(content: Any, path: str | Path) -> None:
-    """``torch.save`` to a file that appears whole or not at all.
+    """Write tensors and plain values to a file by ``torch.save``, which appears whole or not at all.
 
     Args:
         content: Tensors and plain values, so that ``torch.load(weights_only=True)`` reads them again.

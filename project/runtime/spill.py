@@ -13,11 +13,11 @@ from torch import Tensor, fx
 
 
 class Spilled:
-    """One tensor on disk.
+    """One tensor in a memory-mapped file without a name.
 
     Args:
-        tensor: Not empty.
-        folder: Where.
+        tensor: Of any shape, dtype and device; not empty.
+        folder: Of the file; made where it is missing.
     """
 
     def __init__(self, tensor: Tensor, folder: Path) -> None:
@@ -28,19 +28,19 @@ class Spilled:
             flat = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
         finally:
             path.unlink(missing_ok=True)
-        alike = torch.empty_like(tensor, device="meta")  # the same order of axes in memory, on which kernels depend
-        self.mapped = flat.as_strided(alike.size(), alike.stride()).copy_(tensor)
+        layout = torch.empty_like(tensor, device="meta")  # the same order of axes in memory, on which kernels depend
+        self.mapped = flat.as_strided(layout.size(), layout.stride()).copy_(tensor)
 
     def get(self) -> Tensor:
-        """The tensor, back where it was."""
+        """Read the tensor, on the device that it came from."""
         return self.mapped.to(self.device)
 
 
 class OnDisk(dict[fx.Node, Any]):
-    """The values of a network's pass, those which are tensors on disk.
+    """Values of a graph's nodes, node -> value, as ``fx.Interpreter.env`` holds them; tensors lie on disk.
 
     Args:
-        folder: Where.
+        folder: Of the tensors' files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,37 +48,37 @@ class OnDisk(dict[fx.Node, Any]):
         self.folder = folder
 
     def __setitem__(self, node: fx.Node, value: Any) -> None:
-        """Keep a value."""
-        worthwhile = isinstance(value, Tensor) and value.numel() > 0
-        super().__setitem__(node, Spilled(value, self.folder) if worthwhile else value)
+        """Store a node's value; empty tensors and other values stay in memory."""
+        spills = isinstance(value, Tensor) and value.numel() > 0
+        super().__setitem__(node, Spilled(value, self.folder) if spills else value)
 
     def __getitem__(self, node: fx.Node) -> Any:
-        """A value, back where it was."""
-        return _back(super().__getitem__(node))
+        """Read a node's value, on the device that it came from."""
+        return _loaded(super().__getitem__(node))
 
     def get(self, node: fx.Node, default: Any = None) -> Any:
-        """A value, back where it was, or something else where there is none."""
-        return _back(super().get(node, default))
+        """Read a node's value, on the device that it came from, or a default where there is none."""
+        return _loaded(super().get(node, default))
 
 
 class Waiting(Sequence[Tensor]):
-    """A list of tensors that grows.
+    """List of tensors that grows, in files or in memory.
 
     Args:
-        folder: Where they wait; None for memory.
+        folder: Of the tensors' files; None for memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._held: list[Any] = []
+        self._entries: list[Any] = []
 
     def append(self, tensor: Tensor) -> None:
         """Add a tensor that is not empty."""
-        self._held.append(tensor if self.folder is None else Spilled(tensor, self.folder))
+        self._entries.append(tensor if self.folder is None else Spilled(tensor, self.folder))
 
     def __len__(self) -> int:
-        """How many they are."""
-        return len(self._held)
+        """Count the tensors."""
+        return len(self._entries)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -87,28 +87,32 @@ class Waiting(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> list[Tensor]: ...
 
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        """One or several, back where they were."""
-        return _back(self._held[index]) if isinstance(index, int) else [_back(one) for one in self._held[index]]
+        """Read one tensor or several, on the devices that they came from."""
+        if isinstance(index, slice):
+            return [_loaded(entry) for entry in self._entries[index]]
+        tensor: Tensor = _loaded(self._entries[index])
+        return tensor
 
 
 def waiting(tensors: Iterable[Tensor], folder: Path | None) -> Waiting:
-    """A list of tensors, made one after the other.
+    """Collect tensors in a list, one after the other.
 
     Args:
         tensors: None of them empty.
-        folder: Where they wait; None for memory.
+        folder: Of their files; None for memory.
     """
-    found = Waiting(folder)
+    result = Waiting(folder)
     for tensor in tensors:
-        found.append(tensor)
-    return found
+        result.append(tensor)
+    return result
 
 
 def lengths(tensors: Sequence[Tensor]) -> list[int]:
-    """How many rows each of some tensors has; those that wait are not loaded for it."""
-    held = tensors._held if isinstance(tensors, Waiting) else tensors
-    return [len(one.mapped if isinstance(one, Spilled) else one) for one in held]
+    """Count the rows of every tensor, shape (rows, ...); those on disk are not loaded for it."""
+    entries = tensors._entries if isinstance(tensors, Waiting) else tensors
+    return [len(entry.mapped if isinstance(entry, Spilled) else entry) for entry in entries]
 
 
-def _back(value: Any) -> Any:
+def _loaded(value: Any) -> Any:
+    """Read a value from disk if it lies there."""
     return value.get() if isinstance(value, Spilled) else value

@@ -15,7 +15,7 @@ from project.symmetry import NORMS
 
 
 def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, BatchNorm]:
-    """Batch-norm layers that keep running statistics, by name.
+    """Collect the batch-norm layers that keep running statistics, by name.
 
     Args:
         network: Any network.
@@ -29,15 +29,15 @@ def batch_norms(network: nn.Module, skip: Collection[str] = ()) -> dict[str, Bat
 
 
 def _train_where_possible(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-    """A lone value a unit has no variance; such a batch goes by the running statistics."""
+    """Normalise by the batch, or by the running statistics where it holds a lone value a unit, without variance."""
     norm.train(inputs[0].numel() > inputs[0].shape[1])
 
 
-class _Counted:
-    """Gives each picture the same weight in a norm's cumulative average, whatever the size of its batch."""
+class _CumulativeNorm:
+    """Averages a norm's statistics over pictures, each with the same weight, whatever the size of its batch."""
 
     def __init__(self, norm: BatchNorm) -> None:
-        self.norm, self.seen, self.lone, self.momentum = norm, 0, False, norm.momentum
+        self.norm, self.pictures, self.lone, self.momentum = norm, 0, False, norm.momentum
         self.before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
         norm.reset_running_stats()
         self.handle = norm.register_forward_pre_hook(self._before)
@@ -47,8 +47,8 @@ class _Counted:
         _train_where_possible(norm, inputs)
         self.lone |= not norm.training
         if norm.training:
-            self.seen += values.shape[0]
-            self.norm.momentum = values.shape[0] / self.seen
+            self.pictures += values.shape[0]
+            self.norm.momentum = values.shape[0] / self.pictures
 
     def close(self) -> None:
         """Put the norm back as it was, but for its statistics."""
@@ -60,25 +60,25 @@ class _Counted:
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None
         assert variance is not None
-        seen = torch.tensor(float(self.seen), device=mean.device)
-        mean.mul_(seen)
-        variance.mul_(seen)
-        for tensor in (mean, variance, seen):
+        count = torch.tensor(float(self.pictures), device=mean.device)
+        mean.mul_(count)
+        variance.mul_(count)
+        for tensor in (mean, variance, count):
             reduce(tensor)
-        if not bool(seen) and not self.lone:
+        if not bool(count) and not self.lone:
             self.norm.load_state_dict(self.before, strict=False)  # it never runs
             return
-        if not bool(seen):
+        if not bool(count):
             raise MergeError("batch norm cannot be re-estimated: no batch held two values a unit; use larger batches.")
-        mean.div_(seen)
-        variance.div_(seen)
+        mean.div_(count)
+        variance.div_(count)
 
 
 @contextmanager
 def reestimation(
     network: nn.Module, skip: Collection[str] = (), reduce: Callable[[Tensor], object] = lambda tensor: tensor
 ) -> Iterator[None]:
-    """While open, every forward pass adds its pictures to the cumulative average of each batch norm's statistics.
+    """Re-estimate batch norm while open: every forward pass adds its pictures to the average of each norm's statistics.
 
     Everything but the batch norms is in eval mode inside, and everything afterwards. Statistics from before are
     forgotten. Pass pictures of all domains in every batch, in the shares they shall have.
@@ -89,21 +89,21 @@ def reestimation(
         reduce: Sums a tensor over all processes in place.
     """
     network.eval()
-    counted = [_Counted(norm) for norm in batch_norms(network, skip).values()]
+    norms = [_CumulativeNorm(norm) for norm in batch_norms(network, skip).values()]
     try:
         yield
         with torch.no_grad():
-            for one in counted:
-                one.settle(reduce)
+            for norm in norms:
+                norm.settle(reduce)
     finally:
-        for one in counted:
-            one.close()
+        for norm in norms:
+            norm.close()
         network.eval()
 
 
 @contextmanager
 def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[None]:
-    """While open, batch norms normalise every batch by its own statistics, and leave their running ones as they are.
+    """Normalise every batch by its own statistics while open, and leave the running ones as they are.
 
     Gradients pass through these statistics. A lone value a unit has none, and is normalised by the running ones.
 
@@ -126,7 +126,7 @@ def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[N
 
 @torch.no_grad()
 def reestimate(network: nn.Module, batches: Iterable[Tensor], skip: Collection[str] = ()) -> None:
-    """Replace the running statistics of a network by those of some pictures.
+    """Re-estimate batch norm: replace the running statistics of a network by those of some pictures.
 
     Args:
         network: Changed in place; in eval mode afterwards.
@@ -157,7 +157,15 @@ def renormalise(student: Student, batches: Mapping[str, Iterable[Tensor]], world
 
 
 def running_variances(network: nn.Module, skip: Collection[str] = ()) -> dict[str, float]:
-    """Mean over units of the running variance of each batch norm."""
+    """Average the running variance of each batch norm over its units.
+
+    Args:
+        network: Any network.
+        skip: Names to leave out.
+
+    Returns:
+        Name of the norm -> mean variance.
+    """
     return {
         name: float(norm.running_var.mean())
         for name, norm in batch_norms(network, skip).items()

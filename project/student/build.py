@@ -19,6 +19,7 @@ from project.student.start import joint_matrix, start_matrix
 from project.symmetry import Spec
 
 Change = Callable[[Any], Any]
+"""Makes the module, or the parameter, that replaces another."""
 
 
 class Student(MultiHead):
@@ -58,22 +59,29 @@ class Student(MultiHead):
         self.lineage = dict(lineage or {})
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits of all heads, shape (batch, columns of the label space)."""
+        """Compute the logits of all heads.
+
+        Args:
+            pictures: Shape (batch, 3, height, width).
+
+        Returns:
+            Shape (batch, columns of the label space).
+        """
         return cast(Tensor, self.network(pictures))
 
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of all heads, shape (batch, columns of the label space), and what the heads read."""
+        """Compute the logits of all heads, (batch, columns of the label space), and the features that they read."""
         return run_with_features(self.network, self.spec.head.name, pictures)
 
     @property
     def held(self) -> int:
-        """Number of parameters."""
+        """Number of parameters held."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     @property
     def bytes(self) -> int:
         """Of all parameters and buffers; a gate of the heads is left out, as it is everywhere."""
-        return stored_bytes({name: one for name, one in self.state_dict().items() if not name.startswith("gate.")})
+        return stored_bytes({name: t for name, t in self.state_dict().items() if not name.startswith("gate.")})
 
     @property
     def macs(self) -> int:
@@ -82,7 +90,7 @@ class Student(MultiHead):
 
     @property
     def features(self) -> int:
-        """How many features the heads read, and a gate."""
+        """Number of features that the heads read, and a gate."""
         return self.maps[self.spec.head.inputs].units * self.spec.head.taps
 
     @torch.no_grad()
@@ -109,23 +117,28 @@ class Student(MultiHead):
         return frozenset(norm.name for norm in self.spec.norms if exact.issuperset(self.spec.behind(norm.group)))
 
     def dense(self) -> nn.Module:
-        """The same function as a plain network, zero blocks written out: what can be traced and merged again."""
+        """Make a plain network of the same function, zeros written out, which can be traced and merged again."""
         return _replaced(self.network, {layer.name: dense_layer for layer in self.spec.layers})
 
 
 def exact_groups(spec: Spec, maps: Mapping[str, UnitMap]) -> frozenset[str]:
-    """Groups in which every student unit does exactly what its one source's unit does, at the start point."""
+    """Find the groups in which every student unit does exactly what its one source's unit does, at the start point.
+
+    Args:
+        spec: Groups of the sources.
+        maps: Unit map of every group.
+    """
     single = {name: bool((maps[name].present.sum(1) == 1).all()) for name in spec.groups}
     exact = dict.fromkeys(spec.groups, True)
     for layer in spec.layers:
-        known = all(exact[one] and (single[one] or one == spec.plain_input) for one in spec.behind(layer.inputs))
+        known = all(exact[name] and (single[name] or name == spec.plain_input) for name in spec.behind(layer.inputs))
         for group in spec.parts(layer.outputs):
             exact[group] = exact[group] and known and single[group]
     return frozenset(name for name, holds in exact.items() if holds and name != spec.input.name)
 
 
 def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -> nn.Module:
-    """A copy of a network with every layer and norm resized to its unit maps; its values are not set.
+    """Copy a network with every layer and norm resized to its unit maps; its values are not set.
 
     Args:
         network: One source, or its architecture built anew; left unchanged.
@@ -153,9 +166,16 @@ def _set_parameter(network: nn.Module, name: str, values: Tensor) -> None:
 
 
 def _replaced(network: nn.Module, changes: Mapping[str, Change], others: Change = lambda module: module) -> nn.Module:
-    """A copy of a module tree in which some modules are replaced; what is not replaced is shared, unless copied."""
+    """Copy a module tree with some modules replaced.
+
+    Args:
+        network: Left as it is.
+        changes: Path of a module -> what makes its replacement from it.
+        others: What makes the other modules without replaced ones below them, and parameters; by default they are
+            shared.
+    """
     result = network.__class__.__new__(network.__class__)
-    own = {name: None if one is None else others(one) for name, one in network._parameters.items()}
+    own = {name: None if weight is None else others(weight) for name, weight in network._parameters.items()}
     result.__dict__ = {**network.__dict__, "_modules": dict(network._modules), "_parameters": own}
     for name, child in network._modules.items():
         if child is None:
@@ -179,7 +199,7 @@ def start_student(
     architecture: Architecture | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Student:
-    """The student before any fit: every layer at its start point W⁰, every norm at the mean of its sources.
+    """Make the student before any fit: every layer at its start point W⁰, every norm at the mean of its sources.
 
     Args:
         sources: The sources, plain networks of one spec.

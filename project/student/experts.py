@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-HELD = 2**26  # weights of kernels that are put together at once for single pictures: 256 MB
-FEW = 128  # positions × sources up to which convolutions run side by side: about as fast there, and ever faster below
+MAX_KERNEL_WEIGHTS = 2**26
+"""Weights of the kernels that are put together at once, one kernel for each picture: 256 MB."""
+MAX_SIDE_BY_SIDE = 128
+"""Positions × sources up to which convolutions run side by side: about as fast there, and ever faster below."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a layer applies a weight to what it reads, whatever its widths.
+class Operation:
+    """Operation of a convolution or linear layer, whatever its widths: linear map, stride, padding and dilation.
 
     Args:
         linear: Whether it is a linear layer, whose units stand on the last axis; else a convolution.
@@ -36,15 +38,15 @@ class Reading:
     dilation: tuple[int, ...] = (1, 1)
 
     @classmethod
-    def of(cls, layer: nn.Module) -> "Reading":
-        """As this ``nn.Conv2d`` or ``nn.Linear`` does it."""
+    def of(cls, layer: nn.Module) -> "Operation":
+        """Read the operation off an ``nn.Conv2d`` or ``nn.Linear``."""
         if isinstance(layer, nn.Linear):
             return cls(linear=True)
         layer = cast(nn.Conv2d, layer)
         return cls(False, layer.stride, layer.padding, layer.dilation)
 
     def __call__(self, values: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
-        """Apply a weight (outputs, inputs / groups, …)."""
+        """Apply a weight (outputs, inputs / groups, height, width), or (outputs, inputs) of a linear layer."""
         if self.linear:
             return F.linear(values, weight, bias)
         return F.conv2d(values, weight, bias, self.stride, self.padding, self.dilation, groups)
@@ -54,7 +56,7 @@ class Reading:
         return F.linear(values, weight, bias) if self.linear else F.conv2d(values, weight[..., None, None], bias)
 
     def pooled(self, values: Tensor) -> Tensor:
-        """The mean over positions: (pictures, units)."""
+        """Average over positions: (pictures, units)."""
         units_first = values.movedim(-1, 1) if self.linear else values
         return units_first.flatten(2).mean(2) if values.dim() > 2 else values
 
@@ -70,7 +72,7 @@ class LearntRouter(nn.Module):
 
     def __init__(self, layer: nn.Module, sources: int, hidden: int) -> None:
         super().__init__()
-        self.reading, self.kept = Reading.of(layer), sources
+        self.operation, self.active = Operation.of(layer), sources
         device = next(layer.parameters()).device
         with torch.device("meta"):  # no random numbers are drawn
             inner, outer = nn.Linear(_inputs(layer), hidden), nn.Linear(hidden, sources)
@@ -78,7 +80,7 @@ class LearntRouter(nn.Module):
 
     @torch.no_grad()
     def reset(self, scale: float, deviation: float, generator: torch.Generator) -> None:
-        """Gates near one number whatever the picture.
+        """Draw weights at random, so small that the gates are near one number whatever the picture.
 
         Args:
             scale: The number.
@@ -90,17 +92,17 @@ class LearntRouter(nn.Module):
             linear.bias.fill_(bias)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Gates, without bounds, (pictures, sources)."""
-        gates: Tensor = self.outer(F.relu(self.inner(self.reading.pooled(values))))
+        """Compute gates, without bounds, (pictures, sources), from what the layer reads."""
+        gates: Tensor = self.outer(F.relu(self.inner(self.operation.pooled(values))))
         return gates
 
     def added(self, positions: int) -> int:
-        """Multiply-accumulates on one picture."""
+        """Count the multiply-accumulates on one picture."""
         return self.inner.weight.numel() + self.outer.weight.numel()
 
 
 class ProjectionRouter(nn.Module):
-    """The sources in whose directions a layer's input is longest (SMILE).
+    """Gates for the sources in whose directions a layer's input is longest (SMILE).
 
     A source's score is ‖Vᵀ x‖, mean over the positions, with V the first right singular vectors of what it adds to the
     layer; the softmax of the ``top`` largest scores are the gates, all others are 0.
@@ -114,29 +116,29 @@ class ProjectionRouter(nn.Module):
 
     def __init__(self, layer: nn.Module, sources: int, rank: int, top: int) -> None:
         super().__init__()
-        self.reading, self.rank, self.kept = Reading.of(layer), rank, top
+        self.operation, self.rank, self.active = Operation.of(layer), rank, top
         shape = (_inputs(layer), *cast(Tensor, layer.weight).shape[2:])
         self.directions = nn.Parameter(_empty(layer, sources * rank, *shape))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Gates, (pictures, sources); those of a picture sum to 1."""
-        found = self.reading(values, self.directions)
-        parts = torch.unflatten(found, -1 if self.reading.linear else 1, (-1, self.rank))
-        scores = self.reading.pooled(parts.norm(dim=-1 if self.reading.linear else 2))
-        best, places = scores.topk(self.kept, 1)
-        return torch.zeros_like(scores).scatter(1, places, best.softmax(1).to(scores.dtype))
+        """Compute gates, (pictures, sources), from what the layer reads; those of a picture sum to 1."""
+        projections = self.operation(values, self.directions)
+        parts = torch.unflatten(projections, -1 if self.operation.linear else 1, (-1, self.rank))
+        scores = self.operation.pooled(parts.norm(dim=-1 if self.operation.linear else 2))
+        best, sources = scores.topk(self.active, 1)
+        return torch.zeros_like(scores).scatter(1, sources, best.softmax(1).to(scores.dtype))
 
     def added(self, positions: int) -> int:
-        """Multiply-accumulates on one picture."""
+        """Count the multiply-accumulates on one picture."""
         return self.directions.numel() * positions
 
 
-def beside(positions: int, sources: int) -> bool:
-    """Whether N sources' layers run side by side, and not as one that is put together for every picture.
+def runs_side_by_side(positions: int, sources: int) -> bool:
+    """Tell whether N sources' layers run side by side, and not as one that is put together for every picture.
 
     The time of the former grows with positions and sources, that of the latter hardly with either.
     """
-    return positions * sources <= FEW
+    return positions * sources <= MAX_SIDE_BY_SIDE
 
 
 class BlendedLayer(nn.Module):
@@ -150,55 +152,57 @@ class BlendedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, sources: int, positions: int) -> None:
         super().__init__()
-        self.layer, self.reading, self.beside = layer, Reading.of(layer), beside(positions, sources)
+        self.layer, self.operation = layer, Operation.of(layer)
+        self.side_by_side = runs_side_by_side(positions, sources)
         self.experts = nn.Parameter(_empty(layer, sources, *cast(Tensor, layer.weight).shape))
         self.constants = nn.Parameter(_empty(layer, sources, len(self.experts[0]))) if _has_bias(layer) else None
 
     @torch.no_grad()
     def load(self, changes: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
-        """Take Wᵢ, each of the weight's shape, and what each source adds to the constant, where there is one."""
+        """Set Wᵢ, each of the weight's shape, and what each source adds to the constant, where there is one."""
         self.experts.copy_(torch.stack(list(changes)))
         if self.constants is not None:
             self.constants.copy_(torch.stack(list(constants)))
 
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
-        """As the plain layer, with gates (pictures, sources)."""
-        if self.beside or torch.compiler.is_exporting():  # an exported graph takes any number of pictures at once
+        """Apply the layer to values as the plain one reads them, with gates (pictures, sources)."""
+        if self.side_by_side or torch.compiler.is_exporting():  # an exported graph takes any number of pictures at once
             return self._weighed(values, gates)
-        step = max(1, HELD // self.experts[0].numel())
+        step = max(1, MAX_KERNEL_WEIGHTS // self.experts[0].numel())
         pieces = zip(torch.split(values, step), torch.split(gates, step), strict=True)
-        return torch.cat([self._some(some, theirs) for some, theirs in pieces])
+        return torch.cat([self._put_together(part, weights) for part, weights in pieces])
 
     def _weighed(self, values: Tensor, gates: Tensor) -> Tensor:
-        """What W₀ makes, and Σ gᵢ times what Wᵢ makes."""
-        found: Tensor = self.layer(values)
+        """Add the outputs of Wᵢ, times gᵢ, to those of W₀."""
+        outputs: Tensor = self.layer(values)
         for index, expert in enumerate(self.experts):
             constant = None if self.constants is None else self.constants[index]
-            gate = gates[:, index].view(-1, *(1,) * (found.dim() - 1))
-            found = found + gate * self.reading(values, expert, constant, getattr(self.layer, "groups", 1))
-        return found
+            gate = gates[:, index].view(-1, *(1,) * (outputs.dim() - 1))
+            outputs = outputs + gate * self.operation(values, expert, constant, getattr(self.layer, "groups", 1))
+        return outputs
 
-    def _some(self, values: Tensor, gates: Tensor) -> Tensor:
-        """Of so many pictures that their kernels fit into memory."""
+    def _put_together(self, values: Tensor, gates: Tensor) -> Tensor:
+        """Apply to each picture its own kernel; the kernels of all these pictures are in memory at once."""
         weight, bias = cast(Tensor, self.layer.weight), cast(Tensor | None, self.layer.bias)
         kernels = torch.addmm(weight.flatten()[None], gates, self.experts.flatten(1))
         biases = None
         if self.constants is not None and bias is not None:
             biases = torch.addmm(bias[None], gates, self.constants)
         count = len(values)
-        if self.reading.linear:
-            found = values.flatten(1, -2) if values.dim() > 2 else values[:, None]
-            found = found @ kernels.view(count, *weight.shape).mT
-            found = found if biases is None else found + biases[:, None]
-            return found.reshape(*values.shape[:-1], -1)
+        if self.operation.linear:
+            rows = values.flatten(1, -2) if values.dim() > 2 else values[:, None]
+            outputs = rows @ kernels.view(count, *weight.shape).mT
+            outputs = outputs if biases is None else outputs + biases[:, None]
+            return outputs.reshape(*values.shape[:-1], -1)
         kernels = kernels.view(-1, *weight.shape[1:])
         groups = count * cast(nn.Conv2d, self.layer).groups
-        found = self.reading(values.flatten(0, 1)[None], kernels, None if biases is None else biases.flatten(), groups)
-        return torch.unflatten(found[0], 0, (count, -1))
+        constants = None if biases is None else biases.flatten()
+        outputs = self.operation(values.flatten(0, 1)[None], kernels, constants, groups)
+        return torch.unflatten(outputs[0], 0, (count, -1))
 
-    def added(self, positions: int, kept: int) -> int:
-        """Multiply-accumulates on one picture beside those of the plain layer."""
-        if self.beside:
+    def added(self, positions: int, active: int) -> int:
+        """Count the multiply-accumulates on one picture beside those of the plain layer."""
+        if self.side_by_side:
             return self.experts.numel() * positions
         return self.experts.numel() + (0 if self.constants is None else self.constants.numel())
 
@@ -216,7 +220,7 @@ class LowRankLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, sources: int, rank: int) -> None:
         super().__init__()
-        self.layer, self.reading = layer, Reading.of(layer)
+        self.layer, self.operation = layer, Operation.of(layer)
         weight = cast(Tensor, layer.weight)
         self.down = nn.Parameter(_empty(layer, sources, rank, *weight.shape[1:]))
         self.up = nn.Parameter(_empty(layer, sources, len(weight), rank))
@@ -224,7 +228,7 @@ class LowRankLayer(nn.Module):
 
     @torch.no_grad()
     def load(self, factors: Sequence[tuple[Tensor, Tensor]], constants: Sequence[Tensor]) -> None:
-        """Take the factors of every source, (outputs, rank) and (rank, inputs · taps), and its constant."""
+        """Set the factors of every source, (outputs, rank) and (rank, inputs · taps), and its constant."""
         for index, (up, down) in enumerate(factors):
             self.up[index].copy_(up)
             self.down[index].copy_(down.reshape(self.down[index].shape))
@@ -232,26 +236,27 @@ class LowRankLayer(nn.Module):
             self.constants.copy_(torch.stack(list(constants)))
 
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
-        """As the plain layer, with gates (pictures, sources)."""
-        found: Tensor = self.layer(values)
+        """Apply the layer to values as the plain one reads them, with gates (pictures, sources)."""
+        outputs: Tensor = self.layer(values)
         for index in range(len(self.down)):
             if torch.compiler.is_exporting():
-                found = found + self._expert(index, values, gates[:, index]).to(found.dtype)
+                outputs = outputs + self._expert(index, values, gates[:, index]).to(outputs.dtype)
                 continue
             chosen = gates[:, index].nonzero()[:, 0]
             if len(chosen):
                 weighed = self._expert(index, values[chosen], gates[chosen, index])
-                found = found.index_add(0, chosen, weighed.to(found.dtype))
-        return found
+                outputs = outputs.index_add(0, chosen, weighed.to(outputs.dtype))
+        return outputs
 
     def _expert(self, index: int, values: Tensor, gates: Tensor) -> Tensor:
+        """Compute what one source adds, times its gates (pictures,)."""
         bias = None if self.constants is None else self.constants[index]
-        mine = self.reading.pointwise(self.reading(values, self.down[index]), self.up[index], bias)
-        return gates.view(-1, *(1,) * (mine.dim() - 1)) * mine
+        outputs = self.operation.pointwise(self.operation(values, self.down[index]), self.up[index], bias)
+        return gates.view(-1, *(1,) * (outputs.dim() - 1)) * outputs
 
-    def added(self, positions: int, kept: int) -> int:
-        """Multiply-accumulates on one picture beside those of the plain layer."""
-        return kept * positions * (self.down[0].numel() + self.up[0].numel())
+    def added(self, positions: int, active: int) -> int:
+        """Count the multiply-accumulates on one picture beside those of the plain layer."""
+        return active * positions * (self.down[0].numel() + self.up[0].numel())
 
 
 class RoutedNorm(nn.Module):
@@ -270,32 +275,32 @@ class RoutedNorm(nn.Module):
         super().__init__()
         self.core, self.eps = _without_parameters(norm), cast(float, norm.eps)
         self.last = isinstance(norm, nn.LayerNorm) and not isinstance(norm, LayerNorm2d)
-        device = next((one.device for one in (*norm.parameters(), *norm.buffers())), None)
+        device = next((tensor.device for tensor in (*norm.parameters(), *norm.buffers())), None)
         self.scales = nn.Parameter(torch.empty(sources, units, device=device))
         self.shifts = nn.Parameter(torch.empty(sources, units, device=device))
 
     @torch.no_grad()
     def load(self, norms: Sequence[dict[str, Tensor]]) -> None:
-        """Take every source's tensors, by name: weight, bias, running_mean, running_var, as far as there are any."""
-        for index, one in enumerate(norms):
-            one = {name: tensor.double() for name, tensor in one.items()}
-            scale = one.get("weight", torch.ones_like(self.scales[index], dtype=torch.float64))
-            shift = one.get("bias", torch.zeros_like(scale))
+        """Set every source's tensors, by name: weight, bias, running_mean, running_var, as far as there are any."""
+        for index, state in enumerate(norms):
+            tensors = {name: tensor.double() for name, tensor in state.items()}
+            scale = tensors.get("weight", torch.ones_like(self.scales[index], dtype=torch.float64))
+            shift = tensors.get("bias", torch.zeros_like(scale))
             if isinstance(self.core, nn.Identity):
-                scale = scale / (one["running_var"] + self.eps).sqrt()
-                shift = shift - one["running_mean"] * scale
+                scale = scale / (tensors["running_var"] + self.eps).sqrt()
+                shift = shift - tensors["running_mean"] * scale
             self.scales[index].copy_(scale)
             self.shifts[index].copy_(shift)
 
     def forward(self, values: Tensor, gates: Tensor) -> Tensor:
-        """As the plain norm, with gates (pictures, sources)."""
+        """Normalise values as the plain norm reads them, with gates (pictures, sources)."""
         between, units = (1,) * (values.dim() - 2), self.scales.shape[1]
         shape = (-1, *between, units) if self.last else (-1, units, *between)
-        found: Tensor = self.core(values)
-        return found * (gates @ self.scales).view(shape) + (gates @ self.shifts).view(shape)
+        normalised: Tensor = self.core(values)
+        return normalised * (gates @ self.scales).view(shape) + (gates @ self.shifts).view(shape)
 
-    def added(self, positions: int, kept: int) -> int:
-        """Multiply-accumulates on one picture that weigh the sources'; norms themselves are not counted anywhere."""
+    def added(self, positions: int, active: int) -> int:
+        """Count the multiply-accumulates on one picture that weigh the sources'; norms themselves count nowhere."""
         return self.scales.numel() + self.shifts.numel()
 
 
@@ -308,12 +313,12 @@ def _has_bias(layer: nn.Module) -> bool:
 
 
 def _empty(layer: nn.Module, *shape: int) -> Tensor:
-    """A tensor like a layer's weight, whose values are not set."""
+    """Allocate a tensor of a layer's device and dtype, its values not set."""
     return cast(Tensor, layer.weight).detach().new_empty(shape)
 
 
 def _without_parameters(norm: nn.Module) -> nn.Module:
-    """What a norm does before it scales and shifts: nothing, where it has statistics of its own."""
+    """Copy a norm without its scale and shift: the identity, where it has running statistics."""
     if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
         plain = type(norm)(norm.num_features, norm.eps, affine=False, track_running_stats=False)
         return nn.Identity() if norm.track_running_stats else plain

@@ -7,5 +7,9 @@ from project.symmetry import graph_of
 
 
 def student_graph(network: nn.Module) -> fx.GraphModule:
-    """Trace a student; block layers stay whole, so that its graph is that of its sources."""
+    """Trace a student; a :class:`BlockLayer` stays one node, so that its graph is that of its sources.
+
+    Args:
+        network: The student's network; its modules are shared with the graph.
+    """
     return graph_of(network, BlockLayer)

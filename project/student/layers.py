@@ -10,7 +10,7 @@ from project.alignment import UnitMap
 
 
 class BlockLayer(nn.Module):
-    """A convolution or linear layer in blocks: each run of output units has its own weights over the inputs it sees.
+    """A convolution or linear layer whose weight is a block matrix: each run of output units sees some inputs alone.
 
     Multiply-accumulates are those of the non-zero weights alone. Neighbouring runs that read neighbouring inputs run as
     one grouped convolution, which spares gathering their inputs and joining their outputs.
@@ -26,13 +26,17 @@ class BlockLayer(nn.Module):
         self.columns = [list(slices) for slices in columns]
 
     def forward(self, values: Tensor) -> Tensor:
-        """Apply every part to its inputs and put the outputs side by side."""
+        """Apply every part to its inputs and put the outputs side by side.
+
+        Args:
+            values: Units on the last axis of a linear layer, else on axis 1.
+        """
         dim = values.dim() - 1 if isinstance(self.parts[0], nn.Linear) else 1
-        read = [_select(values, slices, dim) for slices in self.columns]
-        return _joined([part(mine) for part, mine in zip(self.parts, read, strict=True)], dim)
+        inputs = [_select(values, slices, dim) for slices in self.columns]
+        return _joined([part(its_inputs) for part, its_inputs in zip(self.parts, inputs, strict=True)], dim)
 
     def tiles(self) -> Iterator[tuple[Tensor, slice, list[slice]]]:
-        """Every run's weights, its output units, and the slices of the input axis they read."""
+        """Iterate over the runs: weight (outputs, inputs, …), output units, slices of the input axis they read."""
         start = 0
         for part, slices in zip(self.parts, self.columns, strict=True):
             runs = weight_of(part).chunk(getattr(part, "groups", 1))
@@ -50,19 +54,19 @@ def _joined(pieces: list[Tensor], dim: int) -> Tensor:
 
 
 def _nth(run: slice, index: int, count: int) -> slice:
-    """One of the equal pieces of a slice."""
+    """Take one of the equal pieces of a slice."""
     width = (run.stop - run.start) // count
     return slice(run.start + index * width, run.start + (index + 1) * width)
 
 
 def resized(layer: nn.Module, inputs: int, outputs: int, groups: int | None = None) -> nn.Module:
-    """A new layer like this convolution or linear layer, of other widths.
+    """Make a freshly initialised layer like this convolution or linear layer, of other widths.
 
     Args:
         layer: Its kind, kernel, stride and the like are kept.
         inputs: Width of the input axis.
         outputs: Width of the output axis.
-        groups: Blocks of a convolution; None for as many as keep their size, or for one if it has one.
+        groups: Of a convolution; None for as many as keep their size, or for one if it has one.
     """
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias=layer.bias is not None)
@@ -88,16 +92,19 @@ def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
 
 
 def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int) -> nn.Module:
-    """The layer of a student: plain where all units see each other, in blocks where they do not.
+    """Make the layer of a student: plain where all units see each other, else a :class:`BlockLayer`.
 
     Args:
         layer: A source's layer: its kind, kernel, stride and the like are kept.
         outputs: Unit map of its output axis.
         inputs: Unit map of its input axis.
         taps: Weights per (output, input) pair.
+
+    Returns:
+        The layer, freshly initialised.
     """
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return resized(layer, inputs.units, outputs.units)  # block by block, whatever the blocks stand for
+        return resized(layer, inputs.units, outputs.units)  # group by group, whatever their units stand for
     wide = taps if isinstance(layer, nn.Linear) else 1  # a linear layer after flattening has its taps on the axis
     runs = []
     for rows, sources in outputs.blocks:
@@ -115,7 +122,7 @@ def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int
 
 
 def _banks(runs: list[tuple[int, list[slice]]]) -> list[list[tuple[int, list[slice]]]]:
-    """Runs of output units gathered where a grouped convolution can execute them together."""
+    """Gather runs of output units where a grouped convolution can execute them together."""
     banks: list[list[tuple[int, list[slice]]]] = []
     for width, seen in runs:
         if banks and len(seen) == len(banks[-1][-1][1]) == 1:
@@ -132,10 +139,15 @@ def _width(run: slice) -> int:
 
 
 def _seen(inputs: UnitMap, sources: Sequence[bool]) -> list[slice]:
-    """Runs of input units that share a source with an output unit, neighbouring runs joined."""
+    """Find the runs of input units that share a source with an output unit, neighbouring runs joined.
+
+    Args:
+        inputs: Unit map of the input axis.
+        sources: For each source, whether the output unit stands for one of its units.
+    """
     runs: list[slice] = []
-    for rows, theirs in inputs.blocks:
-        if not any(a and b for a, b in zip(sources, theirs, strict=True)):
+    for rows, present in inputs.blocks:
+        if not any(a and b for a, b in zip(sources, present, strict=True)):
             continue
         if runs and runs[-1].stop == rows.start:
             runs[-1] = slice(runs[-1].start, rows.stop)
@@ -146,7 +158,7 @@ def _seen(inputs: UnitMap, sources: Sequence[bool]) -> list[slice]:
 
 @torch.no_grad()
 def load_matrix(layer: nn.Module, matrix: Tensor, bias: Tensor | None) -> None:
-    """Write a dense weight matrix into a plain or block layer; entries outside the blocks must be zero.
+    """Write a dense weight matrix into a plain layer or a :class:`BlockLayer`, where what it lacks must be zero.
 
     Args:
         layer: From :func:`student_layer`.
@@ -167,7 +179,7 @@ def load_matrix(layer: nn.Module, matrix: Tensor, bias: Tensor | None) -> None:
 
 
 def dense_layer(layer: nn.Module) -> nn.Module:
-    """A plain layer of the same function, its zeros written out."""
+    """Make a plain layer of the same function, zeros between units that do not see each other written out."""
     if not isinstance(layer, BlockLayer):
         return layer
     first = layer.parts[0]
@@ -193,15 +205,15 @@ def _write(layer: nn.Module, matrix: Tensor, bias: Tensor | None) -> None:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of a plain convolution or linear layer."""
+    """Return the weight of a plain convolution or linear layer, shape (outputs, inputs, …)."""
     return cast(Tensor, layer.weight)
 
 
 def bias_of(layer: nn.Module) -> Tensor:
-    """The constant of a plain convolution or linear layer that adds one."""
+    """Return the bias of a plain convolution or linear layer that has one, shape (outputs,)."""
     return cast(Tensor, layer.bias)
 
 
 def _taps(weight: Tensor) -> int:
-    """Entries of ``weight.flatten(1)`` for each entry of the input axis."""
+    """Count the entries of ``weight.flatten(1)`` for each entry of the input axis."""
     return weight[0, 0].numel() if weight.dim() > 2 else 1

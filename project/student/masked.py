@@ -72,8 +72,8 @@ class MaskedStudent(Student):
             entries: Of the same shapes.
         """
         names = ("names", "vector", "masks", "scales", "kept", "owners")
-        found = cls(student, *(entries[name] for name in names))
-        return found.to(next(student.parameters()).device)
+        rebuilt = cls(student, *(entries[name] for name in names))
+        return rebuilt.to(next(student.parameters()).device)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -92,28 +92,36 @@ class MaskedStudent(Student):
         }
 
     def task(self, source: int) -> dict[str, Tensor]:
-        """The parameters and statistics of one source's network that differ from those of ``network``."""
+        """Put together the parameters and statistics of one source's network that differ from those of ``network``.
+
+        Args:
+            source: Its index.
+
+        Returns:
+            Name -> tensor of the parameter's, or the buffer's, shape.
+        """
         bits = unpacked(self.masks[source], len(self.vector))
         moved = self.scales[source] * bits * self.vector
         base = [self.network.get_parameter(name) for name in self.names]
-        parts = torch.split(moved, [one.numel() for one in base])
-        found = {name: one + part.view_as(one) for name, one, part in zip(self.names, base, parts, strict=True)}
-        return {**found, **{name: values[source] for name, values in self.kept.items()}}
+        parts = torch.split(moved, [weight.numel() for weight in base])
+        tensors = [weight + part.view_as(weight) for weight, part in zip(base, parts, strict=True)]
+        own = {name: values[source] for name, values in self.kept.items()}
+        return {**dict(zip(self.names, tensors, strict=True)), **own}
 
     def answer(self, pictures: Tensor, head: str) -> Tensor:
-        """Logits of one named head, its columns among those of all, (batch, columns); the others mean nothing."""
+        """Compute the logits of one named head, its columns among those of all, (batch, columns); others are void."""
         if head not in self.owners:
             return self.outputs(pictures)[0]
         return self._run(pictures, self.owners[head])[0]
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """What all networks say, shape (batch, columns of the label space)."""
+        """Compute the logits of all networks together, shape (batch, columns of the label space)."""
         return self.outputs(pictures)[0]
 
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """What all networks say, (batch, columns of the label space), and what their heads read, side by side."""
+        """Compute the logits of all networks together, and the features that their heads read, side by side."""
         runs = [self._run(pictures, source) for source in range(len(self.scales))]
-        features = torch.cat([one for _, one in runs], 1)
+        features = torch.cat([read for _, read in runs], 1)
         if self.labels.mode == "shared":
             shares = torch.stack([logits.log_softmax(1) for logits, _ in runs])
             return shares.logsumexp(0) - math.log(len(runs)), features
@@ -123,25 +131,25 @@ class MaskedStudent(Student):
         return logits, features
 
     def _run(self, pictures: Tensor, source: int) -> tuple[Tensor, Tensor]:
-        """Logits of one source's network, and what its head reads."""
+        """Compute the logits of one source's network, and the features that its head reads."""
         wrapped = _Run(self.network, self.spec.head.name)
         values = {f"network.{name}": tensor for name, tensor in self.task(source).items()}
-        found: tuple[Tensor, Tensor] = functional_call(wrapped, values, (pictures,))
-        return found
+        outputs: tuple[Tensor, Tensor] = functional_call(wrapped, values, (pictures,))
+        return outputs
 
     @property
     def features(self) -> int:
-        """How many features a gate reads: those of all networks."""
+        """Number of features that a gate reads: those of all networks."""
         return len(self.scales) * super().features
 
     @property
     def held(self) -> int:
         """Parameters, the shared vector, what each source has for itself, and 32 bits of its mask as one more."""
-        beside = (self.vector, self.scales, *self.kept.values())
-        return super().held + sum(one.numel() for one in beside) + -(-self.masks.numel() // 4)
+        further = (self.vector, self.scales, *self.kept.values())
+        return super().held + sum(tensor.numel() for tensor in further) + -(-self.masks.numel() // 4)
 
     def dense(self) -> nn.Module:
-        """It is several networks.
+        """Refuse: it is several networks.
 
         Raises:
             CheckpointError: Always: as one network it cannot be merged again.
@@ -157,12 +165,12 @@ class _Run(nn.Module):
         self.network, self.head = network, head
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and features."""
+        """Compute logits and features."""
         return run_with_features(self.network, self.head, pictures)
 
 
 def packed(bits: Tensor) -> Tensor:
-    """Eight bits in each uint8, the first one lowest.
+    """Pack eight bits into each uint8, the first one lowest.
 
     Args:
         bits: Boolean, shape (..., bits).
@@ -175,6 +183,14 @@ def packed(bits: Tensor) -> Tensor:
 
 
 def unpacked(octets: Tensor, count: int) -> Tensor:
-    """The first bits of :func:`packed`, boolean, shape (..., count)."""
+    """Unpack the first bits of :func:`packed`.
+
+    Args:
+        octets: Uint8, shape (..., octets).
+        count: How many bits.
+
+    Returns:
+        Boolean, shape (..., count).
+    """
     bits = octets[..., None] & octets.new_tensor([1 << bit for bit in range(8)])
     return (bits != 0).flatten(-2)[..., :count]

@@ -40,7 +40,7 @@ class Projected:
 
 @dataclass(frozen=True)
 class Block:
-    """Layers and norms that one router serves; it reads what the first of the layers reads.
+    """Routed block: layers and norms that one router serves; it reads what the first of the layers reads.
 
     Args:
         router: Which.
@@ -54,26 +54,26 @@ class Block:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """As plain values, for a file."""
+        """The block as plain values, for a file."""
         return {"router": asdict(self.router), "layers": dict(self.layers), "norms": list(self.norms)}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Block":
-        """From what :attr:`plain` gave.
+        """Rebuild a block from what :attr:`plain` gave.
 
         Raises:
             CheckpointError: If it holds no layers, or numbers that are none of units, ranks or sources.
         """
-        router = plain["router"]
-        found = Learnt(**router) if "hidden" in router else Projected(**router)
+        entries = plain["router"]
+        router = Learnt(**entries) if "hidden" in entries else Projected(**entries)
         layers = dict(plain["layers"])
         if not layers:
             raise CheckpointError("a block has no layers.")
-        for least, numbers in ((1, asdict(found)), (0, layers)):
+        for least, numbers in ((1, asdict(router)), (0, layers)):
             for name, number in numbers.items():
                 if not isinstance(number, int) or number < least:
                     raise CheckpointError(f"{name!r} of a block is {number!r}; allowed: integers from {least}.")
-        return cls(found, layers, tuple(plain["norms"]))
+        return cls(router, layers, tuple(plain["norms"]))
 
 
 class MixtureStudent(Student):
@@ -104,7 +104,7 @@ class MixtureStudent(Student):
 
     @classmethod
     def of(cls, student: Student, entries: Iterable[Mapping[str, Any]]) -> "MixtureStudent":
-        """Put together again what :attr:`entries` says; the network's tensors must be loaded afterwards.
+        """Rebuild a student from what :attr:`entries` gave; the network's tensors must be loaded afterwards.
 
         Args:
             student: Of the same unit maps.
@@ -139,11 +139,11 @@ class MixtureStudent(Student):
             total += router.added(positions[next(iter(block.layers))])
             for name in (*block.layers, *block.norms):
                 module = cast(BlendedLayer | LowRankLayer | RoutedNorm, self.network.get_submodule(name))
-                total += module.added(positions.get(name, 1), router.kept)
+                total += module.added(positions.get(name, 1), router.active)
         return total
 
     def dense(self) -> nn.Module:
-        """It is another network for every picture.
+        """Refuse: it is another network for every picture.
 
         Raises:
             CheckpointError: Always: it cannot be merged again.
@@ -154,7 +154,7 @@ class MixtureStudent(Student):
 
 
 def _mixed(student: Student, blocks: Sequence[Block]) -> fx.GraphModule:
-    """The student's network, in which routers run before their blocks, and layers read their gates too."""
+    """Change the student's network: routers run before their blocks, and layers and norms read their gates too."""
     graph = student_graph(student.network)
     calls = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
     sources, units = student.maps[student.spec.input.name].sources, {n.name: n.group for n in student.spec.norms}

@@ -12,7 +12,7 @@ TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def student_norm(norm: nn.Module, units: UnitMap) -> nn.Module:
-    """The norm of a student; its values are not set.
+    """Make the norm of a student, its values not set.
 
     Args:
         norm: A source's: batch norm (which always gets scale and shift, as a fit may need them), GroupNorm, or a
@@ -21,7 +21,7 @@ def student_norm(norm: nn.Module, units: UnitMap) -> nn.Module:
     """
     if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
         return type(norm)(units.units, norm.eps, norm.momentum, True, norm.track_running_stats)
-    if isinstance(norm, nn.GroupNorm):  # blocks keep their size
+    if isinstance(norm, nn.GroupNorm):  # its groups keep their size
         return nn.GroupNorm(units.units * norm.num_groups // norm.num_channels, units.units, norm.eps, norm.affine)
     norm = cast(nn.LayerNorm, norm)
     return type(norm)(units.units, norm.eps, norm.elementwise_affine, norm.bias is not None)
@@ -39,5 +39,5 @@ def load_norm(norm: nn.Module, sources: Sequence[nn.Module], units: UnitMap) -> 
     for name in TENSORS:
         tensors = [getattr(source, name, None) for source in sources]
         if all(tensor is not None for tensor in tensors):
-            merged = units.pull(torch.cat([cast(Tensor, tensor) for tensor in tensors]).double(), units.mean)
-            getattr(norm, name).copy_(merged)
+            mean = units.pull(torch.cat([cast(Tensor, tensor) for tensor in tensors]).double(), units.mean)
+            getattr(norm, name).copy_(mean)

@@ -9,7 +9,7 @@ from torch import fx, nn
 from project.symmetry.graph import shaped_graph
 from project.symmetry.spec import Spec
 
-PICTURES = 97  # of the traced batch: no other axis is taken for the pictures' by chance
+TRACED_PICTURES = 97  # of the traced batch: no other axis is taken for the pictures' by chance
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def sites(network: nn.Module, spec: Spec) -> list[Site]:
         spec: Its spec.
     """
     with torch.device("cpu"):
-        graph = shaped_graph(network, spec.picture, PICTURES)
+        graph = shaped_graph(network, spec.picture, TRACED_PICTURES)
     nodes = _carriers(graph)
     order = {node: index for index, node in enumerate(nodes)}
     names = {layer.name for layer in spec.layers} | {norm.name for norm in spec.norms}
@@ -61,4 +61,4 @@ def _carriers(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _apart(nodes: Sequence[fx.Node]) -> bool:
-    return all(len(shape := node.meta.get("shape", ())) > 1 and shape[0] == PICTURES for node in nodes)
+    return all(len(shape := node.meta.get("shape", ())) > 1 and shape[0] == TRACED_PICTURES for node in nodes)

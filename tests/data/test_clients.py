@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from project.data import ClientDataModule, Shapes
-from project.data.clients import dealt_out
+from project.data.clients import dirichlet_parts
 from project.errors import ConfigurationError
 
 SAMPLES = [(Path(f"{label}/{index}.png"), label) for label in range(5) for index in range(40)]
@@ -14,17 +14,17 @@ SAMPLES = [(Path(f"{label}/{index}.png"), label) for label in range(5) for index
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
 def test_every_picture_goes_to_one_client(alpha: float) -> None:
-    dealt = dealt_out(SAMPLES, 4, alpha, 0)
+    dealt = dirichlet_parts(SAMPLES, 4, alpha, 0)
     assert len(dealt) == 4
     assert sorted(sample for part in dealt for sample in part) == sorted(SAMPLES)
-    assert dealt == dealt_out(SAMPLES[::-1], 4, alpha, 0), "whatever the order of listing"
-    assert dealt != dealt_out(SAMPLES, 4, alpha, 1)
+    assert dealt == dirichlet_parts(SAMPLES[::-1], 4, alpha, 0), "whatever the order of listing"
+    assert dealt != dirichlet_parts(SAMPLES, 4, alpha, 1)
 
 
 def test_small_concentrations_deal_unevenly_and_large_ones_evenly() -> None:
     def largest(alpha: float) -> float:
         """Mean share of a class that its largest client has."""
-        dealt = [Counter(label for _, label in part) for part in dealt_out(SAMPLES, 4, alpha, 0)]
+        dealt = [Counter(label for _, label in part) for part in dirichlet_parts(SAMPLES, 4, alpha, 0)]
         return sum(max(part[label] for part in dealt) / 40 for label in range(5)) / 5
 
     assert largest(0.05) > largest(1.0) > largest(1000.0)

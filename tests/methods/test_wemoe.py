@@ -282,7 +282,7 @@ def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two.whole - one.whole == picture_bytes(it.spec, 1) == 4 * 3 * it.spec.picture[1] * it.spec.picture[2]
     step = one.least - plain.least
     assert 0 < step == one.whole - plain.whole - picture_bytes(it.spec, 20), "networks stay while routers are trained"
-    monkeypatch.setattr(experts, "FEW", 0)  # a kernel with its gradient for each picture; or what all sources make
+    monkeypatch.setattr(experts, "MAX_SIDE_BY_SIDE", 0)  # a kernel with its gradient each; or what all sources make
     kernels = estimate_case(WEMoE(steps=9), it, {"art": 20}, [1.0], 4).least - plain.least
     chosen = {name for block in WEMoE()._chosen(it) for name in block}
     layers = [layer for layer in it.spec.layers if layer.name in chosen]

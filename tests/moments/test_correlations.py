@@ -119,7 +119,7 @@ def test_waiting_adding_and_cloning_change_nothing(monkeypatch: pytest.MonkeyPat
     batches = [whole(n, 3, *sides, seed=n) for n in (1, 4, 2, 9)]
     at_once = CorrelationMoment(layer, 3, sides, constant=True)
     at_once.read([torch.cat(batches)])
-    monkeypatch.setattr(correlations_module, "PENDING", 50)
+    monkeypatch.setattr(correlations_module, "PLACES_PER_PRODUCT", 50)
     shards = [CorrelationMoment(layer, 3, sides, constant=True) for _ in range(2)]
     for number, batch in enumerate(batches):
         shards[number % 2].read([batch])
@@ -135,7 +135,7 @@ def test_waiting_adding_and_cloning_change_nothing(monkeypatch: pytest.MonkeyPat
 
 def test_accelerators_multiply_all_places_of_a_part_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same sums, in products of one length and one for the rest."""
-    monkeypatch.setattr("project.moments.moment.PENDING", 7)
+    monkeypatch.setattr("project.moments.moment.SAMPLES_PER_PRODUCT", 7)
     for kernel, stride, padding, dilation in ((3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (3, 1, 2, 2)):
         layer, sides = nn.Conv2d(4, 2, kernel, stride, padding, dilation), (9, 6)
         value = whole(3, 4, *sides)
@@ -149,7 +149,7 @@ def test_accelerators_multiply_all_places_of_a_part_at_once(monkeypatch: pytest.
 
 
 def test_accelerators_multiply_all_lots_of_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PENDING", 7), ("LEAF", 3), ("WIDE_LEAF", 4)):
+    for name, value in (("SAMPLES_PER_PRODUCT", 7), ("LEAF", 3), ("WIDE_LEAF", 4)):
         monkeypatch.setattr(f"project.moments.moment.{name}", value)
     for samples in (5, 7, 30, 56):
         columns = whole(1, 1, 10, samples)[0, 0]

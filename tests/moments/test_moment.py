@@ -87,7 +87,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> N
 @pytest.mark.parametrize("size", [1, 2, 7, 13, 32])
 def test_halving_and_waiting_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(moment_module, "LEAF", 3)
-    monkeypatch.setattr(moment_module, "PENDING", 50)
+    monkeypatch.setattr(moment_module, "SAMPLES_PER_PRODUCT", 50)
     pieces = [whole(size, count, seed=count) for count in (1, 30, 30, 120, 7, 50)]
     total = Moment(size)
     for piece in pieces:

@@ -75,7 +75,7 @@ def test_a_blended_layer_is_another_for_every_picture(
     name: str, held: int, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its kernels are put together one picture at a time, or of all pictures, or applied side by side."""
-    monkeypatch.setattr(experts, "HELD", held)
+    monkeypatch.setattr(experts, "MAX_KERNEL_WEIGHTS", held)
     layer, shape = LAYERS[name]
     mixed = filled(BlendedLayer(copy.deepcopy(layer), 3, positions))
     values, gates = random(5, *shape, seed=9), random(5, 3, seed=8)
