@@ -99,7 +99,7 @@ class Permutation(Method):
         """What keeping each row's sources apart is worth, given the fit that follows."""
         if problem.statistics is None:
             raise MergeError("separating by gain needs statistics of the units; gather them first.")
-        maps = {**problem.fixed, **{name: UnitMap(members) for name, members in alignment.members.items()}}
+        maps = {**problem.fixed, **{name: UnitMap.sorted(members) for name, members in alignment.members.items()}}
         return separation_gains(
             problem.spec, problem.sources, problem.owners, problem.statistics, maps, fitted=self.follows_owners
         )
