@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.alignment import Similarity, UnitMap
-from project.allocation import Budget, unfitted
+from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
-from project.fit import KeptFits, LayerFit, SequentialFit, View, effort, fit_layer, restyled, stages
+from project.fit import KeptFits, LayerFit, SequentialFit, View, effort, fit_layer, restyled, stages, unfitted
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
 from project.fit.subsample import DENSEST
 from project.methods.base import Merged, Problem
