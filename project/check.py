@@ -11,8 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
-from project.allocation import unfitted, why_not_larger
+from project.allocation import why_not_larger
 from project.errors import ConfigurationError, TraceError, nearest
+from project.fit import unfitted
 from project.models import written_out
 from project.parser import CommandParser
 from project.report import group_table

@@ -258,7 +258,7 @@ def random_map(size: int, sources: int, seed: int) -> UnitMap:
     for row in matched:
         part = random.integers(0, sources, sources) if random.random() < 0.6 else np.zeros(sources, int)
         rows += [np.where(part == block, row, -1) for block in set(part.tolist())]
-    return UnitMap(torch.from_numpy(np.stack(rows)))
+    return UnitMap.sorted(torch.from_numpy(np.stack(rows)))
 
 
 def make_problem(

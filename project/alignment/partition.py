@@ -51,7 +51,7 @@ class Splitting:
         size = len(self.members)
         taken = torch.bincount(self.rows[:steps], minlength=size)
         every = torch.arange(size)
-        return UnitMap(self.members).split(every, self.partitions[taken, every])
+        return UnitMap.sorted(self.members).split(every, self.partitions[taken, every])
 
 
 def nested_partitions(distances: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Which unit of which source each unit of the student stands for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,22 +14,21 @@ from project.errors import MergeError
 class UnitMap:
     """The unit map of one group: the one idea from which blocks, start point, targets and heads follow.
 
-    Rows are kept sorted by the set of sources present, largest sets first, so that rows of equal sets are neighbours.
+    Made by :meth:`sorted`, which puts rows with the same sources next to each other, or by :meth:`as_given` where the
+    order of the rows has a meaning.
 
     Args:
         members: Integer, shape (units, sources); entry (j, s) is the unit of source s that student unit j stands
             for, or −1. Every unit of a source stands exactly once in its column.
-        ranked: Whether rows are put into that order; not where several groups stand side by side.
 
     Raises:
         MergeError: Where a row is empty, or a source's unit is missing or stands twice.
     """
 
     members: Tensor
-    ranked: bool = True
 
     def __post_init__(self) -> None:
-        """Check the columns and sort the rows."""
+        """Check rows and columns."""
         members = self.members.detach().cpu().long()
         present = members >= 0
         if members.dim() != 2 or not bool(present.any(1).all()):
@@ -37,7 +37,32 @@ class UnitMap:
             units = column[column >= 0].sort().values
             if not torch.equal(units, torch.arange(len(units))):
                 raise MergeError(f"unit map names a unit of source {source} twice or leaves one out; once is allowed.")
-        object.__setattr__(self, "members", members[row_order(members)] if self.ranked else members)
+        object.__setattr__(self, "members", members)
+
+    @classmethod
+    def sorted(cls, members: Tensor) -> "UnitMap":
+        """Make the unit map of a group: rows by the set of sources present, largest sets first, else as they stood.
+
+        Args:
+            members: Integer, shape (units, sources).
+
+        Raises:
+            MergeError: Where a row is empty, or a source's unit is missing or stands twice.
+        """
+        units = cls(members)
+        return cls(units.members[row_order(units.members)])
+
+    @classmethod
+    def as_given(cls, members: Tensor) -> "UnitMap":
+        """Make a unit map whose rows stay where they are, as on an axis where several groups stand side by side.
+
+        Args:
+            members: Integer, shape (units, sources).
+
+        Raises:
+            MergeError: Where a row is empty, or a source's unit is missing or stands twice.
+        """
+        return cls(members)
 
     def __eq__(self, other: object) -> bool:
         """Whether the units stand for the same, in the same order, however they came into it."""
@@ -49,21 +74,30 @@ class UnitMap:
 
     @classmethod
     def identity(cls, size: int, sources: int) -> "UnitMap":
-        """Every unit stands for the unit of the same number in all sources."""
-        return cls(torch.arange(size)[:, None].expand(size, sources))
+        """Make the map in which every unit stands for the unit of the same number in all sources.
+
+        Args:
+            size: Number of units.
+            sources: Number of sources N.
+        """
+        return cls.sorted(torch.arange(size)[:, None].expand(size, sources))
 
     @classmethod
     def apart(cls, sizes: tuple[int, ...]) -> "UnitMap":
-        """Every unit stands for one unit of one source: sources side by side."""
+        """Make the map in which every unit stands for one unit of one source: sources side by side.
+
+        Args:
+            sizes: Number of units of every source.
+        """
         members = torch.full((sum(sizes), len(sizes)), -1)
         start = 0
         for source, size in enumerate(sizes):
             members[start : start + size, source] = torch.arange(size)
             start += size
-        return cls(members)
+        return cls.sorted(members)
 
     def split(self, rows: Tensor, parts: Tensor | None = None) -> "UnitMap":
-        """The map with some of its rows separated.
+        """Separate some of the rows.
 
         Args:
             rows: Numbers of the rows, shape (count,).
@@ -75,7 +109,7 @@ class UnitMap:
         whole = self.members[rows]
         parts = torch.arange(self.sources).expand_as(whole) if parts is None else parts
         pieces = [torch.where(parts == part, whole, -1) for part in range(self.sources)]
-        return UnitMap(torch.cat([self.members[stay], *(piece[(piece >= 0).any(1)] for piece in pieces)]))
+        return UnitMap.sorted(torch.cat([self.members[stay], *(piece[(piece >= 0).any(1)] for piece in pieces)]))
 
     @property
     def units(self) -> int:
@@ -99,7 +133,10 @@ class UnitMap:
 
     @cached_property
     def blocks(self) -> tuple[tuple[slice, tuple[bool, ...]], ...]:
-        """Runs of rows with the same sources: (rows, which sources)."""
+        """Runs of rows with the same sources: (rows, which sources).
+
+        Of a sorted map every set of sources has one run; of one made as given, a set may have several.
+        """
         sets, counts = torch.unique_consecutive(self.present, dim=0, return_counts=True)
         ends = counts.cumsum(0).tolist()
         return tuple(
@@ -109,24 +146,73 @@ class UnitMap:
 
     @property
     def mean(self) -> Tensor:
-        """Blend that gives every source in a row the same share: float64, shape (units, sources), rows sum to 1."""
+        """Shares by which every source in a row counts alike: float64, shape (units, sources), rows sum to 1."""
         return self.present.double() / self.present.sum(1, keepdim=True)
 
     def own(self, source: int) -> Tensor:
-        """Blend that gives rows with this source to it alone, and the other rows to all their sources alike."""
-        blend = self.mean
-        mine = self.present[:, source]
-        blend[mine] = 0.0
-        blend[mine, source] = 1.0
-        return blend
+        """Shares by which rows with this source follow it alone, and the other rows all their sources alike.
 
-    def pull(self, joint: Tensor, blend: Tensor | None = None, taps: int = 1) -> Tensor:
+        Args:
+            source: Number of the source.
+
+        Returns:
+            Float64, shape (units, sources), rows sum to 1.
+        """
+        shares = self.mean
+        rows = self.present[:, source]
+        shares[rows] = 0.0
+        shares[rows, source] = 1.0
+        return shares
+
+    def shares(self, owner: int | None) -> Tensor:
+        """Shares of the sources in what is asked of each unit on the pictures of a domain.
+
+        Args:
+            owner: The source whose domain it is, see :meth:`own`; None for the :meth:`mean` of all.
+
+        Returns:
+            Float64, shape (units, sources), rows sum to 1.
+        """
+        return self.mean if owner is None else self.own(owner)
+
+    def blend(self, values: Iterable[tuple[int, Tensor]], shares: Tensor, axis: int = 0) -> Tensor:
+        """Put what the sources' units do together to what is asked of the student's units.
+
+        Unit j is asked for Σₛ shares[j, s] · values of source s at unit members[j, s], over the sources given.
+
+        Args:
+            values: (source, its values), one source after another, each source once at most and one at least; any
+                float dtype, the source's units on one axis, the other axes of the same size in all.
+            shares: Shape (units, sources), see :meth:`shares`.
+            axis: On which axis the units stand.
+
+        Returns:
+            Of the dtype of the values, the student's units on that axis; 0 for units that stand for none of the sources
+            given.
+        """
+        result: Tensor | None = None
+        for source, value in values:
+            rows = self.present[:, source].nonzero()[:, 0]
+            units = self.members[rows, source].to(value.device)
+            share = shares[rows, source].to(value).view(-1, *[1] * (value.dim() - axis - 1))
+            part = value[(slice(None),) * axis + (units,)] * share
+            student_rows = (slice(None),) * axis + (rows.to(value.device),)
+            if result is None:
+                result = value.new_zeros(*value.shape[:axis], self.units, *value.shape[axis + 1 :])
+                result[student_rows] = part
+            else:
+                result[student_rows] += part
+        if result is None:
+            raise MergeError("values holds no source; at least one is needed.")
+        return result
+
+    def pull(self, joint: Tensor, shares: Tensor | None = None, taps: int = 1) -> Tensor:
         """Sum, for every student unit, the entries of the source units it stands for.
 
         Args:
             joint: Shape (Σ sizes · taps, …), a joint vector over all sources on its first axis, where gathering moves
                 whole rows; entries beyond (a constant) pass through.
-            blend: Factor of each (student unit, source), shape (units, sources); default: 1 wherever present.
+            shares: Factor of each (student unit, source), shape (units, sources); default: 1 wherever present.
             taps: Entries a unit owns.
 
         Returns:
@@ -139,21 +225,30 @@ class UnitMap:
         for rows, sources in self.blocks:
             target = result[rows.start * taps : rows.stop * taps].view(-1, taps, *rest)
             first = True
-            for source in (index for index, there in enumerate(sources) if there):
-                if blend is not None and not bool(blend[rows, source].any()):
+            for source in (index for index, is_present in enumerate(sources) if is_present):
+                if shares is not None and not bool(shares[rows, source].any()):
                     continue  # what counts for nothing need not be gathered
                 part = joint[starts[source] : starts[source + 1]].view(-1, taps, *rest)
                 part = part.index_select(0, self.members[rows, source].to(joint.device))
-                if blend is not None:
-                    part *= blend[rows, source].to(joint).view(-1, *[1] * (part.dim() - 1))
+                if shares is not None:
+                    part *= shares[rows, source].to(joint).view(-1, *[1] * (part.dim() - 1))
                 target.copy_(part) if first else target.add_(part)
                 first = False
             if first:
                 target.zero_()
         return result
 
-    def push(self, student: Tensor, blend: Tensor | None = None, taps: int = 1) -> Tensor:
-        """Hand every student unit's entries to each source unit it stands for: the transpose of :meth:`pull`."""
+    def push(self, student: Tensor, shares: Tensor | None = None, taps: int = 1) -> Tensor:
+        """Hand every student unit's entries to each source unit it stands for: the transpose of :meth:`pull`.
+
+        Args:
+            student: Shape (units · taps, …), any float dtype; entries beyond (a constant) pass through.
+            shares: Factor of each (student unit, source), shape (units, sources); default: 1 wherever present.
+            taps: Entries a unit owns.
+
+        Returns:
+            Shape (Σ sizes · taps, …), entries beyond appended unchanged.
+        """
         rest = student.shape[1:]
         starts = self._starts(taps)
         result = student.new_empty(starts[-1] + student.shape[0] - self.units * taps, *rest)
@@ -162,8 +257,8 @@ class UnitMap:
         for source in range(self.sources):
             rows = self.present[:, source].nonzero()[:, 0]
             part = merged.index_select(0, rows.to(student.device))
-            if blend is not None:
-                part *= blend[rows, source].to(student).view(-1, *[1] * (part.dim() - 1))
+            if shares is not None:
+                part *= shares[rows, source].to(student).view(-1, *[1] * (part.dim() - 1))
             target = result[starts[source] : starts[source + 1]].view(-1, taps, *rest)
             target.index_copy_(0, self.members[rows, source].to(student.device), part)
         return result
@@ -177,11 +272,15 @@ class UnitMap:
 
 
 def row_order(members: Tensor) -> list[int]:
-    """The order in which a unit map keeps rows: by the sources present, largest sets first, else as they stood."""
-    keys = [(-int(row.sum()), [-int(there) for there in row]) for row in members >= 0]
+    """Order rows by the sources present, largest sets first, else as they stood.
+
+    Args:
+        members: Integer, shape (units, sources).
+    """
+    keys = [(-int(row.sum()), [-int(present) for present in row]) for row in members >= 0]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def overlap(outputs: UnitMap, inputs: UnitMap) -> Tensor:
-    """Boolean, shape (output units, input units): where a student's weight may differ from zero."""
+    """Tell where a student's weight may differ from zero: boolean, shape (output units, input units)."""
     return (outputs.present.float() @ inputs.present.float().mT) > 0

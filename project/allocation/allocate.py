@@ -166,7 +166,7 @@ class _Fits:
 
 
 def _merged(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap]) -> dict[str, UnitMap]:
-    return {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
+    return {**fixed, **{group.name: UnitMap.sorted(alignment.members[group.name]) for group in spec.free}}
 
 
 def _whole(steps: int, splitting: Splitting, step: int | None) -> int:

@@ -66,7 +66,7 @@ class Choices:
         self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget, step: int | None = 1
     ) -> None:
         self.spec, self.step = spec, step
-        self.merged = {**fixed, **{group.name: UnitMap(alignment.members[group.name]) for group in spec.free}}
+        self.merged = {**fixed, **{group.name: UnitMap.sorted(alignment.members[group.name]) for group in spec.free}}
         self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
         self.kinds: list[Kind] = []
         runs: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in self.merged}  # sources, rows, kind

@@ -19,21 +19,6 @@ def why_not_larger(spec: Spec) -> str | None:
     return next((reason for group in spec.free if (reason := _reason(group)) is not None), None)
 
 
-def unfitted(spec: Spec, *, joint: bool = False) -> list[str]:
-    """What least squares leaves at the mean of the sources, in words.
-
-    Args:
-        spec: Groups of the sources.
-        joint: Whether layers are fitted jointly; the sequential fit solves for grouped convolutions, too.
-    """
-    grouped = sum(layer.blocks > 1 for layer in spec.layers) if joint else 0
-    tracked = {axis.tensor for group in spec.groups.values() for axis in group.axes}
-    norms = sum(f"{norm.name}.running_mean" not in tracked for norm in spec.norms)
-    tables = len(spec.parameters) + len(spec.loose)
-    counts = ((grouped, "grouped or depthwise convolutions"), (norms, "group or layer norms"), (tables, "parameters"))
-    return [f"{count} {words}" for count, words in counts if count]
-
-
 def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Budget]) -> None:
     """Refuse budgets that students of this architecture cannot use up.
 

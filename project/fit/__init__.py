@@ -9,9 +9,9 @@ from project.fit.kept_fits import KeptFits
 from project.fit.row_blocks import effort
 from project.fit.sequential import SequentialFit
 from project.fit.solver import LayerFit, damping
-from project.fit.stages import in_stages, stages
+from project.fit.stages import in_stages, stages, unfitted
 
 __all__ = [
     "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "SequentialFit", "View", "damping",
-    "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness",
+    "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness", "unfitted",
 ]  # fmt: skip

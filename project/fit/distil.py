@@ -88,7 +88,7 @@ class Distillation:
         nodes = {node.name: node for node in self.graph.graph.nodes}
         reads = {str(nodes[layer.node].args[0]): layer.inputs for layer in student.spec.layers}
         self.read = {name: group for name, group in reads.items() if group != student.spec.input.name}
-        layers = {str(nodes[one.node].args[0]): sources[0].get_submodule(one.name) for one in student.spec.layers}
+        layers = {str(nodes[layer.node].args[0]): sources[0].get_submodule(layer.name) for layer in student.spec.layers}
         self.last = {name for name, layer in layers.items() if isinstance(layer, nn.Linear)}
 
     def to(self, device: torch.device) -> None:
@@ -97,10 +97,10 @@ class Distillation:
             source.to(device)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> DistillationLoss:
-        """Compare on a batch.
+        """Compare the student with its sources on a batch.
 
         Args:
-            batch: domain -> pictures (batch, channels, height, width); one domain or more.
+            batch: domain -> pictures, float32, shape (batch, channels, height, width); one domain or more.
         """
         sizes = [len(pictures) for pictures in batch.values()]
         run = Run(self.graph, torch.cat(list(batch.values())))
@@ -115,14 +115,15 @@ class Distillation:
             group = self.read.get(node.name)
             if group is not None:
                 parts = zip(guides, torch.split_with_sizes(value, sizes), strict=True)
-                found = torch.stack([guide.squares(group, mine, last=node.name in self.last) for guide, mine in parts])
-                sums[group] = sums[group] + found if group in sums else found
+                last = node.name in self.last
+                squares = torch.stack([guide.squares(group, part, last=last) for guide, part in parts])
+                sums[group] = sums[group] + squares if group in sums else squares
             run.release(node)
             for guide in guides:
                 guide.release(node)
-        features = {group: (one[:, 0] / one[:, 1].clamp_min(1e-12)).mean() for group, one in sums.items()}
+        features = {group: (s[:, 0] / s[:, 1].clamp_min(1e-12)).mean() for group, s in sums.items()}
         parts = zip(guides, torch.split_with_sizes(value, sizes), strict=True)
-        outputs = {guide.domain: mine[:, guide.columns] for guide, mine in parts}
+        outputs = {guide.domain: part[:, guide.columns] for guide, part in parts}
         logits = torch.stack([guide.divergence(outputs[guide.domain]) for guide in guides]).mean()
         total = self.weights[1] * logits
         if features:
@@ -151,47 +152,42 @@ class _Guide:
         for run in self.runs.values():
             run.release(run.nodes[node.name])
 
-    def squares(self, group: str, mine: Tensor, *, last: bool) -> Tensor:
+    def squares(self, group: str, value: Tensor, *, last: bool) -> Tensor:
         """Sums of squares of the error and of the target, over the units that follow: shape (2,).
 
         Args:
             group: Group, or join of groups.
-            mine: The student's value.
+            value: The student's value.
             last: Whether its units stand on the last axis, not on axis 1.
         """
         units = self.student.maps[group]
         rows = units.present.any(1) if self.owner is None else units.present[:, self.owner]
-        mine = (mine.movedim(-1, 1) if last else mine).reshape(len(mine), units.units, -1)
-        target = self._target(units, rows, last=last)
+        value = (value.movedim(-1, 1) if last else value).reshape(len(value), units.units, -1)
+        target = self._target(units, last=last)
         if not bool(rows.all()):
-            mine = mine[:, rows.to(mine.device)]
-        return torch.stack([(mine.float() - target).square().sum(), target.square().sum()])
+            rows = rows.to(value.device)
+            value, target = value[:, rows], target[:, rows]
+        return torch.stack([(value.float() - target).square().sum(), target.square().sum()])
 
     def divergence(self, logits: Tensor) -> Tensor:
         """T² · KL(target ‖ student) over the domain's classes, mean over pictures."""
         units = self.student.maps[self.student.spec.output.name]
-        rows = torch.zeros(units.units, dtype=torch.bool)
-        rows[self.columns] = True
-        target = self._target(units, rows).flatten(1) / self.temperature
+        target = self._target(units)[:, self.columns].flatten(1) / self.temperature
         logits = logits.float() / self.temperature
-        found = kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
-        return self.temperature**2 * found
+        divergence = kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+        return self.temperature**2 * divergence
 
     @torch.no_grad()
-    def _target(self, units: UnitMap, rows: Tensor, *, last: bool = False) -> Tensor:
-        """What some units should do: what the owner's units do, or the mean of all; shape (batch, rows, positions)."""
-        blend = units.mean if self.owner is None else units.own(self.owner)
-        total: Tensor | None = None
-        for source, values in self.values.items():
-            values = (values.movedim(-1, 1) if last else values).reshape(len(values), units.sizes[source], -1).float()
-            if total is None:
-                total = values.new_zeros(len(values), int(rows.sum()), values.shape[2])
-            held = units.present[rows, source]
-            members = units.members[rows, source][held].to(values.device)
-            share = blend[rows, source][held].to(values)[:, None]
-            total[:, held.to(values.device)] += values[:, members] * share
-        assert total is not None
-        return total
+    def _target(self, units: UnitMap, *, last: bool = False) -> Tensor:
+        """What the student's units should do: as the owner's, or the mean of all; shape (batch, units, positions)."""
+        values = (
+            (
+                source,
+                (value.movedim(-1, 1) if last else value).reshape(len(value), units.sizes[source], -1).float(),
+            )
+            for source, value in self.values.items()
+        )
+        return units.blend(values, units.shares(self.owner), axis=1)
 
 
 def check_loss_weights(features: float, logits: float, temperature: float) -> None:

@@ -57,7 +57,7 @@ class View:
 
     def blend(self, units: UnitMap) -> Tensor:
         """Shares of the sources in each student unit."""
-        return units.mean if self.owner is None else units.own(self.owner)
+        return units.shares(self.owner)
 
     def gram(self, inputs: UnitMap) -> Tensor:
         """M G Mᵀ = E[z zᵀ], shape (inputs · taps (+ 1))²."""

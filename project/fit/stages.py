@@ -1,24 +1,26 @@
-"""The order in which layers are fitted: stages of layers that do not feed each other, derived from the graph."""
+"""Which layers are fitted, and in which order: stages of layers that do not feed each other, from the graph."""
 
 from collections.abc import Collection
 from itertools import pairwise
 
 from torch import fx
 
+from project.symmetry import Spec
+
 
 def stages(graph: fx.GraphModule, layers: Collection[str]) -> list[list[str]]:
-    """Layers stage by stage: those of one stage read only what earlier stages have written.
+    """Sort layers into stages: those of one stage read only what earlier stages have written.
 
     Args:
         graph: A traced network.
         layers: Names of the layers' calls in it.
     """
     depths = _depths(graph, layers)
-    found: list[list[str]] = [[] for _ in range(max(depths.values(), default=0))]
+    ordered: list[list[str]] = [[] for _ in range(max(depths.values(), default=0))]
     for node, depth in depths.items():
         if node.name in layers:
-            found[depth - 1].append(node.name)
-    return found
+            ordered[depth - 1].append(node.name)
+    return ordered
 
 
 def in_stages(graph: fx.GraphModule, layers: Collection[str]) -> fx.GraphModule:
@@ -40,10 +42,25 @@ def in_stages(graph: fx.GraphModule, layers: Collection[str]) -> fx.GraphModule:
     return graph
 
 
+def unfitted(spec: Spec, *, joint: bool = False) -> list[str]:
+    """Tell what least squares leaves at the mean of the sources, in words.
+
+    Args:
+        spec: Groups of the sources.
+        joint: Whether layers are fitted jointly; the sequential fit solves for grouped convolutions, too.
+    """
+    grouped = sum(layer.blocks > 1 for layer in spec.layers) if joint else 0
+    tracked = {axis.tensor for group in spec.groups.values() for axis in group.axes}
+    norms = sum(f"{norm.name}.running_mean" not in tracked for norm in spec.norms)
+    tables = len(spec.parameters) + len(spec.loose)
+    counts = ((grouped, "grouped or depthwise convolutions"), (norms, "group or layer norms"), (tables, "parameters"))
+    return [f"{count} {words}" for count, words in counts if count]
+
+
 def _depths(graph: fx.GraphModule, layers: Collection[str]) -> dict[fx.Node, int]:
-    """For every value, the most layers on a way from the picture to it, itself included."""
+    """Count, for every value, the most layers on a way from the picture to it, itself included."""
     depths: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
-        before = max((depths[one] for one in node.all_input_nodes), default=0)
+        before = max((depths[value] for value in node.all_input_nodes), default=0)
         depths[node] = before + (node.name in layers)
     return depths

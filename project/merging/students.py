@@ -109,7 +109,7 @@ def _recalled(name: str, problem: Problem, progress: Progress) -> Merged | None:
     kept = progress.recall(name)
     if kept is None:
         return None
-    student = problem.start({group: UnitMap(members) for group, members in kept["maps"].items()})
+    student = problem.start({group: UnitMap.sorted(members) for group, members in kept["maps"].items()})
     student = of_its_kind(student, kept["kind"])
     student.network.load_state_dict(kept["state_dict"])
     student.zipped = kept["zipped"]

@@ -93,7 +93,7 @@ class Permutation(Method):
 
     def _gains(self, problem: Problem, evidence: Evidence, alignment: Alignment) -> dict[str, Tensor]:
         """Compute what keeping each row's sources apart is worth, given the fit that follows."""
-        maps = {**problem.fixed, **{name: UnitMap(members) for name, members in alignment.members.items()}}
+        maps = {**problem.fixed, **{name: UnitMap.sorted(members) for name, members in alignment.members.items()}}
         return separation_gains(
             problem.spec, problem.sources, problem.owners, evidence.statistics, maps, fitted=self.follows_owners
         )

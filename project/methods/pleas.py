@@ -5,9 +5,9 @@ from math import inf
 from typing import Literal
 
 from project.alignment import Similarity, UnitMap
-from project.allocation import Budget, unfitted
+from project.allocation import Budget
 from project.errors import ConfigurationError, at_least, one_of, share
-from project.fit import KeptFits, SequentialFit, stages
+from project.fit import KeptFits, SequentialFit, stages, unfitted
 from project.methods.base import Merged, Method, Preparation
 from project.methods.permutation import Permutation, Separate
 from project.methods.problem import Evidence, PictureCounts, Problem, Run

@@ -107,7 +107,7 @@ class ZipIt(Method):
         rows = {name: zipped.members for name, zipped in zipping.zips.items()}
         sizes = problem.spec.sizes
         maps = {
-            name: UnitMap.identity(sizes[name], len(problem.sources)) if members is None else UnitMap(members)
+            name: UnitMap.identity(sizes[name], len(problem.sources)) if members is None else UnitMap.sorted(members)
             for name, members in rows.items()
         }
         student = problem.start({**problem.fixed, **maps})

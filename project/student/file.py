@@ -114,7 +114,7 @@ def build_student(weights: Weights) -> Student:
     if architecture is None or labels is None or weights.preprocessing is None:
         raise CheckpointError(f"{path} is a student without architecture, classes or preprocessing.")
     try:
-        maps = {name: UnitMap(members) for name, members in content["unit_maps"].items()}
+        maps = {name: UnitMap.sorted(members) for name, members in content["unit_maps"].items()}
         lineage = content["lineage"]
         network, spec = _blank(architecture, maps, tuple(content["picture"]))
     except (PleasError, KeyError) as error:

@@ -34,4 +34,4 @@ def _joined(join: Join, maps: Mapping[str, UnitMap]) -> UnitMap:
         start += units.units
     members = torch.cat(rows)
     members[torch.cat(places)] = members.clone()
-    return UnitMap(members, ranked=False)
+    return UnitMap.as_given(members)

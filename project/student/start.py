@@ -11,7 +11,15 @@ from project.symmetry import Layer
 
 
 def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
-    """The layer's weight matrix of every source, its constant as a last column: float64."""
+    """Collect a layer's weight matrix of every source, its constant as a last column.
+
+    Args:
+        layer: The layer.
+        modules: The layer in every source.
+
+    Returns:
+        For each source float64, shape (outputs, inputs · taps (+ 1)).
+    """
     matrices = []
     for module in modules:
         weight = weight_of(module).detach().flatten(1).double()
@@ -20,38 +28,47 @@ def joint_matrix(layer: Layer, modules: Sequence[nn.Module]) -> list[Tensor]:
     return matrices
 
 
-def targets(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, blend: Tensor) -> Tensor:
-    """T: the student's targets as a matrix over u; shape (outputs, Σ inputs · taps (+ 1)).
+def targets(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, shares: Tensor) -> Tensor:
+    """Write the student's targets as a matrix B V over the inputs u of all sources.
 
     Args:
         layer: The layer.
-        matrices: From :func:`joint_matrix`.
+        matrices: V: the sources' weights, from :func:`joint_matrix`.
         outputs: Unit map of the output axis.
-        blend: Which sources' outputs are the target of each row; shape (outputs, sources).
+        shares: B: which sources' outputs are the target of each row; shape (outputs, sources).
+
+    Returns:
+        Float64, shape (outputs, Σ inputs · taps (+ 1)).
     """
     beyond = int(layer.bias)
-    size = sum(matrix.shape[1] - beyond for matrix in matrices)
-    result = matrices[0].new_zeros(outputs.units, size + beyond)
+    result = matrices[0].new_zeros(outputs.units, sum(matrix.shape[1] - beyond for matrix in matrices) + beyond)
     start = 0
     for source, matrix in enumerate(matrices):
-        rows = outputs.present[:, source].nonzero()[:, 0].to(matrix.device)
-        units = outputs.members.to(matrix.device)[rows, source]
-        scaled = matrix[units] * blend.to(matrix)[rows, source, None]
         width = matrix.shape[1] - beyond
-        result[rows, start : start + width] = scaled[:, :width]
+        blended = outputs.blend([(source, matrix)], shares)
+        result[:, start : start + width] = blended[:, :width]
         if beyond:
-            result[rows, -1] += scaled[:, -1]
+            result[:, -1] += blended[:, -1]
         start += width
     return result
 
 
 def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap) -> Tensor:
-    """W⁰: what the sources' weights make of the student before any fit; shape (outputs, inputs · taps (+ 1)).
+    """Put the start point W⁰ together: what the sources' weights make of the student before any fit.
 
     Every row adds, over its sources, the source's weights to the units in that source's place, divided by the number
     of sources in the row: between merged units the mean of the sources, from a single unit into a merged row its
     share. Rows of a grouped convolution read the units of their own block, which stand for the same
     sources: each row is the mean of its sources'.
+
+    Args:
+        layer: The layer.
+        matrices: From :func:`joint_matrix`.
+        outputs: Unit map of the output axis.
+        inputs: Unit map of the input axis.
+
+    Returns:
+        Float64, shape (outputs, inputs · taps (+ 1)), of a grouped convolution the inputs of a block.
     """
     if layer.blocks > 1:
         return _grouped_start(layer, matrices, outputs, inputs)
@@ -61,13 +78,13 @@ def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inp
 def _grouped_start(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap) -> Tensor:
     """W⁰ of a grouped convolution; shape (outputs, inputs of a block · taps (+ 1))."""
     tall, wide = outputs.sizes[0] // layer.blocks, inputs.sizes[0] // layer.blocks
-    rows = []
+    parts = []
     for source, matrix in enumerate(matrices):
-        there = outputs.present[:, source].nonzero()[:, 0]
-        inside = (inputs.members[:, source].view(-1, wide) % wide).repeat_interleave(tall, 0)[there].to(matrix.device)
-        units = outputs.members[there, source].to(matrix.device)
+        rows = outputs.present[:, source].nonzero()[:, 0]
+        inside = (inputs.members[:, source].view(-1, wide) % wide).repeat_interleave(tall, 0)[rows].to(matrix.device)
+        units = outputs.members[rows, source].to(matrix.device)
         weights = matrix[units][:, : wide * layer.taps].view(-1, wide, layer.taps)
         weights = weights.gather(1, inside[:, :, None].expand_as(weights)).flatten(1)
         moved = torch.cat([weights, matrix[units][:, wide * layer.taps :]], 1)
-        rows.append(torch.zeros_like(matrix).index_copy(0, units, moved))
-    return outputs.pull(torch.cat(rows), outputs.mean)
+        parts.append(torch.zeros_like(matrix).index_copy(0, units, moved))
+    return outputs.pull(torch.cat(parts), outputs.mean)

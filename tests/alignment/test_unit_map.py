@@ -56,6 +56,50 @@ def test_blends(sources: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(("sources", "seed"), CASES)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("owner", [None, 1])
+def test_what_sources_do_is_blended_a_unit_at_a_time(sources: int, seed: int, axis: int, owner: int | None) -> None:
+    """Of all sources, and of some of them, whose shares then count alone."""
+    units, generator = random_map(5, sources, seed), torch.Generator().manual_seed(seed)
+    shares = units.shares(owner)
+    assert torch.equal(shares, units.mean if owner is None else units.own(owner))
+    shape = [2, 3, 4]
+    shape[axis] = 5
+    values = [torch.randn(*shape, dtype=torch.float64, generator=generator) for _ in range(sources)]
+    for given in (range(sources), (seed % sources,)):
+        kept = [value.clone() for value in values]
+        found = units.blend(((source, values[source]) for source in given), shares, axis)
+        for unit, row in enumerate(units.members.tolist()):
+            expected = torch.zeros(shape[:axis] + shape[axis + 1 :], dtype=torch.float64)
+            for source in given:
+                if row[source] >= 0:
+                    expected += float(shares[unit, source]) * values[source].select(axis, row[source])
+            assert torch.allclose(found.select(axis, unit), expected, rtol=0, atol=1e-12)
+        assert found.shape[axis] == units.units
+        assert all(map(torch.equal, values, kept))
+    assert units.blend([(0, values[0].float())], shares, axis).dtype == torch.float32
+
+
+def test_nothing_to_blend_is_refused() -> None:
+    units = UnitMap.identity(3, 2)
+    with pytest.raises(MergeError, match="values holds no source"):
+        units.blend([], units.mean)
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
+def test_rows_as_given_stay_where_they_are(sources: int, seed: int) -> None:
+    """Their runs cover all rows, one after the other, neighbouring runs of unlike sources."""
+    members = random_map(6, sources, seed).members
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
+    units = UnitMap.as_given(members[order])
+    assert torch.equal(units.members, members[order])
+    present = units.present.tolist()
+    assert [there for rows, there in units.blocks for _ in present[rows]] == list(map(tuple, present))
+    assert all(one != other for (_, one), (_, other) in itertools.pairwise(units.blocks))
+    assert torch.equal(UnitMap.sorted(units.members).present, UnitMap.sorted(members).present)
+
+
+@pytest.mark.parametrize(("sources", "seed"), CASES)
 def test_rows_are_sorted_into_blocks(sources: int, seed: int) -> None:
     units = random_map(6, sources, seed)
     rows = [tuple(row) for row in (units.members >= 0).tolist()]
@@ -76,7 +120,7 @@ def test_rows_are_sorted_into_blocks(sources: int, seed: int) -> None:
 def test_rows_keep_their_members(sources: int, seed: int) -> None:
     units = random_map(6, sources, seed)
     shuffled = units.members[torch.randperm(units.units, generator=torch.Generator().manual_seed(seed))]
-    assert sorted(map(tuple, UnitMap(shuffled).members.tolist())) == sorted(map(tuple, units.members.tolist()))
+    assert sorted(map(tuple, UnitMap.sorted(shuffled).members.tolist())) == sorted(map(tuple, units.members.tolist()))
 
 
 @pytest.mark.parametrize(("sources", "seed"), CASES)
@@ -140,5 +184,6 @@ def test_identity_and_apart() -> None:
     ],
 )
 def test_what_is_no_unit_map(members: list[list[int]], words: str) -> None:
-    with pytest.raises(MergeError, match=words):
-        UnitMap(torch.tensor(members))
+    for make in (UnitMap.sorted, UnitMap.as_given):
+        with pytest.raises(MergeError, match=words):
+            make(torch.tensor(members))

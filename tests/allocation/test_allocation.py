@@ -166,7 +166,7 @@ def test_gain_is_close_to_the_best_of_all_widths(seed: int) -> None:
         best = 0.0
         for widths in itertools.product(*(range(len(rows) + 1) for rows in members.values())):
             chosen = dict(zip(members, widths, strict=True))
-            maps = {n: UnitMap(rows).split(ranked[n][: chosen[n]]) for n, rows in members.items()}
+            maps = {n: UnitMap.sorted(rows).split(ranked[n][: chosen[n]]) for n, rows in members.items()}
             if nominal_size(problem.spec, {**problem.fixed, **maps}, unit) <= limit:
                 best = max(best, sum(float(gains[n][ranked[n][: chosen[n]]].sum()) for n in members))
         maps = by_gain(problem.spec, alignment, problem.fixed, budget, gains)

@@ -189,12 +189,12 @@ def test_start_point_is_the_table_of_two_sources(seed: int) -> None:
     modules = [nn.Linear(5, 6, bias=False) for _ in range(2)]
     a, b = (module.weight.detach().double() for module in modules)
     p, q = torch.randperm(5), torch.randperm(6)  # matched inputs and outputs of B
-    inputs = UnitMap(torch.stack([torch.arange(5), p], 1)).split(torch.tensor([0, 3]))
-    outputs = UnitMap(torch.stack([torch.arange(6), q], 1)).split(torch.tensor([1, 2, 5]))
+    inputs = UnitMap.sorted(torch.stack([torch.arange(5), p], 1)).split(torch.tensor([0, 3]))
+    outputs = UnitMap.sorted(torch.stack([torch.arange(6), q], 1)).split(torch.tensor([1, 2, 5]))
     i, i_a, i_b = torch.tensor([1, 2, 4]), torch.tensor([0, 3]), p[[0, 3]].sort().values
     o, o_a, o_b = torch.tensor([0, 3, 4]), torch.tensor([1, 2, 5]), q[[1, 2, 5]].sort().values
-    inputs = UnitMap(torch.cat([torch.stack([i, p[i]], 1), _single(i_a, 0), _single(i_b, 1)]))
-    outputs = UnitMap(torch.cat([torch.stack([o, q[o]], 1), _single(o_a, 0), _single(o_b, 1)]))
+    inputs = UnitMap.sorted(torch.cat([torch.stack([i, p[i]], 1), _single(i_a, 0), _single(i_b, 1)]))
+    outputs = UnitMap.sorted(torch.cat([torch.stack([o, q[o]], 1), _single(o_a, 0), _single(o_b, 1)]))
     zero = torch.zeros
     table = torch.cat(
         [

@@ -27,7 +27,7 @@ class System:
     def __init__(self, seed: int, tall: int = 2, wide: int = 4, samples: int = 30) -> None:
         generator = torch.Generator().manual_seed(seed)
         blocks = random_map(5, 3, seed).members  # rows of blocks; each block's units stand side by side
-        self.outputs, self.inputs = UnitMap(spread(blocks, tall)), UnitMap(spread(blocks, 1))
+        self.outputs, self.inputs = UnitMap.sorted(spread(blocks, tall)), UnitMap.sorted(spread(blocks, 1))
         self.blocks, self.unknowns = len(blocks), wide + 1
         self.layer = Layer("layer", "layer", "in", "out", wide, 1, bias=True, blocks=5)
         self.owners, self.weights = (0, 1, 2, None), (1.0, 0.5, 0.0, 2.0)

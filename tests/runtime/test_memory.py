@@ -14,8 +14,7 @@ from helpers import Case, estimate_case, make_problem, merge_case, pictures, ran
 from torch import nn
 
 from project.errors import ConfigurationError
-from project.fit import memory_estimate
-from project.fit.memory_estimate import drawn_bytes, gather_bytes, patch_bytes
+from project.fit.memory_estimate import gather_bytes
 from project.methods import PLeaS
 from project.models import Architecture, LabelSpace
 from project.moments import LAYERS, UNITS, Collector, Lockstep
@@ -58,18 +57,6 @@ def test_two_resnet152_at_224_pixels_within_16_gigabytes() -> None:
     assert "waiting batches lie on disk" in str(plan)
     with pytest.raises(ConfigurationError, match=r"memory is 2\.0 GB, but gathering statistics takes about"):
         plan_memory(moments, gather_bytes(problem.spec, 2, 64), estimate, 2 * GB)
-
-
-def test_patches_are_written_out_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(32, 5))
-    spec = trace(network.eval(), (3, 6, 6))
-    each = 4 * (4 * 4) * 3 * 9  # bytes of what the first layer multiplies on one picture: 16 patches of 27 numbers
-    assert patch_bytes(spec, spec.sizes, 7) == 7 * each
-    assert drawn_bytes(spec, spec.sizes, 7, 4) == 7 * each // 4
-    monkeypatch.setattr(memory_estimate, "CHUNK_BYTES", 3 * each)
-    assert patch_bytes(spec, spec.sizes, 7) == 3 * each
-    monkeypatch.setattr(memory_estimate, "CHUNK_BYTES", 1)
-    assert patch_bytes(spec, spec.sizes, 7) == each, "a picture at a time at least"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -65,7 +65,7 @@ class Space:
     @cached_property
     def maps(self) -> dict[str, UnitMap]:
         """Unit map of every group."""
-        return {**self.problem.fixed, **{name: UnitMap(rows) for name, rows in self.alignment.members.items()}}
+        return {**self.problem.fixed, **{name: UnitMap.sorted(rows) for name, rows in self.alignment.members.items()}}
 
     @cached_property
     def _axes(self) -> dict[str, UnitMap]:
