@@ -123,7 +123,7 @@ def test_a_change_of_students_is_found_out(
         unchanged.main()
     told = capsys.readouterr().out
     assert "1 of 1 students have equal bits" in told
-    assert told.count("students in") == 1, "the working tree is the commit, which has been run"
+    assert told.count("of processor time") == 1, "the working tree is the commit, which has been run"
     with (repository / "project" / "__init__.py").open("a") as file:
         file.write(
             "_load = load_student\n\n\ndef load_student(path):\n    student = _load(path)\n"
