@@ -26,12 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from project.models.saving import atomic_file
 from safetensors.torch import load_file
 from torch import Tensor
 from unchanged_merges import DOMAINS, MERGES, Merge, draw_sources
 
-from project.models import atomic_text
+from project.runtime import atomic_file, atomic_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLACEHOLDER = Path("-")
