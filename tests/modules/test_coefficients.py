@@ -142,7 +142,7 @@ def test_a_fit_aligns_as_a_merge_does(place: Place, align: str, tmp_path: Path) 
     for sources in (place.sources, [place.sources[0], path]):
         module, data = place.module(method, sources=sources, base="mean"), place.data(batch_size=24)
         place.trainer(max_epochs=4).fit(module, datamodule=data)
-        student, problem = place.student("adamerging"), module.problem
+        student, problem = place.student(method.name), module.problem
         assert problem is not None
         batches = [(d, batch[d]) for batch in data.calibration_dataloader() for d in DOMAINS]
         seen = Evidence(gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
