@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from project.moments import add_statistics
-from project.parser import CommandParser
+from project.parser import OneSentenceParser
+
+
+def add_statistics_parser() -> OneSentenceParser:
+    """The parser of the arguments after ``add-statistics``."""
+    parser = OneSentenceParser(
+        prog="pleas add-statistics", description="Add the statistics of shards up to those of the whole."
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="Files that merges wrote to their 'statistics'.")
+    parser.add_argument("--out", type=Path, required=True, help="File for the sum, for the 'statistics' of a merge.")
+    return parser
 
 
 def run_add_statistics(args: Sequence[str]) -> None:
@@ -17,10 +27,7 @@ def run_add_statistics(args: Sequence[str]) -> None:
     Raises:
         PleasError: If the files do not belong together, or one cannot be read.
     """
-    parser = CommandParser("pleas add-statistics", description=add_statistics.__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("files", nargs="+", type=Path, help="files that merges wrote to their 'statistics'")
-    parser.add_argument("--out", type=Path, required=True, help="file for the sum, for the 'statistics' of a merge")
-    given = parser.parse_args(list(args))
+    given = add_statistics_parser().parse_args(list(args))
     total = add_statistics(given.files, given.out)
     seen = ", ".join(f"{count} pictures of {domain}" for domain, count in total.pictures.items())
     sys.stdout.write(f"{given.out}: {len(total.moments)} moments of {seen}\n")

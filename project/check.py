@@ -15,10 +15,27 @@ from project.errors import ConfigurationError, TraceError, nearest
 from project.fit import unfitted
 from project.models import written_out
 from project.models.custom import Maker, find_maker, make
-from project.parser import CommandParser
+from project.parser import OneSentenceParser
 from project.report import group_table
 from project.student import load_source, reestimate
 from project.symmetry import Spec, group_differences, trace
+
+
+def check_parser() -> OneSentenceParser:
+    """The parser of the arguments after ``check``."""
+    parser = OneSentenceParser(
+        prog="pleas check", description="Show the permutation groups of a network, and prove that they hold on it."
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="A torchvision name, a dotted path to a class or function that builds the network, or a file of weights.",
+    )
+    parser.add_argument("--model-args", default="{}", help="Keyword arguments of the network, as JSON.")
+    parser.add_argument("--architecture", help="What the network of a file is: a name, or a dotted path to your code.")
+    parser.add_argument("--image-size", type=int, default=224, help="Height and width of the pictures.")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="Largest change that passes.")
+    return parser
 
 
 def run_check(args: Sequence[str]) -> None:
@@ -31,17 +48,7 @@ def run_check(args: Sequence[str]) -> None:
         ConfigurationError: If there is no such network, or it cannot be built from the arguments.
         TraceError: If its groups cannot be derived, or do not hold.
     """
-    parser = CommandParser("pleas check", description=__doc__.split("``: ")[1].strip().capitalize())
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a torchvision name, a dotted path to a class or function that builds the network, or a file of weights",
-    )
-    parser.add_argument("--model-args", default="{}", help="keyword arguments of the network, as JSON")
-    parser.add_argument("--architecture", help="what the network of a file is: a name, or a dotted path to your code")
-    parser.add_argument("--image-size", type=int, default=224, help="height and width of the pictures (default: 224)")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest change that passes (default: 1e-3)")
-    given = parser.parse_args(list(args))
+    given = check_parser().parse_args(list(args))
     options = _keywords(given.model_args), given.image_size, given.tolerance, given.architecture
     for line in check(given.model, *options):
         sys.stdout.write(line + "\n")

@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,41 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from project.adding import run_add_statistics
-from project.callbacks import PredictionTable, check_strategy_name, write_atomically
-from project.check import run_check
-from project.errors import ConfigurationError, PleasError
+from project.adding import add_statistics_parser, run_add_statistics
+from project.callbacks import PredictionTable, check_strategy_name, progress_bar, write_atomically
+from project.check import check_parser, run_check
+from project.errors import ConfigurationError, PleasError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
 from project.runtime import LOGGER
 from project.runtime.progress import FOLDER as PROGRESS
+from project.shorthand import expand, usage
 from project.trainer import MergeTrainer, writable
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand that needs no data and no trainer.
+
+    Args:
+        parser: Makes the parser of its arguments.
+        run: Runs it on them.
+    """
+
+    parser: Callable[[], OneSentenceParser]
+    run: Callable[[Sequence[str]], None]
+
+
+COMMANDS = {
+    "check": Command(check_parser, run_check),
+    "add-statistics": Command(add_statistics_parser, run_add_statistics),
+}
 
 
 class MergeCLI(LightningCLI):
@@ -34,6 +56,23 @@ class MergeCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's own, and ``merge``."""
         return {**LightningCLI.subcommands(), "merge": {"model", "datamodule"}}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lightning's list of subcommands, and below them those that need no trainer."""
+        super()._add_subcommands(parser, **kwargs)
+        for name, command in COMMANDS.items():
+            other = command.parser()
+            parser._subcommands_action.add_subcommand(name, other, help=other.description)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read the arguments.
+
+        Raises:
+            ConfigurationError: If options stand before a command that needs no trainer, and so takes none of them.
+        """
+        super().parse_arguments(parser, args)
+        if self.config.subcommand in COMMANDS:
+            raise ConfigurationError(f"{self.config.subcommand} comes first, and its options behind it.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Arguments of the command itself."""
@@ -71,7 +110,9 @@ class MergeCLI(LightningCLI):
             rank_zero_info("merging on the CPU: Apple's GPU has no float64, in which layers are solved")
             kwargs["accelerator"] = "cpu"
         if self.subcommand == "predict":
-            kwargs["callbacks"] = self._with_table(self.config_init[self.subcommand].trainer.callbacks)
+            kwargs["callbacks"] = self._with(PredictionTable, PredictionTable)
+        if self.subcommand == "merge" and self._shows_progress:
+            kwargs["callbacks"] = self._with(ProgressBar, progress_bar)
         if self.config[self.subcommand].trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run, name="", version="")
         try:
@@ -86,11 +127,17 @@ class MergeCLI(LightningCLI):
                     callback._enable_version_counter = False
         return trainer
 
-    @staticmethod
-    def _with_table(callbacks: Callback | list[Callback] | None) -> list[Callback]:
-        """The user's callbacks, and one that writes the predictions where there is none."""
-        given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-        return given if any(isinstance(one, PredictionTable) for one in given) else [*given, PredictionTable()]
+    @property
+    def _shows_progress(self) -> bool:
+        """Whether there is to be a progress bar."""
+        options = self.config[self.subcommand].trainer
+        return options.enable_progress_bar is not False and not options.barebones
+
+    def _with(self, kind: type[Callback], make: Callable[[], Callback]) -> list[Callback]:
+        """The user's callbacks, and one more where none of them is of a kind."""
+        given = self.config_init[self.subcommand].trainer.callbacks
+        callbacks = list(given) if isinstance(given, list) else [given] if given else []
+        return callbacks if any(isinstance(callback, kind) for callback in callbacks) else [*callbacks, make()]
 
     @rank_zero_only
     def _refuse_earlier_run(self, folder: Path) -> None:
@@ -121,7 +168,7 @@ def check_processes(trainer: Trainer) -> None:
 
 
 def main(args: ArgsType = None) -> MergeCLI | None:
-    """Run one command; ``check`` and ``add-statistics`` have arguments of their own: they need no data and no trainer.
+    """Run one command, of Lightning's parser or, where it needs no trainer, of its own.
 
     Args:
         args: Arguments after the program's name; default: those of the process.
@@ -134,14 +181,19 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
     given = sys.argv[1:] if args is None else args
-    alone = {"check": run_check, "add-statistics": run_add_statistics}
-    if isinstance(given, list) and given and given[0] in alone:
-        alone[given[0]](given[1:])
-        return None
-    if args is None:
-        sys.argv[1:] = files_first(sys.argv[1:])  # which processes that Lightning starts take over
-    elif isinstance(args, list):
-        args = files_first(args)
+    if isinstance(given, list):
+        if given and given[0] in COMMANDS:
+            COMMANDS[given[0]].run(given[1:])
+            return None
+        check_subcommand(given)
+        given, messages = expand(given)
+        given = files_first(given)
+        for message in messages:
+            rank_zero_info(message)
+        if args is None:
+            sys.argv[1:] = given  # which processes that Lightning starts take over
+        else:
+            args = given
     try:
         return MergeCLI(
             LightningModule,
@@ -158,9 +210,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             parser_kwargs={
                 "prog": "pleas",
                 "description": "Turn several fine-tuned vision networks into one.",
-                "epilog": "pleas check --model NAME tells the permutation groups of any network and proves them on it; "
-                "its options: pleas check --help. pleas add-statistics adds the statistics of shards; its options: "
-                "pleas add-statistics --help.",
+                "merge": {"usage": usage()},
             },
             args=args,
         )
@@ -170,7 +220,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         if isinstance(error, PleasError):
             raise
         if plain is None and "Does not validate" in str(error):  # of the types that an argument may have, one refused
-            plain = ConfigurationError(sentence(str(error), "pleas"))
+            plain = ConfigurationError(sentence(str(error), "pleas", error))
         if plain is None:
             raise
         raise plain from None
@@ -180,6 +230,21 @@ def _show_messages() -> None:
     """Write what a run says to standard error, unless whoever runs it has made arrangements of their own."""
     if not logging.getLogger().hasHandlers() and not LOGGER.handlers:
         LOGGER.addHandler(logging.StreamHandler())
+
+
+def check_subcommand(arguments: Sequence[str]) -> None:
+    """Refuse a subcommand that there is not.
+
+    Args:
+        arguments: After the program's name.
+
+    Raises:
+        ConfigurationError: With those of nearly its name, or all.
+    """
+    known = [*MergeCLI.subcommands(), *COMMANDS]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        allowed = nearest(arguments[0], known) or f"; allowed: {', '.join(known)}"
+        raise ConfigurationError(f"there is no subcommand {arguments[0]!r}{allowed}; see 'pleas --help'.")
 
 
 def _no_tip(record: logging.LogRecord) -> bool:

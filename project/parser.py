@@ -1,100 +1,132 @@
 """The command's parser: what is wrong with the arguments in one sentence, not a page of usage."""
 
 import argparse
-import importlib
 import inspect
 import os
-import pkgutil
 import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from project.errors import ConfigurationError, nearest
+from project.errors import nearest
 
-FRAME = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>")
+FRAME = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with given class_path"
+)
 TYPE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|<class '(.+?)'>)")
 PATH = re.compile(r"Expected a (?:path|dot import path)\b")
-MISSING = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 SHOWN = 3
 
 
-class CommandParser(argparse.ArgumentParser):
-    """Of a command that needs neither data nor trainer."""
+class ClassError(argparse.ArgumentError):
+    """What jsonargparse's parser of the arguments of a class refuses.
 
-    def error(self, message: str) -> NoReturn:
-        """Tell what is wrong in one sentence."""
-        raise ConfigurationError(f"{message}; see '{self.prog} --help'.")
+    Args:
+        message: Its message.
+        owner: The class.
+    """
+
+    def __init__(self, message: str, owner: type) -> None:
+        super().__init__(None, message)
+        self.owner = owner
 
 
 class OneSentenceParser(LightningArgumentParser):
     """Tells an error in one sentence with the key, the cause and where to look; exit status 2."""
 
+    owner: type | None = None
+    """The class, where the parser is one that jsonargparse has made for the arguments of a single class."""
+
+    def add_class_arguments(self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Add the arguments of a class; one without a key is what this parser is for."""
+        if nested_key is None:
+            self.owner = class_type
+        return super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and leave; as jsonargparse does it where that was asked for."""
+        if not self.exit_on_error and self.owner is not None:
+            raise ClassError(message, self.owner) from ex
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"pleas: error: {sentence(message, parser.prog.replace(' [options]', ''))}\n")
+        sys.stderr.write(f"pleas: error: {sentence(message, parser.prog.replace(' [options]', ''), ex)}\n")
         self.exit(2)
 
 
-def sentence(message: str, command: str) -> str:
+def sentence(message: str, command: str, error: BaseException | None) -> str:
     """What jsonargparse says in a page, in one sentence.
 
     Args:
         message: Its message: keys and classes on the way to the cause, a line each, and every type that was tried.
         command: What to ask for help.
+        error: What it was made of, as far as there was an error.
     """
+    origins = list(_origins(error))
+    owner = next((origin.owner for origin in reversed(origins) if isinstance(origin, ClassError)), None)
+    unreadable = [str(origin) for origin in origins if isinstance(origin, UnicodeDecodeError)]
+    absent = {str(origin): origin for origin in origins if isinstance(origin, AttributeError)}
+    absent = {text: origin for text, origin in absent.items() if isinstance(origin.obj, ModuleType)}
     keys: list[str] = []
     literals: list[tuple[int, str]] = []
-    owner, given, causes = "", "", []
+    given, causes = "", []
     for line in message.splitlines():
         line = line.strip().removeprefix("- ")
         if key := re.match(r'Parser key "([^"]+)":?\s*(.*)', line):
             keys.append(key[1])
             line = key[2]
-        if found := re.match(r"Problem with given class_path '([^']+)'", line):
-            owner = found[1]
-        elif option := re.match(r"Option '([^']+)' is not accepted", line):
+        if option := re.match(r"Option '([^']+)' is not accepted", line):
             causes = [_unknown(option[1], owner)]
             break
-        elif value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
+        if value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
             given = given or f"got value: {value[1]}"
-        elif "codec can't decode" in line:  # jsonargparse takes a file in a list's place for one that holds the list
+        elif any(words in line for words in unreadable):  # jsonargparse takes a list's file for one that holds the list
             causes.append("a list is expected, such as '[FILE]'")
-        elif missing := MISSING.search(line):
-            causes.append(f"{missing[0]}{nearest(missing[2], _names(missing[1]))}")
-            owner = ""  # of which nothing can be asked
         elif (kind := TYPE.match(line)) and kind[1]:
             literals.append((len(set(keys)), kind[1]))
             value = re.search(r"Got value: (.+?)\.?$", line)
             given = given or (f"got value: {value[1]}" if value else "")
+        elif missing := next((origin for text, origin in absent.items() if text in line), None):
+            causes.append(f"{missing}{nearest(missing.name, _names(missing.obj))}")
         elif line and not FRAME.match(line):
             told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
             causes.append(told.replace(". Got", "; got").rstrip("."))
     if words := [word for depth, word in literals if depth == len(set(keys))]:  # and not those of a key further out
         causes = [f"expected {', '.join(dict.fromkeys(words))}", *(one for one in causes if not PATH.match(one))]
     where = f"{'.'.join(dict.fromkeys(keys))}: " if keys else ""
-    topic = f"--{keys[0]}.help {owner}" if owner and len(set(keys)) == 1 else "--help"
+    topic = f"--{keys[0]}.help {_class_path(owner)}" if owner and not absent and len(set(keys)) == 1 else "--help"
     return f"{where}{'; '.join(filter(None, [*dict.fromkeys(causes[:SHOWN]), given]))}; see '{command} {topic}'."
 
 
-def _unknown(option: str, owner: str) -> str:
+def _origins(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was made of, the first of them last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _class_path(owner: type) -> str:
+    """The shortest path by which a class can be imported."""
+    parts = owner.__module__.split(".")
+    modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    exporting = (name for name in modules if getattr(sys.modules.get(name), owner.__name__, None) is owner)
+    return f"{next(exporting, owner.__module__)}.{owner.__qualname__}"
+
+
+def _unknown(option: str, owner: type | None) -> str:
     """An option that a class does not have, and those of nearly its name."""
-    if not owner:
+    if owner is None:
         return f"there is no option {option!r}"
-    return (
-        f"{owner} has no option {option!r}{nearest(option, inspect.signature(pkgutil.resolve_name(owner)).parameters)}"
-    )
+    known = nearest(option, inspect.signature(owner).parameters)
+    return f"{_class_path(owner)} has no option {option!r}{known}"
 
 
-def _names(module: str) -> list[str]:
+def _names(module: ModuleType) -> list[str]:
     """What a module offers."""
-    found = importlib.import_module(module)
-    return [name for name in getattr(found, "__all__", vars(found)) if not name.startswith("_")]
+    return [name for name in getattr(module, "__all__", vars(module)) if not name.startswith("_")]
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:

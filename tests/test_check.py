@@ -106,9 +106,40 @@ def test_groups_that_do_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "pleas check --model" in capsys.readouterr().out
+    listed = " ".join(capsys.readouterr().out.split())
+    assert "{fit,validate,test,predict,merge,check,add-statistics}" in listed
+    assert "check Show the permutation groups of a network, and prove that they hold on it." in listed
+    assert "add-statistics Add the statistics of shards" in listed
 
 
-def test_without_a_model() -> None:
-    with pytest.raises(ConfigurationError, match="--model"):
-        main(["check"])
+@pytest.mark.parametrize(("name", "option"), [("check", "--image-size"), ("add-statistics", "--out")])
+def test_its_help(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert not left.value.code
+    told = capsys.readouterr().out
+    assert f"usage: pleas {name}" in told
+    assert option in told
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["check"], "the following arguments are required: model; see 'pleas check --help'."),
+        (["check", "--model", "resnet18", "--image-size", "big"], "image_size: expected int; got value: big"),
+        (["add-statistics"], "see 'pleas add-statistics --help'."),
+    ],
+)
+def test_misspelt_arguments(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(args)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pleas: error: ")
+    assert message in line
+
+
+def test_options_before_the_command(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("{}")
+    with pytest.raises(ConfigurationError, match="check comes first, and its options behind it"):
+        main(["--config", str(tmp_path / "empty.yaml"), "check", "--model", "resnet18"])

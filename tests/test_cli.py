@@ -450,6 +450,93 @@ def test_a_saved_config_replays_its_run(tiny: Path) -> None:
     assert [{**row, "seconds": None} for row in tables[0]] == [{**row, "seconds": None} for row in tables[1]]
 
 
+SHORT = [
+    "--pictures", "runs/tiny/data", "--method", "average", "pleas", "--budget", "1.0", "1.5", "--image-size", "16",
+    "--batch-size", "16", "--calibration", "40", "--trainer.accelerator", "cpu",
+    "--trainer.enable_progress_bar", "false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def silent(workplace: Path) -> list[str]:
+    """Both sources as files that say nothing but by their names, in another order than the domains."""
+    names = {"sketch": "SKETCH-net.pth", "clipart": "of_clipart.pth"}
+    for domain, name in names.items():
+        source = load_source(workplace / "runs" / "tiny" / domain / "checkpoints" / "best.ckpt")
+        torch.save(source.network.state_dict(), workplace / name)
+    return list(names.values())
+
+
+def test_a_merge_without_yaml(tiny: Path, silent: list[str]) -> None:
+    """Bit for bit the students of the YAML that says the same, and of the one that it writes."""
+    main(["merge", *silent, *SHORT, "--out", "runs/tiny/short"])
+    Path("same.yaml").write_text("""
+run: runs/tiny/long
+trainer: {accelerator: cpu, enable_progress_bar: false}
+model:
+  class_path: project.modules.MergeModule
+  init_args:
+    sources:
+      - {path: SKETCH-net.pth, domains: [sketch]}
+      - {path: of_clipart.pth, domains: [clipart]}
+    methods:
+      - class_path: project.methods.Average
+      - class_path: project.methods.PLeaS
+    budgets: [1.0, 1.5]
+data:
+  class_path: project.data.DomainDataModule
+  init_args:
+    sets: {class_path: project.data.ImageFolders, init_args: {root: runs/tiny/data}}
+    image_size: 16
+    batch_size: 16
+    calibration: 40
+""")
+    main(["merge", "--config", "same.yaml"])
+    main(["merge", "--config", "runs/tiny/short/config.yaml", "--out", "runs/tiny/short2", "--budget", "1.5"])
+    for other, names in (("long", {"average-1.00", "pleas-1.00", "pleas-1.50"}), ("short2", {"pleas-1.50"})):
+        assert {path.stem for path in (tiny / other / "students").iterdir()} >= names
+        for name in names:
+            one, two = (project.load_student(tiny / run / "students" / f"{name}.ckpt") for run in ("short", other))
+            assert same_state(one.network.state_dict(), two.network.state_dict()), f"{other}: {name}"
+    rows = json.loads((tiny / "short" / "results.json").read_text())["table"]
+    assert [row["network"] for row in rows[:2]] == ["sketch", "clipart"]
+    with pytest.raises(ConfigurationError, match="runs/tiny/short, which holds an earlier run"):
+        main(["merge", *silent, *SHORT, "--out", "runs/tiny/short"])
+
+
+def test_processes_take_over_what_the_short_form_stands_for(
+    tiny: Path, silent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pleas", "merge", *silent, *SHORT, "--config", str(TINY / "resume.yaml")])
+    monkeypatch.setattr("project.cli.MergeCLI.__init__", lambda *_, **__: None)
+    main()
+    assert sys.argv[:4] == ["pleas", "merge", "--config", str(TINY / "resume.yaml")]
+    assert not set(sys.argv) & {*silent, "--pictures", "--method", "--budget", "--calibration"}
+    assert {"--model.sources", "--data.sets", "--model.methods", "--model.budgets", "--data.calibration"} < {*sys.argv}
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_merge_without_yaml(tiny: Path, silent: list[str]) -> None:
+    two = [*SHORT, "--out", "runs/tiny/short-two", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "project", "merge", *silent, *two]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tiny / "short-two" / "students" / "pleas-1.50.ckpt").exists()
+
+
+def test_what_the_short_form_lacks_is_told_in_one_sentence(
+    tiny: Path, silent: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pleas", "merge", silent[0], *SHORT])
+    assert command.console() == 2
+    assert capsys.readouterr().err == (f"pleas: error: 1 file is named, {silent[0]}; a merge needs two or more.\n")
+    Path("bad.pth").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"bad\.pth is not a file of weights"):
+        main(["merge", silent[0], "bad.pth", *SHORT])
+
+
 @pytest.mark.filterwarnings("ignore:the sources do better the other way round")  # two pictures of a class decide
 def test_students_are_sources_again(tiny: Path) -> None:
     students = tiny / "merge" / "students"

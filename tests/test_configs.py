@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from project import cli
+from project.callbacks import NamedProgressBar
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -40,3 +42,14 @@ def test_merging_keeps_off_devices_without_float64(inside: Path, monkeypatch: py
     arguments = ["--config", str(CONFIGS / "demo" / "merge.yaml"), "--trainer.accelerator", "auto"]
     built = cli.main(["merge", *arguments])
     assert isinstance(built.trainer.accelerator, CPUAccelerator)
+
+
+def test_a_merge_says_what_it_does_in_the_users_bar_or_its_own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "MergeCLI", Built)
+    arguments = ["--config", str(CONFIGS / "tiny" / "merge.yaml")]
+    assert isinstance(cli.main(["merge", *arguments]).trainer.progress_bar_callback, NamedProgressBar)
+    mine = cli.main(["merge", *arguments, "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"])
+    assert type(mine.trainer.progress_bar_callback) is TQDMProgressBar
+    assert (
+        cli.main(["merge", *arguments, "--trainer.enable_progress_bar", "false"]).trainer.progress_bar_callback is None
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from project.cli import main
+from project.errors import ConfigurationError
 from project.parser import files_first
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
@@ -91,3 +92,19 @@ def test_options_overrule_a_file_behind_them(tmp_path: Path, capsys: pytest.Capt
     told = capsys.readouterr().out
     assert f"run: {tmp_path / 'mine'}" in told
     assert "- 1.25" in told
+
+
+def test_an_unknown_subcommand() -> None:
+    with pytest.raises(ConfigurationError, match=r"no subcommand 'merg'; nearest: merge; see 'pleas --help'\."):
+        main(["merg", "--config", "x"])
+    with pytest.raises(ConfigurationError, match=r"'xyz'; allowed: fit, .*, merge, check, add-statistics; see"):
+        main(["xyz"])
+
+
+def test_the_help_of_a_merge_begins_with_the_short_form(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    told = capsys.readouterr().out
+    assert told.startswith("usage: pleas merge FILE FILE ... --pictures FOLDER [options]\n")
+    assert told.index("pleas merge photo.pth sketch.pth --pictures my_data") < told.index("--budget SIZE")
+    assert told.index("--budget SIZE") < told.index("--trainer.devices")

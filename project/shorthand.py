@@ -1,0 +1,364 @@
+"""A merge without YAML: files, a folder of pictures and options without their paths, as the parser knows them.
+
+    pleas merge photo.pth sketch.pth --pictures my_data --budget 1.0 1.5 --out runs/mine
+
+becomes what a user would have written with the paths of all options: ``--model.sources``, ``--data.sets``, and so on.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from project import methods
+from project.allocation import Budget, check_budgets
+from project.data import ImageFolders
+from project.errors import CheckpointError, ConfigurationError, DataError, nearest
+from project.models import Description, read_weights
+
+MODULE = "project.modules.MergeModule"
+DATA = "project.data.DomainDataModule"
+FOLDERS = "project.data.ImageFolders"
+DEFAULT_SIZE = 224
+EXAMPLE = "pleas merge photo.pth sketch.pth --pictures my_data --budget 1.0 1.5 --out runs/mine"
+
+
+@dataclass(frozen=True)
+class Short:
+    """An option without the path that it has in a YAML file.
+
+    Args:
+        names: Its spellings, the first of which is shown.
+        path: Path of the option that it stands for.
+        values: What follows it, as the help shows it.
+        help: What it says.
+        several: Whether one or more values follow it, and not one.
+    """
+
+    names: tuple[str, ...]
+    path: str
+    values: str
+    help: str
+    several: bool = False
+
+    @property
+    def option(self) -> str:
+        """As a user writes it."""
+        return f"--{self.names[0]}"
+
+
+PICTURES = Short(("pictures",), "data.sets", "FOLDER", "pictures, as FOLDER/<domain>/<class>/<picture>")
+DOMAINS = Short(("domains",), "data.domains", "NAME ...", "which of its domains; default: all, by name", several=True)
+IMAGE_SIZE = Short(
+    ("image-size",), "data.image_size", "PIXELS", f"side of a picture; default: the files' own, else {DEFAULT_SIZE}"
+)
+BUDGETS = Short(
+    ("budget", "budgets"), "model.budgets", "SIZE ...", "largest sizes of the students, 1.2 or '14M params'", True
+)
+METHODS = Short(
+    ("method", "methods"), "model.methods", "NAME ...", "merging methods; default: average permutation pleas", True
+)
+SHORTS = (
+    PICTURES,
+    DOMAINS,
+    IMAGE_SIZE,
+    BUDGETS,
+    METHODS,
+    Short(("base",), "model.base", "FILE|NAME|mean", "what the sources were fine-tuned from"),
+    Short(("calibration",), "data.calibration", "NUMBER|all", "pictures of each domain to gather from; default: 512"),
+    Short(("label-space",), "data.label_space", "shared|different", "whether all domains have the same classes"),
+    Short(("batch-size",), "data.batch_size", "NUMBER", "pictures in a batch"),
+    Short(("statistics",), "model.statistics", "FILE", "keep what calibration leaves behind, or take it up again"),
+    Short(("memory",), "model.memory", "SIZE", "most memory to take, such as '16 GB'"),
+    Short(("seed",), "seed_everything", "NUMBER", "seed of the run"),
+    Short(("out",), "run", "FOLDER", "everything that the run writes; default: runs/merge"),
+)
+BY_NAME = {name: short for short in SHORTS for name in short.names}
+FIRST = frozenset({"config", "c", "data", "model"})
+"""Options whose values others build upon."""
+PLAIN = FIRST | {"overwrite", "probe", "run", "seed_everything", "trainer"}
+"""Names without a dot of the options of ``pleas merge`` that one value follows."""
+FLAGS = frozenset({"help", "h", "print_config"})
+"""Those that none follows."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of a merge, sorted.
+
+    Args:
+        files: Paths before, between and behind the options.
+        shorts: Short options and their values.
+        first: Options that name a configuration file or a class, with their values.
+        others: All others, with theirs.
+        paths: Path, without ``init_args``, of every option that is not short -> as the user wrote it.
+        configs: Files of ``--config``.
+    """
+
+    files: list[str] = field(default_factory=list)
+    shorts: dict[Short, list[str]] = field(default_factory=dict)
+    first: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    paths: dict[str, str] = field(default_factory=dict)
+    configs: list[Path] = field(default_factory=list)
+
+
+def usage() -> str:
+    """What ``pleas merge --help`` shows first: the short form, an example and its options."""
+    shown = {f"{short.option} {short.values}": short.help for short in SHORTS}
+    width = max(map(len, shown))
+    return "\n".join([
+        "pleas merge FILE FILE ... --pictures FOLDER [options]",
+        "       pleas merge --config FILE [options]",
+        "",
+        "example:",
+        f"  {EXAMPLE}",
+        "",
+        "options without their paths:",
+        *(f"  {option:{width}}  {text}" for option, text in shown.items()),
+        "",
+        "A file belongs to the domain that it names itself, else to the one whose name its own name holds, else to the",
+        "domain in its place; the run says which is which.",
+    ])  # fmt: skip
+
+
+def expand(
+    arguments: Sequence[str], describe: Callable[[Path], Description] = read_weights
+) -> tuple[list[str], list[str]]:
+    """Rewrite the arguments of a merge in the short form as options with their paths.
+
+    Args:
+        arguments: After the program's name; those of other commands stay as they are, and so does a call for help.
+        describe: Tells what a file of weights says about itself.
+
+    Returns:
+        The arguments, and what to tell the user about values that nobody named.
+
+    Raises:
+        PleasError: If a file or folder is not there or empty, a file cannot be read, an option is unknown or given
+            twice, or a value impossible.
+    """
+    if arguments[:1] != ["merge"] or any(re.fullmatch(r"-h|--help|--.+\.help(=.*)?", word) for word in arguments):
+        return list(arguments), []
+    given = _sort(arguments[1:])
+    if not given.files and not given.shorts:
+        return list(arguments), []
+    _refuse_doubles(given)
+    configs = [_content(path) for path in given.configs]
+    has_data = "data" in given.paths or any("data" in config for config in configs)
+    has_model = "model" in given.paths or any("model" in config for config in configs)
+    if given.files:
+        _check_files(given, configs, has_data)
+    values = {short.path: _value(short, texts) for short, texts in given.shorts.items()}
+    domains = given.shorts.get(DOMAINS, [])
+    if PICTURES in given.shorts:
+        domains = _domains(Path(given.shorts[PICTURES][0]), domains or None)
+        root = {"root": given.shorts[PICTURES][0], "domains": domains}
+        values[PICTURES.path] = _json({"class_path": FOLDERS, "init_args": root})
+    descriptions = [describe(Path(path)) for path in given.files]
+    if given.files:
+        owners = place(given.files, [description.domains for description in descriptions], domains)
+        values["model.sources"] = _json([
+            path if owner is None else {"path": path, "domains": [owner]}
+            for path, owner in zip(given.files, owners, strict=True)
+        ])  # fmt: skip
+    messages = []
+    if not has_data and IMAGE_SIZE.path not in {*values, *given.paths}:
+        values[IMAGE_SIZE.path], reason = _image_size(descriptions)
+        messages.append(f"image size {values[IMAGE_SIZE.path]}, {reason}; {IMAGE_SIZE.option} takes another")
+    classes = [] if has_model else ["--model", MODULE]
+    classes += [] if has_data else ["--data", DATA]
+    options = [word for path, value in values.items() for word in (f"--{path}", value)]
+    return ["merge", *given.first, *classes, *options, *given.others], messages
+
+
+def place(files: Sequence[str], stated: Sequence[Sequence[str]], domains: Sequence[str]) -> list[str | None]:
+    """Find the domains of files that do not tell them, by the files' names.
+
+    Args:
+        files: Paths of the sources.
+        stated: Domains that each says it was trained on; empty where it says nothing.
+        domains: Those of the data; empty where they are not known.
+
+    Returns:
+        For each file the domain whose name its own name holds, whatever the case, if no other file says or holds it;
+        None where the file tells one of the domains itself, or its name decides nothing.
+    """
+    silent = [not any(domain in domains for domain in names) for names in stated]
+    named = [_named(Path(path).stem, domains) if quiet else None for path, quiet in zip(files, silent, strict=True)]
+    claimed = {domain for names in stated for domain in names}
+    return [domain if domain not in claimed and named.count(domain) == 1 else None for domain in named]
+
+
+def _named(stem: str, domains: Sequence[str]) -> str | None:
+    """The one domain whose name stands in a file's; where ``cartoon`` stands, ``art`` does not."""
+    rest, named = stem.lower(), []
+    for domain in sorted(domains, key=len, reverse=True):
+        if domain.lower() in rest:
+            named.append(domain)
+            rest = rest.replace(domain.lower(), "/")
+    return named[0] if len(named) == 1 else None
+
+
+def _sort(arguments: Sequence[str]) -> Given:
+    """Tell files, short options and others apart.
+
+    Raises:
+        ConfigurationError: If an option is unknown, or a short one is given twice or has no value.
+    """
+    given, left = Given(), list(arguments)
+    while left:
+        word = left.pop(0)
+        if not _is_option(word):
+            given.files.append(word)
+            continue
+        option, equals, value = word.partition("=")
+        if re.match(r"-c[^=]", word):  # the file may follow the letter at once
+            option, equals, value = "-c", "=", word[2:]
+        name = option.lstrip("-")
+        short = BY_NAME.get(name.replace("_", "-")) if option.startswith("--") else None
+        following = [] if equals else [*takewhile(lambda other: not _is_option(other), left)]
+        if short is not None:
+            values = [value] if equals else following if short.several else following[:1]
+            del left[: 0 if equals else len(values)]
+            if short in given.shorts:
+                raise ConfigurationError(f"{option} is given twice; allowed: once.")
+            if not values or not all(values):
+                raise ConfigurationError(f"{option} has no value; allowed: {short.option} {short.values}.")
+            given.shorts[short] = values
+            continue
+        if "." not in name and name not in PLAIN | FLAGS:
+            known = nearest(name, [*BY_NAME, *PLAIN, *FLAGS])
+            raise ConfigurationError(f"there is no option {option!r}{known}; see 'pleas merge --help'.")
+        words = [word, *following[:1]] if name not in FLAGS else [word]
+        del left[: len(words) - 1]
+        (given.first if name in FIRST else given.others).extend(words)
+        given.paths[name.rstrip("+").replace(".init_args", "")] = option
+        if name in ("config", "c"):
+            given.configs.append(Path(value or words[-1]))
+    return given
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word is an option, and neither a value nor a negative number."""
+    return re.match(r"-+[A-Za-z]", word) is not None
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """What a configuration file holds; nothing if it cannot be read, which the parser is left to tell."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def _refuse_doubles(given: Given) -> None:
+    """Refuse what is said twice in two ways, and files that stand where values are read.
+
+    Raises:
+        ConfigurationError: With both spellings.
+    """
+    for short, values in given.shorts.items():
+        paths = [short.path, *(["data.sets.root", "data.root"] if short is PICTURES else [])]
+        for long in (given.paths[path] for path in paths if path in given.paths):
+            raise ConfigurationError(f"{short.option} and {long} are both given; allowed: one of them.")
+        if short.several and (files := [value for value in values if Path(value).is_file()]):
+            raise ConfigurationError(f"{files[0]} stands behind {short.option}, as one of its values; put files first.")
+    if given.files and "model.sources" in given.paths:
+        raise ConfigurationError(
+            f"{given.files[0]} and {given.paths['model.sources']} are both given; allowed: files or that option."
+        )
+
+
+def _check_files(given: Given, configs: Sequence[Mapping[str, Any]], has_data: bool) -> None:
+    """Refuse files that are not there, too few, or beside others, and such without pictures.
+
+    Raises:
+        ConfigurationError: If their number, or what stands beside them, does not make a merge.
+        CheckpointError: If one is not there.
+    """
+    for path in given.files:
+        if not Path(path).exists():
+            raise CheckpointError(f"The file of weights {path} is not there.")
+    for path, config in zip(given.configs, configs, strict=True):
+        model = config.get("model")
+        inner = model.get("init_args", model) if isinstance(model, Mapping) else {}
+        if isinstance(inner, Mapping) and "sources" in inner:
+            raise ConfigurationError(
+                f"{', '.join(given.files)} and the sources of {path} are both given; allowed: files, or those sources."
+            )
+    if len(given.files) < 2:
+        raise ConfigurationError(f"1 file is named, {given.files[0]}; a merge needs two or more.")
+    if PICTURES not in given.shorts and "data.sets" not in given.paths and not has_data:
+        raise ConfigurationError(f"{PICTURES.option} FOLDER is missing, with {PICTURES.help}.")
+    check_budgets([Budget.of(text) for text in given.shorts.get(BUDGETS, ["1"])], len(given.files))
+
+
+def _domains(folder: Path, chosen: list[str] | None) -> list[str]:
+    """Names of the domains below a folder.
+
+    Raises:
+        DataError: If it is no folder, or there are no pictures where they are expected.
+        ConfigurationError: If one of the chosen is not there.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{PICTURES.option} is {folder}, which is {'no folder' if folder.exists() else 'not there'}.")
+    return [domain.name for domain in ImageFolders(folder, chosen).read()]
+
+
+def _value(short: Short, texts: Sequence[str]) -> str:
+    """What the parser reads as the values of a short option.
+
+    Raises:
+        ConfigurationError: If a budget is no size, or there is no method of a name.
+    """
+    if short is BUDGETS:
+        return _json([Budget.of(text).plain for text in texts])
+    if short is METHODS:
+        return _json([{"class_path": _class_path(text)} for text in texts])
+    return _json(texts) if short.several else texts[0]
+
+
+def _class_path(name: str) -> str:
+    """The class of a method's name, whatever its case.
+
+    Raises:
+        ConfigurationError: If there is none, or it needs arguments.
+    """
+    if "." in name:
+        return name
+    known = {
+        label.lower(): made
+        for label, made in vars(methods).items()
+        if inspect.isclass(made) and issubclass(made, methods.Method) and not inspect.isabstract(made)
+    }
+    method = known.get(re.sub("[-_ ]", "", name).lower())
+    labels = sorted((made.__name__ for made in known.values()), key=str.lower)
+    if method is None:
+        allowed = nearest(name, labels) or f"; allowed: {', '.join(labels)}"
+        raise ConfigurationError(f"{METHODS.option} is {name!r}{allowed}.")
+    parameters = inspect.signature(method).parameters.values()
+    if needed := [parameter.name for parameter in parameters if parameter.default is parameter.empty]:
+        raise ConfigurationError(
+            f"{METHODS.option} is {name!r}, which needs {' and '.join(needed)}; --{METHODS.path} takes them."
+        )
+    return f"{methods.__name__}.{method.__name__}"
+
+
+def _image_size(descriptions: Sequence[Description]) -> tuple[str, str]:
+    """The side of pictures that nobody named, and why it is taken."""
+    sizes = {description.preprocessing.image_size for description in descriptions if description.preprocessing}
+    if len(sizes) == 1:
+        return str(sizes.pop()), "for which the sources were made"
+    return str(DEFAULT_SIZE), "as none was given"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
