@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import add_statistics_parser, run_add_statistics
 from project.callbacks import PredictionTable, check_strategy_name, progress_bar, write_atomically
-from project.check import check_parser, run_check
+from project.checking import check_parser, run_check
 from project.errors import ConfigurationError, PleasError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
 from project.runtime import LOGGER

@@ -97,7 +97,7 @@ def test_bad_arguments(args: list[str], error: type[PleasError], message: str) -
 
 def test_groups_that_do_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "project.check.group_differences", lambda *_: {"stem": 0.5, **dict.fromkeys(("left", "right"), 0.0)}
+        "project.report.check.group_differences", lambda *_: {"stem": 0.5, **dict.fromkeys(("left", "right"), 0.0)}
     )
     with pytest.raises(TraceError, match="permuting 'stem' changes the logits by 5"):
         main(["check", "--model", "kinds.Concatenated", "--image-size", "16"])

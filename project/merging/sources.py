@@ -9,6 +9,7 @@ from typing import Any
 from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
+from project.models.folder import weights_file
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source
@@ -19,7 +20,7 @@ class SourceFile:
     """The file of a network: a source of a merge, or one to be scored.
 
     Args:
-        path: Lightning checkpoint, state dict, safetensors file or student.
+        path: Lightning checkpoint, state dict, safetensors file or student, or a folder that holds one of these.
         domains: Domains it was trained on, in the order of its heads; default: what its file says, else, where as many
             sources as domains are left without each other, the domain in its place among those. Outside a merge: else
             those that alone have as many classes as it has logits.
@@ -55,18 +56,27 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     Raises:
         ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
-    loaded = [load_source(file.path, file.name, file.architecture, file.arguments) for file in files]
-    for one, other in combinations(loaded, 2):
-        if one.sha256 == other.sha256:
+    sources = [load_source(weights_file(file.path), file.name, file.architecture, file.arguments) for file in files]
+    check_distinct(sources)
+    return sources
+
+
+def check_distinct(sources: Sequence[Source]) -> None:
+    """Refuse to merge a network with itself.
+
+    Raises:
+        ConfigurationError: If two sources are the same file, under one name or two, or hold the same network.
+    """
+    for first, second in combinations(sources, 2):
+        if first.path is not None and first.sha256 == second.sha256:
             raise ConfigurationError(
-                f"sources holds {one.origin} and {other.origin}, which are the same file; each source is merged once, "
-                f"and one of several domains names them all in its domains."
+                f"sources holds {first.origin} and {second.origin}, which are the same file; each source is merged "
+                f"once, and one of several domains names them all in its domains."
             )
-    hashes = [network_hash(one.network) for one in loaded]
-    for (one, mine), (other, theirs) in combinations(zip(loaded, hashes, strict=True), 2):
-        if mine == theirs:
-            raise ConfigurationError(f"sources holds {one.origin} and {other.origin}, which hold the same network.")
-    return loaded
+    hashes = [network_hash(source.network) for source in sources]
+    for (first, one_hash), (second, other_hash) in combinations(zip(sources, hashes, strict=True), 2):
+        if one_hash == other_hash:
+            raise ConfigurationError(f"sources holds {first.origin} and {second.origin}, which hold the same network.")
 
 
 def place_sources(
@@ -133,7 +143,8 @@ def settle_domains(
     silent = [index for index, domains in enumerate(stated) if not domains]
     if silent and len(silent) != len(left):
         raise ConfigurationError(
-            f"source {files[silent[0]].path} does not say its domains; state them: {', '.join(labels.domains)}."
+            f"source {files[silent[0]].path} does not say its domains; state them: {', '.join(labels.domains)}. "
+            f"By order go as many sources as domains alone; {len(silent)} are silent, and {len(left)} domains are left."
         )
     for index, domain in zip(silent, left, strict=False):
         stated[index] = [domain]

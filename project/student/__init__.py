@@ -32,6 +32,6 @@ __all__ = [
     "MixtureStudent", "Projected", "ProjectionRouter", "RoutedNorm", "Source", "Student", "batch_norms",
     "blank_network", "build_student", "common_spec", "is_student", "joint_matrix", "kind_entries", "load_source",
     "load_student", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed", "read_source",
-    "reestimate", "reestimation", "renormalise", "running_variances", "save_student", "source_of", "start_matrix", "start_student",
-    "student_entries", "targets", "with_joins",
+    "reestimate", "reestimation", "renormalise", "running_variances", "save_student", "source_of", "start_matrix",
+    "start_student", "student_entries", "targets", "with_joins",
 ]  # fmt: skip

@@ -136,7 +136,7 @@ def source_of(
         raise ConfigurationError(f"{name} is a {type(network).__name__}; allowed: a file or an nn.Module.")
     _check_tensors(network, name)
     if isinstance(network, Student):
-        network, description = _dense(network, name), _described(network)
+        description, network = _described(network), _dense(network, name)
     else:
         found = _settled(network, name, architecture, arguments)
         description = Description(found, labels, preprocessing)

@@ -1,0 +1,301 @@
+"""The library in five lines: sources and pictures in, students out, without a command and without Lightning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import nn
+
+from project.allocation import Budget, check_budgets
+from project.data.calibration import Calibration
+from project.data.domains import Domains
+from project.data.folders import ImageFolders
+from project.data.given import Given, GivenPictures, NoPictures
+from project.errors import ConfigurationError, at_least
+from project.merging.engine import Engine
+from project.merging.labels import label_space_of
+from project.merging.loop import drive
+from project.merging.preparation import go_together
+from project.merging.settings import Place, Settings
+from project.merging.sources import SourceFile, check_distinct
+from project.methods import Method
+from project.methods.names import find_method
+from project.models.folder import weights_file
+from project.models.labels import LabelMode
+from project.models.preprocessing import Preprocessing
+from project.report.check import CONSTANT, CheckReport, check_network
+from project.student import Source, Student, load_source, source_of
+
+AnySource = str | Path | nn.Module | SourceFile
+AnyPictures = str | Path | Domains | Mapping[str, Given] | Given | None
+
+
+class MergeOptions(TypedDict, total=False):
+    """What :func:`merge` and :func:`merges` take beside sources, pictures, budgets and methods; all may be left out.
+
+    Attributes:
+        classes: Names of the classes, in the order of the logits: one list for all domains, or domain -> list.
+            Default: what the sources' files or the class folders say, else numbers.
+        label_space: ``shared``: the domains have one head; ``different``: each has a head of its own. Default: shared
+            where all have the same classes.
+        base: What the sources were fine-tuned from, for methods that need it: a file, torchvision's name of weights,
+            or ``mean``.
+        without_source: Domains of pictures that no source was trained on.
+        image_size: Height and width to which pictures in folders are brought, in pixels (default: 224).
+        calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
+        batch_size: Pictures of each domain in a batch (default: 64).
+        architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
+            a dotted path, a class or a function.
+        arguments: Keyword arguments of the architecture.
+        device: Where networks run and layers are solved; default: a GPU where there is one.
+        folder: Where unfinished work is kept, so that a merge which was killed goes on; default: nowhere.
+        statistics: File of what calibration leaves behind: read if it exists, else written.
+        memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
+        renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
+        progress: Whether bars show how far it is, on a terminal (default: true).
+    """
+
+    classes: Sequence[str] | Mapping[str, Sequence[str]] | None
+    label_space: LabelMode | None
+    base: str | None
+    without_source: Sequence[str]
+    image_size: int
+    calibration: Calibration
+    batch_size: int
+    architecture: Any
+    arguments: Mapping[str, Any] | None
+    device: torch.device | str | None
+    folder: str | Path | None
+    statistics: str | Path | None
+    memory: str | None
+    renormalise: bool
+    progress: bool
+
+
+def merge(
+    sources: Sequence[AnySource] | Mapping[str, AnySource],
+    pictures: AnyPictures = None,
+    budget: float | str = 1.0,
+    method: Method | str = "pleas",
+    **options: Unpack[MergeOptions],
+) -> Student:
+    """Merge several networks of one architecture into one, of a size you choose, without labels.
+
+    Args:
+        sources: Two or more: files of weights, folders that hold one, or modules in memory, which stay as they are.
+            As a mapping, domain -> the source that was trained on it; else the domain that its file says, or the one
+            in its place among the pictures'.
+        pictures: Domain -> pictures (n, channels, height, width) prepared as the sources expect them, or a DataLoader
+            of them; or a folder ``<domain>/<class>/<picture>``; or pictures of no domain alone. None for methods that
+            need no pictures.
+        budget: Largest size of the student: multiply-accumulates over one source's (1.5), or a size with its unit, such
+            as ``'14M params'``, see :class:`~project.allocation.Budget`.
+        method: A method, or its name.
+        options: See :class:`MergeOptions`.
+
+    Returns:
+        The student, on the CPU, in eval mode: called on prepared pictures it gives logits; ``labels`` names them.
+
+    Raises:
+        ConfigurationError: If arguments do not go together, before any long work.
+        CheckpointError: If a file cannot be read.
+        TraceError: If the architecture cannot be traced; the line is named.
+        MergeError: If no sound student can be made.
+
+    Example:
+        >>> import torch, torchvision, project
+        >>> photo, sketch = (torchvision.models.resnet18(num_classes=5) for _ in range(2))
+        >>> pictures = {"photo": torch.randn(8, 3, 32, 32), "sketch": torch.randn(8, 3, 32, 32)}
+        >>> student = project.merge([photo, sketch], pictures, budget=1.2, method="permutation")
+        >>> student(pictures["photo"]).shape
+        torch.Size([8, 5])
+    """
+    (student,) = merges(sources, pictures, [budget], [method], **options).values()
+    return student
+
+
+def merges(
+    sources: Sequence[AnySource] | Mapping[str, AnySource],
+    pictures: AnyPictures = None,
+    budgets: Sequence[float | str] = (1.0,),
+    methods: Sequence[Method | str] = ("pleas",),
+    **options: Unpack[MergeOptions],
+) -> dict[str, Student]:
+    """Merge by several methods to several sizes; pictures are looked at once for all of them.
+
+    Args:
+        sources: See :func:`merge`.
+        pictures: See :func:`merge`.
+        budgets: Largest sizes of the students.
+        methods: Methods, or their names.
+        options: See :class:`MergeOptions`.
+
+    Returns:
+        Name, such as ``pleas-1.50`` -> student, in the order of methods and budgets.
+
+    Raises:
+        PleasError: See :func:`merge`.
+
+    Example:
+        >>> import torch, torchvision, project
+        >>> photo, sketch = (torchvision.models.resnet18(num_classes=5) for _ in range(2))
+        >>> pictures = {"photo": torch.randn(8, 3, 32, 32), "sketch": torch.randn(8, 3, 32, 32)}
+        >>> students = project.merges([photo, sketch], pictures, budgets=[1, 1.5], methods=["average", "permutation"])
+        >>> list(students)
+        ['average-1.00', 'permutation-1.00', 'permutation-1.50']
+    """
+    settings = Settings(
+        [find_method(method) if isinstance(method, str) else method for method in methods],
+        [Budget.of(budget) for budget in budgets],
+        without_source=list(options.get("without_source", ())),
+        base=options.get("base"),
+        statistics=_path(options.get("statistics")),
+        memory=options.get("memory"),
+    )
+    files = _files(sources)
+    check_budgets(settings.budgets, len(files))
+    data = _data(pictures, options)
+    loaded = [_load(file, source, options) for file, source in files]
+    check_distinct(loaded)
+    claims = [file for file, _ in files]
+    if isinstance(data, GivenPictures | NoPictures):
+        domains = list(data.calibration_domains)
+        if not isinstance(pictures, Mapping):  # they are of no domain: each source is its own
+            domains = [_domain(claim, source) for claim, source in zip(claims, loaded, strict=True)]
+            claims = [replace(claim, domains=[domain]) for claim, domain in zip(claims, domains, strict=True)]
+        said = (options.get("classes"), options.get("label_space"))
+        labels = label_space_of(claims, loaded, domains, settings.without_source, *said)
+        data.tell(labels, _common(loaded))
+    engine = Engine(
+        go_together(claims, loaded, settings, data.picture),
+        settings,
+        data,
+        Place(_path(options.get("folder")), device := _device(options.get("device"))),
+    )
+    engine.renormalise = options.get("renormalise", True)
+    drive(engine, data, device, options.get("progress", True))
+    return {merged.name: merged.student.eval() for merged in engine.merged}
+
+
+@torch.no_grad()
+def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) -> CheckReport:
+    """Derive the permutation groups of a network, prove them on it, and tell at which budgets it can be merged.
+
+    Args:
+        network: Of any class; it stays as it is.
+        image_size: Height and width of the pictures that it is run on, in pixels.
+        tolerance: Largest change of the logits, relative to the largest logit, that permuting a group may make.
+
+    Returns:
+        The report: ``print`` it, or look at its ``groups``, ``changes`` and ``obstacle``.
+
+    Raises:
+        ConfigurationError: If it is no network that could be a source.
+        TraceError: If it cannot be traced, the line of code being named, or its groups do not hold.
+
+    Example:
+        >>> import torchvision, project
+        >>> report = project.check(torchvision.models.resnet18(), image_size=64)
+        >>> len(report.groups), report.obstacle
+        (12, None)
+    """
+    at_least(1, image_size=image_size)
+    source = source_of(network, type(network).__name__)
+    constant = any(one.numel() > 1 and float(one.std()) < CONSTANT for one in source.network.parameters())
+    picture = (3, image_size, image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return check_network(source.network, source.name, picture, tolerance, fresh=constant)
+
+
+def _files(
+    sources: Sequence[AnySource] | Mapping[str, AnySource],
+) -> list[tuple[SourceFile, AnySource]]:
+    """What is said of each source, and the source.
+
+    Raises:
+        ConfigurationError: If they are fewer than two, or one is neither a file nor a module.
+    """
+    named = list(sources.items()) if isinstance(sources, Mapping) else [(None, source) for source in sources]
+    if len(named) < 2:
+        raise ConfigurationError(f"sources holds {len(named)} of at least 2 networks that a merge needs.")
+    files: list[tuple[SourceFile, AnySource]] = []
+    for number, (domain, source) in enumerate(named):
+        if isinstance(source, SourceFile):
+            file = source
+        elif isinstance(source, nn.Module):
+            file = SourceFile(Path(f"<{type(source).__name__} {number + 1}>"))
+        elif isinstance(source, str | Path):
+            file = SourceFile(Path(source))
+        else:
+            raise ConfigurationError(
+                f"sources holds a {type(source).__name__}; allowed: paths of files or folders, and nn.Modules."
+            )
+        files.append((replace(file, domains=[domain]) if domain is not None else file, source))
+    return files
+
+
+def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
+    """The source, from a file or from memory; what is said of it alone overrules what is said of all."""
+    architecture = file.architecture or options.get("architecture")
+    arguments = options.get("arguments") if file.arguments is None else file.arguments
+    if isinstance(source, nn.Module):
+        return source_of(source, str(file.path), architecture, arguments)
+    return load_source(weights_file(file.path), file.name, architecture, arguments)
+
+
+def _data(pictures: AnyPictures, options: MergeOptions) -> Domains | GivenPictures | NoPictures:
+    """The pictures, wherever they are."""
+    size = options.get("image_size", 224)
+    if isinstance(pictures, Domains):
+        return pictures
+    if isinstance(pictures, str | Path):
+        folders = ImageFolders(pictures)
+        mode = options.get("label_space") or _mode(folders)
+        data = Domains(
+            folders,
+            label_space=mode,
+            image_size=size,
+            batch_size=options.get("batch_size", 64),
+            calibration=options.get("calibration", 512),
+        )
+        data.read()
+        return data
+    if pictures is None:
+        return NoPictures((3, size, size))
+    return GivenPictures(pictures, options.get("batch_size", 64))
+
+
+def _mode(folders: ImageFolders) -> LabelMode:
+    """One head for all where all domains have the same classes."""
+    return "shared" if len({domain.classes for domain in folders.read()}) == 1 else "different"
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """Where to run: a GPU with float64, in which layers are solved, else the CPU."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, dtype=torch.float64, device=chosen)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigurationError(f"device is {str(device)!r}, on which float64 cannot be had: {error}") from error
+    return chosen
+
+
+def _domain(claim: SourceFile, source: Source) -> str:
+    """What to call the domain of a source of which no pictures are given."""
+    domains = claim.domains or source.description.domains
+    return domains[0] if len(domains) == 1 else source.name.strip("<>")
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _common(sources: Sequence[Source]) -> Preprocessing | None:
+    """What pictures go through, if all sources that say so say the same."""
+    known = {source.description.preprocessing for source in sources} - {None}
+    return known.pop() if len(known) == 1 else None

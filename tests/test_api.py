@@ -1,0 +1,245 @@
+"""The library in five lines: what it makes, what it refuses, and that nothing of the user's changes."""
+
+import copy
+import doctest
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import randomised, resnet, same_state
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import project
+from project import api
+from project.cli import main
+from project.data import Shapes
+from project.errors import CheckpointError, ConfigurationError, DataError, TraceError
+from project.methods import Permutation, PLeaS
+
+CLASSES = 5
+
+
+class Own(nn.Module):
+    """A network of nobody's package."""
+
+    def __init__(self, width: int = 6, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(self.stem(x)).mean((2, 3)))
+        return out
+
+
+class Untraceable(Own):
+    """Its way depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+class Integers(Own):
+    """Its head is quantised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = nn.Parameter(self.head.weight.detach().to(torch.int8), requires_grad=False)
+
+
+def networks(count: int = 2, kind: type[Own] = Own, **options: Any) -> list[nn.Module]:
+    return [randomised(kind(**options), seed) for seed in range(count)]
+
+
+def pictures(domains: tuple[str, ...] = ("photo", "sketch"), count: int = 12, size: int = 9) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return {domain: torch.randn(count, 3, size, size, generator=draw) for domain in domains}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("sources")
+    paths = [folder / "photo.pth", folder / "sketch.pth"]
+    for seed, path in enumerate(paths):
+        torch.save(resnet("resnet20", seed, CLASSES).state_dict(), path)
+    return paths
+
+
+def test_files_and_tensors_make_a_student_of_the_size_asked_for(files: list[Path], tmp_path: Path) -> None:
+    seen = pictures(size=16)
+    student = project.merge(files, seen, budget=1.2)
+    assert student(seen["photo"]).shape == (12, CLASSES)
+    assert student.macs <= 1.2 * resnet_macs(student)
+    assert not student.training
+    project.save_student(student, tmp_path / "merged.safetensors")
+    assert same_state(project.load_student(tmp_path / "merged.safetensors").state_dict(), student.state_dict())
+    assert list(student.labels.classes.values()) == [tuple("01234")] * 2
+
+
+def resnet_macs(student: project.Student) -> float:
+    from project.allocation import source_macs
+
+    return source_macs(student.spec, student.maps)
+
+
+def test_one_gathering_serves_all_methods_and_budgets(files: list[Path]) -> None:
+    seen = pictures(size=16)
+    students = project.merges(files, seen, budgets=[1, 1.5], methods=["pleas", Permutation(label="mine"), "Average"])
+    assert list(students) == ["pleas-1.00", "pleas-1.50", "mine-1.00", "mine-1.50", "average-1.00"]
+    alone = project.merge(files, seen, budget=1.5)
+    assert same_state(students["pleas-1.50"].state_dict(), alone.state_dict())
+
+
+def test_modules_in_memory_stay_as_they_are() -> None:
+    """Of a class of its own, one in training mode, one whose weights are frozen."""
+    sources = networks()
+    sources[0].train()
+    sources[1].requires_grad_(False)
+    before = [copy.deepcopy(source.state_dict()) for source in sources]
+    student = project.merge(sources, pictures())
+    assert [source.training for source in sources] == [True, False]
+    assert [next(source.parameters()).requires_grad for source in sources] == [True, False]
+    assert all(same_state(source.state_dict(), state) for source, state in zip(sources, before, strict=True))
+    assert student(pictures()["photo"]).shape == (12, CLASSES)
+
+
+def test_a_student_of_ones_own_class_is_rebuilt_by_naming_it(tmp_path: Path) -> None:
+    student = project.merge(networks(width=8), pictures(), arguments={"width": 8}, architecture=Own)
+    project.save_student(student, tmp_path / "own.safetensors")
+    with pytest.raises((CheckpointError, ConfigurationError), match=r"architecture='[\w.]*Own'"):
+        project.load_student(tmp_path / "own.safetensors")
+    again = project.load_student(tmp_path / "own.safetensors", architecture=Own)
+    assert torch.equal(again(pictures()["photo"]), student(pictures()["photo"]))
+
+
+def test_at_the_size_of_all_sources_the_student_is_them() -> None:
+    sources, seen = networks(classes=4), pictures()
+    student = project.merge(sources, seen, budget=2, label_space="different")
+    with torch.no_grad():
+        expected = torch.cat([source.eval()(seen["photo"]) for source in sources], 1)
+        assert torch.allclose(student(seen["photo"]), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_loaders_and_tensors_are_the_same_pictures() -> None:
+    sources, seen = networks(), pictures()
+    labels = torch.zeros(12, dtype=torch.long)
+    loaders: Mapping[str, Any] = {
+        "photo": DataLoader(TensorDataset(seen["photo"], labels), batch_size=5),
+        "sketch": [seen["sketch"][:5], seen["sketch"][5:10], seen["sketch"][10:]],
+    }
+    mine = project.merge(sources, seen, batch_size=5)
+    assert same_state(project.merge(sources, loaders).state_dict(), mine.state_dict())
+    fisher = project.merge(sources, {name: [(part, labels)] for name, part in seen.items()}, method="fisher")
+    assert fisher(seen["photo"]).shape == (12, CLASSES)
+
+
+def test_a_mapping_says_which_source_is_whose(files: list[Path]) -> None:
+    seen = pictures(size=16)
+    listed = project.merge(files, seen)
+    turned = project.merge({"sketch": files[1], "photo": files[0]}, seen)
+    crossed = project.merge({"sketch": files[0], "photo": files[1]}, seen)
+    assert [one["domains"] for one in turned.lineage["sources"]] == [["sketch"], ["photo"]]  # type: ignore[attr-defined]
+    assert torch.allclose(listed(seen["photo"]), turned(seen["photo"]), atol=1e-3)
+    assert not torch.allclose(listed(seen["photo"]), crossed(seen["photo"]), atol=1e-3)
+
+
+def test_what_needs_no_pictures_gets_none(files: list[Path]) -> None:
+    student = project.merge(files, method="average", image_size=16)
+    assert student(torch.zeros(1, 3, 16, 16)).shape == (1, CLASSES)
+    with pytest.raises(ConfigurationError, match="needs calibration pictures"):
+        project.merge(files, image_size=16)
+
+
+def test_the_command_makes_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, from a folder of pictures."""
+    monkeypatch.chdir(tmp_path)
+    shapes = Shapes(tmp_path / "shapes", size=16, train_per_class=3, test_per_class=1, domains=["clipart", "sketch"])
+    shapes.prepare()
+    for domain in shapes.read():
+        for path, label in (*domain.train, *domain.test):
+            target = tmp_path / "pictures" / domain.name / domain.classes[label] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    for seed, name in enumerate(("clipart", "sketch")):
+        torch.save(resnet("resnet20", seed, 12).state_dict(), tmp_path / f"{name}.pth")
+    student = project.merge(["clipart.pth", "sketch.pth"], "pictures", budget=1.5, image_size=16)
+    main(
+        ["merge", "--run", "run", "--trainer.accelerator", "cpu", "--model", "project.modules.MergeModule",
+         "--model.sources", json.dumps(["clipart.pth", "sketch.pth"]), "--model.budgets", "[1.5]",
+         "--model.methods", '[{"class_path": "project.methods.PLeaS"}]',
+         "--data", "project.data.DomainDataModule", "--data.sets", "project.data.ImageFolders",
+         "--data.sets.root", "pictures", "--data.image_size", "16"]
+    )  # fmt: skip
+    (path,) = (tmp_path / "run" / "students").iterdir()
+    assert same_state(project.load_student(path).state_dict(), student.state_dict())
+
+
+def test_neither_yaml_nor_lightning_is_needed() -> None:
+    code = (
+        "import sys, torch, torchvision, project\n"
+        "nets = [torchvision.models.resnet18(num_classes=3) for _ in range(2)]\n"
+        "project.merge(nets, {'a': torch.randn(4, 3, 32, 32), 'b': torch.randn(4, 3, 32, 32)}, method='permutation')\n"
+        "assert not {'lightning', 'jsonargparse', 'yaml'} & set(sys.modules), 'imported'\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(project.__file__).parent.parent)
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    outcome = doctest.testmod(api, optionflags=doctest.ELLIPSIS)
+    assert outcome.attempted > 8
+    assert outcome.failed == 0
+
+
+def test_a_network_is_checked() -> None:
+    report = project.check(networks(1)[0], image_size=9)
+    assert len(report.groups) == 2
+    assert max(report.changes.values()) < 1e-3
+    assert "merge, at any budget: yes" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sources": networks(1)}, ConfigurationError, "sources holds 1 of at least 2"),
+        ({"sources": [*networks(1), "nowhere.pth"]}, CheckpointError, "nowhere.pth"),
+        ({"sources": [*networks(1), 7]}, ConfigurationError, "sources holds a int"),
+        ({"sources": [*networks(1), *networks(1, width=7)]}, ConfigurationError, "sources must be of one architecture"),
+        ({"sources": networks(2, Untraceable)}, TraceError, "Untraceable|test_api"),
+        ({"sources": [networks(1)[0]] * 2}, ConfigurationError, "the same network"),
+        ({"sources": [*networks(1), Own().to("meta")]}, ConfigurationError, "meta"),
+        ({"sources": [*networks(1), Integers()]}, ConfigurationError, "int8"),
+        ({"pictures": pictures(("photo", "sketch", "art"))}, ConfigurationError, "does not say its domains; state them: photo, sketch, art"),
+        ({"pictures": {**pictures(), "photo": torch.zeros(2, 3, 8, 9)}}, ConfigurationError, "all must be of one"),
+        ({"pictures": {**pictures(), "photo": torch.zeros(2, 9, 9)}}, ConfigurationError, r"shape \(2, 9, 9\)"),
+        ({"pictures": {**pictures(), "photo": torch.full((2, 3, 9, 9), torch.nan)}}, ConfigurationError, "not finite"),
+        ({"pictures": {**pictures(), "photo": torch.zeros(2, 3, 9, 9).byte()}}, ConfigurationError, "uint8"),
+        ({"pictures": {**pictures(), "photo": torch.zeros(0, 3, 9, 9)}}, DataError, "photo are none"),
+        ({"pictures": {**pictures(), "photo": ["cat.jpg"]}}, ConfigurationError, "photo hold a str"),
+        ({"pictures": "nowhere"}, DataError, "nowhere"),
+        ({"budget": 0.5}, ConfigurationError, "budgets holds 0.5"),
+        ({"budget": 3}, ConfigurationError, "budgets holds 3"),
+        ({"budget": "many"}, ConfigurationError, "budgets holds 'many'"),
+        ({"method": "please"}, ConfigurationError, "method is 'please'; nearest: pleas"),
+        ({"classes": ["cat"]}, ConfigurationError, "5 logits"),
+        ({"classes": {"art": ["cat"]}}, ConfigurationError, "classes names 'art'"),
+        ({"device": "abacus"}, ConfigurationError, "device is 'abacus'"),
+        ({"memory": "1 kB"}, ConfigurationError, "memory"),
+        ({"without_source": ["art"]}, ConfigurationError, "without_source holds 'art'"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(
+    change: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the sources run on any picture."""
+    monkeypatch.setattr("project.merging.engine.Engine.step", lambda *_: pytest.fail("too late"))
+    given = {"sources": networks(), "pictures": pictures(), "method": PLeaS("weights")} | change
+    with pytest.raises(error, match=message) as caught:
+        project.merge(**given)
+    assert "\n" not in str(caught.value)
