@@ -215,7 +215,7 @@ def test_a_network_is_checked() -> None:
         ({"sources": [networks(1)[0]] * 2}, ConfigurationError, "the same network"),
         ({"sources": [*networks(1), Own().to("meta")]}, ConfigurationError, "meta"),
         ({"sources": [*networks(1), Integers()]}, ConfigurationError, "int8"),
-        ({"pictures": pictures(("photo", "sketch", "art"))}, ConfigurationError, "does not say its domains; state them: photo, sketch, art"),
+        ({"pictures": pictures(("photo", "sketch", "art"))}, ConfigurationError, "state them: photo, sketch, art"),
         ({"pictures": {**pictures(), "photo": torch.zeros(2, 3, 8, 9)}}, ConfigurationError, "all must be of one"),
         ({"pictures": {**pictures(), "photo": torch.zeros(2, 9, 9)}}, ConfigurationError, r"shape \(2, 9, 9\)"),
         ({"pictures": {**pictures(), "photo": torch.full((2, 3, 9, 9), torch.nan)}}, ConfigurationError, "not finite"),
