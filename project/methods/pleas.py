@@ -15,7 +15,7 @@ from project.allocation import Budget
 from project.errors import ConfigurationError, MergeError
 from project.fit import KeptFits, LayerFit, SequentialFit, View, effort, fit_layer, restyled, stages, unfitted
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
-from project.fit.subsample import DENSEST
+from project.fit.subsample import SMALLEST_POSITION_STEP
 from project.methods.base import Merged, Problem
 from project.methods.permutation import Permutation, Separate
 from project.methods.shared.matching import By
@@ -214,7 +214,8 @@ class PLeaS(Permutation):
             solving += max(patch_bytes(problem.spec, one, min(total, batch)) for one in units)
         found = []
         for count in (total, min(total, batch)):  # in memory, or all that waits on disk
-            drawn = [0 if self.excess is None else drawn_bytes(problem.spec, one, count, DENSEST) for one in units]
+            step = SMALLEST_POSITION_STEP
+            drawn = [0 if self.excess is None else drawn_bytes(problem.spec, one, count, step) for one in units]
             found.append(walk_bytes(values, count) + max(drawn) + solving)
         return MemoryEstimate(*found)
 
