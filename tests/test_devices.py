@@ -180,7 +180,7 @@ class Blocks(nn.Module):
 def test_grouped_layers_and_drawn_positions_stay_on_their_device(
     logits: Literal["squares", "divergence"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     method = PLeaS("weights", excess=0.3, rounds=1, logits=logits)
     batches = [(domain, pictures(8, 10 * i + j)) for i, domain in enumerate(DOMAINS[:2]) for j in range(4)]
     problem = make_problem([Blocks(seed) for seed in (0, 1)], batches=batches, needs=())

@@ -114,7 +114,7 @@ def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch
     killed(command, folder, "progress/*/0/pleas-*/pleas-1.50/0003-*.pt", signal.SIGTERM)
     assert not (folder / "results.json").exists()
     gathered, solved = (
-        counted(monkeypatch, owner, name) for owner, name in ((Collector, "gather"), (SequentialFit, "_solved"))
+        counted(monkeypatch, owner, name) for owner, name in ((Collector, "gather"), (SequentialFit, "_solve"))
     )
     main(command)
     assert gathered == [0]
@@ -254,7 +254,7 @@ def test_a_killed_merge_of_two_processes_goes_on(workplace: Path) -> None:
 
 def test_the_folder_of_an_interrupted_merge_is_for_no_other(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted by an error this time, after five layers. Nor is anything kept of passes that saw too little."""
-    plain, solved = SequentialFit._solved, [0]
+    plain, solved = SequentialFit._solve, [0]
     given = ("--model.budgets", "[1.0]")
 
     def failing(self: SequentialFit, *args: Any) -> Any:
@@ -264,7 +264,7 @@ def test_the_folder_of_an_interrupted_merge_is_for_no_other(workplace: Path, mon
         return plain(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SequentialFit, "_solved", failing)
+        patch.setattr(SequentialFit, "_solve", failing)
         with pytest.raises(InterruptedError):
             main(arguments(workplace, "other", *given, methods=METHODS[1:]))
     with pytest.raises(ConfigurationError, match="unfinished merge with other arguments"):

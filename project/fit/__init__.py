@@ -6,12 +6,13 @@ from project.fit.gain import separation_gains
 from project.fit.inversion import restyled, strangeness
 from project.fit.joint import View, fit_layer
 from project.fit.kept_fits import KeptFits
+from project.fit.layer_fit import LayerFit, Measurements
+from project.fit.normal_equations import damping
 from project.fit.row_blocks import effort
 from project.fit.sequential import SequentialFit
-from project.fit.solver import LayerFit, damping
 from project.fit.stages import in_stages, stages, unfitted
 
 __all__ = [
-    "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "SequentialFit", "View", "damping",
-    "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness", "unfitted",
+    "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "Measurements", "SequentialFit", "View",
+    "damping", "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness", "unfitted",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it
+POWER_STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it
 
 
 class Factor:
@@ -36,33 +36,40 @@ class Factor:
         """The largest of the matrices' estimated conditions."""
 
     def _estimated_condition(self, matrix: Tensor) -> Tensor:
-        """Ratio of the extreme eigenvalues, from below: power iteration on the matrix and on its inverse."""
+        """Estimate the ratio of the extreme eigenvalues, from below: power iteration on matrix and inverse."""
         pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
         largest = self._iterated(pivots, lambda vector: matrix @ vector)
         inverse = self._iterated(1 / pivots, self._solved)
         return largest * inverse
 
     def _solved(self, right: Tensor) -> Tensor:
-        """(gram + shift · I)⁻¹ right. ``torch.cholesky_solve`` would copy the factor, which may be all of the work."""
+        """Solve for (gram + shift · I)⁻¹ right; ``torch.cholesky_solve`` would copy the factor, often half the work."""
         half = torch.linalg.solve_triangular(self._cholesky, right, upper=False)
-        found: Tensor = torch.linalg.solve_triangular(self._cholesky.mT, half, upper=True)
-        return found
+        solution: Tensor = torch.linalg.solve_triangular(self._cholesky.mT, half, upper=True)
+        return solution
 
     @staticmethod
     def _iterated(start: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
-        """An estimate, from below, of the largest eigenvalue; one whose eigenvector is across the start escapes it."""
+        """Estimate the largest eigenvalue, from below; one whose eigenvector is across the start escapes it."""
         vector = start[..., None] / torch.linalg.vector_norm(start, dim=-1)[..., None, None]
-        for _ in range(STEPS):
+        for _ in range(POWER_STEPS):
             vector = apply(vector)
             length = torch.linalg.vector_norm(vector, dim=(-2, -1))
             vector = vector / length[..., None, None]
-        found: Tensor = length
-        return found
+        largest: Tensor = length
+        return largest
 
     def solve(self, right: Tensor) -> Tensor:
-        """X with X (gram + shift · I) = right, shape (…, rows, unknowns)."""
-        found = self._solved(right.mT).mT
+        """Solve X (gram + shift · I) = right.
+
+        Args:
+            right: Float64, shape (…, rows, unknowns).
+
+        Returns:
+            X, of the same shape.
+        """
+        solution = self._solved(right.mT).mT
         if self.fallbacks:
             vectors = self._vectors
-            found[self._failed] = ((right[self._failed] @ vectors) * self._inverse[..., None, :]) @ vectors.mT
-        return found
+            solution[self._failed] = ((right[self._failed] @ vectors) * self._inverse[..., None, :]) @ vectors.mT
+        return solution

@@ -23,13 +23,13 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.errors import MergeError
 from project.fit.folding import fold_norm, scale_and_shift
-from project.fit.neighbours import surroundings
-from project.fit.solver import damping
+from project.fit.neighbours import context_of
+from project.fit.normal_equations import damping
 from project.moments import Statistics, own_domains
 from project.student.start import joint_matrix
 from project.symmetry import Layer, Spec, graph_of
 
-RIDGE = 0.05  # the pull towards the mean that a fit of so many samples would have
+ASSUMED_RIDGE = 0.05  # the pull towards the mean that a fit of so many samples would have
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def separation_gains(
     *,
     fitted: bool,
 ) -> dict[str, Tensor]:
-    """Gain of every row of every group.
+    """Estimate what keeping the sources of a row apart is worth, for every row of every group.
 
     Args:
         spec: Groups of the sources.
@@ -97,7 +97,7 @@ class _Gains:
         return layer.node if norm is None else next(user.name for user in users if str(user.target) == norm)
 
     def _norm(self, layer: Layer) -> str | None:
-        return surroundings(self.graph, self.nodes[layer.node], set()).norm
+        return context_of(self.graph, self.nodes[layer.node], set()).norm
 
     def _reach(self) -> dict[str, float]:
         """Value -> part of the logits' variance that descends from it."""
@@ -121,7 +121,8 @@ class _Gains:
     def _read(self, group: str) -> Tensor:
         """Share that each unit has of what the group's readers receive, averaged over the readers; shape (rows,)."""
         units, shares = self.maps[group], []
-        for layer in (one for one in self.spec.layers if one.inputs == group and one.blocks == 1):
+        readers = (layer for layer in self.spec.layers if layer.inputs == group and layer.blocks == 1)
+        for layer in readers:
             received = torch.zeros(units.units, dtype=torch.float64)
             for source, weight in enumerate(self._weights(layer)):
                 variance = self._covariance(self._values(layer), source).diagonal()
@@ -134,13 +135,13 @@ class _Gains:
         weights, grams = [weight.flatten(1) for weight in self._weights(layer)], self._grams(layer)
         written = torch.stack([_power(weight, gram) for weight, gram in zip(weights, grams, strict=True)]).sum(0)
         error = torch.zeros_like(written)
-        for rows, there in self.maps[layer.outputs].blocks:
-            present = [source for source, is_there in enumerate(there) if is_there]
+        for rows, sources in self.maps[layer.outputs].blocks:
+            present = [source for source, is_present in enumerate(sources) if is_present]
             merged = torch.stack([weights[source][rows] for source in present]).mean(0)
             if self.fitted and len(present) > 1:
                 gap = torch.stack([(weights[source][rows] - merged) @ grams[source] for source in present]).sum(0)
                 total = torch.stack([grams[source] for source in present]).sum(0)
-                share = damping(RIDGE, len(total), sum(self._samples(layer, source) for source in present))
+                share = damping(ASSUMED_RIDGE, len(total), sum(self._samples(layer, source) for source in present))
                 total.diagonal().add_(share * float(total.diagonal().mean()) + 1e-300)
                 merged = merged + torch.cholesky_solve(gap.mT, torch.linalg.cholesky(total)).mT
             for source in present:
@@ -186,18 +187,18 @@ class _Gains:
     def _covariance(self, node: str, source: int) -> Tensor:
         """Covariance of a source's units at a value, in its own numbering."""
         sizes = self.maps[self.groups[node]].sizes
-        mine = slice(sum(sizes[:source]), sum(sizes[: source + 1]))
+        own = slice(sum(sizes[:source]), sum(sizes[: source + 1]))
         chosen = [self.statistics.units[node][domain] for domain in self.domains[source]]
         count = max(1, sum(moment.count for moment in chosen))
-        lower = torch.stack([moment.lower[mine, mine] for moment in chosen]).sum(0).cpu().tril() / count
-        mean = torch.stack([moment.lower[-1, mine] for moment in chosen]).sum(0).cpu() / count
+        lower = torch.stack([moment.lower[own, own] for moment in chosen]).sum(0).cpu().tril() / count
+        mean = torch.stack([moment.lower[-1, own] for moment in chosen]).sum(0).cpu() / count
         return lower + lower.tril(-1).mT - torch.outer(mean, mean)
 
 
 def _aligned(values: Tensor, units: UnitMap, source: int) -> Tensor:
     """A source's entries on the first axis, put where its units stand in a unit map; zero in rows without it."""
-    there = units.present[:, source].view(-1, *[1] * (values.dim() - 1))
-    return values[units.members[:, source].clamp_min(0)] * there
+    present = units.present[:, source].view(-1, *[1] * (values.dim() - 1))
+    return values[units.members[:, source].clamp_min(0)] * present
 
 
 def _power(rows: Tensor, gram: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from project.alignment import UnitMap
 from project.fit.factor import Factor
-from project.fit.solver import Equations, LayerFit, damping, fitted_energies, refuse_few
+from project.fit.layer_fit import LayerFit, Residual, fit_of
+from project.fit.normal_equations import Gram, damping, refuse_few
 from project.runtime.processes import ALONE, World
 from project.symmetry import Layer
 
@@ -26,11 +27,11 @@ class BlockSolver:
 
     Args:
         layer: The layer, in B blocks.
-        start: W⁰, shape (outputs, inputs of a block · taps (+ 1)).
+        start: W⁰, float64, shape (outputs, inputs of a block · taps (+ 1)).
         outputs: Unit map of the output axis; the units of a block stand for the same sources.
         inputs: Unit map of the input axis, laid out alike.
-        equations: Parts of the calibration data; grams of shape (B, unknowns, unknowns).
-        ridge: Pull towards the start point, see :func:`~project.fit.solver.damping`.
+        grams: E[x xᵀ] of every part of the calibration data, shape (B, unknowns, unknowns).
+        ridge: Pull towards the start point, see :func:`~project.fit.normal_equations.damping`.
         world: The processes that share the work.
 
     Raises:
@@ -43,64 +44,55 @@ class BlockSolver:
         start: Tensor,
         outputs: UnitMap,
         inputs: UnitMap,
-        equations: Sequence[Equations],
+        grams: Sequence[Gram],
         ridge: float,
         world: World = ALONE,
     ) -> None:
-        blocks, unknowns, _ = equations[0].gram.shape
+        blocks, unknowns, _ = grams[0].matrix.shape
         self.start, self.world = torch.unflatten(start, 0, (blocks, -1)), world
-        samples, weights = (
-            start.new_tensor([getattr(one, name) for one in equations]) for name in ("samples", "weight")
-        )
+        samples, weights = (start.new_tensor([getattr(gram, name) for gram in grams]) for name in ("samples", "weight"))
         sources = torch.unflatten(outputs.present, 0, (blocks, -1))[:, 0]
-        follows = [torch.ones_like(sources[:, 0]) if one.owner is None else sources[:, one.owner] for one in equations]
+        follows = [torch.ones_like(sources[:, 0]) if gram.owner is None else sources[:, gram.owner] for gram in grams]
         seen = torch.stack(follows).to(start) * (samples * (weights > 0))[:, None]
         followed = seen.sum(0).nonzero()[:, 0]  # the others stay at their start
         if len(followed):
             refuse_few(layer, unknowns, int(seen.sum(0)[followed].min()), ridge)
-        self.mine = followed[world.rank :: world.size]
-        shares = (seen * weights[:, None])[:, self.mine]
+        self.local = followed[world.rank :: world.size]
+        shares = (seen * weights[:, None])[:, self.local]
         self.shares = shares / shares.sum(0)
-        gram = self._blend([one.gram for one in equations])
-        level = gram.diagonal(dim1=1, dim2=2)[:, : unknowns - layer.bias].mean(1)
-        pull = [damping(ridge, unknowns, int(count)) for count in seen.sum(0)[self.mine].tolist()]
-        self.factor = Factor(gram, level * level.new_tensor(pull))
-        self.own = self.start[self.mine]
-        self.forward = self.own @ gram
+        matrices = self._weigh([gram.matrix for gram in grams])
+        level = matrices.diagonal(dim1=1, dim2=2)[:, : unknowns - layer.bias].mean(1)
+        pull = [damping(ridge, unknowns, int(count)) for count in seen.sum(0)[self.local].tolist()]
+        self.factor = Factor(matrices, level * level.new_tensor(pull))
+        self.local_start = self.start[self.local]
+        self.forward = self.local_start @ matrices
 
     def solve(self, crosses: Sequence[Tensor], powers: Sequence[Tensor]) -> LayerFit:
         """Fit to targets.
 
         Args:
-            crosses: E[t xᵀ] of every part, in the shape of the start.
-            powers: E[t²] of every part, shape (outputs,).
+            crosses: E[t xᵀ] of every part, float64, in the shape of the start.
+            powers: E[t²] of every part, float64, shape (outputs,).
         """
         cross, power = (
-            self._blend([torch.unflatten(one, 0, self.start.shape[:2]) for one in parts]) for parts in (crosses, powers)
+            self._weigh([torch.unflatten(part, 0, self.start.shape[:2]) for part in parts])
+            for parts in (crosses, powers)
         )
         gap = cross - self.forward
         delta = self.factor.solve(gap)
         change = torch.zeros_like(self.start)
-        change[self.mine] = delta
-        energy, fall = fitted_energies(power.sum(), cross, self.forward, self.own, delta, gap, self.factor.shift)
-        numbers = self.start.new_zeros(self.world.size, 5)  # of each process; it alone knows them
-        found = (power.sum(), energy, energy - fall, self.factor.condition, self.factor.fallbacks)
-        numbers[self.world.rank] = numbers.new_tensor([float(one) for one in found])
+        change[self.local] = delta
+        residual = Residual.measure(float(power.sum()), cross, self.forward, self.local_start, delta, gap, self.factor)
+        table = self.start.new_zeros(self.world.size, 5)  # the residual of each process; it alone knows it
+        table[self.world.rank] = table.new_tensor(residual.to_row())
         self.world.reduce(change)
-        self.world.reduce(numbers)
-        wanted, before, after, _, fallbacks = numbers.sum(0).tolist()
-        wanted = max(wanted, 1e-300)
-        return LayerFit(
-            (self.start + change).flatten(0, 1),
-            max(before, 0.0) / wanted,
-            max(after, 0.0) / wanted,
-            float(numbers[:, 3].max()),
-            int(fallbacks),
-        )
+        self.world.reduce(table)
+        residuals = [Residual.from_row(row) for row in table.tolist()]
+        return fit_of((self.start + change).flatten(0, 1), residuals, int(sum(part.fallbacks for part in residuals)))
 
-    def _blend(self, parts: Sequence[Tensor]) -> Tensor:
-        """The parts of the data as far as each of this process's blocks weighs them; shape (its blocks, …)."""
-        found = torch.zeros_like(parts[0][self.mine])
+    def _weigh(self, parts: Sequence[Tensor]) -> Tensor:
+        """Add up the parts of the data as far as each of this process's blocks follows them; shape (its blocks, …)."""
+        total = torch.zeros_like(parts[0][self.local])
         for part, share in zip(parts, self.shares, strict=True):
-            found += part[self.mine] * share.view(-1, *(1,) * (part.dim() - 1))
-        return found
+            total += part[self.local] * share.view(-1, *(1,) * (part.dim() - 1))
+        return total

@@ -14,16 +14,18 @@ The first of several processes searches; the others follow it from point to poin
 so that machines which differ in the last bit cannot part ways.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from project.models import LabelSpace
 from project.runtime.processes import ALONE, World
 
-ENOUGH = 1e-7  # of the first gradient; at 1e-6, a head of a very certain network stopped 0.2 % above its least
+GRADIENT_TOLERANCE = 1e-7
+"""Of the first gradient; at 1e-6, a head of a very certain network stopped 0.2 % above its least."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class HeadView:
     """What the pictures of one domain ask of the head.
 
     Args:
-        features: x, with a last column of ones where the head adds a constant; shape (pictures, inputs (+ 1)).
-        logits: t, of the source that owns the domain or the mean of all; shape (pictures, classes).
+        features: x, float32, with a last column of ones where the head adds a constant; shape (pictures, inputs (+ 1)).
+        logits: t, float32, of the source that owns the domain or the mean of all; shape (pictures, classes).
         weight: What each picture counts for.
     """
 
@@ -63,60 +65,93 @@ def fit_head(
     Returns:
         W, of the same shape, and the same in all processes.
     """
-    share, curvature, level = _scales(start, views, constant, world)
-    pull = torch.full_like(start, damping * level * curvature)
-    if constant:
-        pull[:, -1] = 0.0
-    targets = [view.logits.to(start).softmax(1) for view in views]
-    root = _root(start, views, share, damping * level, world)
-    known = [view.features.to(start) @ start.mT for view in views]
-    features = [torch.linalg.solve_triangular(root, view.features.to(start).mT, upper=False).mT for view in views]
-    solution = torch.zeros_like(start, requires_grad=True)  # W = W⁰ + solution · root⁻¹
+    problem = _HeadProblem(start, views, damping, constant, world)
+    if world.rank == 0:
+        _search(problem.solution, problem.objective, steps)
+        problem.follow(False)
+    else:
+        while problem.follow(True):
+            problem.divergence()
+    fitted = start + problem.change()
+    world.broadcast(fitted, 0)
+    return fitted
 
-    def change() -> Tensor:
-        found: Tensor = torch.linalg.solve_triangular(root, solution.detach(), upper=False, left=False)
-        return found
 
-    def divergence() -> tuple[Tensor, Tensor]:
+def own_heads(labels: LabelSpace, domain: str, owners: Mapping[str, int]) -> list[slice]:
+    """List the logits that a domain's pictures ask for something: its own head's, else those of its source or of all.
+
+    Args:
+        labels: Label space of the student.
+        domain: Name of the domain.
+        owners: domain -> index of its source.
+    """
+    if labels.mode == "shared" or domain in labels.domains:
+        return [labels.columns(domain)]
+    owner = owners.get(domain)
+    return [labels.columns(other) for other in labels.domains if owner is None or owners.get(other) == owner]
+
+
+class _HeadProblem:
+    """The objective of a head over the pictures of all processes, in the coordinates of the search.
+
+    Args:
+        start: W⁰, shape (classes, inputs (+ 1)), float64.
+        views: Domains of this process.
+        damping: λ over the mean second moment of x.
+        constant: Whether the last column belongs to a constant.
+        world: The processes that share the pictures.
+    """
+
+    def __init__(self, start: Tensor, views: Sequence[HeadView], damping: float, constant: bool, world: World) -> None:
+        self.views, self.world = views, world
+        self.share, curvature, level = _scales(start, views, constant, world)
+        self.pull = torch.full_like(start, damping * level * curvature)
+        if constant:
+            self.pull[:, -1] = 0.0
+        self.targets = [view.logits.to(start).softmax(1) for view in views]
+        self.root = _root(start, views, self.share, damping * level, world)
+        self.known = [view.features.to(start) @ start.mT for view in views]
+        self.features = [
+            torch.linalg.solve_triangular(self.root, view.features.to(start).mT, upper=False).mT for view in views
+        ]
+        self.solution = torch.zeros_like(start, requires_grad=True)  # W = W⁰ + solution · root⁻¹
+
+    def change(self) -> Tensor:
+        """W − W⁰."""
+        weights: Tensor = torch.linalg.solve_triangular(self.root, self.solution.detach(), upper=False, left=False)
+        return weights
+
+    def divergence(self) -> tuple[Tensor, Tensor]:
         """The divergence on the pictures of all processes, and its gradient by ``solution``."""
+        solution = self.solution
         solution.grad = None
         with torch.enable_grad():
             loss = 0.0 * solution.sum()  # a process without pictures has a gradient too
-            for view, base, x, p in zip(views, known, features, targets, strict=True):
-                found = (base + x @ solution.mT).log_softmax(1)
-                loss = loss + view.weight * share * F.kl_div(found, p, reduction="sum")
+            for view, base, x, p in zip(self.views, self.known, self.features, self.targets, strict=True):
+                predicted = (base + x @ solution.mT).log_softmax(1)
+                loss = loss + view.weight * self.share * F.kl_div(predicted, p, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
         assert solution.grad is not None
         both = torch.cat([solution.grad.flatten(), loss.detach()[None]])
-        world.reduce(both)
+        self.world.reduce(both)
         return both[-1], both[:-1].view_as(solution)
 
-    def asked(more: bool) -> bool:
-        """Move to where the first process is; whether it asks for the divergence there."""
-        told = torch.cat([solution.detach().flatten(), solution.new_tensor([float(more)])])
-        world.broadcast(told, 0)
-        solution.data.copy_(told[:-1].view_as(solution))
-        return bool(told[-1])
+    def follow(self, more: bool) -> bool:
+        """Move to where the first process is; whether it needs the divergence there."""
+        message = torch.cat([self.solution.detach().flatten(), self.solution.new_tensor([float(more)])])
+        self.world.broadcast(message, 0)
+        self.solution.data.copy_(message[:-1].view_as(self.solution))
+        return bool(message[-1])
 
-    def objective() -> Tensor:
+    def objective(self) -> Tensor:
         """The divergence and the pull; leaves its gradient in ``solution``."""
-        asked(True)
-        loss, gradient = divergence()
-        moved = change()
-        pulled = pull * moved
-        found = torch.linalg.solve_triangular(root, pulled.mT, upper=False).mT
-        solution.grad = gradient + 2 * found
+        self.follow(True)
+        loss, gradient = self.divergence()
+        moved = self.change()
+        pulled = self.pull * moved
+        slope = torch.linalg.solve_triangular(self.root, pulled.mT, upper=False).mT
+        self.solution.grad = gradient + 2 * slope
         return loss + (pulled * moved).sum()
-
-    if world.rank == 0:
-        _search(solution, objective, steps)
-        asked(False)
-    else:
-        while asked(True):
-            divergence()
-    found = start + change()
-    world.broadcast(found, 0)
-    return found
 
 
 def _search(solution: Tensor, objective: Callable[[], Tensor], steps: int) -> None:
@@ -126,7 +161,7 @@ def _search(solution: Tensor, objective: Callable[[], Tensor], steps: int) -> No
     solver = torch.optim.LBFGS(
         [solution],
         max_iter=steps,
-        tolerance_grad=max(1e-8, ENOUGH * float(solution.grad.abs().max())),
+        tolerance_grad=max(1e-8, GRADIENT_TOLERANCE * float(solution.grad.abs().max())),
         tolerance_change=0.0,
         history_size=30,
         line_search_fn="strong_wolfe",

@@ -14,31 +14,34 @@ from project.models import Preprocessing
 from project.moments import BatchNorm
 from project.student.batch_norm import batch_norms
 
-RATE = 0.05
+LEARNING_RATE = 0.05
 """Step of Adam, in the unit of normalised pixels."""
 
 
 def strangeness(source: nn.Module, pictures: Tensor) -> Tensor:
-    """How far the statistics of a batch lie from what a network was trained on: a scalar, differentiable.
+    """Measure how far the statistics of a batch lie from what a network was trained on.
 
     The mean over norms and their units of (m − μ)² / σ² + ln² (s / σ), with m and s the mean and standard deviation
     over the batch, μ and σ those that the norm keeps.
 
     Args:
         source: In eval mode.
-        pictures: Shape (batch, channels, height, width).
+        pictures: Float32, shape (batch, channels, height, width).
+
+    Returns:
+        A scalar, differentiable.
 
     Raises:
         MergeError: Where no batch norm keeps running statistics.
     """
-    found: list[Tensor] = []
+    distances: list[Tensor] = []
 
     def measure(norm: BatchNorm, inputs: tuple[Tensor]) -> None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         values, kept = inputs[0].transpose(0, 1).flatten(1), norm.running_var + norm.eps
         spread = (values.var(1, correction=0) + norm.eps) / kept
-        found.append(((values.mean(1) - norm.running_mean).square() / kept + spread.log().square() / 4).mean())
+        distances.append(((values.mean(1) - norm.running_mean).square() / kept + spread.log().square() / 4).mean())
 
     handles = [norm.register_forward_pre_hook(measure) for norm in batch_norms(source).values()]
     try:
@@ -46,24 +49,27 @@ def strangeness(source: nn.Module, pictures: Tensor) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
+    if not distances:
         raise MergeError("pictures cannot be made to look like a source's: no batch norm keeps running statistics.")
-    return torch.stack(found).mean()
+    return torch.stack(distances).mean()
 
 
 @torch.enable_grad()
 def restyled(source: nn.Module, pictures: Tensor, steps: int, preprocessing: Preprocessing | None = None) -> Tensor:
-    """A batch of pictures, changed so that a source finds it less strange.
+    """Change a batch of pictures so that a source finds it less strange.
 
     Args:
         source: In eval mode; left bit-identical.
-        pictures: Shape (batch, channels, height, width).
+        pictures: Float32, shape (batch, channels, height, width).
         steps: Steps of Adam.
         preprocessing: What the pictures went through, so that they stay in the range of pictures; None for no limits.
+
+    Returns:
+        Float32, of the pictures' shape.
     """
     mean, std = (pictures.new_tensor(getattr(preprocessing, key, ())).view(-1, 1, 1) for key in ("mean", "std"))
     changed = pictures.clone().requires_grad_()
-    optimizer = torch.optim.Adam([changed], RATE)
+    optimizer = torch.optim.Adam([changed], LEARNING_RATE)
     for _ in range(steps):
         (changed.grad,) = torch.autograd.grad(strangeness(source, changed), [changed])
         optimizer.step()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from project.fit.solver import LayerFit
+from project.fit.layer_fit import LayerFit
 from project.runtime.progress import Progress
 
 
@@ -17,11 +17,11 @@ class KeptFits:
         self.progress, self.number, self.recalling = progress, 0, True
 
     def __call__(self, layer: str, solve: Callable[[], LayerFit]) -> LayerFit:
-        """The next layer's fit.
+        """Recall the next layer's fit, or make and keep it.
 
         Args:
-            layer: Its name.
-            solve: Makes it, where it was not kept.
+            layer: The layer's name.
+            solve: Makes the fit, where it was not kept.
         """
         name, self.number = f"{self.number:04}-{layer}", self.number + 1
         kept = self.progress.recall(name) if self.recalling else None

@@ -7,14 +7,13 @@ from project.moments import drawn_count
 from project.moments.patches import CHUNK_BYTES
 from project.symmetry import Spec
 
-HELD = 5  # values held at once around the widest layer: what student and source read and write, and the target
+HELD_VALUES = 5  # values held at once around the widest layer: what student and source read and write, and the target
 
-
-SOLVING = 4  # matrices of the unknowns' size beside the domains' own: their sum, with the ridge, its factor, a moment
+SOLVER_MATRICES = 4  # of the unknowns' size beside the domains' own: their sum, with the ridge, its factor, a moment
 
 
 def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:
-    """About how many bytes all sources hold around their widest layer, and its inputs written out, on one batch.
+    """Estimate the bytes that all sources hold around their widest layer, and its inputs written out, on one batch.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
@@ -26,7 +25,7 @@ def gather_bytes(spec: Spec, sources: int, pictures: int) -> int:
 
 
 def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> int:
-    """About how many bytes gradients take on the way back through one source, beside what :func:`gather_bytes` tells.
+    """Estimate the bytes that gradients take on the way back through a source, beside those of :func:`gather_bytes`.
 
     Args:
         spec: Groups of the source, traced at the pictures' size.
@@ -35,11 +34,11 @@ def gradient_bytes(spec: Spec, pictures: int, chunk: int, parameters: int) -> in
         parameters: Of the source.
     """
     values = sum(layer.positions * spec.sizes[layer.outputs] for layer in spec.layers)
-    return 4 * (HELD * values * pictures + 2 * parameters * min(chunk, pictures))
+    return 4 * (HELD_VALUES * values * pictures + 2 * parameters * min(chunk, pictures))
 
 
 def picture_bytes(spec: Spec, pictures: int) -> int:
-    """How many bytes pictures take that are kept in memory.
+    """Count the bytes of pictures that are kept in memory.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
@@ -49,7 +48,7 @@ def picture_bytes(spec: Spec, pictures: int) -> int:
 
 
 def widest(spec: Spec, units: Mapping[str, int]) -> int:
-    """Most values that a layer puts out for one picture.
+    """Count the values that the widest layer puts out for one picture.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
@@ -59,17 +58,17 @@ def widest(spec: Spec, units: Mapping[str, int]) -> int:
 
 
 def walk_bytes(values: int, pictures: int) -> int:
-    """About how many bytes of activations are held around one layer.
+    """Estimate the bytes of activations that are held around one layer.
 
     Args:
         values: What it puts out for one picture.
         pictures: How many pictures stand there.
     """
-    return 4 * HELD * values * pictures
+    return 4 * HELD_VALUES * values * pictures
 
 
 def patch_bytes(spec: Spec, units: Mapping[str, int], pictures: int) -> int:
-    """About how many bytes a layer's inputs take at most, a patch for every position, in chunks of limited size.
+    """Estimate the most bytes of a layer's inputs, a patch for every position, in chunks of limited size.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
@@ -81,7 +80,7 @@ def patch_bytes(spec: Spec, units: Mapping[str, int], pictures: int) -> int:
 
 
 def drawn_bytes(spec: Spec, units: Mapping[str, int], pictures: int, step: int) -> int:
-    """About how many bytes a layer's inputs take at most at positions that are drawn from pictures and wait.
+    """Estimate the most bytes of a layer's inputs at positions that are drawn from pictures and wait.
 
     Args:
         spec: Groups of the sources, traced at the pictures' size.
@@ -95,11 +94,11 @@ def drawn_bytes(spec: Spec, units: Mapping[str, int], pictures: int, step: int) 
 
 
 def solve_bytes(unknowns: int, domains: int, blocks: int = 1) -> int:
-    """About how many bytes solving a layer takes.
+    """Estimate the bytes that solving a layer takes.
 
     Args:
         unknowns: Of its widest row.
         domains: Number of calibration domains, each of which has equations of its own.
         blocks: Of a grouped convolution, each of which is a system of its own.
     """
-    return 8 * (SOLVING + domains) * blocks * unknowns**2
+    return 8 * (SOLVER_MATRICES + domains) * blocks * unknowns**2

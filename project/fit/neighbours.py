@@ -1,4 +1,4 @@
-"""What stands around a layer in a student's graph, and what that lets a fit aim at."""
+"""What reads a layer's output in a student's graph, and what that lets a fit aim at."""
 
 import operator
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 @dataclass(frozen=True)
 class LayerContext:
-    """What follows a layer.
+    """What reads a layer's output.
 
     Args:
         norm: The batch norm that alone reads it, if one does.
-        other: What the result is added to, if the student has already computed that.
-        rectified: Whether only rectifiers read the result.
+        addend: What the result is added to, if the student has already computed that.
+        relu: Whether only rectifiers read the result.
     """
 
     norm: str | None = None
-    other: str | None = None
-    rectified: bool = False
+    addend: str | None = None
+    relu: bool = False
 
 
-def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> LayerContext:
-    """Look at what reads a layer.
+def context_of(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> LayerContext:
+    """Look at what reads a layer's output.
 
     Args:
         graph: The student's.
         node: The layer's call in it.
         known: Names of the values that the student has computed before the layer.
     """
-    tables = {one.name for one in graph.graph.nodes if one.op == "get_attr"}  # of the shape of one picture's value
+    tables = {value.name for value in graph.graph.nodes if value.op == "get_attr"}  # as large as one picture's value
     norm, last, reader = None, node, _only_reader(node)
     if reader is not None and is_norm(graph, reader):
         norm, last, reader = str(reader.target), reader, _only_reader(reader)
@@ -44,14 +44,19 @@ def surroundings(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> Layer
         return LayerContext(norm)
     if is_rectifier(graph, reader):
         return LayerContext(norm, None, True)
-    others = [value for value in reader.all_input_nodes if value is not last]
-    if reader.target in SUMS and not reader.kwargs and len(others) == 1 and others[0].name in known - tables:
-        return LayerContext(norm, others[0].name, all(is_rectifier(graph, one) for one in reader.users))
+    addends = [value for value in reader.all_input_nodes if value is not last]
+    if reader.target in SUMS and not reader.kwargs and len(addends) == 1 and addends[0].name in known - tables:
+        return LayerContext(norm, addends[0].name, all(is_rectifier(graph, user) for user in reader.users))
     return LayerContext(norm)
 
 
 def is_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a value is that of a batch norm which can take on any scale and shift."""
+    """Tell whether a value is that of a batch norm which can take on any scale and shift.
+
+    Args:
+        graph: The student's.
+        node: A call in it.
+    """
     if node.op != "call_module":
         return False
     norm = graph.get_submodule(str(node.target))
@@ -59,7 +64,12 @@ def is_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_rectifier(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a value is that of a ReLU."""
+    """Tell whether a value is that of a ReLU.
+
+    Args:
+        graph: The student's.
+        node: A call in it.
+    """
     if node.op == "call_module":
         return isinstance(graph.get_submodule(str(node.target)), nn.ReLU)
     return node.target in RECTIFIERS

@@ -27,13 +27,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
-from project.fit.activations import Activations, own_heads, resized_reader
-from project.fit.folding import central_moments, fold_norm, scale_and_shift, set_affine
-from project.fit.grouped import BlockSolver
-from project.fit.head import fit_head
-from project.fit.layer_task import LayerTask
-from project.fit.neighbours import LayerContext, is_norm, surroundings
-from project.fit.solver import Equations, LayerFit, LayerSolver, damping, seen_weights
+from project.fit.activations import Activations
+from project.fit.folding import add_constant, fit_norm, fold_norm, scale_and_shift
+from project.fit.head import fit_head, own_heads
+from project.fit.layer_fit import LayerFit
+from project.fit.layer_task import LayerTask, resized_reader
+from project.fit.neighbours import LayerContext, context_of, is_norm
+from project.fit.normal_equations import damping
+from project.fit.positions import AllPositions
+from project.fit.row_blocks import seen_weights
+from project.fit.solve_layer import solve_layer
 from project.fit.stages import in_stages
 from project.fit.subsample import choose_subsample
 from project.runtime.processes import ALONE, World
@@ -52,7 +55,7 @@ class SequentialFit:
         sources: The sources, left bit-identical.
         owners: domain -> index of its source.
         pictures: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
-        ridge: Pull towards the start point, see :func:`~project.fit.solver.damping`.
+        ridge: Pull towards the start point, see :func:`~project.fit.normal_equations.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
         absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
             is then fitted by itself, and there are neither sums nor rectifiers to look at.
@@ -95,7 +98,7 @@ class SequentialFit:
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
         self.heads = [own_heads(student.labels, domain, owners) for domain in pictures]
-        self.carried = Activations(
+        self.activations = Activations(
             self.graph,
             [in_stages(graph_of(source), self.layers) for source in sources],
             pictures,
@@ -111,32 +114,35 @@ class SequentialFit:
 
     @torch.no_grad()
     def run(self, progress: Callable[[str], object] = lambda name: name) -> dict[str, LayerFit]:
-        """Walk through the graph.
+        """Fit all layers and norms, in execution order.
 
         Args:
-            progress: Told the name of every layer when it is done.
+            progress: Called with the name of every layer when it is done.
 
         Returns:
             layer -> its fit.
+
+        Raises:
+            MergeError: With ridge 0 and fewer samples than unknowns in a row.
         """
         fits = {}
         for node in self.graph.graph.nodes:
             if node.op == "output":
                 break
-            self.carried.advance_sources(node)
+            self.activations.advance_sources(node)
             layer = self.layers.get(node.name)
             if layer is not None:
-                fit = self._layer(layer, node)
+                fit = self._fit_layer(layer, node)
                 if fit is not None:
                     fits[layer.name] = fit
                 progress(layer.name)
             elif node.op == "call_module" and str(node.target) not in self.untouched:
-                self._norm(node)
+                self._fit_norm(node)
             self.known.add(node.name)
-            self.carried.advance_student(node)
+            self.activations.advance_student(node)
         return fits
 
-    def _layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
+    def _fit_layer(self, layer: Layer, node: fx.Node) -> LayerFit | None:
         """Fit one layer, unless it already does exactly what its sources do."""
         outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
         if (
@@ -147,121 +153,101 @@ class SequentialFit:
             self.untouched |= {str(user.target) for user in node.users if is_norm(self.graph, user)}
             return None
         self.exact |= dict.fromkeys(self.spec.parts(layer.outputs), False)
-        plan = self._plan(node)
-        modules = [source.get_submodule(layer.name) for source in self.sources]
-        scales = [
-            scale_and_shift(source, plan.norm, module) for source, module in zip(self.sources, modules, strict=True)
-        ]
-        matrices = joint_matrix(layer, modules)
-        if plan.norm is not None:
-            matrices = [fold_norm(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
-        fitted = replace(layer, bias=layer.bias or plan.norm is not None)
-        start = start_matrix(fitted, matrices, outputs, inputs).contiguous()
-        reader = resized_reader(modules[0], inputs)
-        place = LayerTask(
-            node=node, layer=fitted, outputs=outputs, inputs=inputs, reader=reader, scales=scales, plan=plan
-        )
-        fit = self.kept(layer.name, lambda: self._solved(place, start))
-        self._write(layer, plan, fit)
+        task = self._task(layer, node)
+        fit = self.kept(layer.name, lambda: self._solve(task))
+        self._write(layer, task.context, fit)
         return fit
 
     def _exact(self, axis: str) -> bool:
         """Whether the units on an axis, with all that they depend on, do exactly what their sources' do."""
         return all(self.exact[group] for group in self.spec.behind(axis))
 
-    def _plan(self, node: fx.Node) -> LayerContext:
-        """What stands around a layer, as far as it is to be looked at."""
-        plan = surroundings(self.graph, node, self.known)
-        if plan.norm is not None and not self.absorb:
+    def _context(self, node: fx.Node) -> LayerContext:
+        """What reads a layer, as far as it is to be looked at."""
+        context = context_of(self.graph, node, self.known)
+        if context.norm is not None and not self.absorb:
             return LayerContext()
-        return plan if self.compensate or plan.other is None else replace(plan, other=None, rectified=False)
+        return context if self.compensate or context.addend is None else replace(context, addend=None, relu=False)
 
-    def _solved(self, place: LayerTask, start: Tensor) -> LayerFit:
-        """The fit of one layer."""
-        carried = self.carried
-        plain = place.layer.blocks == 1
+    def _task(self, layer: Layer, node: fx.Node) -> LayerTask:
+        """A layer and its data, all batches and positions."""
+        outputs, inputs = self.student.maps[layer.outputs], self.student.maps[layer.inputs]
+        context = self._context(node)
+        modules = [source.get_submodule(layer.name) for source in self.sources]
+        scales = [
+            scale_and_shift(source, context.norm, module) for source, module in zip(self.sources, modules, strict=True)
+        ]
+        matrices = joint_matrix(layer, modules)
+        if context.norm is not None:
+            matrices = [fold_norm(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
+        fitted = replace(layer, bias=layer.bias or context.norm is not None)
+        reader = resized_reader(modules[0], inputs)
+        return LayerTask(
+            node=node,
+            layer=fitted,
+            start=start_matrix(fitted, matrices, outputs, inputs).contiguous(),
+            outputs=outputs,
+            inputs=inputs,
+            reader=reader,
+            scales=scales,
+            context=context,
+            activations=self.activations,
+            positions=AllPositions(node, reader),
+        )
+
+    def _solve(self, task: LayerTask) -> LayerFit:
+        """Solve for one layer, on as many samples as it needs."""
+        plain = task.layer.blocks == 1
         if self.excess is not None and plain:
-            carried = choose_subsample(carried, place, start, self.ridge, self.excess)
-        wanted = carried.targets(place)
-        equations = carried.equations(place, start)
-        solve = LayerSolver if plain else BlockSolver
-        solver = solve(place.layer, start, place.outputs, place.inputs, equations, self.ridge, carried.world)
-        fit = solver.solve(*carried.crosses(place, wanted, equations))
-        looked_at = len(carried.batches) / max(1, len(self.carried.batches))
-        fit = replace(fit, pictures=looked_at, positions=carried.look.share)
-        for _ in range(self.rounds if place.plan.rectified else 0):
-            cut = carried.rectified(place, fit.matrix.to(start.device, torch.float32), wanted)
-            better = solver.solve(*carried.crosses(place, cut, equations))
-            fit = replace(fit, matrix=better.matrix)  # residuals stay those of plain targets, which can be compared
-        logits = plain and place.layer.outputs == self.spec.output.name and place.layer.positions == 1
-        return self._heads(carried, place, start, wanted, equations, fit) if self.divergence and logits else fit
+            task = choose_subsample(task, self.ridge, self.excess)
+        fit = solve_layer(task, self.ridge, self.rounds)
+        fit = replace(fit, pictures=len(task.activations.batches) / max(1, len(self.activations.batches)))
+        logits = plain and task.layer.outputs == self.spec.output.name and task.layer.positions == 1
+        return self._fit_heads(task, fit) if self.divergence and logits else fit
 
-    def _heads(
-        self,
-        carried: Activations,
-        place: LayerTask,
-        start: Tensor,
-        wanted: Sequence[Tensor],
-        equations: Sequence[Equations],
-        fit: LayerFit,
-    ) -> LayerFit:
-        """The layer that writes the logits, each head fitted to the classes that its sources see."""
+    def _fit_heads(self, task: LayerTask, fit: LayerFit) -> LayerFit:
+        """Fit each head of the layer that writes the logits to the classes that its sources see."""
         matrix = fit.matrix.clone()
         for rows in {(rows.start, rows.stop): rows for heads in self.heads for rows in heads}.values():
             domains = [rows in heads for heads in self.heads]
-            counted = [one.samples for one, there in zip(equations, domains, strict=True) if there and one.weight]
+            counted = [gram.samples for gram, asks in zip(task.grams, domains, strict=True) if asks and gram.weight]
             if not sum(counted):
-                continue  # nothing speaks of this head
-            seen = seen_weights(place.layer, place.outputs, place.inputs)[rows.start].to(start.device)
+                continue  # no domain asks anything of this head
+            seen = seen_weights(task.layer, task.outputs, task.inputs)[rows.start].to(task.start.device)
             matrix[rows.start : rows.stop, seen] = fit_head(
-                start[rows][:, seen],
-                carried.views(place, wanted, rows, domains),
+                task.start[rows][:, seen],
+                task.head_views(rows, domains),
                 damping=damping(self.ridge, int(seen.sum()), sum(counted)),
-                constant=place.layer.bias,
-                world=self.carried.world,
+                constant=task.layer.bias,
+                world=self.activations.world,
             )
         return replace(fit, matrix=matrix)
 
-    def _write(self, layer: Layer, plan: LayerContext, fit: LayerFit) -> None:
+    def _write(self, layer: Layer, context: LayerContext, fit: LayerFit) -> None:
         """Put the weights into the student; a constant goes into the norm behind it, once that is reached."""
-        if plan.norm is None:
+        if context.norm is None:
             self.student.load_layer(layer.name, fit.matrix)
             return
         weight, constant = fit.matrix[:, :-1], fit.matrix[:, -1]
         load_matrix(self.graph.get_submodule(layer.name), weight, torch.zeros_like(constant) if layer.bias else None)
-        self.constants[plan.norm] = constant
+        self.constants[context.norm] = constant
 
-    def _norm(self, node: fx.Node) -> None:
-        """Give a norm the statistics of what it reads, and the scale and shift that its place asks for.
+    def _fit_norm(self, node: fx.Node) -> None:
+        """Give a norm the statistics of what it reads, and fit its scale and shift where no fitted layer has done so.
 
-        Behind a fitted layer it only adds the layer's constant. Elsewhere scale and shift are themselves fitted, one
-        of each a unit, towards what the sources' norms put out.
+        Behind a fitted layer it only adds the layer's constant.
         """
-        norm = self.graph.get_submodule(str(node.target))
+        name = str(node.target)
+        norm = self.graph.get_submodule(name)
         if not is_norm(self.graph, node) or not isinstance(norm, NORMS):
             return
-        units = self.student.maps[next(one.group for one in self.spec.norms if one.name == str(node.target))]
-        constant = self.constants.get(str(node.target))
-        wanted = None if constant is not None else self.carried.norm_targets(node, units)
-        sums = self.carried.unit_sums(node, units, wanted, norm.weight.device)
-        if constant is not None:
-            _, mean, _, variance, _ = central_moments(sums.sum(0))
-            set_affine(norm, mean, variance, torch.ones_like(mean), mean + constant)
-            return
-        for domain, owner in enumerate(self.carried.owners):
-            if owner is not None:  # units without this source do not follow its domain
-                sums[domain, :, ~units.present[:, owner]] = 0
-        count, mean, aim, variance, covariance = central_moments(sums.sum(0))
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        followed = count > 0  # other units stay at their start
-        mean = torch.where(followed, mean, norm.running_mean.double())
-        variance = torch.where(followed, variance, norm.running_var.double())
-        aim = torch.where(followed, aim, norm.bias.double())
-        kept = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-        slope = torch.where(followed & (variance > 1e-9), covariance / variance.clamp_min(1e-9), kept)
-        set_affine(norm, mean, variance, slope, aim)
+        units = self.student.maps[next(norm.group for norm in self.spec.norms if norm.name == name)]
+        if name in self.constants:
+            add_constant(norm, node, units, self.activations, self.constants[name])
+        else:
+            fit_norm(norm, node, units, self.activations)
 
 
 def _single(units: UnitMap) -> bool:
+    """Whether every unit stands for one unit of one source."""
     return bool((units.present.sum(1) == 1).all())

@@ -20,82 +20,101 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from project.fit.activations import Activations
+from project.alignment import UnitMap
 from project.fit.layer_task import LayerTask
-from project.fit.solver import LayerSolver, misfit
+from project.fit.normal_equations import NormalEquations
+from project.fit.row_blocks import followed_blocks
+from project.fit.solve_layer import solve_layer
 from project.moments import drawn_count, gram_costs
+from project.symmetry import Layer
 
-FIRST = 8  # one batch, and then one position, in so many is looked at first
+PROBE_STEP = 8  # one batch in so many is looked at first, at most
 SAMPLES_PER_UNKNOWN = 4  # samples that each unknown must have, or halves tell nothing and the rule does not hold
-SWEEPS = 3  # about how often a layer's inputs are multiplied with its targets or its weights
-GATHER = 300  # multiply-adds that take as long as bringing one entry of a patch to its place
-SPARSEST, DENSEST = 8, 4  # one position in so many is drawn, if any are left out: gathering more costs what it saves
+TARGET_SWEEPS = 3  # about how often a layer's inputs are multiplied with its targets or its weights
+GATHER_COST = 300  # multiply-adds that take as long as bringing one entry of a patch to its place
+LARGEST_POSITION_STEP = 8  # one position in so many is drawn at most
+SMALLEST_POSITION_STEP = 4  # and at least, if any are left out: gathering more costs what it saves
 
 
-def choose_subsample(carried: Activations, place: LayerTask, start: Tensor, ridge: float, excess: float) -> Activations:
-    """The batches, and the positions of their pictures, that a layer is fitted to.
+def choose_subsample(task: LayerTask, ridge: float, excess: float) -> LayerTask:
+    """Choose the batches, and the positions of their pictures, that a layer is fitted to.
 
     Args:
-        carried: All batches.
-        place: The layer.
-        start: Its start point.
-        ridge: Pull towards the start point.
+        task: The layer, with all batches and positions.
+        ridge: Pull towards the start point, see :func:`~project.fit.normal_equations.damping`.
         excess: Largest relative excess of the residual over that of a fit to all samples.
 
     Returns:
-        Every n-th batch of each domain and one position in m, as few as the excess allows; all with fewer than four
-        batches in a domain, or too few samples to tell.
+        The layer with every n-th batch of each domain and one position in m, as few as the excess allows; all with
+        fewer than four batches in a domain, or too few samples to tell.
     """
-    batches, pictures = carried.counts()
-    step, positions = min(FIRST, min(batches) // 2), place.layer.positions
-    spare = min(pictures) * positions / (SAMPLES_PER_UNKNOWN * start.shape[1])  # thinned by more, samples are too few
+    batches, pictures = task.activations.counts()
+    step, positions = min(PROBE_STEP, min(batches) // 2), task.layer.positions
+    # thinned by more than this, samples are too few
+    spare = min(pictures) * positions / (SAMPLES_PER_UNKNOWN * task.start.shape[1])
     if step < 2 or spare < 2 * step:
-        return carried
-    halves = [carried.every(2 * step, offset) for offset in (0, step)]
-    thinnings = {m: positions / drawn_count(positions, m) for m in range(DENSEST, SPARSEST + 1)}
+        return task
+    steps = range(SMALLEST_POSITION_STEP, LARGEST_POSITION_STEP + 1)
+    thinnings = {m: positions / drawn_count(positions, m) for m in steps}
     thinnings = {m: q for m, q in thinnings.items() if 1 < q <= spare / (2 * step)}
-    whole, within = _excess(halves, place, start, ridge) / step, 0.0
+    whole, within = _excess([task.every(2 * step, offset) for offset in (0, step)], ridge) / step, 0.0
     if thinnings:
         sparse = max(thinnings)
-        found = _excess([half.drawn(place, sparse) for half in halves], place, start, ridge) / step
-        within = max(0.0, found - whole) / (thinnings[sparse] - 1)
+        thinned = _excess([task.every(2 * step, offset).sampled(sparse) for offset in (0, step)], ridge) / step
+        within = max(0.0, thinned - whole) / (thinnings[sparse] - 1)
     between = max(0.0, whole - within)
-    best, least = (1, 1), _cost(place, start, 1.0)
+    best, least = (1, 1), _cost(task, 1.0)
     for m, q in ({1: 1.0} | thinnings).items():
-        found = between + q * within
-        n = int(min(step, spare / q, excess / found if found else step))
-        if n and _cost(place, start, q) / n < least:
-            best, least = (n, m), _cost(place, start, q) / n
+        expected = between + q * within
+        n = int(min(step, spare / q, excess / expected if expected else step))
+        if n and _cost(task, q) / n < least:
+            best, least = (n, m), _cost(task, q) / n
     chosen = torch.tensor(best)
-    carried.world.broadcast(chosen, 0)  # unlike devices may differ in the last bit
+    task.activations.world.broadcast(chosen, 0)  # unlike devices may differ in the last bit
     n, m = chosen.tolist()
-    return carried.every(n) if m == 1 else carried.every(n).drawn(place, m)
+    return task.every(n) if m == 1 else task.every(n).sampled(m)
 
 
-def _excess(halves: Sequence[Activations], place: LayerTask, start: Tensor, ridge: float) -> float:
-    """Relative excess of a fit to both halves of some samples over the best."""
-    fits, problems = [], []
-    for half in halves:
-        wanted = half.targets(place)
-        equations = half.equations(place, start)
-        crosses = half.crosses(place, wanted, equations)
-        solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, ridge, half.world)
-        fits.append(solver.solve(*crosses).matrix)
-        problems.append((equations, *crosses))
-    axes = (place.layer, place.outputs, place.inputs)
+def misfit(layer: Layer, outputs: UnitMap, inputs: UnitMap, matrix: Tensor, equations: NormalEquations) -> float:
+    """Compute E‖W x − t‖² / E‖t‖² of any weights W, over the rows that follow some part of the data.
+
+    Args:
+        layer: The layer.
+        outputs: Unit map of the output axis.
+        inputs: Unit map of the input axis.
+        matrix: W, float64, shape (outputs, inputs · taps (+ 1)).
+        equations: Normal equations of the data.
+    """
+    energy = power = 0.0
+    for block in followed_blocks(layer, outputs, inputs, equations.grams):
+        gram, columns = block.gram(equations.grams), block.columns.to(matrix.device)
+        weights = matrix[block.rows][:, columns]
+        cross = sum(equations.crosses[part][block.rows][:, columns] * share for part, share in block.shares)
+        block_power = block.power(equations.powers, block.rows)
+        energy += block_power + float(((weights @ gram - 2 * cross) * weights).sum())
+        power += block_power
+    return max(energy, 0.0) / max(power, 1e-300)
+
+
+def _excess(halves: Sequence[LayerTask], ridge: float) -> float:
+    """Estimate the relative excess of a fit to both halves of some samples over the best."""
+    matrices = [solve_layer(half, ridge).matrix for half in halves]
     own, other = (
-        sum(misfit(*axes, matrix, *problem) for matrix, problem in zip(matrices, problems, strict=True))
-        for matrices in (fits, fits[::-1])
+        sum(
+            misfit(half.layer, half.outputs, half.inputs, matrix, half.normal_equations)
+            for matrix, half in zip(fitted, halves, strict=True)
+        )
+        for fitted in (matrices, matrices[::-1])
     )
     return max(0.0, (other - own) / max(2 * (other + own), 1e-300))
 
 
-def _cost(place: LayerTask, start: Tensor, thinned: float) -> float:
-    """What looking at one picture costs, in multiply-adds, where one position in so many is looked at."""
-    positions, unknowns = place.layer.positions / thinned, start.shape[1]
-    sweeps = SWEEPS * positions * start.numel()
+def _cost(task: LayerTask, thinned: float) -> float:
+    """Count the multiply-adds of looking at one picture, where one position in so many is looked at."""
+    positions, unknowns = task.layer.positions / thinned, task.start.shape[1]
+    sweeps = TARGET_SWEEPS * positions * task.start.numel()
     if thinned > 1:
-        return positions * unknowns * (unknowns / 2 + GATHER) + sweeps
-    if isinstance(place.reader, nn.Conv2d):
-        return min(gram_costs(place.reader, place.inputs.units, place.layer.sides)) + sweeps
+        return positions * unknowns * (unknowns / 2 + GATHER_COST) + sweeps
+    if isinstance(task.reader, nn.Conv2d):
+        return min(gram_costs(task.reader, task.inputs.units, task.layer.sides)) + sweeps
     return positions * unknowns**2 / 2 + sweeps

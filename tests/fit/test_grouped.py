@@ -12,7 +12,7 @@ from project.alignment import UnitMap
 from project.errors import MergeError
 from project.fit import LayerFit, SequentialFit, damping
 from project.fit.grouped import BlockSolver
-from project.fit.solver import Equations
+from project.fit.normal_equations import Gram
 from project.methods import PLeaS
 from project.runtime import World
 from project.symmetry import Layer
@@ -38,11 +38,11 @@ class System:
 
     def solve(self, ridge: float, world: World | None = None, parts: slice = slice(None)) -> LayerFit:
         chosen = list(zip(self.x, self.t, self.owners, self.weights, strict=True))[parts]
-        equations = [Equations(x @ x.mT / x.shape[2], x.shape[2], owner, None, w) for x, _, owner, w in chosen]
+        grams = [Gram(x @ x.mT / x.shape[2], x.shape[2], owner, None, w) for x, _, owner, w in chosen]
         crosses = [(t @ x.mT / x.shape[2]).flatten(0, 1) for x, t, _, _ in chosen]
         powers = [t.square().mean(2).flatten() for _, t, _, _ in chosen]
         axes = (self.layer, self.start, self.outputs, self.inputs)
-        return BlockSolver(*axes, equations, ridge, world or World()).solve(crosses, powers)
+        return BlockSolver(*axes, grams, ridge, world or World()).solve(crosses, powers)
 
 
 def spread(blocks: Tensor, size: int) -> Tensor:

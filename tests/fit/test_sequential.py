@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.fit import SequentialFit, damping
-from project.fit.neighbours import LayerContext, surroundings
+from project.fit.neighbours import LayerContext, context_of
 from project.methods import PLeaS
 from project.moments import Run
 from project.student import Student
@@ -291,8 +291,8 @@ class Gate(nn.Module):
 def test_only_sums_are_taken_for_sums() -> None:
     graph = student_graph(Gate())
     nodes = {node.name: node for node in graph.graph.nodes}
-    assert surroundings(graph, nodes["conv"], {"x"}) == LayerContext(None, None, True)
-    assert surroundings(graph, nodes["gate"], set(nodes)) == LayerContext("norm", None, False)
+    assert context_of(graph, nodes["conv"], {"x"}) == LayerContext(None, None, True)
+    assert context_of(graph, nodes["gate"], set(nodes)) == LayerContext("norm", None, False)
     small = student_graph(random_network(0, 0))
     sums = [node for node in small.graph.nodes if "add" in node.name]
     assert sums, "the example has a residual sum"

@@ -8,16 +8,17 @@ import pytest
 import torch
 from helpers import DOMAINS, Case, close, make_problem, merge_case, pictures, randomised, resnet, same_state
 from meeting import dealt, together
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.fit import LayerFit, SequentialFit, activations, sequential
-from project.fit.activations import Activations
-from project.fit.layer_task import AllPositions, Batch, LayerTask, SampledPositions
-from project.fit.solver import LayerSolver, misfit
-from project.fit.subsample import choose_subsample
+from project.fit import LayerFit, SequentialFit, sequential
+from project.fit.activations import Batch
+from project.fit.layer_task import LayerTask
+from project.fit.positions import AllPositions, SampledPositions
+from project.fit.solve_layer import solve_layer
+from project.fit.subsample import choose_subsample, misfit
 from project.merging import students
 from project.methods import Merged, PLeaS
 from project.runtime import World
@@ -36,18 +37,11 @@ def compared(problem: Case, excess: float, monkeypatch: pytest.MonkeyPatch) -> d
     """layer -> the share of the batches it was fitted to, and its misfit on all of them over that of a fit to all."""
     found = {}
 
-    def watched(carried: Activations, place: LayerTask, start: Tensor, ridge: float, allowed: float) -> Activations:
-        part = choose_subsample(carried, place, start, ridge, allowed)
-        asked, matrices = [], []
-        for one in (carried, part):
-            wanted = one.targets(place)
-            equations = one.equations(place, start)
-            crosses = one.crosses(place, wanted, equations)
-            asked.append((equations, *crosses))
-            solver = LayerSolver(place.layer, start, place.outputs, place.inputs, equations, ridge)
-            matrices.append(solver.solve(*crosses).matrix)
-        whole, some = (misfit(place.layer, place.outputs, place.inputs, one, *asked[0]) for one in matrices)
-        found[place.layer.name] = len(part.batches) / len(carried.batches), some / whole
+    def watched(task: LayerTask, ridge: float, allowed: float) -> LayerTask:
+        part = choose_subsample(task, ridge, allowed)
+        matrices = [solve_layer(chosen, ridge).matrix for chosen in (task, part)]
+        whole, some = (misfit(task.layer, task.outputs, task.inputs, m, task.normal_equations) for m in matrices)
+        found[task.layer.name] = len(part.activations.batches) / len(task.activations.batches), some / whole
         return part
 
     with monkeypatch.context() as patch:
@@ -123,7 +117,7 @@ def large() -> Case:
 
 
 def test_neighbouring_positions_are_left_out(large: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.fit.subsample.GATHER", 0)  # it pays for wider layers only
+    monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)  # it pays for wider layers only
     found = compared(large, 0.02, monkeypatch)
     (merged,) = merge_case(PLeaS(excess=0.02, rounds=0, logits="squares"), large, [1.0])
     for layer in ("stem", "inner"):
@@ -139,26 +133,24 @@ def test_positions_one_by_one_are_all_of_them(large: Case, budget: float, monkey
     class Listed(AllPositions):
         """All positions, drawn."""
 
-        def __init__(self) -> None:
-            self.drawn: dict[tuple[str, int], SampledPositions] = {}
+        def __init__(self, node: fx.Node, reader: nn.Module) -> None:
+            super().__init__(node, reader)
+            self.layer, self.drawn = reader, dict[int, SampledPositions]()
+            self.reader = SampledPositions(node, reader, [], 1, 1, None).reader
 
-        def at(self, batch: Batch, place: LayerTask) -> SampledPositions:
-            key = place.layer.name, batch.number
-            if key not in self.drawn:
-                self.drawn[key] = SampledPositions(place, [batch], 1, None)
-            return self.drawn[key]
+        def at(self, batch: Batch) -> SampledPositions:
+            if batch.number not in self.drawn:
+                self.drawn[batch.number] = SampledPositions(self.node, self.layer, [batch], 1, 1, None)
+            return self.drawn[batch.number]
 
-        def reader(self, place: LayerTask) -> nn.Module:
-            return SampledPositions(place, [], 1, None).reader(place)
+        def inputs(self, batch: Batch) -> Tensor:
+            return self.at(batch).inputs(batch)
 
-        def inputs(self, batch: Batch, place: LayerTask) -> Tensor:
-            return self.at(batch, place).inputs(batch, place)
-
-        def outputs(self, batch: Batch, place: LayerTask, values: Tensor) -> Tensor:
-            return self.at(batch, place).outputs(batch, place, values)
+        def outputs(self, batch: Batch, values: Tensor) -> Tensor:
+            return self.at(batch).outputs(batch, values)
 
     (whole,) = merge_case(PLeaS("weights", logits="squares"), large, [budget])
-    monkeypatch.setattr(activations, "AllPositions", Listed)
+    monkeypatch.setattr(sequential, "AllPositions", Listed)
     (one_by_one,) = merge_case(PLeaS("weights", logits="squares"), large, [budget])
     batch = smooth(4, 1)
     with torch.no_grad():
@@ -189,7 +181,7 @@ def some(problem: Case) -> Merged:
 
 
 def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     batches = [(domain, smooth(8, 7 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
     problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units",), shape=(3, 24, 24))
     assert some(problem).layers["mix"]["positions"] < 1 / 2
@@ -199,7 +191,7 @@ def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_look_at_their_own_pictures_and_make_one_student(
     large: Case, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     tracing = Lock()  # torch.fx changes all modules while it traces
 
     def walked(world: World) -> tuple[Student, dict[str, LayerFit]]:
@@ -233,7 +225,7 @@ def test_processes_look_at_their_own_pictures_and_make_one_student(
 
 
 def test_drawn_positions_wait_on_disk(large: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("project.fit.subsample.GATHER", 0)
+    monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     held, waiting = some(large), some(replace(large, scratch=tmp_path))
     assert held.layers["inner"]["positions"] < 1 / 2
     assert same_state(held.student.state_dict(), waiting.student.state_dict())

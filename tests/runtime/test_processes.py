@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.fit import LayerFit, SequentialFit, effort, solver
+from project.fit.normal_equations import Gram
 from project.fit.row_blocks import divide
-from project.fit.solver import Equations, LayerSolver
+from project.fit.solver import LayerSolver
 from project.methods import Permutation, PLeaS
 from project.runtime import World
 from project.symmetry import Layer
@@ -34,16 +35,16 @@ def solved(world: World, seed: int) -> tuple[LayerFit, list[int]]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    equations, crosses, powers = [], [], []
+    grams, crosses, powers = [], [], []
     for owner in range(3):
         x, t = draw(wide, 200), draw(outputs.units, 200)
-        equations.append(Equations(x @ x.mT / 200, 200, owner))
+        grams.append(Gram(x @ x.mT / 200, 200, owner))
         crosses.append(t @ x.mT / 200)
         powers.append(t.square().mean(1))
     start = draw(outputs.units, wide)
-    it = LayerSolver(layer, start, outputs, inputs, equations, 0.1, world)
+    it = LayerSolver(layer, start, outputs, inputs, grams, 0.1, world)
     it.solve([0 * cross for cross in crosses], powers)
-    rows = [row for one in it.mine for row in range(one.piece.rows.start, one.piece.rows.stop)]
+    rows = [row for piece in it.local for row in range(piece.rows.start, piece.rows.stop)]
     return it.solve(crosses, powers), rows
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from project.alignment import UnitMap
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
-from project.fit.subsample import DENSEST
+from project.fit.subsample import SMALLEST_POSITION_STEP
 from project.methods.problem import Problem
 from project.methods.shared.samples import most_blocks
 from project.moments import Moment, layer_moment
@@ -43,7 +43,7 @@ def sequential_memory(
         solving += max(patch_bytes(problem.spec, axes, batch) for axes in units)
     held = []
     for count in (total, batch):  # in memory, or all that waits on disk
-        drawn = [drawn_bytes(problem.spec, axes, count, DENSEST) if sampled else 0 for axes in units]
+        drawn = [drawn_bytes(problem.spec, axes, count, SMALLEST_POSITION_STEP) if sampled else 0 for axes in units]
         held.append(walk_bytes(values, count) + max(drawn) + solving)
     return MemoryEstimate(*held)
 

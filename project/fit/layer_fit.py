@@ -1,0 +1,141 @@
+"""A fitted layer, and what is measured of its fit."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Self
+
+from torch import Tensor
+
+from project.fit.factor import Factor
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What tables and files tell of a layer's fit.
+
+    Args:
+        residual_before: Residual of the start point, E‖W⁰x − t‖² / E‖t‖².
+        residual_after: Residual of the fit.
+        condition: See :class:`LayerFit`.
+        fallbacks: See :class:`LayerFit`.
+        pictures: Share of the calibration pictures that the layer was fitted to.
+        positions: Share of the layer's positions on each of them.
+    """
+
+    residual_before: float
+    residual_after: float
+    condition: float
+    fallbacks: float
+    pictures: float
+    positions: float
+
+    def to_row(self) -> list[float]:
+        """List the values in the order of the fields, for a tensor that processes share."""
+        return list(astuple(self))
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> Self:
+        """Read what :meth:`to_row` has listed.
+
+        Args:
+            row: Six values.
+        """
+        return cls(*row)
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """A fitted layer and what is known of the fit.
+
+    Args:
+        matrix: Shape (outputs, inputs · taps (+ 1 for the constant)), float64.
+        before: Residual of the start point, E‖W⁰x − t‖² / E‖t‖².
+        after: Residual of the fit.
+        condition: Largest over the row blocks of the solved matrix's condition, the ratio of its extreme eigenvalues:
+            estimated from below by a few steps of power iteration, or exact after a fallback.
+        fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
+        pictures: Share of the calibration pictures that it was fitted to.
+        positions: Share of the layer's positions on each of them.
+    """
+
+    matrix: Tensor
+    before: float
+    after: float
+    condition: float
+    fallbacks: int
+    pictures: float = 1.0
+    positions: float = 1.0
+
+    @property
+    def measurements(self) -> Measurements:
+        """What tables and files tell of the fit."""
+        return Measurements(
+            self.before, self.after, self.condition, float(self.fallbacks), self.pictures, self.positions
+        )
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What is measured of a fit to some rows of a layer, to be added up over all rows.
+
+    Args:
+        power: E‖t‖² of the rows' targets t.
+        before: E‖W⁰ x − t‖².
+        after: E‖W x − t‖².
+        condition: Largest condition of a solved matrix.
+        fallbacks: Number of matrices that went through eigenvalues.
+    """
+
+    power: float
+    before: float
+    after: float
+    condition: float
+    fallbacks: float
+
+    @classmethod
+    def measure(
+        cls, power: float, cross: Tensor, forward: Tensor, start: Tensor, delta: Tensor, gap: Tensor, factor: Factor
+    ) -> Self:
+        """Measure a solution from its normal equations.
+
+        Args:
+            power: E‖t‖².
+            cross: C = E[t xᵀ], float64, shape (…, rows, unknowns).
+            forward: W⁰ A with A = E[x xᵀ], of the same shape.
+            start: W⁰, of the same shape.
+            delta: Δ = R (A + λ I)⁻¹, what the fit adds, of the same shape.
+            gap: R = C − W⁰ A, of the same shape.
+            factor: Of A + λ I, λ of shape (…).
+        """
+        before = power - float(((2 * cross - forward) * start).sum())
+        # With Δ(A + λI) = R, the residual falls by ⟨Δ, R⟩ + λ‖Δ‖².
+        fall = float((delta * gap).sum()) + float((factor.shift[..., None, None] * delta.square()).sum())
+        return cls(power, before, before - fall, factor.condition, factor.fallbacks)
+
+    def to_row(self) -> list[float]:
+        """List the values in the order of the fields, for a tensor that processes share."""
+        return [float(value) for value in astuple(self)]
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> Self:
+        """Read what :meth:`to_row` has listed.
+
+        Args:
+            row: Five values.
+        """
+        return cls(*row)
+
+
+def fit_of(matrix: Tensor, residuals: Sequence[Residual], fallbacks: int) -> LayerFit:
+    """Put a layer's fit together from what was measured of its rows.
+
+    Args:
+        matrix: The fitted weights, float64, shape (outputs, unknowns).
+        residuals: Of all rows that were solved for.
+        fallbacks: Number of row blocks that went through eigenvalues.
+    """
+    power = max(sum(part.power for part in residuals), 1e-300)
+    before = max(sum(part.before for part in residuals), 0.0) / power
+    after = max(sum(part.after for part in residuals), 0.0) / power
+    condition = max((part.condition for part in residuals), default=1.0)
+    return LayerFit(matrix, before, after, condition, fallbacks)
