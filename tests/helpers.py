@@ -111,7 +111,9 @@ def random_network(structure: int, weights: int = 0, classes: int = 5) -> nn.Mod
         layers += [nn.Linear(features, hidden, bias=draw.pick(True, False)), nn.BatchNorm1d(hidden), draw.act()]
         features = hidden
     layers.append(nn.Linear(features, classes, bias=draw.pick(True, False)))
-    return randomised(nn.Sequential(*layers), weights)
+    network = nn.Sequential(*layers)
+    network.origin = "random", structure  # type: ignore[assignment]
+    return randomised(network, weights)
 
 
 def _size(layers: Sequence[nn.Module]) -> torch.Size | None:
@@ -149,7 +151,23 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
 
 def resnet(name: str, weights: int = 0, classes: int = 5, width: int = 1) -> nn.Module:
     """A named network with random batch-norm statistics."""
-    return randomised(Architecture(name, classes, width=width).build(), weights)
+    network = Architecture(name, classes, width=width).build()
+    network.origin = name, width  # type: ignore[assignment]
+    return randomised(network, weights)
+
+
+SPECS: dict[tuple[object, ...], Spec] = {}
+
+
+def traced(network: nn.Module, shape: tuple[int, int, int]) -> Spec:
+    """The spec of a network, derived once for all of one origin and the same modules, which differ in weights alone."""
+    origin = getattr(network, "origin", None)
+    if origin is None:
+        return trace(network, shape)
+    key = origin, shape, network.training, repr(network)
+    if key not in SPECS:
+        SPECS[key] = trace(network, shape)
+    return SPECS[key]
 
 
 def permuted_copy(network: nn.Module, twin: nn.Module, spec: Spec, seed: int) -> dict[str, Tensor]:
@@ -172,7 +190,7 @@ def moved(base: nn.Module, seed: int, length: float = 0.2) -> nn.Module:
 
 def permuted_family(network: nn.Module, count: int, shape: tuple[int, int, int] = PICTURE) -> list[nn.Module]:
     """The network and copies of it, whose units stand in other orders."""
-    spec, copies = trace(network, shape), [copy.deepcopy(network) for _ in range(count - 1)]
+    spec, copies = traced(network, shape), [copy.deepcopy(network) for _ in range(count - 1)]
     for seed, twin in enumerate(copies):
         permuted_copy(network, twin, spec, seed)
     return [network, *copies]
@@ -272,7 +290,7 @@ def make_problem(
     **others: Any,
 ) -> Case:
     """The sources with statistics of random pictures, source s owning domain s."""
-    spec = trace(sources[0], shape)
+    spec = traced(sources[0], shape)
     classes = {
         domain: tuple(f"{domain if mode == 'different' else ''}{i}" for i in range(logits(source)))
         for domain, source in zip(DOMAINS, sources, strict=False)

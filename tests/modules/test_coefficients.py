@@ -181,13 +181,13 @@ def test_checkpoints_are_students_and_an_interrupted_fit_goes_on(
     module, whole = place.module(method), place.trainer(max_epochs=4)
     module.on_train_epoch_end = lambda: whole.save_checkpoint(tmp_path / f"{module.current_epoch}.ckpt")  # type: ignore[method-assign]
     whole.fit(module, datamodule=data)
-    final, half = place.student("concrete"), load_student(tmp_path / "1.ckpt")
+    final, half = place.student(method.name), load_student(tmp_path / "1.ckpt")
     assert half.lineage["fitted"]["steps"] == 2  # type: ignore[index]
     assert not same_state(half.network.state_dict(), final.network.state_dict())
     assert same_state(load_student(tmp_path / "3.ckpt").network.state_dict(), final.network.state_dict())
     again = place.trainer(max_epochs=4)
     again.fit(place.module(method), datamodule=data, ckpt_path=tmp_path / "1.ckpt", weights_only=True)
-    resumed = place.student("concrete").lineage
+    resumed = place.student(method.name).lineage
     assert resumed["fitted"]["steps"] == again.global_step == 4  # type: ignore[index]
     learned = [one["learned"] for one in (resumed, final.lineage, half.lineage)]  # type: ignore[index]
     assert learned[0]["open"] == learned[1]["open"] == learned[2]["open"], "the mask was done"
