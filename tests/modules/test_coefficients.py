@@ -1,21 +1,23 @@
 """Coefficients learned by a trainer: the same as in a merge, in a file that is a student, and what is refused."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import close, gathered, merge_case, permuted_copy, resnet, same_state, space_of
+from helpers import close, gathered, permuted_copy, resnet, same_state
 from lightning.pytorch import Trainer
 
+from project.allocation import Budget
 from project.data import DomainDataModule, Shapes, UnlabelledDataModule
 from project.errors import ConfigurationError
-from project.methods import AdaMerging, Concrete
+from project.methods import AdaMerging, Concrete, Evidence, Run
 from project.methods.shared import Learned
+from project.methods.shared.aligned import Space
 from project.modules import CoefficientModule, MergeModule
 from project.moments import UNITS
+from project.runtime import World
 from project.student import Student, load_source, load_student
 from project.symmetry import trace
 
@@ -84,7 +86,7 @@ def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None
     merge.prepare(data)
     assert merge.problem is not None
     pictures = {d: [batch[d] for batch, _, _ in data.calibration_dataloader()] for d in DOMAINS}
-    (made,) = merge_case(method, replace(merge.problem, pictures=pictures), [1.0])
+    (made,) = method.merge(merge.problem, Evidence(pictures=pictures), Run(), [Budget(1.0)])
     for name, _ in made.student.network.named_parameters():
         mine, theirs, start = (
             network.get_parameter(name).detach()
@@ -119,8 +121,8 @@ def test_a_fit_aligns_as_a_merge_does(place: Place, align: str, tmp_path: Path) 
         student, problem = place.student("adamerging"), module.problem
         assert problem is not None
         batches = [(d, batch[d]) for batch, _, _ in data.calibration_dataloader() for d in DOMAINS]
-        seen = replace(problem, statistics=gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
-        maps = space_of(seen, align).maps
+        evidence = Evidence(gathered(problem.sources, spec, batches, DOMAINS, [UNITS]))
+        maps = Space.of(problem, evidence, World(), align).maps  # type: ignore[arg-type]
         assert all(torch.equal(student.maps[name].members, units.members) for name, units in maps.items())
         with torch.no_grad():
             answers.append(student(asked))
