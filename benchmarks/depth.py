@@ -21,7 +21,8 @@ from torch import Tensor, fx, nn
 
 from project.cli import MergeCLI
 from project.cli import main as pleas
-from project.data import DomainDataModule, DomainNet
+from project.data import DomainDataModule
+from project.data.sets import DomainNet
 from project.moments import Run
 from project.runtime import atomic_text
 from project.student import Student

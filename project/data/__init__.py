@@ -6,15 +6,15 @@ The data modules are Lightning's, which is imported when one of them is first as
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from project.data.cub import CUB
-from project.data.dogs import StanfordDogs
 from project.data.domain import Domain, DomainSet, Sample
-from project.data.domainnet import DomainNet
 from project.data.domains import Domains
 from project.data.folders import ImageFolders, PictureFolder
-from project.data.nabirds import NABirds
-from project.data.pets import OxfordPets
 from project.data.pictures import open_picture
+from project.data.sets.cub import CUB
+from project.data.sets.dogs import StanfordDogs
+from project.data.sets.domainnet import DomainNet
+from project.data.sets.nabirds import NABirds
+from project.data.sets.pets import OxfordPets
 from project.data.shapes import Shapes
 from project.data.transforms import evaluation_transform
 

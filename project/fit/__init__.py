@@ -5,8 +5,7 @@ from project.fit.factor import Factor
 from project.fit.gain import separation_gains
 from project.fit.inversion import restyled, strangeness
 from project.fit.joint import View, fit_layer
-from project.fit.kept_fits import KeptFits
-from project.fit.layer_fit import LayerFit, Measurements
+from project.fit.layer_fit import KeptFits, LayerFit, Measurements
 from project.fit.normal_equations import damping
 from project.fit.row_blocks import effort
 from project.fit.sequential import SequentialFit

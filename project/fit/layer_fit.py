@@ -1,12 +1,13 @@
 """A fitted layer, and what is measured of its fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Self
 
 from torch import Tensor
 
 from project.fit.factor import Factor
+from project.runtime import Progress
 
 
 @dataclass(frozen=True)
@@ -139,3 +140,30 @@ def fit_of(matrix: Tensor, residuals: Sequence[Residual], fallbacks: int) -> Lay
     after = max(sum(part.after for part in residuals), 0.0) / power
     condition = max((part.condition for part in residuals), default=1.0)
     return LayerFit(matrix, before, after, condition, fallbacks)
+
+
+class KeptFits:
+    """The fits of one walk through a network's layers, in order: the first ones recalled, the others kept when made.
+
+    Args:
+        progress: For this walk alone.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.number, self.recalling = progress, 0, True
+
+    def __call__(self, layer: str, solve: Callable[[], LayerFit]) -> LayerFit:
+        """Recall the next layer's fit, or make and keep it.
+
+        Args:
+            layer: The layer's name.
+            solve: Makes the fit, where it was not kept.
+        """
+        name, self.number = f"{self.number:04}-{layer}", self.number + 1
+        kept = self.progress.recall(name) if self.recalling else None
+        if kept is not None:
+            return LayerFit(**{**kept, "matrix": kept["matrix"].to(self.progress.device)})
+        self.recalling = False
+        fit = solve()
+        self.progress.keep(name, vars(fit))
+        return fit

@@ -69,7 +69,7 @@ class SequentialFit:
         world: The processes among which the pictures are dealt out; they share the solves.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with its name and what solves it; may give back what an earlier walk
-            found instead, see :class:`~project.fit.kept_fits.KeptFits`.
+            found instead, see :class:`~project.fit.layer_fit.KeptFits`.
     """
 
     def __init__(

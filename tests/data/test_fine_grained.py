@@ -83,7 +83,7 @@ def test_pets_are_downloaded_only_on_demand(tmp_path: Path, monkeypatch: pytest.
     def refused(*_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("project.data.pets.OxfordIIITPet", refused)
+    monkeypatch.setattr("project.data.sets.pets.OxfordIIITPet", refused)
     OxfordPets(tmp_path).prepare()
     with pytest.raises(DataError, match=r"could not be downloaded .*no network"):
         OxfordPets(tmp_path, download=True).prepare()

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from project.data.domain import Domain, DomainSet, alone, choose
-from project.data.domainnet import DomainNet
+from project.data.sets.domainnet import DomainNet
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES

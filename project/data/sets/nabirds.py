@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from project.data.domain import Domain, DomainSet
-from project.data.tables import read_tables
+from project.data.sets.tables import read_tables
 
 
 class NABirds(DomainSet):
