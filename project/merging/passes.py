@@ -19,7 +19,7 @@ from project.methods import Merged
 from project.models import MultiHead
 from project.runtime import World, tell, waiting
 from project.runtime.spill import Waiting
-from project.student import reestimation
+from project.student import mixed, reestimation
 
 Batch = Mapping[str, tuple[Tensor, Tensor | None]]
 """Domain -> pictures (batch, channels, height, width) and, where there are any, their labels (batch,)."""
@@ -216,9 +216,9 @@ class ReestimationPass(Pass):
 
     def step(self, number: int, batch: Batch) -> None:
         """Run the students on the pictures of all domains, mixed."""
-        mixed = torch.cat([pictures for pictures, _ in batch.values()])
+        pictures = mixed({domain: part for domain, (part, _) in batch.items()})
         for student in self.students:
-            student(mixed)
+            student(pictures)
 
     def end(self, world: World) -> None:
         """Average over the processes and close the batch norms."""

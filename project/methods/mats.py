@@ -25,7 +25,7 @@ from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
 from project.moments import DIAGONAL, FACTORS, INPUTS, PICTURES, Classes, fisher_need
 from project.runtime import World
-from project.student import Student, renormalise
+from project.student import Student, batches_of_all, renormalise
 
 Estimate = Literal["average", "diagonal", "gram", "kfac"]
 STARTS = {"taskarithmetic": TaskArithmetic, "ties": TIES}
@@ -154,7 +154,7 @@ class MaTS(Arithmetic):
                     if self.watch and step % self.watch == 0:
                         write(student, {**parameters, **_solutions(space, solvers)})
                         settled = deepcopy(student)
-                        renormalise(settled, space.evidence.pictures, run.world)
+                        renormalise(settled, batches_of_all(space.evidence.pictures), run.world)
                         curves.divergence[step] = divergence(settled, space.problem, space.evidence.pictures, run.world)
                     if step == self.iterations or not self._step([solver for _, solver in solvers], run.world):
                         break

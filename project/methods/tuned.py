@@ -22,7 +22,7 @@ from project.methods.shared.divergence import divergence, domain_mean
 from project.methods.shared.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
-from project.student import Student, renormalise
+from project.student import Student, batches_of_all, renormalise
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -199,7 +199,7 @@ class Tuned(Method):
         student = merged.student
         if not merged.settled:
             student = deepcopy(student)
-            renormalise(student, kept.pictures, world)
+            renormalise(student, batches_of_all(kept.pictures), world)
         if self.criterion == "divergence":
             return divergence(student, problem, held.pictures, world)
         judge = _entropy if self.criterion == "entropy" else _hits

@@ -30,7 +30,7 @@ from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World
-from project.student import Source, Student, reestimation, save_student, student_entries
+from project.student import Source, Student, renormalise, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -220,12 +220,13 @@ class CoefficientModule(LightningModule):
             student = deepcopy(self._objective.student)
             write(student, self.method.merged(self._blend))
             loader = self.trainer.datamodule.calibration_dataloader()  # type: ignore[attr-defined]
-            with reestimation(student.network, student.exact_norms, World.current().reduce):
-                for batch in loader:
-                    parts = [pictures.to(self.device) for pictures in batch.values() if pictures is not None]
-                    student(torch.cat(parts))
+            renormalise(student, (self._moved(batch) for batch in loader), World.current())
             self._renormalised = self.global_step, student
         return self._renormalised[1]
+
+    def _moved(self, batch: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """A batch of calibration pictures, on this module's device."""
+        return {domain: None if part is None else part.to(self.device) for domain, part in batch.items()}
 
     def _finished(self) -> Student:
         """The same, which also says where it comes from."""

@@ -139,21 +139,36 @@ def reestimate(network: nn.Module, batches: Iterable[Tensor], skip: Collection[s
 
 
 @torch.no_grad()
-def renormalise(student: Student, batches: Mapping[str, Iterable[Tensor]], world: World = ALONE) -> None:
+def renormalise(student: Student, batches: Iterable[Mapping[str, Tensor | None]], world: World = ALONE) -> None:
     """Replace the running statistics of a student by those of calibration pictures, all domains mixed.
 
     Args:
         student: Changed in place; in eval mode afterwards.
-        batches: domain -> this process' batches, each (batch, channels, height, width); the first of all domains are
-            run together, then the second, and so on, as long as any domain has one.
+        batches: This process' batches: domain -> pictures (batch, channels, height, width), or None where it has no
+            more; see :func:`batches_of_all`.
         world: The processes that share the pictures.
 
     Raises:
         MergeError: If no batch holds two values a unit.
     """
     with reestimation(student.network, student.exact_norms, world.reduce):
-        for parts in zip_longest(*batches.values()):
-            student(torch.cat([part for part in parts if part is not None]))
+        for batch in batches:
+            student(mixed(batch))
+
+
+def mixed(batch: Mapping[str, Tensor | None]) -> Tensor:
+    """Put the pictures of all domains together: shape (sum of the batches, channels, height, width)."""
+    return torch.cat([pictures for pictures in batch.values() if pictures is not None])
+
+
+def batches_of_all(pictures: Mapping[str, Iterable[Tensor]]) -> Iterator[dict[str, Tensor | None]]:
+    """Take the first batches of all domains together, then the second ones, as long as any domain has one.
+
+    Args:
+        pictures: domain -> its batches, each (batch, channels, height, width).
+    """
+    for parts in zip_longest(*pictures.values()):
+        yield dict(zip(pictures, parts, strict=True))
 
 
 def running_variances(network: nn.Module, skip: Collection[str] = ()) -> dict[str, float]:

@@ -66,7 +66,7 @@ def test_a_student_is_renormalised_on_all_domains_together() -> None:
     case = make_problem([random_network(3, seed) for seed in range(2)], batches=[])
     start, together, expected = (case.start(space_of(case, "none").maps) for _ in range(3))
     art, birds = [pictures(4, 0), pictures(3, 1)], [pictures(5, 2)]
-    renormalise(together, {"art": art, "birds": birds})
+    renormalise(together, batches_of_all({"art": art, "birds": birds}))
     reestimate(expected.network, [torch.cat([art[0], birds[0]]), art[1]])
     assert same_state(together.state_dict(), expected.state_dict())
     assert not same_state(together.state_dict(), start.state_dict())
