@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,13 @@ def few_threads() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def other_rounding() -> Iterator[None]:
-    """Where ``make test-rounding`` asks for it, sources and pictures are those of another rounding."""
-    with disturbance():
+def other_rounding(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where ``make test-rounding`` asks for it, sources and pictures are those of another rounding.
+
+    A module whose ``OTHER_PROCESSES`` read pictures too, and must see the same to the last bit, has only its sources'
+    weights disturbed, which all read from files.
+    """
+    with nullcontext() if getattr(request.module, "OTHER_PROCESSES", False) else disturbance():
         yield
 
 

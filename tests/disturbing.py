@@ -19,7 +19,7 @@ INITIALISERS = ("kaiming_uniform_", "kaiming_normal_", "uniform_", "normal_", "t
 
 def disturbed(tensor: Tensor) -> Tensor:
     """The tensor times 1 + ``SHARE`` · noise, which hangs on its values alone: equal tensors stay equal."""
-    if not SHARE or not tensor.is_floating_point():
+    if not SHARE or tensor.is_meta or not tensor.is_floating_point():
         return tensor
     generator = torch.Generator().manual_seed(zlib.crc32(tensor.detach().contiguous().numpy().tobytes()))
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
