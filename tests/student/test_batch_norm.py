@@ -6,7 +6,7 @@ from helpers import make_problem, pictures, random_network, same_state, space_of
 from torch import nn
 
 from project.errors import MergeError
-from project.student import reestimate, reestimation, renormalise, running_variances
+from project.student import batches_of_all, reestimate, reestimation, renormalise, running_variances
 
 
 def network() -> nn.Sequential:
