@@ -173,10 +173,11 @@ class MergeTrainer(Trainer):
         return found
 
     def _write(self, folder: Path, model: MergeModule, callback: MergeCallback, results: Results) -> None:
-        for stale in (folder / "students").glob("*.ckpt"):
-            stale.unlink()  # of an earlier run that this one was told to overwrite
+        for suffix in ("safetensors", "ckpt"):
+            for stale in (folder / "students").glob(f"*.{suffix}"):
+                stale.unlink()  # of an earlier run that this one was told to overwrite
         for merged in model.merged:
-            save_student(merged.student, folder / "students" / f"{merged.name}.ckpt")
+            save_student(merged.student, folder / "students" / f"{merged.name}.safetensors")
         results.write(folder)
         accuracy_figure(results.rows).savefig(folder / "accuracy.png", dpi=150)
         if paths := results.details.get("connectivity"):

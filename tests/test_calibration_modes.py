@@ -55,7 +55,7 @@ def test_without_pictures_norms_stay_at_the_mean_and_the_table_says_so(workplace
         assert rows[name]["batch norm"] == "sources' mean"
         assert rows[name]["before BN"] is None
     assert json.loads((run / "results.json").read_text())["calibration"] == {}
-    student = project.load_student(run / "students" / "average-1.00.ckpt").network.state_dict()
+    student = project.load_student(run / "students" / "average-1.00.safetensors").network.state_dict()
     sources = [torch.load(workplace / f"{seed}.pth") for seed in range(2)]
     for name in ("bn1.running_mean", "bn1.running_var"):
         assert torch.allclose(student[name], (sources[0][name] + sources[1][name]) / 2)

@@ -114,8 +114,8 @@ def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
 
 
 def test_a_student_loads_without_its_sources(tiny: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "student.ckpt"
-    kept.write_bytes((tiny / "merge" / "students" / "pleas-1.50.ckpt").read_bytes())
+    kept = tmp_path / "student.safetensors"
+    kept.write_bytes((tiny / "merge" / "students" / "pleas-1.50.safetensors").read_bytes())
     student = project.load_student(kept)
     assert not student.training
     assert student(torch.zeros(2, 3, 16, 16)).shape == (2, 12)
@@ -140,11 +140,11 @@ def test_test_scores_what_merge_scored(tiny: Path) -> None:
 def test_a_student_is_refined_tested_and_merged_again(tiny: Path) -> None:
     run("fit", "fit_refine")
     folder = tiny / "refine"
-    path = folder / "students" / "pleas-1.50-refined.ckpt"
+    path = folder / "students" / "pleas-1.50-refined.safetensors"
     refined, (checkpoint,) = project.load_student(path), (folder / "checkpoints").iterdir()
     assert refined.lineage["refined"][0]["steps"] == 8  # type: ignore[index]
     assert same_state(refined.network.state_dict(), project.load_student(checkpoint).network.state_dict())
-    before = project.load_student(tiny / "merge" / "students" / "pleas-1.50.ckpt")
+    before = project.load_student(tiny / "merge" / "students" / "pleas-1.50.safetensors")
     assert not same_state(refined.network.state_dict(), before.network.state_dict())
     run("test", "test", "--run", "runs/tiny/refined", "--model.init_args.networks", json.dumps([str(path)]))
     assert (tiny / "refined" / "scores.csv").exists()
@@ -155,7 +155,7 @@ def test_a_student_is_refined_tested_and_merged_again(tiny: Path) -> None:
 def test_coefficients_are_learned_in_epochs_tested_and_merged_again(tiny: Path) -> None:
     run("fit", "fit_coefficients")
     folder = tiny / "coefficients"
-    path = folder / "students" / "adamerging-1.00.ckpt"
+    path = folder / "students" / "adamerging-1.00.safetensors"
     student, (checkpoint,) = project.load_student(path), (folder / "checkpoints").iterdir()
     assert student.lineage["fitted"]["steps"] == 8  # type: ignore[index]
     assert same_state(student.network.state_dict(), project.load_student(checkpoint).network.state_dict())
@@ -164,7 +164,7 @@ def test_coefficients_are_learned_in_epochs_tested_and_merged_again(tiny: Path) 
     files = ["--model.init_args.sources", json.dumps([{"path": str(path), "domains": ["sketch"]}, {
         "path": "runs/tiny/clipart/checkpoints/best.ckpt", "domains": ["clipart"]}])]  # fmt: skip
     run("merge", "merge", *files, *methods, "--model.init_args.budgets", "[1.0]", "--run", "runs/tiny/coefficients2")
-    assert (tiny / "coefficients2" / "students" / "average-1.00.ckpt").exists()
+    assert (tiny / "coefficients2" / "students" / "average-1.00.safetensors").exists()
 
 
 def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
@@ -183,7 +183,7 @@ def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
     with torch.no_grad():
         expected = torch.cat([source(probe) for source in sources], 1)
         for name in ("permutation-2.00", "pleas-2.00"):
-            student = project.load_student(tiny / "apart" / "students" / f"{name}.ckpt")
+            student = project.load_student(tiny / "apart" / "students" / f"{name}.safetensors")
             assert torch.allclose(student(probe), expected, atol=1e-3 * float(expected.abs().max())), name
 
 
@@ -256,7 +256,7 @@ def test_budgets_in_any_unit_spent_by_gain(tiny: Path) -> None:
     assert rows["pleas-1.40x_params"]["nominal"] == rows["pleas-1.40x_params"]["executed"]
     assert rows["pleas-2.00x_B"]["nominal"] == 2.0
     assert set(found["separated"]) == {name for name in rows if name.startswith("pleas")}
-    assert (tiny / "units" / "students" / "pleas-1.40x_params.ckpt").exists()
+    assert (tiny / "units" / "students" / "pleas-1.40x_params.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None
     for method in ("pleas", "joint"):
         partial = rows[f"{method}-1.70"]
         assert partial["nominal"] == partial["executed"] == pytest.approx(1.7, abs=0.03)
-        student = project.load_student(f"merged/students/{method}-1.70.ckpt")
+        student = project.load_student(f"merged/students/{method}-1.70.safetensors")
         shared = {int(sources.sum()) for units in student.maps.values() for sources in units.present}
         assert shared > {1, count}, "some units stand for some of the sources, not one, not all"
 
@@ -338,7 +338,7 @@ def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) 
 
 
 def test_another_picture_size_is_noticed(tiny: Path) -> None:
-    student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])
+    student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.safetensors")])
     larger = ["--data.init_args.image_size", "24", "--model.init_args.networks", student]
     with pytest.warns(UserWarning, match=r"pleas-1\.50 was made for image_size 16, but data gives image_size 24\."):
         run("test", "test", "--run", "runs/tiny/larger", *larger)
@@ -383,7 +383,7 @@ def test_predict_takes_any_folder(tiny: Path, two_heads: Path, tmp_path: Path) -
         assert [row["rank"] for row in rows] == ["1", "2", "3"] * (len(rows) // 3), "as the config has it"
         return {str(Path(row["picture"]).resolve()): row for row in rows if row["rank"] == "1"}
 
-    whole = [network, json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])]
+    whole = [network, json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.safetensors")])]
     found = answers("any", *whole)
     expected = {str(Path(path).resolve()): row for path, row in known.items()}
     assert len(found) == len(sorted(known)[::5])
@@ -391,16 +391,17 @@ def test_predict_takes_any_folder(tiny: Path, two_heads: Path, tmp_path: Path) -
         assert row["domain"] == ""
         assert row["class"] == expected[path]["class"]
         assert float(row["probability"]) == pytest.approx(float(expected[path]["probability"]), abs=2e-4)
-    two = [network, json.dumps([str(two_heads / "students" / "pleas-1.00.ckpt")])]
+    two = [network, json.dumps([str(two_heads / "students" / "pleas-1.00.safetensors")])]
     joint = answers("joint", *two)
     assert joint.keys() == found.keys()
     assert {row["head"] for row in joint.values()} <= {"clipart", "sketch"}
     assert {row["head"] for row in answers("named", *two, "--model.init_args.head", "sketch").values()} == {"sketch"}
     with pytest.warns(UserWarning, match=r"head is 'sketch', but network pleas-1\.50 has one head for all"):
         answers("one-head", *whole, "--model.init_args.head", "sketch")
-    student = tiny / "merge" / "students" / "pleas-1.50.ckpt"
+    student = tiny / "merge" / "students" / "pleas-1.50.safetensors"
+    pair = [str(student), str(student.with_name("pleas-1.00.safetensors"))]
     with pytest.warns(UserWarning, match=r"the first of 2 networks answers alone: pleas-1\.50"):
-        assert answers("any", network, json.dumps([str(student), str(student.with_name("pleas-1.00.ckpt"))])) == found
+        assert answers("any", network, json.dumps(pair)) == found
     plain = tmp_path / "plain.pth"
     torch.save(load_source(tiny / "sketch" / "checkpoints" / "best.ckpt").network.state_dict(), plain)
     for words, asked, more in (
@@ -432,7 +433,7 @@ def test_predict_takes_any_folder(tiny: Path, two_heads: Path, tmp_path: Path) -
 
 
 def test_different_label_spaces_get_a_head_each(two_heads: Path) -> None:
-    student = project.load_student(two_heads / "students" / "pleas-1.00.ckpt")
+    student = project.load_student(two_heads / "students" / "pleas-1.00.safetensors")
     assert student(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
     assert student.labels.columns("sketch") == slice(12, 24)
 
@@ -442,7 +443,8 @@ def test_a_saved_config_replays_its_run(tiny: Path) -> None:
     main(["merge", "--config", str(first / "config.yaml"), "--run", "runs/tiny/replayed"])
     second = tiny / "replayed"
     for name in ("average-1.00", "pleas-1.00", "pleas-1.50"):
-        mine, theirs = (project.load_student(f / "students" / f"{name}.ckpt").state_dict() for f in (first, second))
+        paths = (folder / "students" / f"{name}.safetensors" for folder in (first, second))
+        mine, theirs = (project.load_student(path).state_dict() for path in paths)
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), "same seed, same files: bit for bit"
     tables = [json.loads((f / "results.json").read_text())["table"] for f in (first, second)]
     assert [{**row, "seconds": None} for row in tables[0]] == [{**row, "seconds": None} for row in tables[1]]
@@ -452,8 +454,8 @@ def test_a_saved_config_replays_its_run(tiny: Path) -> None:
 def test_students_are_sources_again(tiny: Path) -> None:
     students = tiny / "merge" / "students"
     sources = json.dumps([
-        {"path": str(students / "permutation-1.50.ckpt"), "domains": ["clipart"]},
-        {"path": str(students / "pleas-1.50.ckpt"), "domains": ["sketch"]},
+        {"path": str(students / "permutation-1.50.safetensors"), "domains": ["clipart"]},
+        {"path": str(students / "pleas-1.50.safetensors"), "domains": ["sketch"]},
     ])  # fmt: skip
     run(
         "merge",
@@ -628,7 +630,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     probe = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    for path in sorted((tiny / "one" / "students").glob("*.ckpt")):
+    for path in sorted((tiny / "one" / "students").glob("*.safetensors")):
         one, two = (project.load_student(tiny / name / "students" / path.name) for name in ("one", "two"))
         with torch.no_grad():
             a, b = one(probe), two(probe)
@@ -651,7 +653,7 @@ def test_two_processes_refine_one_student(tiny: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    refined = project.load_student(tiny / "refine2" / "students" / "pleas-1.50-refined.ckpt")
+    refined = project.load_student(tiny / "refine2" / "students" / "pleas-1.50-refined.safetensors")
     assert refined.lineage["refined"][0]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
 
 
@@ -661,7 +663,7 @@ def test_two_processes_predict_one_picture_once(tiny: Path, tmp_path: Path) -> N
     """Which leaves one of them none."""
     picture = next((tiny / "data").rglob("*.png"))
     (tmp_path / "one.png").symlink_to(picture.resolve())
-    student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.ckpt")])
+    student = json.dumps([str(tiny / "merge" / "students" / "pleas-1.50.safetensors")])
     command = [
         sys.executable, "-m", "project", "predict", "--config", str(TINY.parent / "predict.yaml"),
         "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2",
@@ -698,16 +700,16 @@ def test_two_processes_learn_one_set_of_coefficients(tiny: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-    fitted = project.load_student(tiny / "coefficients-two" / "students" / "adamerging-1.00.ckpt")
+    fitted = project.load_student(tiny / "coefficients-two" / "students" / "adamerging-1.00.safetensors")
     assert fitted.lineage["fitted"]["steps"] == 4, "each takes half of the pictures"  # type: ignore[index]
     alone = ["--run", "runs/tiny/coefficients-one", *fit[-2:]]
     run("fit", "fit_coefficients", *alone)
-    one = project.load_student(tiny / "coefficients-one" / "students" / "adamerging-1.00.ckpt")
+    one = project.load_student(tiny / "coefficients-one" / "students" / "adamerging-1.00.safetensors")
     same = [torch.equal(units.members, fitted.maps[name].members) for name, units in one.maps.items()]
     assert all(same), "units are matched by what both have seen"
-    merged = project.load_student(tiny / "ada" / "students" / "adamerging-1.00.ckpt").lineage["learned"]
+    merged = project.load_student(tiny / "ada" / "students" / "adamerging-1.00.safetensors").lineage["learned"]
     assert max(abs(one - 0.3) for one in merged["coefficients"]["sketch"].values()) > 2e-3  # type: ignore[index]
-    assert (tiny / "ada" / "students" / "adamerging-tuned-1.00.ckpt").exists()
+    assert (tiny / "ada" / "students" / "adamerging-tuned-1.00.safetensors").exists()
 
 
 def test_a_process_without_pictures_is_refused() -> None:
@@ -746,7 +748,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     labels += ["regmean-by-labels", *(f"interpolation-1-2-{t}" for t in (0, 0.5, 1))]
     assert {name for name in rows if name.endswith("-1.00")} == {f"{label}-1.00" for label in labels}
     for label in labels:
-        student = project.load_student(folder / "students" / f"{label}-1.00.ckpt")
+        student = project.load_student(folder / "students" / f"{label}-1.00.safetensors")
         row = rows[f"{label}-1.00"]
         if label == "wemoe":
             assert row["nominal"] == row["executed"] > 1.0
@@ -771,7 +773,9 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     assert len(events.Scalars("coefficient clipart/adamerging-1.00")) == 22, "one for every layer of a ResNet-20"
     assert len(events.Scalars("held-out entropy/taskarithmetic-tuned-1.00/all layers")) == 3
     assert [one.step for one in events.Scalars("coefficient/concrete-adamerging-1.00/all layers")] == [0, 1, 2, 3, 4]
-    chosen = project.load_student(folder / "students" / "regmean-by-labels-1.00.ckpt").lineage["learned"]["tuned"]  # type: ignore[index]
+    chosen = project.load_student(folder / "students" / "regmean-by-labels-1.00.safetensors").lineage["learned"][
+        "tuned"
+    ]  # type: ignore[index]
     assert len(chosen["scores"]) == 4
     assert found["lineage"]["regmean-by-labels-1.00"]["learned"]["tuned"] == chosen
     assert chosen["setting"]["off_diagonal"] in (0.1, 0.9)
@@ -792,7 +796,7 @@ def test_mixtures_in_one_merge(tiny: Path) -> None:
     rows = {row["network"]: row for row in json.loads((folder / "results.json").read_text())["table"]}
     norms = {"smile": "sources' own", "smile-merged": "re-estimated", "wemoe": "re-estimated"}
     for label, words in norms.items():
-        row, path = rows[f"{label}-1.00"], folder / "students" / f"{label}-1.00.ckpt"
+        row, path = rows[f"{label}-1.00"], folder / "students" / f"{label}-1.00.safetensors"
         student = project.load_student(path)
         assert row["batch norm"] == words
         assert row["nominal"] == row["executed"] > 1.0

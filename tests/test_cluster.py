@@ -229,7 +229,7 @@ def sources() -> list[str]:
 
 
 def same_student(one: str, two: str) -> None:
-    mine, theirs = (project.load_student(f"{run}/students/pleas-1.00.ckpt") for run in (one, two))
+    mine, theirs = (project.load_student(f"{run}/students/pleas-1.00.safetensors") for run in (one, two))
     probe = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         a, b = mine(probe), theirs(probe)

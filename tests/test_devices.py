@@ -272,5 +272,5 @@ def test_the_other_commands_stay_on_the_device_of_the_trainer(inside: Path) -> N
             ("predict", "predict"),
         ):
             command(subcommand, config, "--run", f"runs/there/{config}")
-    refined = load_student(inside / "runs" / "there" / "fit_refine" / "students" / "pleas-1.50-refined.ckpt")
+    refined = load_student(inside / "runs" / "there" / "fit_refine" / "students" / "pleas-1.50-refined.safetensors")
     assert torch.isfinite(refined(pictures(2, 0, (3, 16, 16)))).all()

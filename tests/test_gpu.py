@@ -126,7 +126,7 @@ def test_the_command_runs_from_end_to_end(inside: Path, device: torch.device) ->
     made = [row["network"] for row in rows if row["kind"] == "student"]
     assert len(made) > 20
     for name in made:
-        student = load_student(folder / "students" / f"{name}.ckpt")
+        student = load_student(folder / "students" / f"{name}.safetensors")
         assert torch.isfinite(student.probabilities(pictures(2, 0, (3, 16, 16)), "sketch")).all(), name
 
 
@@ -170,7 +170,7 @@ def test_two_accelerators_make_the_student_of_one(inside: Path, device: torch.de
         command += ["--trainer.accelerator", "gpu", "--trainer.devices", count, "--trainer.strategy", "ddp"]
         environment = {**os.environ, "PYTHONPATH": str(TINY.parent.parent)}
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240)
-        source = load_source(inside / "runs" / count / "students" / "pleas-1.50.ckpt")
+        source = load_source(inside / "runs" / count / "students" / "pleas-1.50.safetensors")
         with torch.no_grad():
             found.append(source.network(pictures(16, 0, (3, 16, 16))))
     assert close(found[1], found[0], 1e-2)

@@ -55,7 +55,7 @@ def arguments(folder: Path, run: str, *extra: str, methods: list[dict[str, Any]]
 
 
 def students(folder: Path, run: str) -> dict[str, dict[str, torch.Tensor]]:
-    paths = sorted((folder / run / "students").glob("*.ckpt"))
+    paths = sorted((folder / run / "students").glob("*.safetensors"))
     return {path.stem: project.load_student(path).network.state_dict() for path in paths}
 
 
@@ -154,7 +154,7 @@ def gradient_arguments(folder: Path, run: str, *extra: str, methods: list[dict[s
 
 def same_as_uninterrupted(folder: Path, run: str) -> bool:
     """Files and all that was measured: of students in one network, and of one that is several."""
-    paths = sorted((folder / "gradients" / "students").glob("*.ckpt"))
+    paths = sorted((folder / "gradients" / "students").glob("*.safetensors"))
     assert [path.stem for path in paths] == ["emr-1.00", "fisher-1.00", "mats-1.00", "ties-1.00"]
     for path in paths:
         mine, theirs = (project.load_student(folder / one / "students" / path.name) for one in (run, "gradients"))
@@ -194,7 +194,7 @@ def test_a_student_that_starts_from_another_is_made_again_with_it(
     main(gradient_arguments(workplace, "start", methods=other))
     assert solved == [1]
     mine, ties = (
-        project.load_student(workplace / "start" / "students" / f"{name}-1.00.ckpt") for name in ("mats", "ties")
+        project.load_student(workplace / "start" / "students" / f"{name}-1.00.safetensors") for name in ("mats", "ties")
     )
     for name, one in mine.network.named_parameters():  # no step was taken from there
         assert torch.equal(one, ties.network.get_parameter(name))

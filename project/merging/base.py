@@ -26,7 +26,7 @@ def load_base(base: str, like: Source, picture: tuple[int, int, int]) -> nn.Modu
         CheckpointError: If it cannot be read or downloaded.
     """
     if Path(base).exists():
-        found = load_source(base, architecture=like.architecture.name)
+        found = load_source(base, None, like.architecture.name, like.architecture.arguments)
     else:
         try:
             network = pretrained(replace(like.architecture, num_classes=1000), base)

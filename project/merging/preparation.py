@@ -170,7 +170,7 @@ def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:
     try:
         differences = check_equivalence(source.network, spec, tolerance=tolerance)
     except MergeError as error:
-        raise MergeError(f"source {source.path}: {error}") from error
+        raise MergeError(f"source {source.origin}: {error}") from error
     worst = max(differences.values())
     rank_zero_info(
         f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "

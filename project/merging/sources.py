@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -24,13 +25,17 @@ class SourceFile:
             sources as domains are left without each other, the domain in its place among those. Outside a merge: else
             those that alone have as many classes as it has logits.
         name: Name in tables; default: its domains, outside a merge its file's name.
-        architecture: Name of the network; default: what the file says, else what its shapes tell.
+        architecture: Name of the network, or the dotted path of a class or function that builds it, such as
+            mypackage.models.MyNet; default: what the file says, else what its shapes tell. A file that says a dotted
+            path needs it here, too: files choose no code.
+        arguments: Keyword arguments of the class or function; default: what the file says.
     """
 
     path: Path
     domains: list[str] | None = None
     name: str | None = None
     architecture: str | None = None
+    arguments: dict[str, Any] | None = None
 
 
 def read_sources(files: Sequence[SourceFile]) -> list[Source]:
@@ -39,17 +44,17 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     Raises:
         ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
-    loaded = [load_source(file.path, file.name, file.architecture) for file in files]
+    loaded = [load_source(file.path, file.name, file.architecture, file.arguments) for file in files]
     for one, other in combinations(loaded, 2):
         if one.sha256 == other.sha256:
             raise ConfigurationError(
-                f"sources holds {one.path} and {other.path}, which are the same file; each source is merged once, "
+                f"sources holds {one.origin} and {other.origin}, which are the same file; each source is merged once, "
                 f"and one of several domains names them all in its domains."
             )
     hashes = [network_hash(one.network) for one in loaded]
     for (one, mine), (other, theirs) in combinations(zip(loaded, hashes, strict=True), 2):
         if mine == theirs:
-            raise ConfigurationError(f"sources holds {one.path} and {other.path}, which hold the same network.")
+            raise ConfigurationError(f"sources holds {one.origin} and {other.origin}, which hold the same network.")
     return loaded
 
 
@@ -87,15 +92,15 @@ def place_sources(
         raise ConfigurationError(f"sources have the names {', '.join(names)}; give each a name of its own.")
     for source, domains in zip(named, owned, strict=True):
         if source.description.label_space is not None:
-            check_classes(str(source.path), own_labels(source.description, labels, str(source.path)), labels)
+            check_classes(source.origin, own_labels(source.description, labels, source.origin), labels)
         counts = [len(labels.classes[domain]) for domain in domains]
         width = counts[0] if labels.mode == "shared" else sum(counts)
         if source.logits != width:
             raise ConfigurationError(
-                f"source {source.path} has {source.logits} logits, "
+                f"source {source.origin} has {source.logits} logits, "
                 f"but its domains {', '.join(domains)} have {width} classes."
             )
-        warn_of_preprocessing(str(source.path), source.description.preprocessing, preprocessing)
+        warn_of_preprocessing(source.origin, source.description.preprocessing, preprocessing)
     return named, owned
 
 

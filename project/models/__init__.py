@@ -6,14 +6,14 @@ from project.models.description import Description
 from project.models.files import Weights, read_weights
 from project.models.labels import LabelSpace
 from project.models.multihead import MultiHead
-from project.models.network import build_network, load_network
+from project.models.network import Named, build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
-from project.models.recognise import recognise
+from project.models.recognise import architecture_of, recognise
 from project.models.scores import DomainScores, JointScores
 
 __all__ = [
-    "Architecture", "Description", "DomainScores", "Heads", "JointScores", "LabelSpace", "MultiHead", "Preprocessing",
-    "Weights", "architectures", "build_network", "load_network", "pretrained", "read_weights", "recognise",
-    "written_out",
+    "Architecture", "Description", "DomainScores", "Heads", "JointScores", "LabelSpace", "MultiHead", "Named",
+    "Preprocessing", "Weights", "architecture_of", "architectures", "build_network", "load_network", "pretrained",
+    "read_weights", "recognise", "written_out",
 ]  # fmt: skip

@@ -1,8 +1,10 @@
 """Which network: a name and the few numbers that fix every shape in it."""
 
+import json
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 import torchvision
@@ -10,6 +12,7 @@ from torch import nn
 
 from project.errors import ConfigurationError, nearest
 from project.models.cifar import CifarResNet
+from project.models.custom import make
 
 Stem = Literal["imagenet", "small"]
 
@@ -34,14 +37,20 @@ def others() -> tuple[str, ...]:
 class Architecture:
     """A network that can be built from plain values alone; ``dataclasses.asdict`` of it is JSON.
 
+    One that is named by a dotted path is not built from here: what it names is code, which files may tell of and only
+    the user may choose, see :func:`project.models.network.untrained_network`.
+
     Args:
         name: ``resnet18``, ``34``, ``50``, ``101`` or ``152`` as torchvision has them, ``resnet20``, ``32``, ``44``,
-            ``56`` or ``110`` for small pictures, or another classification network by torchvision's name.
+            ``56`` or ``110`` for small pictures, another classification network by torchvision's name, or the dotted
+            path of a class or function that builds one.
         num_classes: Number of logits.
         stem: ``imagenet`` begins with a 7×7 convolution of stride 2 and max pooling; ``small`` with a 3×3 convolution
             of stride 1 and no pooling. The networks for small pictures always have the small one, torchvision's other
             networks their own, called ``imagenet`` here.
         width: Factor on all channels of the networks for small pictures.
+        arguments: Keyword arguments, as JSON has them, that torchvision's builder or the dotted path is called with;
+            None where they are not known.
 
     Raises:
         ConfigurationError: If the name is not known, or a value does not go with it.
@@ -51,15 +60,19 @@ class Architecture:
     num_classes: int
     stem: Stem = "imagenet"
     width: int = 1
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        if self.name not in (known := (*architectures(), *others())):
+        if self.arguments is not None:
+            object.__setattr__(self, "arguments", plain_arguments(self.arguments))
+        if not self.custom and self.name not in (known := (*architectures(), *others())):
             like = nearest(self.name, known)
             listed = "." if like else f": {', '.join(others())}."
             raise ConfigurationError(
                 f"architecture is {self.name!r}; there is none of that name{like}; allowed: "
-                f"{', '.join(architectures())}, or another classification network of torchvision{listed}"
+                f"{', '.join(architectures())}, a dotted path to a class or function that builds a network, or another "
+                f"classification network of torchvision{listed}"
             )
         if self.num_classes < 1:
             raise ConfigurationError(f"num_classes is {self.num_classes}; it must be at least 1.")
@@ -67,7 +80,7 @@ class Architecture:
             raise ConfigurationError(f"stem is {self.stem!r}; allowed: 'imagenet', 'small'.")
         if self.width < 1:
             raise ConfigurationError(f"width is {self.width}; it must be at least 1.")
-        if self.name in others() and self.stem != "imagenet":
+        if (self.custom or self.name in others()) and self.stem != "imagenet":
             raise ConfigurationError(f"stem is {self.stem!r}, but {self.name} has one stem, called 'imagenet' here.")
         if self.name in CIFAR_NETS:
             object.__setattr__(self, "stem", "small")  # one network, one description of it
@@ -75,19 +88,55 @@ class Architecture:
             raise ConfigurationError(
                 f"width is {self.width}, but {self.name} has one width; only {', '.join(CIFAR_NETS)} take another."
             )
+        if self.arguments and self.name in CIFAR_NETS:
+            raise ConfigurationError(f"arguments is {self.arguments}, but {self.name} takes none; allowed: width.")
+        for taken in ("weights", "num_classes"):
+            if not self.custom and taken in (self.arguments or {}):
+                raise ConfigurationError(f"arguments holds {taken!r}, which {self.name} takes from its file.")
+
+    @property
+    def custom(self) -> bool:
+        """Whether it is named by a dotted path."""
+        return "." in self.name
 
     def build(self) -> nn.Module:
-        """The network, randomly initialised, its parameters named as torchvision names them."""
+        """The network, randomly initialised, its parameters named as torchvision names them.
+
+        Raises:
+            ConfigurationError: If it is named by a dotted path, or does not take its arguments.
+        """
+        if self.custom:
+            raise ConfigurationError(f"{self.name} is code that nobody has named; pass it as architecture.")
         if self.name in CIFAR_NETS:
             return CifarResNet(CIFAR_NETS[self.name], self.num_classes, self.width)
         options = {"aux_logits": False, "init_weights": True} if self.name in WITH_AUXILIARY_HEADS else {}
         # RegNets compute their widths with tensors, which need values wherever the parameters are to lie.
         with torch.device("cpu") if self.name.startswith("regnet") else nullcontext():
-            network: nn.Module = torchvision.models.get_model(
-                self.name, weights=None, num_classes=self.num_classes, **options
+            network = make(
+                torchvision.models.get_model_builder(self.name),
+                {"weights": None, "num_classes": self.num_classes, **options, **(self.arguments or {})},
+                f"architecture {self.name!r}",
             )
         if self.stem == "small":
             network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
         return network
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as a file brings them back: tuples become lists.
+
+    Raises:
+        ConfigurationError: If one is no plain value.
+    """
+    found = {}
+    for name, value in arguments.items():
+        try:
+            found[str(name)] = json.loads(json.dumps(value))
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"arguments holds {name!r}, a {type(value).__name__}; allowed: numbers, strings, lists and mappings of "
+                f"them, or a network that is built already as architecture."
+            ) from error
+    return found

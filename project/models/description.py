@@ -10,6 +10,7 @@ from project.models.labels import LabelSpace
 from project.models.preprocessing import Preprocessing
 
 ENTRY = "pleas"  # one entry of our own: other tools' files hold "architecture" or "classes" of other forms
+DESCRIPTION = "description"  # what stands there in a student's safetensors file, where that entry holds the others too
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from project.errors import CheckpointError
-from project.models.description import ENTRY, Description
+from project.models.description import DESCRIPTION, ENTRY, Description
+from project.models.packing import unpacked
 
 WRAPPERS = ("network.", "module.", "model.", "_orig_mod.")  # FineTuneModule, DataParallel, custom, torch.compile
 
@@ -90,18 +91,27 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             f"{path} is damaged, or holds objects other than tensors and plain values, which are not loaded since they "
             "can run code; save its state dict alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, SafetensorError, json.JSONDecodeError, RecursionError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged: {reason}.") from error
     raise CheckpointError(f"{path} is not a file of weights, neither of PyTorch nor safetensors.")
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Metadata of safetensors are strings; ours are JSON."""
+    """Metadata of safetensors are strings; ours are JSON: a description, or all that a student holds."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    return tensors, {ENTRY: json.loads(metadata[ENTRY])} if ENTRY in metadata else {}
+    if ENTRY not in metadata:
+        return tensors, {}
+    content = json.loads(metadata[ENTRY])
+    if not isinstance(content, dict) or "format" not in content:
+        return tensors, {ENTRY: content}
+    try:
+        entries, rest = unpacked(content, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+    return rest, {**entries, ENTRY: entries.get(DESCRIPTION, {})}
 
 
 def _split(content: Any, path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -128,6 +138,12 @@ def _clean(tensors: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             if not tensor.isfinite().all():
                 raise CheckpointError(f"{path} holds values in {name!r} that are not finite.")
         state_dict[str(name)] = tensor
-    while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in state_dict)), None):
-        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
-    return state_dict
+    return dict(zip(bare_names(state_dict), state_dict.values(), strict=True))
+
+
+def bare_names(names: Iterable[str]) -> list[str]:
+    """Names of tensors without the prefixes that all of them share and that modules around a network put there."""
+    found = list(names)
+    while prefix := next((p for p in WRAPPERS if found and all(name.startswith(p) for name in found)), None):
+        found = [name.removeprefix(prefix) for name in found]
+    return found

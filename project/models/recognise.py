@@ -1,14 +1,23 @@
-"""Telling an architecture from the shapes of its tensors."""
+"""Telling an architecture from the shapes of its tensors, or from a network in memory."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from project.errors import CheckpointError
-from project.models.architecture import CIFAR_NETS, Architecture, architectures
+from project.models.alike import built_alike
+from project.models.architecture import CIFAR_NETS, WITH_AUXILIARY_HEADS, Architecture, architectures
+from project.models.cifar import CifarResNet
+from project.models.custom import count_logits, dotted_path, last_layer
 from project.models.strict import differences, summary
+
+SAY_SO = "{path: FILE, architecture: NAME}, where NAME is torchvision's or a dotted path to what builds it"
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> Architecture:
@@ -25,28 +34,100 @@ def recognise(state_dict: Mapping[str, Tensor]) -> Architecture:
     found = summary(differences(blueprint(nearest), state_dict))
     raise CheckpointError(
         f"The weights are of none of the known architectures ({', '.join(architectures())}); nearest is "
-        f"{nearest.name}, but {found}; if it is another, say so: {{path: FILE, architecture: NAME}}."
+        f"{nearest.name}, but {found}; if it is another, say so: {SAY_SO}."
     )
 
 
-def candidate(name: str, state_dict: Mapping[str, Tensor]) -> Architecture:
+def architecture_of(network: nn.Module, arguments: Mapping[str, Any] | None = None) -> Architecture:
+    """What a network in memory is: one of the names, where a build of that name is the same but for its weights.
+
+    Args:
+        network: Left unchanged.
+        arguments: What its class was called with, where that is known; it is not one of the names then.
+
+    Returns:
+        The named architecture; else the dotted path of its class.
+
+    Raises:
+        ConfigurationError: If it has no layer to make logits, or an argument is no plain value.
+    """
+    logits = count_logits(network)
+    if arguments is None:
+        for architecture in _namesakes(network, logits):
+            with torch.device("meta"):
+                built = architecture.build()
+            if not differences(built.state_dict(), network.state_dict()) and built_alike(built, network):
+                return architecture
+    return Architecture(dotted_path(network), logits, arguments=arguments)
+
+
+def _namesakes(network: nn.Module, logits: int) -> list[Architecture]:
+    """Named architectures whose builders stand where the network's class does, and that have as many parameters."""
+    module, state = type(network).__module__, network.state_dict()
+    if module == CifarResNet.__module__:
+        return [candidate(name, state) for name in CIFAR_NETS] if "conv1.weight" in state else []
+    named = [
+        name
+        for name in torchvision.models.list_models(module=torchvision.models)
+        if torchvision.models.get_model_builder(name).__module__ == module
+    ]
+    if "conv1.weight" not in state or "fc.weight" not in state:
+        named = [name for name in named if name not in architectures()]
+    return [
+        candidate(name, state) if name in architectures() else Architecture(name, logits)
+        for name in named
+        if name in (*architectures(), *WITH_AUXILIARY_HEADS) or _trunk_size(name, network) == _own_trunk_size(network)
+    ]
+
+
+def _own_trunk_size(network: nn.Module) -> int:
+    """Number of parameters of a network, less those of its head."""
+    head = network.get_submodule(last_layer(network))
+    return sum(one.numel() for one in network.parameters()) - sum(one.numel() for one in head.parameters())
+
+
+def _trunk_size(name: str, network: nn.Module) -> int:
+    """The same of one of torchvision's, by what it says of its ImageNet weights, for a head that reads as much."""
+    (entry, *_) = get_model_weights(name)
+    head = network.get_submodule(last_layer(network))
+    rows = cast(Tensor, head.weight).shape[0]
+    return int(entry.meta["num_params"]) - 1000 * sum(one.numel() // rows for one in head.parameters())
+
+
+def candidate(name: str, state_dict: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None) -> Architecture:
     """The architecture of that name with the stem, the width and the classes that the tensors have.
+
+    Args:
+        name: Of a named architecture.
+        state_dict: Its tensors.
+        arguments: What to build it with beside; its number of logits may be among them.
 
     Raises:
         CheckpointError: If there is no first convolution or no head to read them from.
+        ConfigurationError: If there is none of that name, or it does not take the arguments.
     """
+    if arguments is not None:
+        rest = {key: value for key, value in arguments.items() if key != "num_classes"}
+        classes = arguments.get("num_classes", candidate(name, state_dict).num_classes)
+        return replace(candidate(name, state_dict), num_classes=classes, arguments=rest)
     if name not in architectures():
-        matrices = [tensor for tensor in state_dict.values() if tensor.ndim == 2]
-        return Architecture(name, len(matrices[-1]) if matrices else 1)  # what does not fit is told on loading
+        head = state_dict.get(f"{_head(name)}.weight")
+        return Architecture(name, 1 if head is None else len(head))  # what does not fit is told on loading
     first, head = state_dict.get("conv1.weight"), state_dict.get("fc.weight")
     if first is None or first.ndim != 4 or head is None or head.ndim != 2:
         raise CheckpointError(
             "The weights hold no convolution 'conv1.weight' or no linear head 'fc.weight', so they are of none of the "
-            f"known architectures: {', '.join(architectures())}; if it is another, say so: "
-            f"{{path: FILE, architecture: NAME}}."
+            f"known architectures: {', '.join(architectures())}; if it is another, say so: {SAY_SO}."
         )
     width = max(1, len(first) // 16) if name in CIFAR_NETS else 1
     return Architecture(name, len(head), "small" if first.shape[-1] == 3 else "imagenet", width)
+
+
+@lru_cache
+def _head(name: str) -> str:
+    """Name of the layer that makes the logits of one of torchvision's networks."""
+    with torch.device("meta"):
+        return last_layer(Architecture(name, 1).build())
 
 
 @lru_cache

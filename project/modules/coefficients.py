@@ -46,7 +46,8 @@ class CoefficientModule(LightningModule):
     so that all have the same coefficients; batch norms of each normalise by its own share of a batch.
 
     Every checkpoint is a student file, its batch norms re-estimated on the calibration pictures; the last state is
-    also written to ``students/<method>-1.00.ckpt`` in the run's folder, for ``pleas test``, or to be merged again.
+    also written to ``students/<method>-1.00.safetensors`` in the run's folder, for ``pleas test``, or to be merged
+    again.
 
     Logged are ``train/entropy``, ``train/entropy/<domain>``, and means of what is learned, such as
     ``train/coefficient/<source>``. Where the data hold pictures out: ``val/loss``, the mean entropy on those, and
@@ -218,7 +219,7 @@ class CoefficientModule(LightningModule):
         """Write the student."""
         student = self._finished()
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        path = folder / "students" / f"{Merged(self.method.name, Budget(1.0), student).name}.ckpt"
+        path = folder / "students" / f"{Merged(self.method.name, Budget(1.0), student).name}.safetensors"
         if self.trainer.is_global_zero:
             save_student(student, path)
             rank_zero_info(f"Student: {path}")

@@ -78,6 +78,8 @@ class FineTuneModule(LightningModule):
             raise ConfigurationError(f"label_smoothing is {label_smoothing}; allowed: 0 to 1.")
         # the classes may come later, but a name that is not known is told now
         self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width)
+        if self.draft.custom:
+            raise ConfigurationError(f"architecture is {architecture!r}; a fit trains networks that have a name.")
         if weights is not None:
             find_weights(self.draft, weights)
         self.weights, self.base, self.num_classes = weights, base, num_classes

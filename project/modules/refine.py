@@ -26,8 +26,8 @@ class RefineModule(LightningModule):
     It starts from a student that ``pleas merge`` wrote and needs the files of its sources, which are known by their
     hashes. Batches map domains to pictures, as UnlabelledDataModule's do; no label is trained on. Batch norm keeps the
     statistics that the merge set, while its scale and shift are trained. Every checkpoint is a student file; the last
-    state is also written to ``students/<name>-refined.ckpt`` in the run's folder, for ``pleas test``, or to be merged
-    again.
+    state is also written to ``students/<name>-refined.safetensors`` in the run's folder, for ``pleas test``, or to be
+    merged again.
 
     Logged are ``train/loss`` and its parts ``train/logits`` and ``train/features/<group>``. Where the data hold
     pictures out: ``val/loss``, the same loss on those, and ``val/accuracy`` and ``val/<domain>/accuracy``, the only
@@ -41,6 +41,7 @@ class RefineModule(LightningModule):
         temperature: T, above 0.
         optimizer: Makes the optimizer from the parameters. By default AdamW without weight decay.
         warmup: Share of the steps over which the learning rate rises from 0, before it falls along a cosine to 0.
+        architecture: For a network of your own: the dotted path that the student's file names.
 
     Raises:
         ConfigurationError: If an argument has an impossible value.
@@ -56,6 +57,7 @@ class RefineModule(LightningModule):
         # jsonargparse passes what two optimizers share on to the one named instead: AdamW's decay would harm SGD
         optimizer: OptimizerCallable = lambda parameters: optim.AdamW(parameters, lr=3e-5, weight_decay=0.0),
         warmup: float = 0.1,
+        architecture: str | None = None,
     ) -> None:
         super().__init__()
         check_weights(features, logits, temperature)
@@ -63,7 +65,7 @@ class RefineModule(LightningModule):
             raise ConfigurationError(f"warmup is {warmup}; allowed: 0 up to, but without, 1.")
         self.path, self.source_paths = Path(student), [Path(source) for source in sources]
         self.options = {"features": features, "logits": logits, "temperature": temperature}
-        self.optimizer, self.warmup = optimizer, warmup
+        self.optimizer, self.warmup, self.architecture = optimizer, warmup, architecture
         self.distillation: Distillation | None = None
         self.earlier_seconds = 0.0
 
@@ -80,7 +82,7 @@ class RefineModule(LightningModule):
         if stage == "fit" and isinstance(data, DomainDataModule) and not isinstance(data, UnlabelledDataModule):
             raise ConfigurationError(f"data is {type(data).__name__}; use UnlabelledDataModule to refine a student.")
         if self.distillation is None:
-            student = load_student(self.path)
+            student = load_student(self.path, self.architecture)
             if not student.plain:
                 raise ConfigurationError(
                     f"student is {self.path}, which is not one network for all pictures; refine another."
@@ -88,7 +90,7 @@ class RefineModule(LightningModule):
             if student.gate is not None:
                 rank_zero_info(f"the gate of {self.path} was learnt on its trunk as it is; refined, it has none")
                 student.gate = None
-            sources = original_sources(student, self.source_paths)
+            sources = original_sources(student, self.source_paths, self.architecture)
             for source in sources:
                 source.network.requires_grad_(False)
             networks, owners = [source.network for source in sources], original_owners(student)
@@ -164,7 +166,7 @@ class RefineModule(LightningModule):
         """Write the student."""
         self.student.lineage = self._extended_lineage()
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        path = folder / "students" / f"{self.path.stem}-refined.ckpt"
+        path = folder / "students" / f"{self.path.stem}-refined.safetensors"
         if self.trainer.is_global_zero:
             save_student(self.student, path)
             rank_zero_info(f"Refined student: {path}")

@@ -104,10 +104,10 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> ScoredNetwork:
     weights = read_weights(file.path)
     if is_student(weights):
-        student = build_student(weights)
+        student = build_student(weights, file.architecture, file.arguments)
         known = own_labels(weights, labels, str(file.path), file.domains)
         return ScoredNetwork(name, student, known, student.preprocessing)
-    network, weights = build_network(weights, file.architecture)
+    network, weights = build_network(weights, file.architecture, file.arguments)
     return ScoredNetwork(
         name, network, own_labels(weights, labels, str(file.path), file.domains), weights.preprocessing
     )

@@ -17,14 +17,14 @@ from project.student.layers import BlockLayer
 from project.student.lineage import original_owners, original_sources
 from project.student.masked import MaskedStudent, packed
 from project.student.mixture import Block, Learnt, MixtureStudent, Projected
-from project.student.source import Source, common_spec, load_source
+from project.student.source import Source, common_spec, load_source, read_source, source_of
 from project.student.start import joint_matrix, start_matrix, targets
 
 __all__ = [
     "BlendedLayer", "Block", "BlockLayer", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent",
     "MixtureStudent", "Projected", "ProjectionRouter", "RoutedNorm", "Source", "Student", "batch_norms",
     "blank_network", "build_student", "common_spec", "is_student", "joint_matrix", "kind_entries", "load_source",
-    "load_student", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed", "reestimate",
-    "reestimation", "running_variances", "save_student", "start_matrix", "start_student", "student_entries",
-    "targets", "with_joins",
+    "load_student", "of_its_kind", "original_owners", "original_sources", "own_statistics", "packed", "read_source",
+    "reestimate", "reestimation", "running_variances", "save_student", "source_of", "start_matrix", "start_student",
+    "student_entries", "targets", "with_joins",
 ]  # fmt: skip

@@ -1,17 +1,19 @@
-"""Student files: one checkpoint that rebuilds the student without its sources."""
+"""Student files: one file that rebuilds the student without its sources."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
-from project.errors import CheckpointError, PleasError
-from project.models import Architecture, Weights, read_weights, written_out
-from project.models.description import Description
-from project.models.strict import load_strictly
+from project.errors import CheckpointError, ConfigurationError, PleasError
+from project.models import Architecture, Named, Weights, read_weights, written_out
+from project.models.custom import dotted_path
+from project.models.description import DESCRIPTION, ENTRY, Description
+from project.models.network import load_weights, name_of, on_cpu, untrained_network
+from project.models.packing import write_packed
 from project.runtime.saving import atomic_save
 from project.student.build import Student, blank_network
 from project.student.masked import MaskedStudent
@@ -19,40 +21,46 @@ from project.student.mixture import MixtureStudent
 from project.symmetry import Spec, trace
 
 FORMAT = "pleas-student"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 KINDS: dict[str, type[MaskedStudent] | type[MixtureStudent]] = {"masked": MaskedStudent, "mixture": MixtureStudent}
 
 
 def save_student(student: Student, path: str | Path) -> None:
-    """Write a student to a file, atomically; ``torch.load(weights_only=True)`` reads it.
+    """Write a student to a file, atomically, that is read without running code.
 
     Args:
-        student: Of a named architecture.
-        path: The file.
+        student: Of an architecture with a name, or of a class that its file is to name.
+        path: The file: ``.ckpt``, ``.pt`` and ``.pth`` are PyTorch's, which ``torch.load(weights_only=True)`` reads;
+            anything else is safetensors, with all that is no tensor as JSON under ``pleas`` in its metadata.
 
     Raises:
-        CheckpointError: If the student's architecture has no name to rebuild it by.
+        CheckpointError: If nothing tells what the student's network was before it was merged.
     """
+    path = Path(path)
     try:
         entries = student_entries(student)
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
     tensors = {name: tensor.detach().cpu() for name, tensor in student.network.state_dict().items()}
-    atomic_save({**entries, "state_dict": tensors}, path)
+    if path.suffix in TORCH_SUFFIXES:
+        atomic_save({**entries, "state_dict": tensors}, path)
+    else:
+        described = {DESCRIPTION if name == ENTRY else name: value for name, value in entries.items()}
+        write_packed(ENTRY, described, tensors, path)
 
 
 def student_entries(student: Student) -> dict[str, Any]:
-    """What a file must hold beside the network's tensors to be a student: plain values and the unit maps.
+    """What a file must hold beside the network's tensors to be a student: plain values and tensors.
 
     Raises:
-        CheckpointError: If the student's architecture has no name to rebuild it by.
+        CheckpointError: If nothing tells what the student's network was before it was merged.
     """
-    if student.architecture is None or student.preprocessing is None:
-        raise CheckpointError("a student is rebuilt by its architecture and preprocessing, which this one lacks.")
     entries = {
         "format": FORMAT,
         "version": VERSION,
-        **Description(student.architecture, student.labels, student.preprocessing).to_entries(),
+        **Description(original_architecture(student), student.labels, student.preprocessing).to_entries(),
         "unit_maps": {name: units.members for name, units in student.group_maps.items()},
         "picture": list(student.spec.picture),
         "lineage": student.lineage,
@@ -63,6 +71,22 @@ def student_entries(student: Student) -> dict[str, Any]:
     if student.gate is not None:
         entries["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
     return entries
+
+
+def original_architecture(student: Student) -> Architecture:
+    """What a student's network was before it was merged: its architecture, else the class that its network still has.
+
+    Raises:
+        CheckpointError: If it has neither.
+    """
+    if student.architecture is not None:
+        return student.architecture
+    if isinstance(student.network, fx.GraphModule):
+        raise CheckpointError(
+            "its network was put together anew and does not tell its class; say what the sources were, "
+            "student.architecture = project.models.Architecture(NAME, LOGITS), NAME a dotted path to what builds them."
+        )
+    return Architecture(dotted_path(student.network), student.labels.width)
 
 
 def kind_entries(student: Student) -> dict[str, Any]:
@@ -88,40 +112,52 @@ def is_student(weights: Weights) -> bool:
     return weights.entries.get("format") == FORMAT
 
 
-def load_student(path: str | Path) -> Student:
-    """Rebuild a student from its file alone.
+def load_student(
+    path: str | Path, architecture: Named | None = None, arguments: Mapping[str, Any] | None = None
+) -> Student:
+    """Rebuild a student from its file.
 
     Args:
         path: A file written by :func:`save_student`.
+        architecture: For a student of a network of your own: the dotted path, the class or the function that its file
+            names, or a network to copy. A file alone never chooses which code runs.
+        arguments: Keyword arguments of the class or function; default: those that the file holds.
 
     Returns:
         The student in eval mode: call it on a batch of pictures for logits; ``labels`` names its columns.
 
     Raises:
         CheckpointError: If the file is missing, damaged or no student.
+        ConfigurationError: If its network is your own code, and ``architecture`` does not name it.
     """
-    return build_student(read_weights(path))
+    return build_student(read_weights(path), architecture, arguments)
 
 
-def build_student(weights: Weights) -> Student:
+def build_student(
+    weights: Weights, architecture: Named | None = None, arguments: Mapping[str, Any] | None = None
+) -> Student:
     """Rebuild a student from what was read of its file; see :func:`load_student`."""
     content, path = weights.entries, weights.path
     if not is_student(weights):
         raise CheckpointError(f"{path} holds weights, but no student; students are written by 'pleas merge'.")
-    if content.get("version") != VERSION:
-        raise CheckpointError(f"{path} is a student of version {content.get('version')}; this release reads {VERSION}.")
-    architecture, labels = weights.architecture, weights.label_space
-    if architecture is None or labels is None or weights.preprocessing is None:
-        raise CheckpointError(f"{path} is a student without architecture, classes or preprocessing.")
+    if content.get("version") not in VERSIONS:
+        readable = " and ".join(map(str, VERSIONS))
+        raise CheckpointError(
+            f"{path} is a student of version {content.get('version')}; this release reads {readable}."
+        )
+    labels = weights.label_space
+    if weights.architecture is None or labels is None:
+        raise CheckpointError(f"{path} is a student without architecture or classes.")
+    plain, built = _plain_network(weights, weights.architecture, architecture, arguments)
     try:
         maps = {name: UnitMap(members) for name, members in content["unit_maps"].items()}
         lineage = content["lineage"]
-        network, spec = _blank(architecture, maps, tuple(content["picture"]))
+        network, spec = _resized(plain, maps, tuple(content["picture"]), "zipped" in content)
     except (PleasError, KeyError) as error:
         raise CheckpointError(
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
         ) from error
-    student = Student(network, spec, maps, labels, architecture, weights.preprocessing, lineage).eval()
+    student = Student(network, spec, maps, labels, built, weights.preprocessing, lineage).eval()
     student.zipped = "zipped" in content
     if "masked" in content:
         _check_masks(student, content["masked"], str(path))
@@ -131,10 +167,25 @@ def build_student(weights: Weights) -> Student:
         raise CheckpointError(f"{path} is a student that cannot be put together: {error}") from error
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: order, memory
         raise CheckpointError(f"{path} is a student with layers that are not its architecture's: {error!r}.") from error
-    load_strictly(student.network, weights.state_dict, str(path))
+    load_weights(student.network, weights)
     if "gate" in content:
         _load_gate(student, content["gate"], str(path))
     return student
+
+
+def _plain_network(
+    weights: Weights, known: Architecture, architecture: Named | None, arguments: Mapping[str, Any] | None
+) -> tuple[nn.Module, Architecture]:
+    """The network that a student was made of, before its widths changed; what the file says must be what the user says.
+
+    Raises:
+        ConfigurationError: If it is not, or is code that the user has not named.
+    """
+    if known.custom:
+        return untrained_network(weights, architecture, arguments)
+    if architecture is not None and (named := name_of(architecture)) != known.name:
+        raise ConfigurationError(f"{weights.path} is a student of {known.name}, but architecture is {named}.")
+    return untrained_network(weights)
 
 
 def _check_masks(student: Student, masked: dict[str, Any], path: str) -> None:
@@ -161,11 +212,23 @@ def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:
     student.set_gate(**gate)
 
 
-def _blank(
-    architecture: Architecture, maps: dict[str, UnitMap], picture: tuple[int, int, int]
+def _resized(
+    plain: nn.Module, maps: dict[str, UnitMap], picture: tuple[int, int, int], zipped: bool
 ) -> tuple[nn.Module, Spec]:
-    with torch.device("meta"):
-        plain = written_out(architecture.build().eval())
+    """The network in its student's widths, its values not set; and the spec of the one before.
+
+    Raises:
+        CheckpointError: If the unit maps are of sources with other widths.
+    """
+    plain = written_out(plain)
+    device = next(iter(plain.state_dict().values())).device
+    with torch.device(device), torch.random.fork_rng(devices=[]):
         spec = trace(plain, picture)
+        for group in spec.free:
+            units = int(maps[group.name].members.max()) + 1
+            if units > group.size or (units < group.size and not zipped):
+                raise CheckpointError(
+                    f"its sources have {units} units in {group.name!r}, where the architecture has {group.size}."
+                )
         network = blank_network(plain, spec, maps)
-    return network.to_empty(device="cpu"), spec
+    return on_cpu(network), spec

@@ -56,7 +56,7 @@ class Place:
         return Trainer(default_root_dir=self.folder, **quiet | default | options)  # type: ignore[arg-type]
 
     def student(self, name: str) -> Student:
-        return load_student(self.folder / "students" / f"{name}-1.00.ckpt")
+        return load_student(self.folder / "students" / f"{name}-1.00.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_a_fit_learns_what_a_merge_learns(place: Place, method: Learned) -> None
     with torch.no_grad():  # its batch norms are those of the calibration pictures
         values = found.network.conv1(torch.cat([pictures[d][0] for d in DOMAINS]))
     assert torch.allclose(found.network.bn1.running_mean, values.mean((0, 2, 3)), atol=1e-5)
-    assert load_source(place.folder / "students" / f"{method.name}-1.00.ckpt").logits == 12, "it can be merged again"
+    path = place.folder / "students" / f"{method.name}-1.00.safetensors"
+    assert load_source(path).logits == 12, "it can be merged again"
 
 
 @pytest.mark.parametrize("align", ["activations", pytest.param("both", marks=pytest.mark.slow)])

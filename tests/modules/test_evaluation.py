@@ -102,8 +102,10 @@ def test_probing_leaves_the_students_alone(merged: Path, place: Path) -> None:
     sources = json.dumps([f"{domain}.pth" for domain in CLASSES])
     run("merge", "plain", list(CLASSES), "--model.sources", sources, "--model.budgets", "[1.7]",
         "--model.methods", json.dumps(METHODS[:1]))  # fmt: skip
-    one, other = (torch.load(folder / "students" / "pleas-1.70.ckpt", weights_only=True)["state_dict"]
-                  for folder in (merged, place / "runs" / "plain"))  # fmt: skip
+    one, other = (
+        project.load_student(folder / "students" / "pleas-1.70.safetensors").network.state_dict()
+        for folder in (merged, place / "runs" / "plain")
+    )
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert "probe mean" not in table(place / "runs" / "plain" / "results.csv")[0]
 
@@ -111,7 +113,7 @@ def test_probing_leaves_the_students_alone(merged: Path, place: Path) -> None:
 def test_a_test_scores_students_and_bare_state_dicts(
     merged: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student = "runs/three/students/joint-1.70.ckpt"
+    student = "runs/three/students/joint-1.70.safetensors"
     networks = [student, "art.pth", {"path": "cars.pth", "name": "cars again", "domains": ["cars"]}]
     done = run("test", "scored", list(CLASSES), "--model.networks", json.dumps(networks))
     assert "test/art/art/accuracy" in done.trainer.callback_metrics
@@ -135,11 +137,10 @@ def test_a_state_dict_that_could_be_any_says_so(place: Path) -> None:
 
 
 def test_a_gate_that_is_not_there_is_refused(merged: Path, place: Path) -> None:
-    student = project.load_student(merged / "students" / "pleas-1.00.ckpt")
+    student = project.load_student(merged / "students" / "pleas-1.00.safetensors")
     assert student.gate is not None, "the merge has learnt it"
-    bare = torch.load(merged / "students" / "pleas-1.00.ckpt", weights_only=True)
-    del bare["gate"]
-    torch.save(bare, "bare.ckpt")
+    student.gate = None
+    project.save_student(student, "bare.ckpt")
     for subcommand in ("test", "predict"):
         with pytest.raises(ConfigurationError, match="joint is 'gate', but network bare has none"):
             run(subcommand, "ungated", list(CLASSES), "--model.networks", '["bare.ckpt"]', "--model.head", "joint",
@@ -148,7 +149,7 @@ def test_a_gate_that_is_not_there_is_refused(merged: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("joint", ["gate", "uniform"])
 def test_predictions_of_all_heads(merged: Path, place: Path, joint: str) -> None:
-    student = "runs/three/students/pleas-1.70.ckpt"
+    student = "runs/three/students/pleas-1.70.safetensors"
     callback = ["--trainer.callbacks+=project.callbacks.PredictionTable", "--trainer.callbacks.top=9"]
     run("predict", "joint", list(CLASSES), "--model.networks", f'["{student}"]', "--model.head", "joint",
         "--model.joint", joint, *callback)  # fmt: skip
@@ -162,7 +163,7 @@ def test_predictions_of_all_heads(merged: Path, place: Path, joint: str) -> None
 
 
 def test_predictions_by_name_and_by_domain(merged: Path, place: Path) -> None:
-    networks = ["--model.networks", '["runs/three/students/pleas-3.00.ckpt"]']
+    networks = ["--model.networks", '["runs/three/students/pleas-3.00.safetensors"]']
     run("predict", "own", list(CLASSES), *networks)
     rows = table(place / "runs" / "own" / "predictions.csv")
     assert all(row["head"] == row["domain"] for row in rows)
@@ -173,7 +174,7 @@ def test_predictions_by_name_and_by_domain(merged: Path, place: Path) -> None:
 
 
 def test_a_wrong_head_is_refused_before_pictures_are_read(merged: Path, place: Path) -> None:
-    networks = ["--model.networks", '["runs/three/students/pleas-3.00.ckpt"]']
+    networks = ["--model.networks", '["runs/three/students/pleas-3.00.safetensors"]']
     (place / "pictures" / "art" / "cat" / "9.png").write_bytes(b"no picture")
     try:
         with pytest.raises(ConfigurationError, match="head is 'brids'; allowed: own, joint, art, birds, cars"):
@@ -189,10 +190,12 @@ def test_a_student_of_two_heads_is_a_source_again(place: Path) -> None:
     """Beside a source of one head, in another order of the domains; side by side, all heads are what they were."""
     pleas = ["--model.methods", json.dumps(METHODS[:1])]
     run("merge", "pair", ["art", "birds"], "--model.sources", '["art.ckpt", "birds.pth"]', *pleas)
-    pair = "runs/pair/students/pleas-1.00.ckpt"
+    pair = "runs/pair/students/pleas-1.00.safetensors"
     sources = json.dumps(["cars.pth", pair])
     run("merge", "again", list(CLASSES), "--model.sources", sources, "--model.budgets", "[1.0, 1.5, 2.0]", *pleas)
-    students = [project.load_student(f"runs/again/students/pleas-{budget}.ckpt") for budget in ("1.00", "1.50", "2.00")]
+    students = [
+        project.load_student(f"runs/again/students/pleas-{budget}.safetensors") for budget in ("1.00", "1.50", "2.00")
+    ]
     assert all(student.labels.classes == CLASSES for student in students)
     assert all(student.labels.domains == ("cars", "art", "birds") for student in students)
     batch = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -86,7 +86,7 @@ class Place:
 
     @property
     def refined(self) -> Student:
-        return load_student(self.folder / "students" / "pleas-1.50-refined.ckpt")
+        return load_student(self.folder / "students" / "pleas-1.50-refined.safetensors")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_refined_student_is_a_student(tmp_path: Path, count: int, mode: str) -
     metrics = {f"val/{domain}/accuracy" for domain in found.labels.domains} | {"val/loss", "val/accuracy"}
     groups = {f"train/features/{group.name}" for group in found.spec.free}
     assert metrics | groups | {"train/loss", "train/logits"} == set(trainer.callback_metrics)
-    assert load_source(tmp_path / "students" / "pleas-1.50-refined.ckpt").logits == found.labels.width
+    assert load_source(tmp_path / "students" / "pleas-1.50-refined.safetensors").logits == found.labels.width
 
 
 def test_weights_move_while_statistics_and_sources_stay(place: Place) -> None:
@@ -160,9 +160,9 @@ def test_checkpoints_are_students_and_an_interrupted_run_goes_on(place: Place, t
 @pytest.mark.slow
 def test_a_student_can_be_refined_again(place: Place, tmp_path: Path) -> None:
     place.trainer(max_epochs=1).fit(place.module(), datamodule=place.data)
-    (tmp_path / "students" / "pleas-1.50-refined.ckpt").rename(tmp_path / "again.ckpt")
+    (tmp_path / "students" / "pleas-1.50-refined.safetensors").rename(tmp_path / "again.safetensors")
     place.trainer(max_epochs=1).fit(place.module(student=tmp_path / "again.ckpt"), datamodule=place.data)
-    found = load_student(tmp_path / "students" / "again-refined.ckpt")
+    found = load_student(tmp_path / "students" / "again-refined.safetensors")
     assert len(found.lineage["refined"]) == 2  # type: ignore[arg-type]
 
 
