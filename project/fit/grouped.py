@@ -8,6 +8,7 @@ as for any layer, λ relative to the mean square of what the block reads. A dept
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ class BlockSolver:
         change = torch.zeros_like(self.start)
         change[self.local] = delta
         residual = Residual.measure(float(power.sum()), cross, self.forward, self.local_start, delta, gap, self.factor)
-        table = self.start.new_zeros(self.world.size, 5)  # the residual of each process; it alone knows it
+        table = self.start.new_zeros(self.world.size, len(fields(Residual)))  # each row is known to its process alone
         table[self.world.rank] = table.new_tensor(residual.to_row())
         self.world.reduce(change)
         self.world.reduce(table)

@@ -1,7 +1,7 @@
 """Solving a layer's normal equations, row block by row block, each process its share of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class LayerSolver:
             powers: E[t²] of every part, float64, shape (outputs,).
         """
         matrix = self.start.clone()
-        table = self.start.new_zeros(len(self.pieces), 5)  # the residual of each piece; its owner alone knows it
+        table = self.start.new_zeros(len(self.pieces), len(fields(Residual)))  # each piece is known to its owner alone
         for local in self.local:
             cross = torch.zeros_like(self.start[local.rows])
             for part, share in local.block.shares:
