@@ -26,15 +26,15 @@ def load_base(base: str, like: Source, picture: tuple[int, int, int]) -> nn.Modu
         CheckpointError: If it cannot be read or downloaded.
     """
     if Path(base).exists():
-        found = load_source(base, None, like.architecture.name, like.architecture.arguments)
+        base_source = load_source(base, None, like.architecture.name, like.architecture.arguments)
     else:
         try:
             network = pretrained(replace(like.architecture, num_classes=1000), base)
         except ConfigurationError as error:
             raise ConfigurationError(f"base is {base!r}, which is no file, and as a name: {error}") from error
-        found = replace(like, network=written_out(network.eval()), path=Path(base))
+        base_source = replace(like, network=written_out(network.eval()), path=Path(base))
     try:
-        common_spec([like, found], picture)
+        common_spec([like, base_source], picture)
     except ConfigurationError as error:
         raise ConfigurationError(f"base is {base!r}, which does not go with the sources: {error}") from error
-    return found.network
+    return base_source.network

@@ -161,13 +161,13 @@ class Gathering:
         assert self.statistics is not None
         assert self.shares is not None
         collector, self.collector = self.collector, None
-        found = collector.statistics
-        found.reduce(reduce)
+        gathered = collector.statistics
+        gathered.reduce(reduce)
         if self.fingerprint is not None:
-            for domain, wanted in self.fingerprint.pictures.items():
-                if found.pictures[domain] != wanted.count:
+            for domain, expected in self.fingerprint.pictures.items():
+                if gathered.pictures[domain] != expected.count:
                     raise ConfigurationError(
-                        f"calibration saw {found.pictures[domain]} of the {wanted.count} pictures of {domain} "
+                        f"calibration saw {gathered.pictures[domain]} of the {expected.count} pictures of {domain} "
                         f"(limit_val_batches?); set data.calibration to as many as it may see."
                     )
         self.shares.pop(0)
@@ -175,15 +175,15 @@ class Gathering:
         kept = None
         if self.progress is not None and self.fingerprint is not None and (self.shelved or not last_for_file):
             path = self._passes()[1]
-            save_statistics(found, self.fingerprint, path)
+            save_statistics(gathered, self.fingerprint, path)
             kept = read_statistics(path)
         if self.shelved and kept is not None:
-            kept.fill(self.statistics, next(iter(found.moments())).device)
+            kept.fill(self.statistics, next(iter(gathered.moments())).device)
         else:
             table = self.statistics.named()
-            for name, moment in found.named().items():
+            for name, moment in gathered.named().items():
                 table[name].load(moment.totals, moment.count, device=moment.device)
-        self.statistics.pictures = dict(found.pictures)
+        self.statistics.pictures = dict(gathered.pictures)
         if last_for_file and main:
             assert self.file is not None
             assert self.fingerprint is not None
@@ -213,9 +213,9 @@ class Gathering:
     def _recall(self, divide: Division, device: torch.device) -> dict[str, object] | None:
         """Fill in what is there already, divide the rest into passes; returns an unfinished pass."""
         assert self.statistics is not None
-        found = [self.stored] if self.stored else []
+        files = [self.stored] if self.stored else []
         if self.progress is not None:
-            everyone, nobody = self.progress.everywhere(bool(found)), self.progress.everywhere(not found)
+            everyone, nobody = self.progress.everywhere(bool(files)), self.progress.everywhere(not files)
             if not everyone and not nobody:
                 raise ConfigurationError(f"statistics is {self.file}, which only some processes see; share its folder.")
         if self.progress is not None:
@@ -223,18 +223,18 @@ class Gathering:
                 stored = read_statistics(path)
                 if self.fingerprint is None or self.fingerprint.differences(stored.fingerprint):
                     raise ConfigurationError(f"{path} is of another merge; remove it.")
-                found.append(stored)
-        for stored in found:
+                files.append(stored)
+        for stored in files:
             stored.fill(self.statistics, device)
             self.statistics.pictures = dict(stored.pictures)
-        known = {name for stored in found for name in stored.moments}
+        known = {name for stored in files for name in stored.moments}
         left = {name: count for name, count in self._bytes.items() if name not in known}
         if known:
-            origin = ", ".join(str(stored.path) for stored in found)
-            told = (
+            origin = ", ".join(str(stored.path) for stored in files)
+            remainder = (
                 f"{len(left)} of {len(self._bytes)} are missing and gathered now" if left else "none is gathered again"
             )
-            tell(f"moments come from {origin}: {told}")
+            tell(f"moments come from {origin}: {remainder}")
         unfinished = self.progress.recall(UNFINISHED) if self.progress is not None and left else None
         named = sorted(unfinished["moments"]) if unfinished is not None else []
         alike = self.progress is not None and self.progress.alike(json.dumps(named))  # all must ask

@@ -233,8 +233,8 @@ class Engine:
             return None
         problem, settings = self.problem, self.settings
         heads = self._heads if needs_gradients(settings.needs) else {}
-        found = self.data.calibration_fingerprint(problem.sources, problem.spec, heads, settings.labelled)
-        return replace(found, transform={**found.transform, "precision": self.place.precision})
+        fingerprint = self.data.calibration_fingerprint(problem.sources, problem.spec, heads, settings.labelled)
+        return replace(fingerprint, transform={**fingerprint.transform, "precision": self.place.precision})
 
     @property
     def _heads(self) -> dict[str, tuple[int, ...]]:

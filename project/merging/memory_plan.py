@@ -52,11 +52,11 @@ class Planner:
         """
         largest, device = pictures.largest, place.device
         free = free_bytes(device, place.sharing)
-        told = f"{size(free)} are free on {device}"
+        message = f"{size(free)} are free on {device}"
         if torch.device(device).type != "cpu":
-            told += f", {size(free_bytes())} on the host"
+            message += f", {size(free_bytes())} on the host"
             networks = _networks(problem, settings.methods, settings.budgets)  # which Lightning brings there afterwards
-            told += f", {size(networks)} are for sources and students"
+            message += f", {size(networks)} are for sources and students"
             free = max(0, free - networks)
         room = free if settings.memory is None else min(free, read_bytes(settings.memory))
         batch = gather_bytes(problem.spec, len(problem.sources), largest)
@@ -64,7 +64,7 @@ class Planner:
             source = problem.sources[0]
             parameters = sum(one.numel() for one in source.parameters())
             batch += gradient_bytes(problem.spec, largest, chunk(source), parameters)
-        return cls(room, batch, estimate, told)
+        return cls(room, batch, estimate, message)
 
     def plan(self, moments: Mapping[str, int]) -> MemoryPlan:
         """For some moments, by name, with the bytes of each; see :func:`~project.runtime.memory.plan_memory`."""

@@ -171,13 +171,13 @@ def _stated(file: SourceFile, source: Source, labels: LabelSpace) -> list[str]:
     known = source.description.label_space
     if file.domains is None:
         said = list(source.description.domains)
-        found = [domain for domain in said if domain in labels.domains]
-        if said and not found:
+        known_domains = [domain for domain in said if domain in labels.domains]
+        if said and not known_domains:
             raise ConfigurationError(
                 f"source {file.path} says that it was trained on {', '.join(said)}, but the data have "
                 f"{', '.join(labels.domains)}; state its domains if it is the source of some of these."
             )
-        return found
+        return known_domains
     for domain in file.domains:
         if domain not in labels.domains:
             raise ConfigurationError(

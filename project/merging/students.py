@@ -52,14 +52,14 @@ def _students(
     began = perf_counter()
     for made in method.merge(problem, evidence, run, budgets):
         merged = replace(made, seconds=perf_counter() - began)
-        told = f"fitted {merged.name} in {merged.seconds:.1f} s"
+        message = f"fitted {merged.name} in {merged.seconds:.1f} s"
         if (tuned := merged.learned.get("tuned")) is not None:
             settings = ", ".join(f"{name} {value}" for name, value in tuned["setting"].items())
-            told += f", {settings} being best by {tuned['criterion']}"
+            message += f", {settings} being best by {tuned['criterion']}"
         shares = [one["pictures"] * one["positions"] for one in merged.layers.values() if "positions" in one]
         if any(share < 1 for share in shares):
-            told += f", its layers to {sum(shares) / len(shares):.0%} of their samples on average"
-        tell(told)
+            message += f", its layers to {sum(shares) / len(shares):.0%} of their samples on average"
+        tell(message)
         yield merged
         began = perf_counter()
 
@@ -72,12 +72,12 @@ def _kept(
     progress = run.progress
     finished = progress.recall("finished")
     names = [f"{method.name}-{budget.name}" for budget in budgets]
-    found = {name: _recalled(name, problem, progress) for name in (finished["names"] if finished else names)}
-    students = {name: merged for name, merged in found.items() if merged is not None}
+    recalled = {name: _recalled(name, problem, progress) for name in (finished["names"] if finished else names)}
+    students = {name: merged for name, merged in recalled.items() if merged is not None}
     for name in students:
         tell(f"{name} was fitted before this run was interrupted")
     left = [budget for budget, name in zip(budgets, names, strict=True) if name not in students]
-    if left and not (finished and len(students) == len(found)):
+    if left and not (finished and len(students) == len(recalled)):
         for merged in _students(method, problem, evidence, run, left):
             if merged.name not in students:
                 _keep(merged, progress)
