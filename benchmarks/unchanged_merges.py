@@ -175,7 +175,7 @@ OPTIONS = [
     method("PLeaS", "pleas-excess", excess=0.2),
     method("PLeaS", "pleas-both", matching="both", alpha=0.3),
     method("PLeaS", "joint-mean", fit="joint", targets="mean"),
-    method("PLeaS", "joint-weights", fit="joint", matching="weights", ridge=0, weights={"sketch": 0.5}),
+    method("PLeaS", "joint-weights", fit="joint", matching="weights", ridge=0.001, weights={"sketch": 0.5}),
 ]
 
 HEADS = [
