@@ -40,7 +40,7 @@ class StanfordDogs(DomainSet):
         try:
             table = loadmat(path)
             files, labels = table["file_list"].ravel(), table["labels"].ravel()
-        except (MatReadError, KeyError, ValueError, NotImplementedError, OSError) as error:
+        except (MatReadError, KeyError, IndexError, ValueError, NotImplementedError, OSError) as error:
             raise DataError(
                 f"{path} is not a list of Stanford Dogs ({error}); fetch it again from {SOURCE}."
             ) from error
