@@ -351,7 +351,7 @@ def test_spoilt_files_are_told_in_a_sentence(
 
 def test_it_cannot_be_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = student_of(SMILE(rank=1))
-    monkeypatch.setattr("project.modules.refine.load_student", lambda path: student)
+    monkeypatch.setattr("project.modules.refine.load_student", lambda path, architecture: student)
     monkeypatch.setattr("project.modules.refine.data_labels", lambda module: student.labels)
     module = RefineModule(tmp_path / "smile.ckpt", [])
     module._trainer = type("Nothing", (), {"datamodule": None})()  # type: ignore[assignment]
