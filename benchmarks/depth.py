@@ -23,7 +23,7 @@ from project.cli import MergeCLI
 from project.cli import main as pleas
 from project.data import DomainDataModule
 from project.data.sets import DomainNet
-from project.moments import Run
+from project.moments import ForwardPass
 from project.runtime import atomic_text
 from project.student import Student
 from project.student.graph import student_graph
@@ -71,7 +71,7 @@ def handovers(student: Student, source: nn.Module, index: int, pictures: Tensor,
         group = next(group for group in student.spec.groups.values() if node.name in group.nodes)
         rows = student.maps[group.name].present[:, index].nonzero()[:, 0]
         units = student.maps[group.name].members[rows, index]
-        ahead, behind, handed = Run(mine, pictures), Run(theirs, pictures), False
+        ahead, behind, handed = ForwardPass(mine, pictures), ForwardPass(theirs, pictures), False
         for step in mine.graph.nodes:
             twin = behind.nodes[step.name]
             if step.op == "output":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from project.moments import Run, exact_products
+from project.moments import ForwardPass, exact_products
 from project.runtime.processes import World
 from project.runtime.spill import OnDisk
 
@@ -34,8 +34,8 @@ class Batch:
     domain: int
     owner: int | None
     pictures: int
-    student: Run
-    sources: Mapping[int, Run]
+    student: ForwardPass
+    sources: Mapping[int, ForwardPass]
 
     def student_value(self, name: str) -> Tensor:
         """Look up a value that the student has computed.
@@ -87,8 +87,10 @@ class Activations:
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
             needed = range(len(sources)) if owner is None else (owner,)
             for batch in batches:
-                runs = {source: Run(sources[source], batch) for source in needed}
-                self.batches.append(Batch(len(self.batches), index, owner, len(batch), Run(student, batch), runs))
+                runs = {source: ForwardPass(sources[source], batch) for source in needed}
+                self.batches.append(
+                    Batch(len(self.batches), index, owner, len(batch), ForwardPass(student, batch), runs)
+                )
                 if scratch is not None:
                     for run in (self.batches[-1].student, *runs.values()):
                         run.env = OnDisk(scratch)

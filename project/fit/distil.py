@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 
 from project.alignment import UnitMap
 from project.errors import ConfigurationError, above, at_least
-from project.moments import Run
+from project.moments import ForwardPass
 from project.student.build import Student
 from project.student.graph import student_graph
 from project.symmetry import graph_of
@@ -103,7 +103,7 @@ class Distillation:
             batch: domain -> pictures, float32, shape (batch, channels, height, width); one domain or more.
         """
         sizes = [len(pictures) for pictures in batch.values()]
-        run = Run(self.graph, torch.cat(list(batch.values())))
+        run = ForwardPass(self.graph, torch.cat(list(batch.values())))
         guides = [_Guide(self, domain, pictures) for domain, pictures in batch.items()]
         sums: dict[str, Tensor] = {}  # group -> (domains, 2): squared errors and squared targets
         for node in self.graph.graph.nodes:
@@ -139,7 +139,7 @@ class _Guide:
         self.owner = parent.owners.get(domain)
         self.columns = self.student.labels.columns(domain)
         needed = range(len(parent.sources)) if self.owner is None else (self.owner,)
-        self.runs = {source: Run(parent.sources[source], pictures) for source in needed}
+        self.runs = {source: ForwardPass(parent.sources[source], pictures) for source in needed}
         self.values: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ class Lockstep(nn.Module):
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Run all networks on the same pictures and return the logits of each."""
-        runs = [Run(graph, pictures) for graph in self.graphs]
+        runs = [ForwardPass(graph, pictures) for graph in self.graphs]
         for nodes in zip(*(run.nodes.values() for run in runs), strict=True):
             inputs = [run.first_argument(node) for run, node in zip(runs, nodes, strict=True)]
             outputs = [run.step(node) for run, node in zip(runs, nodes, strict=True)]
@@ -44,7 +44,7 @@ class Lockstep(nn.Module):
         raise AssertionError("a graph ends with its output")
 
 
-class Run(fx.Interpreter):
+class ForwardPass(fx.Interpreter):
     """One network's pass over one batch, a value of the graph at a time.
 
     Args:

@@ -13,7 +13,7 @@ from project.alignment import UnitMap
 from project.fit import SequentialFit, damping
 from project.fit.neighbours import LayerContext, context_of
 from project.methods import PLeaS
-from project.moments import Run
+from project.moments import ForwardPass
 from project.student import Student
 from project.student.graph import student_graph
 from project.symmetry import graph_of
@@ -263,7 +263,7 @@ def test_without_compensation_a_sum_is_fitted_worse() -> None:
 @torch.no_grad()
 def value(graph: fx.GraphModule, name: str, batch: Tensor) -> Tensor:
     """What a node of a graph computes, before anything can change it in place."""
-    run = Run(graph, batch)
+    run = ForwardPass(graph, batch)
     for node in graph.graph.nodes:
         found = run.step(node)
         if node.name == name:
