@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -325,16 +324,15 @@ def test_a_source_twice_and_a_domain_without_source(tiny: Path, tmp_path: Path) 
 
 
 def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) -> None:
-    sources = [SimpleNamespace(name=name) for name in ("a", "b")]
-    model = SimpleNamespace(loaded=sources, problem=SimpleNamespace(owners={"left": 0, "right": 1}))
+    owners, names = {"left": 0, "right": 1}, ["a", "b"]
     easy_right = {"a": {"left": 80.0, "right": 90.0}, "b": {"left": 10.0, "right": 95.0}}
     by_chance = {"a": {"left": 25.0, "right": 33.3}, "b": {"left": 33.3, "right": 33.3}}
     for fine in (easy_right, by_chance):
-        warn_of_swapped_domains(model, fine)  # type: ignore[arg-type]
+        warn_of_swapped_domains(owners, names, fine)
     assert not recwarn
     swapped = {"a": easy_right["b"], "b": easy_right["a"]}
     with pytest.warns(UserWarning, match=r"other way round \(a on right, b on left\)"):
-        warn_of_swapped_domains(model, swapped)  # type: ignore[arg-type]
+        warn_of_swapped_domains(owners, names, swapped)
 
 
 def test_another_picture_size_is_noticed(tiny: Path) -> None:
