@@ -1,6 +1,7 @@
 """The library in five lines: sources and pictures in, students out, without a command and without Lightning."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -13,7 +14,7 @@ from project.data.calibration import Calibration
 from project.data.domains import Domains
 from project.data.folders import ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
-from project.errors import ConfigurationError, at_least
+from project.errors import ConfigurationError, at_least, nearest
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
@@ -26,6 +27,8 @@ from project.models.folder import weights_file
 from project.models.labels import LabelMode
 from project.models.preprocessing import Preprocessing
 from project.report.check import CONSTANT, CheckReport, check_network
+from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
 
 AnySource = str | Path | nn.Module | SourceFile
@@ -36,21 +39,23 @@ class MergeOptions(TypedDict, total=False):
     """What :func:`merge` and :func:`merges` take beside sources, pictures, budgets and methods; all may be left out.
 
     Attributes:
-        classes: Names of the classes, in the order of the logits: one list for all domains, or domain -> list.
-            Default: what the sources' files or the class folders say, else numbers.
+        classes: Names of the classes, in the order of the logits: one list for all domains, or domain -> list; not for
+            pictures in class folders, which say them. Default: what the sources' files say, else numbers.
         label_space: ``shared``: the domains have one head; ``different``: each has a head of its own. Default: shared
             where all have the same classes.
         base: What the sources were fine-tuned from, for methods that need it: a file, torchvision's name of weights,
             or ``mean``.
         without_source: Domains of pictures that no source was trained on.
-        image_size: Height and width to which pictures in folders are brought, in pixels (default: 224).
+        image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
+            where there are no pictures (default: what the sources' files say, else 224).
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
         batch_size: Pictures of each domain in a batch (default: 64).
         architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
             a dotted path, a class or a function.
         arguments: Keyword arguments of the architecture.
         device: Where networks run and layers are solved; default: a GPU where there is one.
-        folder: Where unfinished work is kept, so that a merge which was killed goes on; default: nowhere.
+        folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
+            emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
         memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
         renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
@@ -59,7 +64,7 @@ class MergeOptions(TypedDict, total=False):
 
     classes: Sequence[str] | Mapping[str, Sequence[str]] | None
     label_space: LabelMode | None
-    base: str | None
+    base: str | Path | None
     without_source: Sequence[str]
     image_size: int
     calibration: Calibration
@@ -146,19 +151,24 @@ def merges(
         >>> list(students)
         ['average-1.00', 'permutation-1.00', 'permutation-1.50']
     """
+    _check_options(pictures, options)
     settings = Settings(
-        [find_method(method) if isinstance(method, str) else method for method in methods],
-        [Budget.of(budget) for budget in budgets],
-        without_source=list(options.get("without_source", ())),
-        base=options.get("base"),
+        [_method(method) for method in _listed("methods", methods)],
+        [Budget.of(budget) for budget in _listed("budgets", budgets)],
+        without_source=_listed("without_source", options.get("without_source", ())),
+        base=_base(options.get("base")),
         statistics=_path(options.get("statistics")),
         memory=options.get("memory"),
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))
-    data = _data(pictures, options)
+    place = Place(_path(options.get("folder")), device := _device(options.get("device")))
+    if place.folder is not None:
+        check_writable(place.folder, f"folder is {place.folder}")
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
+    prepared = _common(loaded)
+    data = _data(pictures, options.get("image_size", prepared.image_size if prepared else 224), options)
     claims = [file for file, _ in files]
     if isinstance(data, GivenPictures | NoPictures):
         domains = list(data.calibration_domains)
@@ -167,15 +177,12 @@ def merges(
             claims = [replace(claim, domains=[domain]) for claim, domain in zip(claims, domains, strict=True)]
         said = (options.get("classes"), options.get("label_space"))
         labels = label_space_of(claims, loaded, domains, settings.without_source, *said)
-        data.tell(labels, _common(loaded))
-    engine = Engine(
-        go_together(claims, loaded, settings, data.picture),
-        settings,
-        data,
-        Place(_path(options.get("folder")), device := _device(options.get("device"))),
-    )
+        data.adopt(labels, prepared)
+    engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
     drive(engine, data, device, options.get("progress", True))
+    if place.folder is not None:
+        shutil.rmtree(place.folder / PROGRESS, ignore_errors=True)
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
 
@@ -218,11 +225,17 @@ def _files(
     Raises:
         ConfigurationError: If they are fewer than two, or one is neither a file nor a module.
     """
+    if isinstance(sources, str | Path | nn.Module) or not isinstance(sources, Iterable):
+        raise ConfigurationError(
+            f"sources is a {type(sources).__name__}; allowed: a list of files and networks, or domain -> one of these."
+        )
     named = list(sources.items()) if isinstance(sources, Mapping) else [(None, source) for source in sources]
     if len(named) < 2:
         raise ConfigurationError(f"sources holds {len(named)} of at least 2 networks that a merge needs.")
     files: list[tuple[SourceFile, AnySource]] = []
     for number, (domain, source) in enumerate(named):
+        if not isinstance(domain, str | None):
+            raise ConfigurationError(f"sources holds the domain {domain!r}; allowed: names, as text.")
         if isinstance(source, SourceFile):
             file = source
         elif isinstance(source, nn.Module):
@@ -246,9 +259,8 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     return load_source(weights_file(file.path), file.name, architecture, arguments)
 
 
-def _data(pictures: AnyPictures, options: MergeOptions) -> Domains | GivenPictures | NoPictures:
-    """The pictures, wherever they are."""
-    size = options.get("image_size", 224)
+def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | GivenPictures | NoPictures:
+    """The pictures, wherever they are; those in folders are brought to a size."""
     if isinstance(pictures, Domains):
         return pictures
     if isinstance(pictures, str | Path):
@@ -264,6 +276,7 @@ def _data(pictures: AnyPictures, options: MergeOptions) -> Domains | GivenPictur
         data.read()
         return data
     if pictures is None:
+        at_least(1, image_size=size)
         return NoPictures((3, size, size))
     return GivenPictures(pictures, options.get("batch_size", 64))
 
@@ -279,7 +292,7 @@ def _device(device: torch.device | str | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, dtype=torch.float64, device=chosen)
+        torch.zeros(1, dtype=torch.float64, device=chosen).cpu()
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ConfigurationError(f"device is {str(device)!r}, on which float64 cannot be had: {error}") from error
     return chosen
@@ -289,6 +302,55 @@ def _domain(claim: SourceFile, source: Source) -> str:
     """What to call the domain of a source of which no pictures are given."""
     domains = claim.domains or source.description.domains
     return domains[0] if len(domains) == 1 else source.name.strip("<>")
+
+
+def _check_options(pictures: AnyPictures, options: MergeOptions) -> None:
+    """Refuse options that there are not, and those that would do nothing, the pictures being what they are.
+
+    Raises:
+        ConfigurationError: With the option.
+    """
+    known = MergeOptions.__optional_keys__
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"{name!r} is no option of a merge{nearest(name, known)}.")
+    idle: tuple[str, ...] = ("image_size", "calibration")
+    kind = "in memory"
+    if isinstance(pictures, Domains):
+        kind, idle = "Domains", ("classes", "label_space", "image_size", "batch_size", "calibration")
+    elif isinstance(pictures, str | Path):
+        kind, idle = "in class folders", ("classes",)
+    elif pictures is None:
+        kind, idle = "None", ("batch_size", "calibration")
+    given: dict[str, Any] = {**options}
+    for name in idle:
+        if given.get(name) is not None:
+            raise ConfigurationError(f"{name} is {given[name]!r}, which changes nothing where pictures are {kind}.")
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """Several values of one argument."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigurationError(f"{name} is {values!r}; allowed: a list.")
+    return list(values)
+
+
+def _method(method: object) -> Method:
+    """A method, or the one of a name."""
+    if isinstance(method, str):
+        return find_method(method)
+    if not isinstance(method, Method):
+        raise ConfigurationError(f"methods holds {method!r}; allowed: methods of project.methods, and their names.")
+    return method
+
+
+def _base(base: object) -> str | None:
+    """What the sources were fine-tuned from, as a student's file can say it."""
+    if not isinstance(base, str | Path | None):
+        raise ConfigurationError(
+            f"base is a {type(base).__name__}; allowed: a file, torchvision's name of weights, or 'mean'."
+        )
+    return None if base is None else str(base)
 
 
 def _path(path: str | Path | None) -> Path | None:

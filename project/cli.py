@@ -24,8 +24,9 @@ from project.errors import ConfigurationError, PleasError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
 from project.runtime import LOGGER, tell
 from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime.saving import check_writable
 from project.shorthand import expand, usage
-from project.trainer import MergeTrainer, writable
+from project.trainer import MergeTrainer
 
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
 
@@ -102,7 +103,7 @@ class MergeCLI(LightningCLI):
         resumed = self.subcommand == "fit" and config.get("ckpt_path")
         if not config.overwrite and not resumed:
             self._refuse_earlier_run(self.run)
-        writable(self.run)
+        check_writable(self.run, f"run is {self.run}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""

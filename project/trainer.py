@@ -1,6 +1,5 @@
 """The trainer with one more verb."""
 
-import os
 import shutil
 import signal
 import sys
@@ -31,6 +30,7 @@ from project.report import (
 from project.report.collect import collect
 from project.runtime import warn
 from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime.saving import check_writable
 from project.student import save_student
 
 
@@ -71,7 +71,8 @@ class MergeTrainer(Trainer):
             return self._merge(model, datamodule, probe)
 
     def _merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool) -> Results:
-        folder = writable(Path(self.log_dir or self.default_root_dir))
+        folder = Path(self.log_dir or self.default_root_dir)
+        check_writable(folder, f"run is {folder}")
         model.read(datamodule.picture)
         self._prepare_data(datamodule)
         check_shares(datamodule.calibration_counts(), self.world_size)
@@ -170,21 +171,6 @@ class MergeTrainer(Trainer):
             write_variances(logger.experiment, engine.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()
-
-
-def writable(folder: Path) -> Path:
-    """The folder, if it can be written to or made; nothing is made yet.
-
-    Raises:
-        ConfigurationError: If it cannot.
-    """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is no folder" if not there.is_dir() else "does not allow it"
-        raise ConfigurationError(f"run is {folder}, which cannot be written to: {there} {what}.")
-    return folder
 
 
 def check_shares(pictures: Mapping[str, int], processes: int) -> None:

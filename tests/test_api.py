@@ -2,9 +2,11 @@
 
 import copy
 import doctest
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from project import api
 from project.cli import main
 from project.data import Shapes
 from project.errors import CheckpointError, ConfigurationError, DataError, TraceError
-from project.methods import Permutation, PLeaS
+from project.merging.passes import KeptPictures, ReestimationPass
+from project.methods import Fisher, Permutation, PLeaS
+from project.models import Preprocessing
 
 CLASSES = 5
 
@@ -150,6 +154,96 @@ def test_a_mapping_says_which_source_is_whose(files: list[Path]) -> None:
     assert not torch.allclose(listed(seen["photo"]), crossed(seen["photo"]), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), r"shape \(3,\)"),
+        (torch.zeros(12), "float32"),
+        (torch.full((12,), CLASSES), "allowed: 0 to 4"),
+        (["a.jpg"] * 12, "come without labels"),
+    ],
+)
+def test_labels_that_a_method_reads_are_the_classes_numbers(
+    labels: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("project.merging.engine.Engine.step", lambda *_: pytest.fail("too late"))
+    seen = {name: [(part, labels)] for name, part in pictures().items()}
+    with pytest.raises(ConfigurationError, match=message):
+        project.merge(networks(), seen, method=Fisher("labels"))
+
+
+def test_pictures_of_any_precision_are_those_of_float32() -> None:
+    sources, seen = networks(), pictures()
+    exact = {name: part.double().requires_grad_() for name, part in seen.items()}
+    expected = project.merge(sources, seen).state_dict()
+    assert same_state(project.merge(sources, exact).state_dict(), expected)
+
+
+def test_a_folder_takes_up_what_was_interrupted_and_nothing_that_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    sources, seen = networks(), pictures()
+    alone = project.merge(sources, seen).state_dict()
+    with monkeypatch.context() as broken:
+        broken.setattr("project.merging.engine.lineage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            project.merge(sources, seen, folder=tmp_path)
+    assert list(tmp_path.glob("progress/merge-*"))
+    with monkeypatch.context() as resumed:
+        resumed.setattr(PLeaS, "students", lambda *_: pytest.fail("fitted again"))
+        assert same_state(project.merge(sources, seen, folder=tmp_path).state_dict(), alone)
+    assert not list(tmp_path.iterdir())
+    others = {name: part + 1 for name, part in seen.items()}
+    assert same_state(project.merge(sources, others, folder=tmp_path).state_dict(),
+                      project.merge(sources, others).state_dict())  # fmt: skip
+
+
+def test_pictures_in_folders_are_brought_to_the_size_that_the_sources_say(files: list[Path], tmp_path: Path) -> None:
+    shapes = Shapes(tmp_path / "shapes", size=16, train_per_class=1, test_per_class=1, domains=["clipart", "sketch"])
+    shapes.prepare()
+    for domain in shapes.read():
+        for path, label in (*domain.train, *domain.test):
+            target = tmp_path / "pictures" / domain.name / f"{label % CLASSES}" / f"{label}-{path.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    sources = project.merges(files, pictures(("clipart", "sketch"), size=16), methods=["average", "permutation"])
+    for student in sources.values():
+        student.preprocessing = Preprocessing(16)
+    merged = project.merge(dict(zip(["clipart", "sketch"], sources.values(), strict=True)), tmp_path / "pictures")
+    assert merged.spec.picture == (3, 16, 16)
+
+
+def test_the_base_may_be_a_path(tmp_path: Path) -> None:
+    *sources, base = networks(3)
+    torch.save(base.state_dict(), tmp_path / "base.pth")
+    options: dict[str, Any] = {"base": tmp_path / "base.pth", "architecture": Own}
+    student = project.merge(sources, pictures(), method="task-arithmetic", **options)
+    project.save_student(student, tmp_path / "student.safetensors")
+    again = project.load_student(tmp_path / "student.safetensors", architecture=Own)
+    assert again.lineage["base"] == str(tmp_path / "base.pth")
+
+
+def test_pictures_are_let_go_once_the_students_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[KeptPictures]] = []
+    start, begin = KeptPictures.start, ReestimationPass.start
+
+    def remember(self: KeptPictures, scratch: Path | None) -> None:
+        kept.append(weakref.ref(self))
+        start(self, scratch)
+
+    def look(self: ReestimationPass, site: Any) -> None:
+        gc.collect()
+        assert [pictures() for pictures in kept] == [None]
+        begin(self, site)
+
+    monkeypatch.setattr(KeptPictures, "start", remember)
+    monkeypatch.setattr(ReestimationPass, "start", look)
+    project.merges(networks(), pictures(), methods=["pleas", "permutation"])
+
+
 def test_what_needs_no_pictures_gets_none(files: list[Path]) -> None:
     student = project.merge(files, method="average", image_size=16)
     assert student(torch.zeros(1, 3, 16, 16)).shape == (1, CLASSES)
@@ -223,6 +317,26 @@ def test_a_network_is_checked() -> None:
         ({"pictures": {**pictures(), "photo": torch.zeros(0, 3, 9, 9)}}, DataError, "photo are none"),
         ({"pictures": {**pictures(), "photo": ["cat.jpg"]}}, ConfigurationError, "photo hold a str"),
         ({"pictures": "nowhere"}, DataError, "nowhere"),
+        ({"pictures": {}}, ConfigurationError, "pictures holds no domain"),
+        ({"pictures": {**pictures(), "photo": None}}, ConfigurationError, "photo are a NoneType"),
+        ({"pictures": {**pictures(), "photo": [[]]}}, ConfigurationError, "photo hold a list"),
+        ({"pictures": {**pictures(), "photo": [{"x": torch.zeros(2, 3, 9, 9)}]}}, ConfigurationError, "hold a dict"),
+        ({"pictures": {0: torch.zeros(2, 3, 9, 9)}}, ConfigurationError, "pictures holds the domain 0"),
+        ({"sources": "photo.pth"}, ConfigurationError, "sources is a str"),
+        ({"sources": nn.Sequential(*networks())}, ConfigurationError, "sources is a Sequential"),
+        ({"sources": dict(enumerate(networks()))}, ConfigurationError, "sources holds the domain 0"),
+        ({"budget": None}, ConfigurationError, "budgets holds None"),
+        ({"method": PLeaS}, ConfigurationError, "methods holds <class"),
+        ({"renormalize": False}, ConfigurationError, "'renormalize' is no option of a merge; nearest: renormalise"),
+        ({"image_size": 9}, ConfigurationError, "image_size is 9, which changes nothing where pictures are in memory"),
+        ({"batch_size": 0}, ConfigurationError, "batch_size is 0"),
+        ({"classes": "abcde"}, ConfigurationError, "classes is 'abcde'; allowed: a list"),
+        ({"classes": list("aabcd")}, ConfigurationError, "every name once"),
+        ({"without_source": "art"}, ConfigurationError, "without_source is 'art'; allowed: a list"),
+        ({"base": Own(), "method": "task-arithmetic"}, ConfigurationError, "base is a Own"),
+        ({"device": "meta"}, ConfigurationError, "device is 'meta'"),
+        ({"folder": __file__}, ConfigurationError, "folder is .* is no folder"),
+        ({"method": "pleas", "statistics": f"{__file__}/s"}, ConfigurationError, "statistics is .* is no folder"),
         ({"budget": 0.5}, ConfigurationError, "budgets holds 0.5"),
         ({"budget": 3}, ConfigurationError, "budgets holds 3"),
         ({"budget": "many"}, ConfigurationError, "budgets holds 'many'"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from project import __main__ as command
 from project.callbacks import MergeCallback
 from project.cli import main
 from project.data import DomainDataModule, DomainNet
-from project.errors import CheckpointError, ConfigurationError, DataError, PleasError
+from project.errors import CheckpointError, ConfigurationError, DataError, MergeError, PleasError
 from project.merging import SourceFile
 from project.methods import EMR, SMILE, TIES, MaTS, Permutation, Tuned
 from project.modules import MergeModule
@@ -192,7 +193,10 @@ def test_the_callback_works_in_a_plain_trainer(tiny: Path) -> None:
     files = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
     module = MergeModule(files, budgets=[1.0, 1.5])
     module.prepare(data)
-    trainer = Trainer(callbacks=[MergeCallback()], logger=False, enable_progress_bar=False, accelerator="cpu")
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    with pytest.raises(MergeError, match="needs a MergeCallback"):  # else the loop below would never end
+        Trainer(**options).validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
+    trainer = Trainer(callbacks=[MergeCallback()], **options)
     while not module.finished:
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
     assert [merged.name for merged in module.merged][-1] == "pleas-1.50"

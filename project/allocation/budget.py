@@ -53,7 +53,10 @@ class Budget:
         if isinstance(value, Budget):
             return value
         if not isinstance(value, str):
-            return cls(float(value))
+            try:
+                return cls(float(value))
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(f"budgets holds {value!r}; allowed: {ALLOWED}.") from error
         amount = split_amount(value, "xkMG", UNIT_WORDS)
         if amount is None or (not amount[2] and amount[1] not in ("", "x")):
             raise ConfigurationError(f"budgets holds {value!r}; allowed: {ALLOWED}.")

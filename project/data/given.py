@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from project.data.calibration import PUBLIC
-from project.errors import ConfigurationError, DataError
+from project.errors import ConfigurationError, DataError, at_least
 from project.models import LabelSpace, Preprocessing
 from project.moments import Fingerprint, tensor_sums
 from project.symmetry import Spec
@@ -25,24 +25,28 @@ class GivenPictures:
         batch_size: Pictures of each domain in a batch, where they are not batches already.
 
     Raises:
-        ConfigurationError: With the domain, if its pictures are no tensors of four axes, of another shape than the
-            others', not of floating point, or not finite.
+        ConfigurationError: If there is no domain, or with the domain, if its pictures are no tensors of four axes, of
+            another shape than the others', not of floating point, or not finite.
         DataError: If a domain has none.
     """
 
     seed = 0
 
     def __init__(self, pictures: Mapping[str, Given] | Given, batch_size: int = 64) -> None:
+        at_least(1, batch_size=batch_size)
         by_domain = pictures if isinstance(pictures, Mapping) else {PUBLIC: pictures}
+        if not by_domain:
+            raise ConfigurationError("pictures holds no domain; allowed: at least one, or None instead.")
         self.calibration_batch_size = batch_size
         self.batches: dict[str, list[Tensor]] = {}
         self.labels: dict[str, list[Tensor]] = {}
         for domain, given in by_domain.items():
-            parts = torch.split(given, batch_size) if isinstance(given, Tensor) else given
-            pairs = [_pair(part, domain) for part in parts]
-            self.batches[domain] = [batch for batch, _ in pairs]
+            if not isinstance(domain, str):
+                raise ConfigurationError(f"pictures holds the domain {domain!r}; allowed: names, as text.")
+            pairs = [_pair(part, domain) for part in _parts(given, domain, batch_size)]
+            _check([batch for batch, _ in pairs], domain)
+            self.batches[domain] = [batch.detach().float() for batch, _ in pairs]  # as the sources, whatever they were
             self.labels[domain] = [labels for _, labels in pairs if labels is not None]
-            _check(self.batches[domain], domain)
         shapes = {domain: tuple(batches[0].shape[1:]) for domain, batches in self.batches.items()}
         (first, shape), *others = shapes.items()
         for domain, other in others:
@@ -54,8 +58,8 @@ class GivenPictures:
         self.label_space = LabelSpace({domain: ("0",) for domain in self.batches}, "shared")
         self.preprocessing: Preprocessing | None = None
 
-    def tell(self, labels: LabelSpace, preprocessing: Preprocessing | None) -> None:
-        """Say what the sources have said: the domains and their classes, and what pictures have gone through."""
+    def adopt(self, labels: LabelSpace, preprocessing: Preprocessing | None) -> None:
+        """Take over from the sources the domains and their classes, and what pictures have gone through."""
         self.label_space, self.preprocessing = labels, preprocessing
 
     @property
@@ -74,20 +78,37 @@ class GivenPictures:
         """Batches that map every domain to pictures, or to these and their labels, or to None once it has no more.
 
         Raises:
-            ConfigurationError: If labels are asked for and a domain has none.
+            ConfigurationError: If labels are asked for and a domain has none, or others than its classes' numbers.
         """
         if labelled:
-            for domain, batches in self.batches.items():
-                if len(self.labels[domain]) != len(batches):
-                    raise ConfigurationError(
-                        f"pictures of {domain} come without labels, which a method reads; give (pictures, labels)."
-                    )
+            for domain in self.batches:
+                self._check_labels(domain)
         columns: list[Sequence[object]] = [
             list(zip(batches, self.labels[domain], strict=True)) if labelled else batches
             for domain, batches in self.batches.items()
         ]
         for parts in zip_longest(*columns):
             yield dict(zip(self.batches, parts, strict=True))
+
+    def _check_labels(self, domain: str) -> None:
+        """Refuse labels that do not say of every picture which of its domain's classes it shows."""
+        batches, labels = self.batches[domain], self.labels[domain]
+        if len(labels) != len(batches):
+            raise ConfigurationError(
+                f"pictures of {domain} come without labels, which a method reads; give (pictures, labels)."
+            )
+        classes = self.label_space.classes.get(domain)
+        for batch, numbers in zip(batches, labels, strict=True):
+            if numbers.shape != (len(batch),) or numbers.is_floating_point() or numbers.is_complex():
+                raise ConfigurationError(
+                    f"labels of {domain} are of shape {tuple(numbers.shape)} and {numbers.dtype} for {len(batch)} "
+                    f"pictures; allowed: one whole number a picture."
+                )
+            if classes and len(batch) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(classes):
+                raise ConfigurationError(
+                    f"labels of {domain} lie between {int(numbers.min())} and {int(numbers.max())}; allowed: 0 to "
+                    f"{len(classes) - 1}, as it has {len(classes)} classes."
+                )
 
     def calibration_fingerprint(
         self,
@@ -110,15 +131,26 @@ class GivenPictures:
         return Fingerprint.of(sources, spec, tensor_sums(self.batches), {}, heads, labels)
 
 
+def _parts(given: object, domain: str, batch_size: int) -> Iterable[object]:
+    """The batches, as far as anything can be told of them yet."""
+    if isinstance(given, Tensor):
+        return torch.split(given, batch_size) if given.dim() else (given,)
+    if not isinstance(given, Iterable):
+        raise ConfigurationError(
+            f"pictures of {domain} are a {type(given).__name__}; allowed: a tensor, or batches as a DataLoader gives."
+        )
+    return given
+
+
 def _pair(part: object, domain: str) -> tuple[Tensor, Tensor | None]:
-    """Pictures and their labels, where they come with any."""
-    pictures, labels = (part, None) if not isinstance(part, list | tuple) else (part[0], part[1] if part[1:] else None)
-    if not isinstance(pictures, Tensor) or not isinstance(labels, Tensor | None):
+    """Pictures and their labels, where they come with any; what else stands beside pictures, such as paths, is left."""
+    pictures, *others = part if isinstance(part, list | tuple) and part else (part,)
+    if not isinstance(pictures, Tensor):
         raise ConfigurationError(
             f"pictures of {domain} hold a {type(pictures).__name__}; allowed: tensors of shape (batch, channels, "
             f"height, width), or pairs of such a tensor and one of labels."
         )
-    return pictures, labels
+    return pictures, others[0] if others and isinstance(others[0], Tensor) else None
 
 
 def _check(batches: Sequence[Tensor], domain: str) -> None:
@@ -160,8 +192,8 @@ class NoPictures:
         self.label_space = LabelSpace({}, "shared")
         self.preprocessing: Preprocessing | None = None
 
-    def tell(self, labels: LabelSpace, preprocessing: Preprocessing | None) -> None:
-        """Say what the sources have said: the domains and their classes, and what pictures have gone through."""
+    def adopt(self, labels: LabelSpace, preprocessing: Preprocessing | None) -> None:
+        """Take over from the sources the domains and their classes, and what pictures have gone through."""
         self.label_space, self.preprocessing = labels, preprocessing
 
     def calibration_counts(self) -> dict[str, int]:

@@ -77,7 +77,7 @@ class Engine:
         self.gathering = self._to_gather()
         self._site: Site | None = None
         self._open = ExitStack()  # the clock of the pass under way
-        self._failed = False
+        self._started = self._failed = False
         self._passes = self._run()
         self._pass: Pass | None = next(self._passes)
 
@@ -89,6 +89,7 @@ class Engine:
             yield GatheringPass(self.gathering, kept if keeping else None)
         with self.clock.phase("fit"):
             self._fit(self.gathering.statistics, kept)
+        del kept  # no student reads the pictures again, and there may be many
         if self.renormalise and self.unsettled:
             self.variances["before"] = self._variances()
             yield ReestimationPass(self.unsettled)
@@ -140,6 +141,7 @@ class Engine:
             self._site = self._settle(World.current(), device)
         self._open.enter_context(self.clock.phase(self._pass.name))
         self._pass.start(replace(self._site, device=device))
+        self._started = True
 
     def step(self, number: int, batch: object) -> None:
         """Run networks on one batch.
@@ -150,8 +152,10 @@ class Engine:
 
         Raises:
             ConfigurationError: If it maps no domains.
+            MergeError: If no pass was started, as by a trainer without MergeCallback.
         """
-        assert self._pass is not None
+        if self._pass is None or not self._started:
+            raise MergeError("no pass of the merge was started; a trainer needs a MergeCallback, and validate.")
         self._pass.step(number, read_batch(batch))
 
     def end(self) -> None:
@@ -159,6 +163,7 @@ class Engine:
         assert self._pass is not None
         assert self._site is not None
         self._pass.end(self._site.world)
+        self._started = False
         self.ended += 1
         self._open.close()
         self._failed = True  # unless what follows comes to its end
@@ -169,6 +174,7 @@ class Engine:
         """Leave networks and statistics as they were before a pass that broke off, if one did."""
         if self._pass is not None:
             self._pass.abandon(error)
+        self._started = False
         self._open.close()
 
     # ---- its phases ------------------------------------------------------------------------------------------------
@@ -179,10 +185,10 @@ class Engine:
         rooms[world.rank] = self.planner.room
         world.reduce(rooms)
         planner = self.planner.within(int(rooms.min()))
+        plan = planner.plan(self.gathering.missing)
         if self._progress is not None:
             below = self._progress.below(str(world.rank))
             self._progress = replace(below, world=world, device=device)
-        plan = planner.plan(self.gathering.missing)
         self.gathering.keep_in(self._progress, plan.shelve)
         scratch = self._progress.folder / "waiting" if self._progress is not None and plan.spill else None
         return Site(world, device, planner, scratch)

@@ -31,9 +31,11 @@ def label_space_of(
         mode: ``shared`` or ``different``; default: shared where all domains have the same classes.
 
     Raises:
-        ConfigurationError: If classes names other domains, or as many classes as a source has no logits; see also
+        ConfigurationError: If classes names other domains, or a class twice; see also
             :func:`~project.merging.sources.settle_domains`.
     """
+    if isinstance(classes, str):
+        raise ConfigurationError(f"classes is {classes!r}; allowed: a list of names, or domain -> list.")
     provisional = LabelSpace(dict.fromkeys(domains, ("0",)), "shared")
     owned = settle_domains(files, sources, provisional, without_source)
     if isinstance(classes, Mapping) and (unknown := sorted(set(classes) - set(domains))):
@@ -43,7 +45,7 @@ def label_space_of(
         for domain in names:
             by_domain.setdefault(domain, _classes(source, domain, names, classes))
     for domain in without_source:
-        by_domain[domain] = next(iter(by_domain.values()))
+        by_domain.setdefault(domain, next(iter(by_domain.values())))
     ordered = {domain: by_domain[domain] for domain in domains}
     return LabelSpace(ordered, mode or ("shared" if len(set(ordered.values())) == 1 else "different"))
 
@@ -57,4 +59,6 @@ def _classes(source: Source, domain: str, domains: Sequence[str], classes: Class
     if given is None:
         heads = len(domains) if known is not None and len(known.heads) > 1 else 1
         return tuple(map(str, range(source.logits // heads)))
+    if len(set(given)) < len(given):
+        raise ConfigurationError(f"classes holds {', '.join(given)}; allowed: every name once.")
     return tuple(given)

@@ -29,8 +29,8 @@ def drive(engine: Engine, data: Batches, device: torch.device, progress: bool = 
     while not engine.finished:
         engine.networks.to(device)
         batches: Iterable[Any] = data.calibration_batches(engine.labelled) if engine.looks else [{}]
-        engine.start(device)
         try:
+            engine.start(device)
             with torch.no_grad():
                 shown = tqdm(batches, engine.words, unit="batch", leave=False, disable=None if progress else True)
                 for number, batch in enumerate(shown):

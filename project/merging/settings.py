@@ -10,6 +10,7 @@ from project.allocation import Budget
 from project.errors import ConfigurationError, at_least
 from project.methods import Method
 from project.runtime import read_bytes
+from project.runtime.saving import check_writable
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Settings:
         keep_every: Seconds, at least, between two copies of unfinished statistics.
 
     Raises:
-        ConfigurationError: If a value is impossible, or two methods have one name.
+        ConfigurationError: If a value is impossible, no method is named, or two have one name.
     """
 
     methods: Sequence[Method]
@@ -41,6 +42,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any file is read."""
+        if not self.methods:
+            raise ConfigurationError("methods is empty; at least one is needed.")
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
             raise ConfigurationError(
@@ -48,6 +51,8 @@ class Settings:
             )
         if self.memory is not None:
             read_bytes(self.memory)
+        if self.statistics is not None and not self.statistics.exists():
+            check_writable(self.statistics.parent, f"statistics is {self.statistics}")
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
     @property

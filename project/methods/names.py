@@ -1,5 +1,6 @@
 """Methods by their names, as users write them."""
 
+import re
 from collections.abc import Mapping
 
 from project import methods
@@ -18,13 +19,13 @@ def find_method(name: str) -> Method:
     """A method of default settings.
 
     Args:
-        name: Of its class, in any case: ``pleas``, ``RegMean``.
+        name: Of its class, in any case, with dashes or without: ``pleas``, ``RegMean``, ``task-arithmetic``.
 
     Raises:
         ConfigurationError: If there is none of that name, or it needs arguments.
     """
     known = methods_by_name()
-    kind = known.get(name.lower())
+    kind = known.get(re.sub("[-_ ]", "", name).lower())
     if kind is None:
         raise ConfigurationError(
             f"method is {name!r}{nearest(name, known)}; allowed: {', '.join(known)}, or a method of project.methods "

@@ -9,6 +9,26 @@ from uuid import uuid4
 
 import torch
 
+from project.errors import ConfigurationError
+
+
+def check_writable(folder: Path, given: str) -> None:
+    """Refuse a folder that can be neither written to nor made; nothing is made yet.
+
+    Args:
+        folder: The folder.
+        given: What the user has given, such as ``run is here``, for the message.
+
+    Raises:
+        ConfigurationError: With the folder that is in the way.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is no folder" if not there.is_dir() else "does not allow it"
+        raise ConfigurationError(f"{given}, which cannot be written to: {there} {what}.")
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
