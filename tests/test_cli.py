@@ -496,7 +496,9 @@ data:
     for other, names in (("long", {"average-1.00", "pleas-1.00", "pleas-1.50"}), ("short2", {"pleas-1.50"})):
         assert {path.stem for path in (tiny / other / "students").iterdir()} >= names
         for name in names:
-            one, two = (project.load_student(tiny / run / "students" / f"{name}.ckpt") for run in ("short", other))
+            one, two = (
+                project.load_student(tiny / run / "students" / f"{name}.safetensors") for run in ("short", other)
+            )
             assert same_state(one.network.state_dict(), two.network.state_dict()), f"{other}: {name}"
     rows = json.loads((tiny / "short" / "results.json").read_text())["table"]
     assert [row["network"] for row in rows[:2]] == ["sketch", "clipart"]
@@ -523,7 +525,7 @@ def test_two_processes_merge_without_yaml(tiny: Path, silent: list[str]) -> None
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tiny / "short-two" / "students" / "pleas-1.50.ckpt").exists()
+    assert (tiny / "short-two" / "students" / "pleas-1.50.safetensors").exists()
 
 
 def test_what_the_short_form_lacks_is_told_in_one_sentence(
