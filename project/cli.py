@@ -22,7 +22,7 @@ from project.callbacks import PredictionTable, check_strategy_name, progress_bar
 from project.checking import check_parser, run_check
 from project.errors import ConfigurationError, PleasError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
-from project.runtime import LOGGER
+from project.runtime import LOGGER, tell
 from project.runtime.progress import FOLDER as PROGRESS
 from project.shorthand import expand, usage
 from project.trainer import MergeTrainer, writable
@@ -60,6 +60,7 @@ class MergeCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Lightning's list of subcommands, and below them those that need no trainer."""
         super()._add_subcommands(parser, **kwargs)
+        assert parser._subcommands_action is not None
         for name, command in COMMANDS.items():
             other = command.parser()
             parser._subcommands_action.add_subcommand(name, other, help=other.description)
@@ -189,7 +190,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         given, messages = expand(given)
         given = files_first(given)
         for message in messages:
-            rank_zero_info(message)
+            tell(message)
         if args is None:
             sys.argv[1:] = given  # which processes that Lightning starts take over
         else:

@@ -68,8 +68,11 @@ def sentence(message: str, command: str, error: BaseException | None) -> str:
     origins = list(_origins(error))
     owner = next((origin.owner for origin in reversed(origins) if isinstance(origin, ClassError)), None)
     unreadable = [str(origin) for origin in origins if isinstance(origin, UnicodeDecodeError)]
-    absent = {str(origin): origin for origin in origins if isinstance(origin, AttributeError)}
-    absent = {text: origin for text, origin in absent.items() if isinstance(origin.obj, ModuleType)}
+    absent = {
+        str(origin): nearest(str(origin.name), _names(origin.obj))
+        for origin in origins
+        if isinstance(origin, AttributeError) and isinstance(origin.obj, ModuleType)
+    }
     keys: list[str] = []
     literals: list[tuple[int, str]] = []
     given, causes = "", []
@@ -89,8 +92,8 @@ def sentence(message: str, command: str, error: BaseException | None) -> str:
             literals.append((len(set(keys)), kind[1]))
             value = re.search(r"Got value: (.+?)\.?$", line)
             given = given or (f"got value: {value[1]}" if value else "")
-        elif missing := next((origin for text, origin in absent.items() if text in line), None):
-            causes.append(f"{missing}{nearest(missing.name, _names(missing.obj))}")
+        elif missing := [f"{words}{others}" for words, others in absent.items() if words in line]:
+            causes += missing
         elif line and not FRAME.match(line):
             told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
             causes.append(told.replace(". Got", "; got").rstrip("."))

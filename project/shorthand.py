@@ -5,7 +5,6 @@
 becomes what a user would have written with the paths of all options: ``--model.sources``, ``--data.sets``, and so on.
 """
 
-import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,9 @@ from project import methods
 from project.allocation import Budget, check_budgets
 from project.data import ImageFolders
 from project.errors import CheckpointError, ConfigurationError, DataError, nearest
+from project.methods.names import find_method
 from project.models import Description, read_weights
+from project.models.folder import weights_file
 
 MODULE = "project.modules.MergeModule"
 DATA = "project.data.DomainDataModule"
@@ -128,14 +129,23 @@ def usage() -> str:
     ])  # fmt: skip
 
 
+def described(path: Path) -> Description:
+    """What a file of weights, or that of a folder, says about itself.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    return read_weights(weights_file(path))
+
+
 def expand(
-    arguments: Sequence[str], describe: Callable[[Path], Description] = read_weights
+    arguments: Sequence[str], describe: Callable[[Path], Description] = described
 ) -> tuple[list[str], list[str]]:
     """Rewrite the arguments of a merge in the short form as options with their paths.
 
     Args:
         arguments: After the program's name; those of other commands stay as they are, and so does a call for help.
-        describe: Tells what a file of weights says about itself.
+        describe: Tells what a file of weights says about itself, see :func:`described`.
 
     Returns:
         The arguments, and what to tell the user about values that nobody named.
@@ -147,7 +157,7 @@ def expand(
     if arguments[:1] != ["merge"] or any(re.fullmatch(r"-h|--help|--.+\.help(=.*)?", word) for word in arguments):
         return list(arguments), []
     given = _sort(arguments[1:])
-    if not given.files and not given.shorts:
+    if len(arguments) > 1 and not given.files and not given.shorts:
         return list(arguments), []
     _refuse_doubles(given)
     configs = [_content(path) for path in given.configs]
@@ -155,6 +165,10 @@ def expand(
     has_model = "model" in given.paths or any("model" in config for config in configs)
     if given.files:
         _check_files(given, configs, has_data)
+    elif not has_model and "model.sources" not in given.paths:
+        raise ConfigurationError(
+            "no network is named; allowed: two or more files first, or --config FILE; see 'pleas merge --help'."
+        )
     values = {short.path: _value(short, texts) for short, texts in given.shorts.items()}
     domains = given.shorts.get(DOMAINS, [])
     if PICTURES in given.shorts:
@@ -287,12 +301,12 @@ def _check_files(given: Given, configs: Sequence[Mapping[str, Any]], has_data: b
     for path in given.files:
         if not Path(path).exists():
             raise CheckpointError(f"The file of weights {path} is not there.")
-    for path, config in zip(given.configs, configs, strict=True):
+    for file, config in zip(given.configs, configs, strict=True):
         model = config.get("model")
         inner = model.get("init_args", model) if isinstance(model, Mapping) else {}
         if isinstance(inner, Mapping) and "sources" in inner:
             raise ConfigurationError(
-                f"{', '.join(given.files)} and the sources of {path} are both given; allowed: files, or those sources."
+                f"{', '.join(given.files)} and the sources of {file} are both given; allowed: files, or those sources."
             )
     if len(given.files) < 2:
         raise ConfigurationError(f"1 file is named, {given.files[0]}; a merge needs two or more.")
@@ -327,29 +341,12 @@ def _value(short: Short, texts: Sequence[str]) -> str:
 
 
 def _class_path(name: str) -> str:
-    """The class of a method's name, whatever its case.
+    """The class of a method's name, whatever its case; a path stays as it is.
 
     Raises:
         ConfigurationError: If there is none, or it needs arguments.
     """
-    if "." in name:
-        return name
-    known = {
-        label.lower(): made
-        for label, made in vars(methods).items()
-        if inspect.isclass(made) and issubclass(made, methods.Method) and not inspect.isabstract(made)
-    }
-    method = known.get(re.sub("[-_ ]", "", name).lower())
-    labels = sorted((made.__name__ for made in known.values()), key=str.lower)
-    if method is None:
-        allowed = nearest(name, labels) or f"; allowed: {', '.join(labels)}"
-        raise ConfigurationError(f"{METHODS.option} is {name!r}{allowed}.")
-    parameters = inspect.signature(method).parameters.values()
-    if needed := [parameter.name for parameter in parameters if parameter.default is parameter.empty]:
-        raise ConfigurationError(
-            f"{METHODS.option} is {name!r}, which needs {' and '.join(needed)}; --{METHODS.path} takes them."
-        )
-    return f"{methods.__name__}.{method.__name__}"
+    return name if "." in name else f"{methods.__name__}.{type(find_method(name)).__name__}"
 
 
 def _image_size(descriptions: Sequence[Description]) -> tuple[str, str]:

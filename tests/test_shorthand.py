@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from project.cli import main
 from project.errors import PleasError
@@ -40,7 +41,7 @@ def options(*arguments: str, **described: Description) -> dict[str, object]:
     words, _ = expand(["merge", *arguments], lambda path: described.get(path.stem, SILENT))
     assert words[0] == "merge"
     assert len(words) % 2 == 1
-    assert all(name.startswith("--") for name in words[1::2])
+    assert all(name.startswith("-") for name in words[1::2])
     return {
         name.lstrip("-"): json.loads(value) if value[0] in "[{" else value
         for name, value in zip(words[1::2], words[2::2], strict=True)
@@ -87,7 +88,7 @@ FILES = ["photo.pth", "net.pth", "--pictures", "pictures"]
         (["--memory", "16 GB", "--seed", "3"], {"model.memory": "16 GB", "seed_everything": "3"}),
         (["--method", "pleas", "Average"],
          {"model.methods": [{"class_path": "project.methods.PLeaS"}, {"class_path": "project.methods.Average"}]}),
-        (["--methods", "task-arithmetic", "mine.Method"],
+        (["--methods", "taskarithmetic", "mine.Method"],
          {"model.methods": [{"class_path": "project.methods.TaskArithmetic"}, {"class_path": "mine.Method"}]}),
         (["--out", "there", "--overwrite", "true"], {"run": "there", "overwrite": "true"}),
         (["--trainer.devices", "2", "--model.tolerance", "0.1"], {"trainer.devices": "2", "model.tolerance": "0.1"}),
@@ -115,6 +116,15 @@ def test_what_a_file_says_of_itself_comes_first(there: Path) -> None:
     found = options("photo.pth", "my_SKETCH_net.pth", "--pictures", "pictures", photo=said)
     assert found["model.sources"] == ["photo.pth", "my_SKETCH_net.pth"]
     assert found["data.image_size"] == "48"
+
+
+def test_a_folder_of_weights_is_a_source(there: Path) -> None:
+    Path("Photo-run").mkdir()
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "Photo-run/only.pth")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "net.pth")
+    words, _ = expand(["merge", "net.pth", "Photo-run", "--pictures", "pictures"])
+    assert json.loads(words[words.index("--model.sources") + 1]) == [
+        "net.pth", {"path": "Photo-run", "domains": ["photo"]}]  # fmt: skip
 
 
 def test_the_image_size_is_told(there: Path) -> None:
@@ -152,8 +162,11 @@ def test_options_beside_a_configuration(there: Path) -> None:
     assert options("photo.pth", "net.pth", "-c", "silent.yaml") == {
         "model": "project.modules.MergeModule", "c": "silent.yaml", "model.sources": ["photo.pth", "net.pth"]
     }  # fmt: skip
-    assert options("photo.pth", "net.pth", "-csilent.yaml", "--domains", "photo", "x")["model.sources"] == [
-        {"path": "photo.pth", "domains": ["photo"]}, "net.pth"]  # fmt: skip
+    for config in ("-csilent.yaml", "--config=silent.yaml"):
+        words, messages = expand(["merge", "photo.pth", "net.pth", config, "--domains", "photo", "x"], lambda _: SILENT)
+        assert words[:4] == ["merge", config, "--model", "project.modules.MergeModule"]
+        assert json.loads(words[-1]) == [{"path": "photo.pth", "domains": ["photo"]}, "net.pth"]
+        assert not messages, "the image size is the configuration's"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +175,7 @@ def test_options_beside_a_configuration(there: Path) -> None:
         [],
         ["--help"],
         ["fit", "--config", "x", "--budget"],
-        ["merge"],
+        ["merge", "--print_config"],
         ["merge", "--config", "absent.yaml", "--run", "x", "--print_config"],
         ["merge", "photo.pth", "--help"],
         ["merge", "--data.help", "project.data.DomainDataModule", "--nothing"],
@@ -208,9 +221,10 @@ def test_what_is_rewritten_stays(there: Path) -> None:
          "photo.pth, net.pth and the sources of full.yaml are both given"),
         (["--config", "full.yaml", "--budgte", "1.2"], "there is no option '--budgte'; nearest: budget"),
         ([*FILES, "--imagesize=64"], "there is no option '--imagesize'; nearest: image-size"),
-        ([*FILES, "--method", "plaes"], "--method is 'plaes'; nearest: PLeaS"),
-        ([*FILES, "--method", "qqq"], "--method is 'qqq'; allowed: AdaMerging, Average, Concrete"),
-        ([*FILES, "--method", "tuned"], "--method is 'tuned', which needs method and grid; --model.methods takes them"),
+        ([*FILES, "--method", "plaes"], "method is 'plaes'; nearest: pleas"),
+        ([*FILES, "--method", "tuned"], "method is 'tuned', which needs arguments"),
+        ([], "no network is named; allowed: two or more files first, or --config FILE"),
+        (["--budget", "1.2", "--pictures", "pictures"], "no network is named"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_a_file_is_read(there: Path, arguments: list[str], message: str) -> None:
@@ -230,7 +244,7 @@ def test_no_option_of_the_parser_is_unknown(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(OneSentenceParser, "parse_args", kept)
     with pytest.raises(KeyboardInterrupt):
-        main(["merge"])
+        main(["merge", "--run", "x"])
     merge = parsers[0]._subcommands_action.choices["merge"]  # type: ignore[union-attr]
     names = {name.lstrip("-") for name in merge._option_string_actions if "." not in name}
     assert names - {"print_config"} == (PLAIN | FLAGS) - {"print_config"}

@@ -82,10 +82,11 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     with path.open("rb") as file:
         start = file.read(9)
     try:
-        if start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a bare pickle from before PyTorch 1.6
-            return _split(torch.load(path, map_location="cpu", weights_only=True), path)
+        # First, since the length of a safetensors header, which it begins with, may begin as a pickle does.
         if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 100_000_000:
             return _read_safetensors(path)
+        if start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a bare pickle from before PyTorch 1.6
+            return _split(torch.load(path, map_location="cpu", weights_only=True), path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds objects other than tensors and plain values, which are not loaded since they "

@@ -153,8 +153,8 @@ def build_student(
     try:
         maps = {name: UnitMap.sorted(members) for name, members in content["unit_maps"].items()}
         lineage = content["lineage"]
-        network, spec = _resized(plain, maps, tuple(content["picture"]), "zipped" in content)
-    except (PleasError, KeyError) as error:
+        network, spec = _resized(plain, maps, tuple(content["picture"]), built.custom and "zipped" not in content)
+    except (PleasError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
         ) from error
@@ -218,9 +218,15 @@ def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:
 
 
 def _resized(
-    plain: nn.Module, maps: dict[str, UnitMap], picture: tuple[int, int, int], zipped: bool
+    plain: nn.Module, maps: dict[str, UnitMap], picture: tuple[int, int, int], whole: bool
 ) -> tuple[nn.Module, Spec]:
     """The network in its student's widths, its values not set; and the spec of the one before.
+
+    Args:
+        plain: The network before it was merged.
+        maps: Unit map of every group.
+        picture: Shape of the pictures.
+        whole: Whether the unit maps must hold all units of the network, whose arguments the user may have mistaken.
 
     Raises:
         CheckpointError: If the unit maps are of sources with other widths.
@@ -231,7 +237,7 @@ def _resized(
         spec = trace(plain, picture)
         for group in spec.free:
             units = int(maps[group.name].members.max()) + 1
-            if units > group.size or (units < group.size and not zipped):
+            if units > group.size or (whole and units < group.size):
                 raise CheckpointError(
                     f"its sources have {units} units in {group.name!r}, where the architecture has {group.size}."
                 )

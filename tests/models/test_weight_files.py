@@ -75,6 +75,19 @@ def test_safetensors_with_description(tmp_path: Path, tensors: Tensors) -> None:
     assert_described(weights)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_safetensors_are_told_whatever_the_length_of_their_header(
+    tmp_path: Path, tensors: Tensors, suffix: str
+) -> None:
+    """One length in 32 begins with the byte that a pickle begins with."""
+    path, firsts = tmp_path / f"weights.{suffix}", set()
+    for length in range(0, 256, 8):
+        save_file(tensors, path, metadata={"pleas": json.dumps({"preprocessing": {"image_size": 8}}) + " " * length})
+        firsts.add(path.read_bytes()[0])
+        assert read_weights(path).preprocessing == Preprocessing(8)
+    assert 0x80 in firsts
+
+
 def test_entries_of_other_tools_are_passed_over(tmp_path: Path, tensors: Tensors) -> None:
     torch.save({"state_dict": tensors, "architecture": "ResNet", "classes": ["cat", "dog"]}, tmp_path / "w.pt")
     assert read_weights(tmp_path / "w.pt").architecture is None

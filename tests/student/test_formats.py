@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DOMAINS, make_problem, pictures, resnet, run, same_state
+from helpers import DOMAINS, make_problem, merge_case, pictures, resnet, run, same_state
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def made(kind: str, mode: str = "different", budget: float = 1.0, count: int = 2
         preprocessing=Preprocessing(16),
     )  # fmt: skip
     merged: Merged
-    (merged,) = KINDS[kind]().merge(it, [budget])
+    (merged,) = merge_case(KINDS[kind](), it, [budget])
     student = merged.student
     student.lineage = {"budget": budget, "learned": {"none": None, "deep": [{"a": [1, 2.5]}]}, "odd": float("inf")}
     if mode == "different":
