@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from project.alignment import UnitMap, overlap
 from project.symmetry import Norm, Spec
 
 Unit = Literal["MACs", "parameters", "bytes"]
-UNITS_OF_SIZE: tuple[Unit, ...] = get_args(Unit)
 FLOAT_BYTES = 4
 COUNTER_BYTES = 8  # of the batch counter that a norm with running statistics keeps
 

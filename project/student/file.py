@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.errors import CheckpointError, ConfigurationError, PleasError
 from project.models import Architecture, Named, Weights, read_weights, written_out
+from project.models.architecture import plain_arguments
 from project.models.custom import dotted_path
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.network import load_weights, name_of, on_cpu, untrained_network
@@ -185,6 +186,10 @@ def _plain_network(
         return untrained_network(weights, architecture, arguments)
     if architecture is not None and (named := name_of(architecture)) != known.name:
         raise ConfigurationError(f"{weights.path} is a student of {known.name}, but architecture is {named}.")
+    if arguments is not None and (given := plain_arguments(arguments)) != (known.arguments or {}):
+        raise ConfigurationError(
+            f"arguments is {given}, but {weights.path} is a student of {known.name} with {dict(known.arguments or {})}."
+        )
     return untrained_network(weights)
 
 
@@ -232,7 +237,7 @@ def _resized(
         spec = trace(plain, picture)
         for group in spec.free:
             units = int(maps[group.name].members.max()) + 1
-            if units > group.size or (whole and units < group.size):
+            if whole and units < group.size:  # sources that are students themselves may have more
                 raise CheckpointError(
                     f"its sources have {units} units in {group.name!r}, where the architecture has {group.size}."
                 )

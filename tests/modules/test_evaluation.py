@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import resnet
+from helpers import resnet, same_state
 from PIL import Image
 
 import project
 from project.cli import MergeCLI, main
 from project.errors import ConfigurationError
+from project.merging import SourceFile
 from project.models import Architecture, Description, LabelSpace, Preprocessing
+from project.modules.scored import load_scored_networks
 from project.runtime.saving import atomic_save
 from project.student import load_source
 
@@ -123,6 +125,16 @@ def test_a_test_scores_students_and_bare_state_dicts(
     for mine, theirs in (("joint-1.70", "joint-1.70"), ("art", "art"), ("cars again", "cars")):
         for column in (*CLASSES, "mean", "joint", "right head"):
             assert scored[mine][column] == found[theirs][column]
+
+
+def test_a_folder_stands_for_the_file_of_weights_in_it(scene: Path) -> None:
+    folder = scene / "trained" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "best.ckpt").write_bytes((scene / "art.ckpt").read_bytes())
+    (scored,) = load_scored_networks([SourceFile(scene / "trained")], None)
+    (same,) = load_scored_networks([SourceFile(scene / "art.ckpt")], None)
+    assert scored.name == "trained"
+    assert same_state(scored.network.state_dict(), same.network.state_dict())
 
 
 def test_a_state_dict_that_could_be_any_says_so(place: Path) -> None:

@@ -80,6 +80,15 @@ def test_the_gate_goes_along(tmp_path: Path, content: dict[str, Any]) -> None:
         load_student(path)
 
 
+def test_arguments_that_are_not_the_students_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "student.ckpt"
+    save_student(student(), path)
+    for load in (load_student, lambda path, **given: load_source(path, None, **given)):
+        load(path, arguments={})
+        with pytest.raises(ConfigurationError, match=r"arguments is \{'groups': 2\}, but .*student\.ckpt is a student"):
+            load(path, arguments={"groups": 2})
+
+
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     save_student(student(), tmp_path / "student.ckpt")
     torch.manual_seed(0)

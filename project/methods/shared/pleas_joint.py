@@ -1,7 +1,7 @@
 """The joint fit of PLeaS: every layer for itself, on the sources' inputs; layers are dealt out to the processes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.alignment import UnitMap
-from project.fit import LayerFit, View, effort, fit_layer
+from project.fit import LayerFit, Measurements, View, effort, fit_layer
 from project.methods.base import Merged
 from project.methods.problem import Problem
 from project.moments import Statistics
@@ -21,37 +21,6 @@ Targets = Literal["own", "mean"]
 Heads = Literal["original", "fitted"]
 Maps = tuple[UnitMap, UnitMap]
 """Unit maps of a layer's outputs and of its inputs."""
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What is told of a layer's fit in tables and plots, see :class:`~project.fit.LayerFit`."""
-
-    residual_before: float
-    residual_after: float
-    condition: float
-    fallbacks: float
-    pictures: float
-    positions: float
-
-    @classmethod
-    def of(cls, fit: LayerFit) -> "Measurements":
-        """Take them from a fit."""
-        return cls(fit.before, fit.after, fit.condition, float(fit.fallbacks), fit.pictures, fit.positions)
-
-    @classmethod
-    def from_row(cls, row: Tensor) -> "Measurements":
-        """Read them from a tensor, shape (6,)."""
-        return cls(*row.tolist())
-
-    def to_row(self) -> Tensor:
-        """Write them to a tensor that processes can sum: float64, shape (6,)."""
-        return torch.tensor(astuple(self), dtype=torch.float64)
-
-    @property
-    def plain(self) -> dict[str, float]:
-        """By name."""
-        return asdict(self)
 
 
 def left_alone(layer: Layer, problem: Problem, heads: Heads) -> bool:
@@ -76,7 +45,7 @@ class JointFit:
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all.
         weights: domain -> weight of each of its pictures; default: 1.
         heads: Whether heads of different label spaces stay the sources' own.
-        ridge: Pull towards the start point, see :func:`~project.fit.solver.damping`.
+        ridge: Pull towards the start point, see :func:`~project.fit.normal_equations.damping`.
     """
 
     problem: Problem
@@ -107,7 +76,7 @@ class JointFit:
                 fits = self._solve(layer, list(dict.fromkeys(maps[layer])))
                 for student, (merged, pair) in enumerate(zip(starts, maps[layer], strict=True)):
                     merged.student.load_layer(layer.name, fits[pair].matrix)
-                    rows[number, student] = Measurements.of(fits[pair]).to_row()
+                    rows[number, student] = torch.tensor(fits[pair].measurements.to_row(), dtype=torch.float64)
         world.reduce(rows)
         for layer, owner in zip(layers, owners, strict=True):
             for merged in starts:
@@ -117,7 +86,7 @@ class JointFit:
             replace(
                 merged,
                 layers={
-                    layer.name: Measurements.from_row(row).plain
+                    layer.name: asdict(Measurements.from_row(row.tolist()))
                     for layer, row in zip(layers, rows[:, student], strict=True)
                 },
             )

@@ -1,13 +1,12 @@
 """The sequential fit of one student of PLeaS, with a progress bar and a word on what it looked at."""
 
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tqdm import tqdm
 
 from project.fit import SequentialFit
 from project.methods.base import Merged
-from project.methods.shared.pleas_joint import Measurements
 
 
 def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
@@ -29,4 +28,4 @@ def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
             f"domain has fewer than four batches to tell by (calibration_batch_size).",
             stacklevel=2,
         )
-    return replace(merged, layers={name: Measurements.of(layer).plain for name, layer in fits.items()}, settled=True)
+    return replace(merged, layers={name: asdict(layer.measurements) for name, layer in fits.items()}, settled=True)
