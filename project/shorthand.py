@@ -170,18 +170,13 @@ def expand(
             "no network is named; allowed: two or more files first, or --config FILE; see 'pleas merge --help'."
         )
     values = {short.path: _value(short, texts) for short, texts in given.shorts.items()}
-    domains = given.shorts.get(DOMAINS, [])
     if PICTURES in given.shorts:
-        domains = _domains(Path(given.shorts[PICTURES][0]), domains or None)
+        domains = _domains(Path(given.shorts[PICTURES][0]), given.shorts.get(DOMAINS))
         root = {"root": given.shorts[PICTURES][0], "domains": domains}
         values[PICTURES.path] = _json({"class_path": FOLDERS, "init_args": root})
     descriptions = [describe(Path(path)) for path in given.files]
     if given.files:
-        owners = place(given.files, [description.domains for description in descriptions], domains)
-        values["model.sources"] = _json([
-            path if owner is None else {"path": path, "domains": [owner]}
-            for path, owner in zip(given.files, owners, strict=True)
-        ])  # fmt: skip
+        values["model.sources"] = _json(given.files)
     messages = []
     if not has_data and IMAGE_SIZE.path not in {*values, *given.paths}:
         values[IMAGE_SIZE.path], reason = _image_size(descriptions)
@@ -190,34 +185,6 @@ def expand(
     classes += [] if has_data else ["--data", DATA]
     options = [word for path, value in values.items() for word in (f"--{path}", value)]
     return ["merge", *given.first, *classes, *options, *given.others], messages
-
-
-def place(files: Sequence[str], stated: Sequence[Sequence[str]], domains: Sequence[str]) -> list[str | None]:
-    """Find the domains of files that do not tell them, by the files' names.
-
-    Args:
-        files: Paths of the sources.
-        stated: Domains that each says it was trained on; empty where it says nothing.
-        domains: Those of the data; empty where they are not known.
-
-    Returns:
-        For each file the domain whose name its own name holds, whatever the case, if no other file says or holds it;
-        None where the file tells one of the domains itself, or its name decides nothing.
-    """
-    silent = [not any(domain in domains for domain in names) for names in stated]
-    named = [_named(Path(path).stem, domains) if quiet else None for path, quiet in zip(files, silent, strict=True)]
-    claimed = {domain for names in stated for domain in names}
-    return [domain if domain not in claimed and named.count(domain) == 1 else None for domain in named]
-
-
-def _named(stem: str, domains: Sequence[str]) -> str | None:
-    """The one domain whose name stands in a file's; where ``cartoon`` stands, ``art`` does not."""
-    rest, named = stem.lower(), []
-    for domain in sorted(domains, key=len, reverse=True):
-        if domain.lower() in rest:
-            named.append(domain)
-            rest = rest.replace(domain.lower(), "/")
-    return named[0] if len(named) == 1 else None
 
 
 def _sort(arguments: Sequence[str]) -> Given:

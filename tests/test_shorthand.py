@@ -10,7 +10,7 @@ from project.cli import main
 from project.errors import PleasError
 from project.models import Description, LabelSpace, Preprocessing
 from project.parser import OneSentenceParser
-from project.shorthand import FLAGS, PLAIN, expand, place, usage
+from project.shorthand import FLAGS, PLAIN, expand, usage
 
 SILENT = Description()
 MODEL, DATA = ["--model", "project.modules.MergeModule"], ["--data", "project.data.DomainDataModule"]
@@ -56,8 +56,8 @@ def test_the_example_of_the_help(there: Path) -> None:
         "model": "project.modules.MergeModule",
         "data": "project.data.DomainDataModule",
         "model.sources": [
-            {"path": "photo.pth", "domains": ["photo"]},
-            {"path": "my_SKETCH_net.pth", "domains": ["sketch"]},
+            "photo.pth",
+            "my_SKETCH_net.pth",
         ],
         "data.sets": {
             "class_path": "project.data.ImageFolders",
@@ -105,7 +105,7 @@ def test_domains_are_chosen_and_taken_in_their_order(there: Path) -> None:
     found = options("net.pth", "photo.pth", "--pictures", "pictures", "--domains", "sketch", "photo")
     assert found["data.domains"] == ["sketch", "photo"]
     assert found["data.sets"]["init_args"]["domains"] == ["sketch", "photo"]  # type: ignore[index]
-    assert found["model.sources"] == ["net.pth", {"path": "photo.pth", "domains": ["photo"]}]
+    assert found["model.sources"] == ["net.pth", "photo.pth"]
     with pytest.raises(PleasError, match=r"domains is \['bird'\]; allowed: one or more, each once, of photo, sketch"):
         options("net.pth", "photo.pth", "--pictures", "pictures", "--domains", "bird")
 
@@ -124,7 +124,7 @@ def test_a_folder_of_weights_is_a_source(there: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), "net.pth")
     words, _ = expand(["merge", "net.pth", "Photo-run", "--pictures", "pictures"])
     assert json.loads(words[words.index("--model.sources") + 1]) == [
-        "net.pth", {"path": "Photo-run", "domains": ["photo"]}]  # fmt: skip
+        "net.pth", "Photo-run"]  # fmt: skip
 
 
 def test_the_image_size_is_told(there: Path) -> None:
@@ -134,25 +134,6 @@ def test_the_image_size_is_told(there: Path) -> None:
     differing = iter((32, 64))
     (message,) = expand(["merge", *FILES], lambda _: Description(preprocessing=Preprocessing(next(differing))))[1]
     assert "224" in message
-
-
-@pytest.mark.parametrize(
-    ("names", "stated", "domains", "expected"),
-    [
-        (["a/PHOTO.pth", "b/x-sketch-2.pth"], [(), ()], ["photo", "sketch"], ["photo", "sketch"]),
-        (["cartoon.pth", "art.pth"], [(), ()], ["art", "cartoon"], ["cartoon", "art"]),
-        (["art_cartoon.pth", "x.pth"], [(), ()], ["art", "cartoon"], [None, None]),
-        (["photo1.pth", "photo2.pth"], [(), ()], ["photo", "sketch"], [None, None]),
-        (["photo.pth", "x.pth"], [(), ("photo",)], ["photo", "sketch"], [None, None]),
-        (["photo.pth", "x.pth"], [("sketch",), ()], ["photo", "sketch"], [None, None]),
-        (["photo.pth", "x.pth"], [("elsewhere",), ()], ["photo", "sketch"], ["photo", None]),
-        (["photo.pth", "sketch.pth"], [(), ()], [], [None, None]),
-    ],
-)
-def test_files_are_placed_by_their_names(
-    names: list[str], stated: list[tuple[str, ...]], domains: list[str], expected: list[str | None]
-) -> None:
-    assert place(names, stated, domains) == expected
 
 
 def test_options_beside_a_configuration(there: Path) -> None:
@@ -165,7 +146,7 @@ def test_options_beside_a_configuration(there: Path) -> None:
     for config in ("-csilent.yaml", "--config=silent.yaml"):
         words, messages = expand(["merge", "photo.pth", "net.pth", config, "--domains", "photo", "x"], lambda _: SILENT)
         assert words[:4] == ["merge", config, "--model", "project.modules.MergeModule"]
-        assert json.loads(words[-1]) == [{"path": "photo.pth", "domains": ["photo"]}, "net.pth"]
+        assert json.loads(words[-1]) == ["photo.pth", "net.pth"]
         assert not messages, "the image size is the configuration's"
 
 

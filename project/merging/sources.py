@@ -1,5 +1,6 @@
 """The sources of a merge as a user names them, and whether they go together with the data."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,8 +22,9 @@ class SourceFile:
 
     Args:
         path: Lightning checkpoint, state dict, safetensors file or student, or a folder that holds one of these.
-        domains: Domains it was trained on, in the order of its heads; default: what its file says, else, where as many
-            sources as domains are left without each other, the domain in its place among those. Outside a merge: else
+        domains: Domains it was trained on, in the order of its heads; default: what its file says, else the one whose
+            name the file's name holds, else, where as many sources as domains are left without each other, the domain
+            in its place among those. Outside a merge: else
             those that alone have as many classes as it has logits.
         name: Name in tables; default: its domains, outside a merge its file's name.
         architecture: Name of the network, or the dotted path of a class or function that builds it, such as
@@ -128,7 +130,8 @@ def place_sources(
 def settle_domains(
     files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, without_source: Sequence[str] = ()
 ) -> list[list[str]]:
-    """Which domains each source was trained on: as stated, else as its file says, else by place among what is left.
+    """Which domains each source was trained on: as stated, else as its file says, else as the file's name holds one
+    that no other is of, else by place among what is left.
 
     Raises:
         ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the
@@ -138,6 +141,11 @@ def settle_domains(
         if domain not in labels.domains:
             raise ConfigurationError(f"without_source holds {domain!r}; the data have: {', '.join(labels.domains)}.")
     stated = [_stated(file, source, labels) for file, source in zip(files, loaded, strict=True)]
+    names = [file.path.stem for file in files]
+    stated = [
+        domains if domain is None else [domain]
+        for domains, domain in zip(stated, domains_by_name(names, stated, labels.domains), strict=True)
+    ]
     claimed = {domain for domains in stated for domain in domains}
     left = [domain for domain in labels.domains if domain not in claimed and domain not in without_source]
     silent = [index for index, domains in enumerate(stated) if not domains]
@@ -164,6 +172,29 @@ def settle_domains(
                 f"domain {domain!r} has {count} sources: on its pictures, merged units follow the mean of all sources."
             )
     return stated
+
+
+def domains_by_name(names: Sequence[str], stated: Sequence[Sequence[str]], domains: Sequence[str]) -> list[str | None]:
+    """Find the domains of sources that do not tell them, by the names of their files.
+
+    Args:
+        names: Of the files, without suffix.
+        stated: Domains that each says it was trained on; empty where it says nothing.
+        domains: Those of the data.
+
+    Returns:
+        For each file the domain whose name its own name holds, whatever the case, if no other file says or holds it;
+        None where the file tells its domains itself, or its name decides nothing.
+    """
+    named = [None if said else _domain_in(name, domains) for name, said in zip(names, stated, strict=True)]
+    claimed = {domain for said in stated for domain in said}
+    return [domain if domain not in claimed and named.count(domain) == 1 else None for domain in named]
+
+
+def _domain_in(name: str, domains: Sequence[str]) -> str | None:
+    """The one domain whose name stands in a file's as a word; where ``cartoon`` stands, ``art`` does not."""
+    held = [d for d in domains if re.search(rf"(?<![^\W\d_]){re.escape(d)}(?![^\W\d_])", name, re.IGNORECASE)]
+    return held[0] if len(held) == 1 else None
 
 
 def _stated(file: SourceFile, source: Source, labels: LabelSpace) -> list[str]:

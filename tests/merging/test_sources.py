@@ -9,8 +9,8 @@ import torch
 
 from project.errors import ConfigurationError
 from project.merging import SourceFile
-from project.merging.sources import read_sources, settle_domains
-from project.models import Architecture, LabelSpace
+from project.merging.sources import domains_by_name, read_sources, settle_domains
+from project.models import Architecture, Description, LabelSpace
 
 NAMES = ("cat", "dog")
 
@@ -64,3 +64,30 @@ def test_a_source_listed_twice(tmp_path: Path) -> None:
     state["conv1.weight"] += 1
     torch.save(state, tmp_path / "b.pth")
     assert len(read_sources([SourceFile(tmp_path / "a.pth"), SourceFile(tmp_path / "b.pth")])) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "stated", "domains", "expected"),
+    [
+        (["PHOTO", "x-sketch-2"], [(), ()], ["photo", "sketch"], ["photo", "sketch"]),
+        (["cartoon", "art"], [(), ()], ["art", "cartoon"], ["cartoon", "art"]),
+        (["art_cartoon", "x"], [(), ()], ["art", "cartoon"], [None, None]),
+        (["photo1", "photo2"], [(), ()], ["photo", "sketch"], [None, None]),
+        (["photo", "x"], [(), ("photo",)], ["photo", "sketch"], [None, None]),
+        (["photo", "x"], [("sketch",), ()], ["photo", "sketch"], [None, None]),
+        (["photo", "sketch"], [(), ()], [], [None, None]),
+        (["alpha", "base"], [(), ()], ["a", "b"], [None, None]),
+    ],
+)
+def test_silent_files_are_placed_by_their_names(
+    names: list[str], stated: list[tuple[str, ...]], domains: list[str], expected: list[str | None]
+) -> None:
+    assert domains_by_name(names, stated, domains) == expected
+
+
+def test_a_name_goes_before_a_place() -> None:
+    """Whatever the order of files and domains."""
+    labels = LabelSpace({"photo": ("a", "b"), "sketch": ("a", "b")})
+    files = [SourceFile(Path("my_sketch.pth")), SourceFile(Path("net.pth"))]
+    silent = SimpleNamespace(description=Description(), origin="x")
+    assert settle_domains(files, [silent] * 2, labels) == [["sketch"], ["photo"]]  # type: ignore[list-item]
