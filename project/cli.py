@@ -66,6 +66,13 @@ class MergeCLI(LightningCLI):
             other = command.parser()
             parser._subcommands_action.add_subcommand(name, other, help=other.description)
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as the user has it.
+
+        Lightning would lay a checkpoint's hyper-parameters over it, names of classes among them, which it then imports;
+        of a file only weights and the state of loops are taken.
+        """
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read the arguments.
 

@@ -929,3 +929,22 @@ def test_a_base_is_read_from_a_file_and_of_the_sources_kind(tiny: Path, monkeypa
     for other in (Tuned(EMR(), {"align": ["none"]}), Tuned(TIES(), aligns)):
         with pytest.raises(ConfigurationError, match=f"start of method mats is '{other.name}'"):
             MergeModule(sources, [other, MaTS(start=other.name)], base="mean").prepare(data)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", pytest.param("fit", marks=pytest.mark.slow)])
+def test_a_checkpoint_to_go_on_from_chooses_no_class(
+    tiny: Path, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor any setting: a class that its hyper-parameters name leaves a trace where it is imported."""
+    (tmp_path / "beside.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n\n\nclass Evil: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checkpoint = torch.load(tiny / "clipart" / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["callbacks"] = {}  # they warn of another folder than their own
+    checkpoint["hyper_parameters"] |= {"_class_path": "beside.Evil", "label_smoothing": 0.9}
+    torch.save(checkpoint, tmp_path / "theirs.ckpt")
+    done = run(
+        command, "fit_clipart", "--run", f"runs/tiny/{command}-theirs", "--ckpt_path", str(tmp_path / "theirs.ckpt")
+    )
+    assert not (tmp_path / "trace").exists()
+    assert "beside" not in sys.modules
+    assert done.model.hparams["label_smoothing"] == 0  # type: ignore[attr-defined]

@@ -130,8 +130,10 @@ def place_sources(
 def settle_domains(
     files: Sequence[SourceFile], loaded: Sequence[Source], labels: LabelSpace, without_source: Sequence[str] = ()
 ) -> list[list[str]]:
-    """Which domains each source was trained on: as stated, else as its file says, else as the file's name holds one
-    that no other is of, else by place among what is left.
+    """Settle which domains each source was trained on.
+
+    As stated, else as its file says, else as the file's name holds one of which no other is, else by place among those
+    that are left.
 
     Raises:
         ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the

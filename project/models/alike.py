@@ -14,12 +14,12 @@ def built_alike(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks compute the same, given the same tensors, as far as classes and settings tell.
 
     Modules of the same names must be of the same class, print the same (torch's layers print their settings) and have
-    the same attributes. What cannot be compared counts as different, and so does a module with hooks or with methods of
-    its own.
+    the same attributes; those which only the other has, and its class knows nothing of, say nothing. What cannot be
+    compared counts as different, and so does a module with hooks or with methods of its own.
 
     Args:
-        one: A network.
-        other: Another.
+        one: A network as it was built.
+        other: Another, of which its user may have noted this and that.
     """
     mine, theirs = dict(one.named_modules()), dict(other.named_modules())
     return mine.keys() == theirs.keys() and all(_same_module(mine[name], theirs[name]) for name in mine)
@@ -33,7 +33,9 @@ def _same_module(one: nn.Module, other: nn.Module) -> bool:
     mine, theirs = (
         {name: value for name, value in vars(module).items() if name not in MACHINERY} for module in (one, other)
     )
-    return mine.keys() == theirs.keys() and all(_same(mine[name], theirs[name]) for name in mine)
+    if any(hasattr(type(other), name) for name in theirs.keys() - mine.keys()):
+        return False  # such as a forward of its own
+    return mine.keys() <= theirs.keys() and all(_same(mine[name], theirs[name]) for name in mine)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -142,7 +142,13 @@ def test_predictions_carry_paths_and_the_domains_classes(fitted: tuple[FineTuneM
 def test_checkpoint_holds_plain_values_only(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     entry = content["pleas"]
-    assert entry["architecture"] == {"name": "resnet20", "num_classes": 5, "stem": "small", "width": 1}
+    assert entry["architecture"] == {
+        "name": "resnet20",
+        "num_classes": 5,
+        "stem": "small",
+        "width": 1,
+        "arguments": None,
+    }
     assert entry["classes"] == {"real.photo": ["cat", "dog"], "sketch": ["car", "bus", "van"]}
     assert entry["label_mode"] == "different"
     assert "optimizer" not in content["hyper_parameters"]  # a lambda
