@@ -11,7 +11,7 @@ import pytest
 import torch
 from elsewhere import elsewhere
 from helpers import DOMAINS, close, make_problem, merge_case, pictures, randomised, resnet, run, same_state
-from kinds import SIDE
+from kinds import KINDS, SIDE
 from torch import Tensor, nn
 
 from project.errors import CheckpointError, ConfigurationError, TraceError
