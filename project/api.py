@@ -26,7 +26,7 @@ from project.methods.names import find_method
 from project.models.folder import weights_file
 from project.models.labels import LabelMode
 from project.models.preprocessing import Preprocessing
-from project.report.check import CONSTANT, CheckReport, check_network
+from project.report.check import CheckReport, check_network, never_trained
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
@@ -210,11 +210,10 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
     """
     at_least(1, image_size=image_size)
     source = source_of(network, type(network).__name__)
-    constant = any(one.numel() > 1 and float(one.std()) < CONSTANT for one in source.network.parameters())
     picture = (3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return check_network(source.network, source.name, picture, tolerance, fresh=constant)
+        return check_network(source.network, source.name, picture, tolerance, fresh=never_trained(source.network))
 
 
 def _files(

@@ -19,7 +19,7 @@ class MergeCallback(Callback):
         module.prepare(datamodule)
         trainer = Trainer(callbacks=[MergeCallback()])
         while not module.finished:
-            trainer.validate(module, dataloaders=datamodule.calibration_dataloader())
+            trainer.validate(module, dataloaders=datamodule.calibration_dataloader(module.labelled))
 
     Args:
         renormalise: Whether to re-estimate batch norm: averaged units vary less than their sources, so that the

@@ -28,7 +28,7 @@ class MergeModule(LightningModule):
 
         module.prepare(datamodule)
         while not module.finished:
-            trainer.validate(module, dataloaders=datamodule.calibration_dataloader())
+            trainer.validate(module, dataloaders=datamodule.calibration_dataloader(module.labelled))
 
     Args:
         sources: Two or more files, each with the domains it was trained on where the file does not say.
@@ -124,6 +124,11 @@ class MergeModule(LightningModule):
     def finished(self) -> bool:
         """Whether the merge needs no further pass over the calibration pictures."""
         return self.engine.finished
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the next pass reads the labels of the calibration pictures."""
+        return self.engine.labelled
 
     @property
     def merged(self) -> list[Merged]:

@@ -95,6 +95,12 @@ def check_network(
     return CheckReport(title, spec, changes, group_table(spec, network, changes))
 
 
+def never_trained(network: nn.Module) -> bool:
+    """Whether most scales, shifts and biases of a network are still the constants that they were made with."""
+    vectors = [parameter for parameter in network.parameters() if parameter.dim() == 1 and parameter.numel() > 1]
+    return sum(float(vector.std()) < CONSTANT for vector in vectors) > len(vectors) / 2
+
+
 def randomise_constants(network: nn.Module, picture: tuple[int, int, int]) -> None:
     """Random values where a fresh network has constants, since units that are all alike would prove nothing.
 
