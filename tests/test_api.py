@@ -277,9 +277,9 @@ def test_the_command_makes_the_same_student(tmp_path: Path, monkeypatch: pytest.
 
 def test_neither_yaml_nor_lightning_is_needed() -> None:
     code = (
-        "import sys, torch, torchvision, project\n"
-        "nets = [torchvision.models.resnet18(num_classes=3) for _ in range(2)]\n"
-        "project.merge(nets, {'a': torch.randn(4, 3, 32, 32), 'b': torch.randn(4, 3, 32, 32)}, method='permutation')\n"
+        "import sys, torch, project\nfrom project.models import Architecture\n"
+        "nets = [Architecture('resnet20', 3).build() for _ in range(2)]\n"
+        "project.merge(nets, {'a': torch.randn(4, 3, 16, 16), 'b': torch.randn(4, 3, 16, 16)}, method='permutation')\n"
         "assert not {'lightning', 'jsonargparse', 'yaml'} & set(sys.modules), 'imported'\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(project.__file__).parent.parent)

@@ -221,6 +221,7 @@ def test_an_error_while_batch_norm_is_open_leaves_it_closed(tiny: Path, monkeypa
     assert all(norm.momentum == 0.1 and not norm.training and not norm._forward_pre_hooks for norm in norms.values())
 
 
+@pytest.mark.slow
 def test_a_source_that_is_silent_takes_the_domain_that_is_left(tiny: Path) -> None:
     """The first file says sketch, so that the second is clipart's, whatever the order of the data."""
     said = tiny / "sketch" / "checkpoints" / "best.ckpt"
@@ -440,6 +441,7 @@ def test_different_label_spaces_get_a_head_each(two_heads: Path) -> None:
     assert student.labels.columns("sketch") == slice(12, 24)
 
 
+@pytest.mark.slow
 def test_a_saved_config_replays_its_run(tiny: Path) -> None:
     first = tiny / "merge"
     main(["merge", "--config", str(first / "config.yaml"), "--run", "runs/tiny/replayed"])
@@ -541,6 +543,7 @@ def test_what_the_short_form_lacks_is_told_in_one_sentence(
         main(["merge", silent[0], "bad.pth", *SHORT])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the sources do better the other way round")  # two pictures of a class decide
 def test_students_are_sources_again(tiny: Path) -> None:
     students = tiny / "merge" / "students"
@@ -824,6 +827,7 @@ def test_a_fit_that_is_told_to_end_does_not_say_that_it_is_done(monkeypatch: pyt
     assert command.console() == 128 + 15
 
 
+@pytest.mark.slow
 def test_every_method_in_one_merge(tiny: Path) -> None:
     """On one pass over the pictures: students that load, curves that TensorBoard shows, names that answer."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

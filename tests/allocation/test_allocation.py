@@ -144,7 +144,7 @@ def small_network(seed: int, weights: int) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 12))])
+@pytest.mark.parametrize("seed", [0, 2, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, *range(3, 12)))])
 def test_gain_is_close_to_the_best_of_all_widths(seed: int) -> None:
     """Within 2 % of exhaustive search, over many budgets, units of size and gains."""
     random = np.random.default_rng(seed)
