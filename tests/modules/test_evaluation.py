@@ -94,7 +94,7 @@ def test_a_merge_reports_joint_accuracy_and_probes(merged: Path) -> None:
         if row["probe mean"]:
             probes = [float(row[f"probe {domain}"]) for domain in CLASSES]
             assert float(row["probe mean"]) == pytest.approx(np.mean(probes), abs=0.1)
-    for name in students[2::3]:
+    for name in students[1::2]:
         assert [rows[name][key] for key in ("art", "birds", "cars", "joint")] == [
             rows["ensemble"][key] for key in ("art", "birds", "cars", "joint")
         ], "side by side, the student is its sources"
@@ -149,7 +149,7 @@ def test_a_state_dict_that_could_be_any_says_so(place: Path) -> None:
 
 
 def test_a_gate_that_is_not_there_is_refused(merged: Path, place: Path) -> None:
-    student = project.load_student(merged / "students" / "pleas-1.00.safetensors")
+    student = project.load_student(merged / "students" / "pleas-1.70.safetensors")
     assert student.gate is not None, "the merge has learnt it"
     student.gate = None
     project.save_student(student, "bare.ckpt")
