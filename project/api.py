@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -31,7 +31,7 @@ from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
 
-AnySource = str | Path | nn.Module | SourceFile
+AnySource = str | Path | nn.Module | SourceFile | Mapping[str, Any]
 AnyPictures = str | Path | Domains | Mapping[str, Given] | Given | None
 
 
@@ -89,7 +89,8 @@ def merge(
     """Merge several networks of one architecture into one, of a size you choose, without labels.
 
     Args:
-        sources: Two or more: files of weights, folders that hold one, or modules in memory, which stay as they are.
+        sources: Two or more: files of weights, folders that hold one, mappings such as ``{"path": FILE, "architecture":
+            NAME}``, or modules in memory, which stay as they are.
             As a mapping, domain -> the source that was trained on it; else the domain that its file says, or the one
             in its place among the pictures'.
         pictures: Domain -> pictures (n, channels, height, width) prepared as the sources expect them, or a DataLoader
@@ -235,6 +236,8 @@ def _files(
     for number, (domain, source) in enumerate(named):
         if not isinstance(domain, str | None):
             raise ConfigurationError(f"sources holds the domain {domain!r}; allowed: names, as text.")
+        if isinstance(source, Mapping):
+            source = _described(source)
         if isinstance(source, SourceFile):
             file = source
         elif isinstance(source, nn.Module):
@@ -243,10 +246,24 @@ def _files(
             file = SourceFile(Path(source))
         else:
             raise ConfigurationError(
-                f"sources holds a {type(source).__name__}; allowed: paths of files or folders, and nn.Modules."
+                f"sources holds a {type(source).__name__}; allowed: paths of files or folders, mappings such as "
+                f"{{'path': FILE, 'architecture': NAME}}, and nn.Modules."
             )
         files.append((replace(file, domains=[domain]) if domain is not None else file, source))
     return files
+
+
+def _described(source: Mapping[str, Any]) -> SourceFile:
+    """What YAML says of a file, in Python.
+
+    Raises:
+        ConfigurationError: If it lacks the path, or holds something else.
+    """
+    try:
+        return SourceFile(**{**source, "path": Path(source["path"])})
+    except (KeyError, TypeError) as error:
+        known = ", ".join(field.name for field in fields(SourceFile))
+        raise ConfigurationError(f"sources holds {dict(source)}; allowed: {known}, of which path is needed.") from error
 
 
 def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:

@@ -144,6 +144,17 @@ def test_loaders_and_tensors_are_the_same_pictures() -> None:
     assert fisher(seen["photo"]).shape == (12, CLASSES)
 
 
+def test_a_file_of_ones_own_class_is_described_as_in_yaml(tmp_path: Path) -> None:
+    for number, network in enumerate(networks(width=7)):
+        torch.save(network.state_dict(), tmp_path / f"{number}.pth")
+    own = {"architecture": f"{Own.__module__}.Own", "arguments": {"width": 7}}
+    described = [{"path": tmp_path / f"{number}.pth", **own} for number in range(2)]
+    together = project.merge(
+        [tmp_path / "0.pth", tmp_path / "1.pth"], pictures(), architecture=Own, arguments={"width": 7}
+    )
+    assert same_state(project.merge(described, pictures()).state_dict(), together.state_dict())
+
+
 def test_a_mapping_says_which_source_is_whose(files: list[Path]) -> None:
     seen = pictures(size=16)
     listed = project.merge(files, seen)
@@ -316,7 +327,8 @@ def test_a_network_is_checked() -> None:
         ({"pictures": {**pictures(), "photo": torch.zeros(2, 3, 9, 9).byte()}}, ConfigurationError, "uint8"),
         ({"pictures": {**pictures(), "photo": torch.zeros(0, 3, 9, 9)}}, DataError, "photo are none"),
         ({"pictures": {**pictures(), "photo": ["cat.jpg"]}}, ConfigurationError, "photo hold a str"),
-        ({"pictures": "nowhere"}, DataError, "nowhere"),
+        ({"sources": [*networks(1), {"file": "x.pth"}]}, ConfigurationError, "of which path is needed"),
+        ({"pictures": "nowhere"}, DataError, "nowhere is not there"),
         ({"pictures": {}}, ConfigurationError, "pictures holds no domain"),
         ({"pictures": {**pictures(), "photo": None}}, ConfigurationError, "photo are a NoneType"),
         ({"pictures": {**pictures(), "photo": [[]]}}, ConfigurationError, "photo hold a list"),

@@ -39,7 +39,10 @@ class ImageFolders(DomainSet):
         """
         known = [folder.name for folder in _folders(self.root)] if self.root.is_dir() else []
         if not known:
-            raise DataError(f"{self.root} holds no domains; put pictures there as <domain>/<class>/<picture>.")
+            there = (
+                "holds no domains" if self.root.is_dir() else "is no folder" if self.root.exists() else "is not there"
+            )
+            raise DataError(f"{self.root} {there}; put pictures there as <domain>/<class>/<picture>.")
         return [self._domain(name) for name in choose(self.domains, known)]
 
     def _domain(self, name: str) -> Domain:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 
 from torch import distributed
@@ -24,6 +25,27 @@ def tell(message: str) -> None:
     """Log a message, from the first process alone, to the logger named ``project``."""
     if first_process():
         LOGGER.info(message)
+
+
+class Heartbeat:
+    """Tells now and then how far long work is, where no terminal shows a bar.
+
+    Args:
+        words: What is counted, such as ``fitting pleas-1.00: layer``.
+        total: How many there are.
+        every: Seconds, at least, between two messages.
+    """
+
+    def __init__(self, words: str, total: int, every: float = 30.0) -> None:
+        self.words, self.total, self.every = words, total, every
+        self.done, self.told = 0, time.monotonic()
+
+    def beat(self) -> None:
+        """Count one more."""
+        self.done += 1
+        if time.monotonic() - self.told >= self.every:
+            tell(f"{self.words} {self.done} of {self.total}")
+            self.told = time.monotonic()
 
 
 def warn(message: str) -> None:

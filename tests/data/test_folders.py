@@ -42,7 +42,7 @@ def test_other_files_are_not_pictures(folders: Make, tmp_path: Path) -> None:
 
 
 def test_a_missing_root_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent holds no domains; put pictures there as <domain>/<class>/<picture>"):
+    with pytest.raises(DataError, match=r"absent is not there; put pictures there as <domain>/<class>/<picture>"):
         ImageFolders(tmp_path / "absent").read()
 
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from project.runtime.messages import RANKS, first_process, tell, warn
+from project.runtime.messages import RANKS, Heartbeat, first_process, tell, warn
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +32,11 @@ def test_of_several_processes_the_first_speaks(
     assert not first_process()
     monkeypatch.setenv(name, "0")
     assert first_process()
+
+
+def test_a_heartbeat_tells_how_far_it_is_but_seldom(caplog: pytest.LogCaptureFixture) -> None:
+    seldom, often = Heartbeat("fitting: layer", 3, every=3600), Heartbeat("fitting: layer", 3, every=0)
+    for _ in range(2):
+        seldom.beat()
+        often.beat()
+    assert [record.getMessage() for record in caplog.records] == ["fitting: layer 1 of 3", "fitting: layer 2 of 3"]

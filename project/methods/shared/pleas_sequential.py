@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from project.fit import SequentialFit
 from project.methods.base import Merged
+from project.runtime.messages import Heartbeat
 
 
 def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
@@ -21,7 +22,14 @@ def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
     """
     layers = len(fit.spec.layers)
     with tqdm(total=layers, desc=f"fitting {merged.name}", unit="layer", leave=False, disable=None) as bar:
-        fits = fit.run(lambda name: bar.update())
+        log = Heartbeat(f"fitting {merged.name}: layer", layers) if bar.disable else None
+
+        def progress(layer: str) -> None:
+            bar.update()
+            if log is not None:
+                log.beat()
+
+        fits = fit.run(progress)
     if fit.excess is not None and all(layer.pictures * layer.positions == 1 for layer in fits.values()):
         warnings.warn(
             f"excess is {fit.excess}, but {merged.name} is fitted to all samples: no layer has any to spare, or a "
