@@ -171,7 +171,7 @@ def merges(
     prepared = _common(loaded)
     data = _data(pictures, options.get("image_size", prepared.image_size if prepared else 224), options)
     claims = [file for file, _ in files]
-    if isinstance(data, GivenPictures | NoPictures):
+    if isinstance(data, GivenPictures):
         domains = list(data.calibration_domains)
         if not isinstance(pictures, Mapping):  # they are of no domain: each source is its own
             domains = [_domain(claim, source) for claim, source in zip(claims, loaded, strict=True)]
@@ -275,7 +275,7 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     return load_source(weights_file(file.path), file.name, architecture, arguments)
 
 
-def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | GivenPictures | NoPictures:
+def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | GivenPictures:
     """The pictures, wherever they are; those in folders are brought to a size."""
     if isinstance(pictures, Domains):
         return pictures

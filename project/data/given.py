@@ -176,43 +176,14 @@ def _check(batches: Sequence[Tensor], domain: str) -> None:
             raise ConfigurationError(f"pictures of {domain} hold values that are not finite.")
 
 
-class NoPictures:
+class NoPictures(GivenPictures):
     """No pictures at all, for methods that need none.
 
     Args:
         picture: Shape of a picture that the sources take: channels, height, width.
     """
 
-    seed = 0
-    calibration_batch_size = 1
-    calibration_domains: tuple[str, ...] = ()
-
     def __init__(self, picture: tuple[int, int, int]) -> None:
-        self.picture = picture
-        self.label_space = LabelSpace({}, "shared")
-        self.preprocessing: Preprocessing | None = None
-
-    def adopt(self, labels: LabelSpace, preprocessing: Preprocessing | None) -> None:
-        """Take over from the sources the domains and their classes, and what pictures have gone through."""
-        self.label_space, self.preprocessing = labels, preprocessing
-
-    def calibration_counts(self) -> dict[str, int]:
-        """Empty."""
-        return {}
-
-    def check_pictures(self) -> None:
-        """Nothing is there to look at."""
-
-    def calibration_batches(self, labelled: bool = False) -> Iterator[dict[str, object]]:
-        """One batch that maps nothing."""
-        yield {}
-
-    def calibration_fingerprint(
-        self,
-        sources: Sequence[nn.Module],
-        spec: Spec,
-        heads: Mapping[str, tuple[int, ...]] | None = None,
-        labelled: bool = False,
-    ) -> Fingerprint:
-        """Of the sources alone."""
-        return Fingerprint.of(sources, spec, {}, {}, heads)
+        self.picture, self.calibration_batch_size = picture, 1
+        self.batches, self.labels = {}, {}
+        self.adopt(LabelSpace({}, "shared"), None)

@@ -191,6 +191,7 @@ def test_checkpoints_are_students_and_an_interrupted_fit_goes_on(
     assert resumed["fitted"]["steps"] == again.global_step == 4  # type: ignore[index]
     learned = [one["learned"] for one in (resumed, final.lineage, half.lineage)]  # type: ignore[index]
     assert learned[0]["open"] == learned[1]["open"] == learned[2]["open"], "the mask was done"
+    # One that was not learned is open by half in every layer; how many descent moves beyond rounding, nobody promises.
     assert any(abs(share - 0.5) > 1e-5 for share in learned[0]["open"].values())
     mine, theirs, before = (torch.tensor([list(c.values()) for c in one["coefficients"].values()]) for one in learned)
     assert torch.equal(before, torch.full_like(before, 0.3))
