@@ -177,15 +177,14 @@ def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
         assert f"test/{name}/checkpoints/best/{name}/accuracy" in logged
 
 
-def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
+def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path, two_heads: Path) -> None:
     """Property 3 on the written students: nothing after the fit may undo it."""
-    run("merge", "merge_different", "--run", "runs/tiny/apart", "--model.init_args.budgets", "[2.0]", *UNLOGGED)
     probe = torch.randn(4, 3, 16, 16)
     sources = [load_source(tiny / name / "checkpoints" / "best.ckpt").network for name in ("clipart", "sketch")]
     with torch.no_grad():
         expected = torch.cat([source(probe) for source in sources], 1)
         for name in ("permutation-2.00", "pleas-2.00"):
-            student = project.load_student(tiny / "apart" / "students" / f"{name}.safetensors")
+            student = project.load_student(two_heads / "students" / f"{name}.safetensors")
             assert torch.allclose(student(probe), expected, atol=1e-3 * float(expected.abs().max())), name
 
 
@@ -365,7 +364,7 @@ def two_heads(workplace: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
         patch.setattr("sys.argv", ["pleas"])
-        run("merge", "merge_different", *UNLOGGED)
+        run("merge", "merge_different", "--model.init_args.budgets", "[1.0, 2.0]", *UNLOGGED)
     return workplace / "runs" / "tiny" / "merge_different"
 
 
