@@ -19,6 +19,7 @@ from project.moments import (
     Lockstep,
     Statistics,
     StoredStatistics,
+    check_finite,
     read_statistics,
     save_statistics,
 )
@@ -163,6 +164,7 @@ class Gathering:
         collector, self.collector = self.collector, None
         gathered = collector.statistics
         gathered.reduce(reduce)
+        check_finite(gathered)
         if self.fingerprint is not None:
             for domain, expected in self.fingerprint.pictures.items():
                 if gathered.pictures[domain] != expected.count:
@@ -208,6 +210,7 @@ class Gathering:
                 f"statistics is {self.file}, which was gathered from {'; '.join(differing)}; name another file, to be "
                 f"written, or remove this one."
             )
+        stored.check()
         return stored
 
     def _recall(self, divide: Division, device: torch.device) -> dict[str, object] | None:

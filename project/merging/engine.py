@@ -15,7 +15,7 @@ from project.merging.memory_plan import Planner
 from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, ReestimationPass, Site, read_batch
 from project.merging.preparation import Loaded, prepare, progress_of, prove
 from project.merging.settings import Place, Settings
-from project.merging.students import fitted
+from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import PhaseClock, Progress, World, tell
@@ -96,6 +96,8 @@ class Engine:
             self.variances["after"] = self._variances()
         if self.problem.labels.mode == "different":
             yield GatePass([self.ensemble, *(merged.student for merged in self.merged)])
+        for merged in self.merged:
+            refuse_infinite(merged)
 
     # ---- driven by a loop ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from project.student.batch_norm import (
     renormalise,
     running_variances,
 )
-from project.student.build import Student, blank_network, start_student
+from project.student.build import Student, blank_network, check_finite, start_student
 from project.student.experts import BlendedLayer, LearntRouter, LowRankLayer, ProjectionRouter, RoutedNorm
 from project.student.file import (
     build_student,
@@ -32,8 +32,9 @@ from project.student.start import joint_matrix, start_matrix, targets
 __all__ = [
     "BlendedLayer", "Block", "BlockLayer", "Learnt", "LearntRouter", "LowRankLayer", "MaskedStudent",
     "MixtureStudent", "Projected", "ProjectionRouter", "RoutedNorm", "Source", "Student", "batch_norms",
-    "batches_of_all", "blank_network", "build_student", "common_spec", "is_student", "joint_matrix", "kind_entries",
-    "load_source", "load_student", "mixed", "of_its_kind", "original_owners", "original_sources", "own_statistics",
-    "packed", "read_source", "reestimate", "reestimation", "renormalise", "running_variances", "save_student",
-    "source_of", "start_matrix", "start_student", "student_entries", "targets", "with_joins",
+    "batches_of_all", "blank_network", "build_student", "check_finite", "common_spec", "is_student",
+    "joint_matrix", "kind_entries", "load_source", "load_student", "mixed", "of_its_kind", "original_owners",
+    "original_sources", "own_statistics", "packed", "read_source", "reestimate", "reestimation", "renormalise",
+    "running_variances", "save_student", "source_of", "start_matrix", "start_student", "student_entries",
+    "targets", "with_joins",
 ]  # fmt: skip

@@ -212,7 +212,7 @@ def test_names_without_a_common_prefix() -> None:
     assert bare_names(["model.a", "b"]) == ["model.a", "b"]
 
 
-def test_each_source_is_read_and_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"{index}.pth" for index in range(2)]
     networks: list[nn.Module] = [resnet("resnet20", index) for index in range(2)]
     for network, path in zip(networks, paths, strict=True):
@@ -225,11 +225,11 @@ def test_each_source_is_read_and_hashed_once(tmp_path: Path, monkeypatch: pytest
             for i, path in enumerate(paths)
         ]
     }
-    hashed: list[Path] = []
-    plain = files.file_hash
-    monkeypatch.setattr(files, "file_hash", lambda path: hashed.append(path) or plain(path))
+    read: list[Path] = []
+    plain = files.read_content
+    monkeypatch.setattr(files, "read_content", lambda path: read.append(path) or plain(path))
     sources = original_sources(student, paths[::-1])
-    assert sorted(hashed) == paths
+    assert sorted(read) == paths
     assert [source.path for source in sources] == paths
     for source, network in zip(sources, networks, strict=True):
         assert same_state(source.network.state_dict(), network.state_dict())
