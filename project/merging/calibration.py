@@ -88,6 +88,11 @@ class Gathering:
         return {name: count for name, count in self._bytes.items() if name not in known}
 
     @property
+    def held(self) -> int:
+        """Bytes of the moments that are held in memory, once they are gathered."""
+        return 0 if self.shelved else sum(self._bytes.values())
+
+    @property
     def seen(self) -> int:
         """How many pictures the pass under way has seen; 0 where none is."""
         return sum(self.collector.held.pictures.values()) if self.collector is not None else 0

@@ -92,7 +92,9 @@ class Engine:
         del kept  # no student reads the pictures again, and there may be many
         if self.renormalise and self.unsettled:
             self.variances["before"] = self._variances()
-            yield ReestimationPass(self.unsettled)
+            reestimation = ReestimationPass(self.unsettled, self._room_left(self.gathering.held))
+            while not reestimation.finished:
+                yield reestimation
             self.variances["after"] = self._variances()
         if self.problem.labels.mode == "different":
             yield GatePass([self.ensemble, *(merged.student for merged in self.merged)])
@@ -206,7 +208,8 @@ class Engine:
             kept.pictures if kept.complete else {},
             kept.labels if kept.complete and settings.labelled else {},
         )
-        run = Run(world, self._progress, self._site.scratch)
+        told = self._site.planner.plan({}).peak
+        run = Run(world, self._progress, self._site.scratch, room=self._room_left(self.gathering.held + told))
         for method, merged in fitted(settings.methods, self.problem, evidence, run, settings.budgets):
             merged.student.lineage = lineage(method, merged, self.sources, self.problem.owners, settings.base)
             self.merged.append(merged)
@@ -214,6 +217,11 @@ class Engine:
         for merged in self.merged:
             for tensor in merged.student.state_dict().values():
                 world.broadcast(tensor, 0)  # machines may differ in the last bit
+
+    def _room_left(self, taken: int) -> int:
+        """Bytes that the merge may still take where it holds so many."""
+        assert self._site is not None
+        return max(0, self._site.planner.room - taken)
 
     @property
     def unsettled(self) -> list[Merged]:

@@ -1,7 +1,7 @@
 """WEMoE: task arithmetic before it is trained, the owner's layers with its gate, more certain once it is trained."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from helpers import (
     resnet,
     same_state,
 )
+from meeting import dealt, together
 from torch import Tensor, nn
 
 from project.allocation import Budget
@@ -28,6 +29,7 @@ from project.errors import ConfigurationError, MergeError
 from project.fit.memory_estimate import picture_bytes
 from project.merging.students import fitted
 from project.methods import Merged, TaskArithmetic, WEMoE
+from project.methods.shared.routing import Curves, train_routers
 from project.moments import PICTURES
 from project.runtime import Progress, World
 from project.student import MixtureStudent, batch_norms, experts, reestimate
@@ -176,22 +178,26 @@ def test_what_is_no_longer_finite_is_told() -> None:
         only(WEMoE(steps=3, rate=1e30), problem(0))
 
 
-@dataclass(frozen=True)
-class Twice(World):
-    """Two processes that have the same pictures."""
-
-    size: int = 2
-
-    def reduce(self, tensor: Tensor) -> None:
-        tensor.mul_(2)
-
-
-def test_gradients_are_summed_over_processes() -> None:
+def test_processes_train_what_one_trains() -> None:
+    """Entropies and gates of every step, of batches of which each has a share; the first but for rounding."""
     it = problem(0)
-    one, student = only(WEMoE(steps=3), it)
-    two, other = only(WEMoE(steps=3, batch=32), replace(it, world=Twice()))
-    assert one.curves == two.curves
-    assert same_state(student.state_dict(), other.state_dict())
+    students = [only(WEMoE(steps=0), it)[1] for _ in range(2)]
+
+    def trained(world: World) -> tuple[Curves, dict[str, Tensor]]:
+        student, here = students[world.rank], dealt(it, world)
+        curves = train_routers(student, here, here.pictures, world, steps=3, rate=1e-4, batch=9, seed=0)
+        return curves, dict(student.state_dict())
+
+    alone = only(WEMoE(steps=3, batch=9), it)[0].curves
+    (one, first), (two, second) = together(2, trained)
+    assert one == two
+    assert same_state(first, second)
+    for quantity, curves in alone.items():
+        for name, steps in curves.items():
+            for step, value in steps.items():
+                # Adam's steps of gradients that are but rounding have either sign; a router's rate is 1e-4.
+                bound = 1e-5 if step == 0 else 1e-3
+                assert one[quantity][name][step] == pytest.approx(value, rel=bound, abs=bound), (quantity, step)
 
 
 def test_pictures_without_a_head_are_refused_before_the_run() -> None:
