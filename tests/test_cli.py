@@ -852,7 +852,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
             assert row["nominal"] == 1.0
             assert row["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
         assert row["MB"] == pytest.approx(student.bytes / 1e6, abs=1e-3)
-        assert row["MB"] > rows["sketch"]["MB"] - 1e-3 + (label in ("emr", "wemoe"))
+        assert row["MB"] > rows["sketch"]["MB"] * (1.9 if label in ("emr", "wemoe") else 1) - 1e-3
         assert torch.isfinite(student.probabilities(torch.randn(2, 3, 16, 16), "sketch")).all()
         assert student.lineage["base"] == "mean"
         assert student.zipped == label.startswith("zipit")
