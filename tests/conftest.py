@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from disturbing import disturbance
+from hypothesis import HealthCheck, settings
+
+# The same examples everywhere, few enough for the default suite; and those of `make fuzz`, others every time. A fixture
+# of hypothesis' own rule, one for each example, is not what the tests of files want: they write over one file.
+COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("few", max_examples=25, derandomize=True, **COMMON)
+settings.register_profile("fuzz", max_examples=1000, print_blob=True, **COMMON)
+settings.load_profile("few")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
