@@ -24,7 +24,7 @@ from project.methods import MaTS
 from project.moments import Collector, read_statistics
 from project.runtime.spill import Spilled
 
-OTHER_PROCESSES = True  # see tests/conftest.py
+EXACT = True  # see tests/conftest.py
 METHODS: list[dict[str, Any]] = [{"class_path": f"project.methods.{name}"} for name in ("Permutation", "PLeaS")]
 JOINT = {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}}
 
