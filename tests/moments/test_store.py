@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, gathered, pictures, random_network
+from helpers import DOMAINS, PICTURE, gathered, pictures, random_network, traced
 from moments.test_statistics import equal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -33,7 +33,7 @@ from project.moments import (
     save_statistics,
     tensor_sums,
 )
-from project.symmetry import Spec, trace
+from project.symmetry import Spec
 
 Batches = list[tuple[str, Tensor]]
 ALL = (LAYERS, UNITS, INPUTS, fisher_need(DIAGONAL, "exact"), fisher_need(FACTORS, "sampled"))
@@ -41,7 +41,7 @@ ALL = (LAYERS, UNITS, INPUTS, fisher_need(DIAGONAL, "exact"), fisher_need(FACTOR
 
 def sources(seed: int, count: int = 2) -> tuple[list[nn.Module], Spec]:
     networks = [random_network(seed, weights) for weights in range(count)]
-    return networks, trace(networks[0], PICTURE)
+    return networks, traced(networks[0], PICTURE)
 
 
 def fingerprint(networks: list[nn.Module], spec: Spec, batches: Batches) -> Fingerprint:
@@ -74,7 +74,7 @@ def test_what_comes_back_is_what_was_kept(tmp_path: Path, seed: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_the_sum_of_shards_is_the_whole(tmp_path: Path, seed: int) -> None:
     """The second shard has never seen birds, and its first batch is split otherwise than in the whole."""
     networks, spec = sources(seed)
@@ -296,7 +296,7 @@ def test_moments_of_shapes_alone_take_no_memory() -> None:
     """A ResNet-152's would be gigabytes."""
     with torch.device("meta"):
         networks = [Architecture("resnet152", 5).build().eval() for _ in range(2)]
-        spec = trace(networks[0], (3, 224, 224))
+        spec = traced(networks[0], (3, 224, 224))
     found = Collector(spec, Lockstep(networks), ALL, ["art"], device="meta").statistics
     assert sum(8 * total.numel() for moment in found.moments() for total in moment.unflushed[0]) > 2**33
     assert all(total.is_meta for moment in found.moments() for total in moment.unflushed[0])
