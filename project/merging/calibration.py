@@ -20,6 +20,7 @@ from project.moments import (
     Lockstep,
     Statistics,
     StoredStatistics,
+    check_finite,
     read_statistics,
     save_statistics,
 )
@@ -95,6 +96,11 @@ class Gathering:
     def file_bytes(self, names: Iterable[str]) -> int:
         """Bytes that a file of some moments takes."""
         return sum(self._stored_bytes[name] for name in names)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the moments that are held in memory, once they are gathered."""
+        return 0 if self.shelved else sum(self._bytes.values())
 
     @property
     def seen(self) -> int:
@@ -179,6 +185,7 @@ class Gathering:
         collector, self.collector = self.collector, None
         gathered = collector.statistics
         gathered.reduce(reduce)
+        check_finite(gathered)
         if self.fingerprint is not None:
             for domain, expected in self.fingerprint.pictures.items():
                 if gathered.pictures[domain] != expected.count:
@@ -248,6 +255,7 @@ class Gathering:
                 f"statistics is {self.file}, which was gathered from {'; '.join(differing)}; name another file, to be "
                 f"written, or remove this one."
             )
+        stored.check()
         return stored
 
     def _recall(self, divide: Division, device: torch.device) -> dict[str, object] | None:
