@@ -27,12 +27,12 @@ from project.callbacks import (
     write_atomically,
 )
 from project.checking import check_parser, run_check
-from project.errors import ConfigurationError, PleasError, StorageError, nearest
+from project.errors import ConfigurationError, PleasError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
 from project.runtime import LOGGER, tell
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.saving import check_writable
-from project.runtime.space import FAILING
+from project.runtime.space import disks_heard
 from project.shorthand import expand, usage
 from project.trainer import MergeTrainer
 
@@ -209,6 +209,7 @@ def check_processes(trainer: Trainer) -> None:
             return
 
 
+@disks_heard()
 def main(args: ArgsType = None) -> MergeCLI | None:
     """Run one command, of Lightning's parser or, where it needs no trainer, of its own.
 
@@ -257,10 +258,6 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             },
             args=args,
         )
-    except OSError as error:  # of what others than this project write: logs, tables of hyper-parameters
-        if error.errno not in FAILING:
-            raise
-        raise StorageError(f"{error.filename or 'a log or table'} cannot be written: {error.strerror}.") from error
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)
