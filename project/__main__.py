@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from project.cli import main
 from project.errors import PleasError, TraceError
+from project.runtime.space import FAILING
 
 
 def _told(
@@ -26,11 +28,25 @@ def _told(
     return f"pleas: warning: {message}\n" if ours else shown(message, category, filename, lineno, line)
 
 
+def _heard(arguments: threading.ExceptHookArgs, shown: Callable[..., object] = threading.excepthook) -> None:
+    """A thread that writes logs stops where its disk fails; who writes to it next is told, and tells."""
+    if not (isinstance(arguments.exc_value, OSError) and arguments.exc_value.errno in FAILING):
+        shown(arguments)
+
+
 def console() -> int:
     """Run the command; what the user can mend is told in one sentence."""
     warnings.formatwarning = _told
+    threading.excepthook = _heard
     try:
         main()
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in FAILING:
+            raise
+        sys.stdout = None  # or the interpreter would try once more to flush what it holds
+        sys.stderr.write(f"pleas: error: what was to be printed cannot be written: {error.strerror}.\n")
+        return 2
     except (PleasError, MisconfigurationException) as error:
         sys.stderr.write(f"pleas: error: {error}\n")
         return 1 if isinstance(error, TraceError) else 2

@@ -18,13 +18,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import add_statistics_parser, run_add_statistics
-from project.callbacks import PredictionTable, check_strategy_name, progress_bar, write_atomically
+from project.callbacks import (
+    AtomicConfig,
+    PredictionTable,
+    check_checkpoint_space,
+    check_strategy_name,
+    progress_bar,
+    write_atomically,
+)
 from project.checking import check_parser, run_check
-from project.errors import ConfigurationError, PleasError, nearest
+from project.errors import ConfigurationError, PleasError, StorageError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
 from project.runtime import LOGGER, tell
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.saving import check_writable
+from project.runtime.space import FAILING
 from project.shorthand import expand, usage
 from project.trainer import MergeTrainer
 
@@ -133,6 +141,10 @@ class MergeCLI(LightningCLI):
             self._refuse_earlier_run(self.run)
         check_writable(self.run, f"run is {self.run}")
 
+    def before_fit(self) -> None:
+        """See that there is room for the checkpoints, before anything is written."""
+        check_checkpoint_space(self.trainer, self.model, self.run)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
         chosen = self.config[self.subcommand].trainer.accelerator
@@ -204,7 +216,8 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         args: Arguments after the program's name; default: those of the process.
 
     Raises:
-        PleasError: If something about the arguments or the files they name is wrong; no results were written then.
+        PleasError: If something about the arguments or the files they name is wrong; no results were written then. If
+            a disk fails; what was finished until then stays.
     """
     _show_messages()
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
@@ -236,7 +249,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},  # _refuse_earlier_run has seen to the rest
+            save_config_callback=AtomicConfig,  # it overwrites; _refuse_earlier_run has seen to the rest
             parser_kwargs={
                 "prog": "pleas",
                 "description": "Turn several fine-tuned vision networks into one.",
@@ -244,6 +257,10 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             },
             args=args,
         )
+    except OSError as error:  # of what others than this project write: logs, tables of hyper-parameters
+        if error.errno not in FAILING:
+            raise
+        raise StorageError(f"{error.filename or 'a log or table'} cannot be written: {error.strerror}.") from error
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)

@@ -36,6 +36,10 @@ class TraceError(PleasError):
     """An architecture whose permutation groups cannot be derived; the message names the layer."""
 
 
+class StorageError(PleasError):
+    """A disk without the room that is needed, or one that fails while something is written to it."""
+
+
 class MergeError(PleasError):
     """Sources or statistics from which no sound student can be made."""
 

@@ -5,9 +5,11 @@ from project.callbacks.ending import ended_by
 from project.callbacks.merge import MergeCallback
 from project.callbacks.naming import NamedProgressBar, named, progress_bar
 from project.callbacks.predictions import PredictionTable
+from project.callbacks.saved_config import AtomicConfig
+from project.callbacks.space import check_checkpoint_space
 from project.callbacks.strategy import check_strategy, check_strategy_name
 
 __all__ = [
-    "MergeCallback", "NamedProgressBar", "PredictionTable", "check_strategy", "check_strategy_name", "ended_by",
-    "named", "progress_bar", "write_atomically",
+    "AtomicConfig", "MergeCallback", "NamedProgressBar", "PredictionTable", "check_checkpoint_space", "check_strategy",
+    "check_strategy_name", "ended_by", "named", "progress_bar", "write_atomically",
 ]  # fmt: skip

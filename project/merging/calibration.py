@@ -5,13 +5,14 @@ What a file or an interrupted run holds already is not gathered again.
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, MergeError, StorageError
 from project.moments import (
     PICTURES,
     Collector,
@@ -23,11 +24,14 @@ from project.moments import (
     read_statistics,
     save_statistics,
 )
-from project.runtime import Progress, Reduce, tell
+from project.runtime import ALONE, Progress, Reduce, World, tell, warn
+from project.runtime.saving import tensor_bytes
+from project.runtime.space import check_space
 from project.symmetry import Spec
 
 MAX_CHECKPOINT_TIME_SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
 UNFINISHED = "gathering"
+FAILED = "could not keep its statistics"
 
 Division = Callable[[Mapping[str, int]], Sequence[Collection[str]]]
 
@@ -73,9 +77,11 @@ class Gathering:
         self.statistics: Statistics | None = None
         self.shelved = False  # whether moments wait on disk once they are gathered
         self._bytes: dict[str, int] = {}
+        self._stored_bytes: dict[str, int] = {}
         if self.needs:
             self.statistics = self._collector(None, "meta").statistics
             self._bytes = {name: moment.bytes for name, moment in self.statistics.named().items()}
+            self._stored_bytes = {name: moment.total_bytes for name, moment in self.statistics.named().items()}
         elif file is not None:
             raise ConfigurationError(f"statistics is {file}, but no method gathers any; leave it out.")
         self.shares: list[Collection[str]] | None = None
@@ -86,6 +92,10 @@ class Gathering:
         """Bytes of the moments that the file does not hold, by name."""
         known = self.stored.moments if self.stored else {}
         return {name: count for name, count in self._bytes.items() if name not in known}
+
+    def file_bytes(self, names: Iterable[str]) -> int:
+        """Bytes that a file of some moments takes."""
+        return sum(self._stored_bytes[name] for name in names)
 
     @property
     def held(self) -> int:
@@ -129,6 +139,8 @@ class Gathering:
         if self.shares is None:
             unfinished = self._recall(divide, device)
         if not self.shares:
+            if self.file is not None and self.missing:  # an interrupted run had gathered all, but not written it
+                self._write_file(self._world.rank == 0)
             return
         self.collector = self._collector(self.shares[0], device)
         self.batches, self.saved, self.cost = 0, time.perf_counter(), 0.0
@@ -161,6 +173,10 @@ class Gathering:
         Args:
             reduce: Sums a tensor over all processes in place.
             main: Whether this process writes the file.
+
+        Raises:
+            StorageError: If there is no room for what is kept, or the disk fails.
+            MergeError: If that happened in another process.
         """
         if self.collector is None:
             return
@@ -182,7 +198,8 @@ class Gathering:
         kept = None
         if self.progress is not None and self.fingerprint is not None and (self.shelved or not last_for_file):
             path = self._passes()[1]
-            save_statistics(gathered, self.fingerprint, path)
+            with self._world.together(FAILED):
+                save_statistics(gathered, self.fingerprint, path)
             kept = read_statistics(path)
         if self.shelved and kept is not None:
             kept.fill(self.statistics, next(iter(gathered.moments())).device)
@@ -191,18 +208,41 @@ class Gathering:
             for name, moment in gathered.named().items():
                 table[name].load(moment.totals, moment.count, device=moment.device)
         self.statistics.pictures = dict(gathered.pictures)
-        if last_for_file and main:
-            assert self.file is not None
-            assert self.fingerprint is not None
-            if self.stored is None:
-                save_statistics(self.statistics, self.fingerprint, self.file)
-            else:
-                save_statistics(
-                    self.statistics, self.fingerprint.beside(self.stored.fingerprint), self.file, self.stored
-                )
-            tell(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
+        if last_for_file:
+            try:
+                self._write_file(main)
+            except (StorageError, MergeError):
+                if kept is None and self.progress is not None:
+                    self._rescue(gathered)
+                raise
         if self.progress is not None:
             self.progress.forget(UNFINISHED)
+
+    @property
+    def _world(self) -> World:
+        """The processes that keep what they have gathered."""
+        return self.progress.world if self.progress is not None else ALONE
+
+    def _write_file(self, main: bool) -> None:
+        """Write the file, or complete it; all processes must, though one alone does."""
+        assert self.statistics is not None
+        assert self.file is not None
+        assert self.fingerprint is not None
+        with self._world.together(FAILED):
+            if not main:
+                return
+            fingerprint, others = self.fingerprint, []
+            if self.stored is not None:
+                fingerprint, others = fingerprint.beside(self.stored.fingerprint), [self.stored]
+            save_statistics(self.statistics, fingerprint, self.file, *others)
+        tell(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
+
+    def _rescue(self, gathered: Statistics) -> None:
+        """Keep what the user's file has no room for where unfinished work is kept, perhaps on another disk."""
+        assert self.fingerprint is not None
+        path = self._passes()[1]
+        with suppress(StorageError):
+            save_statistics(gathered, self.fingerprint, path)
 
     def _matching(self) -> StoredStatistics | None:
         """The file, if there is one that matches."""
@@ -266,12 +306,20 @@ class Gathering:
 
     def _keep(self, collector: Collector, progress: Progress) -> None:
         """Copy an unfinished pass as it is, samples that wait and all, so that it goes on bit for bit."""
+        assert self.shares is not None
         moments = {}
         for name, moment in collector.held.named().items():
             totals, pending = moment.unflushed
             moments[name] = {"totals": totals, "pending": pending, "count": moment.count}
         pictures = dict(collector.held.pictures)
-        progress.keep(UNFINISHED, {"moments": moments, "pictures": pictures, "batches": self.batches})
+        content = {"moments": moments, "pictures": pictures, "batches": self.batches}
+        try:
+            check_space(
+                {progress.folder: tensor_bytes(content) + self.file_bytes(self.shares[0])}
+            )  # which the end will need
+            progress.keep(UNFINISHED, content)
+        except StorageError as error:  # nothing is lost but the chance to go on from here
+            warn(f"gathering goes on without a copy from which an interrupted run could: {error}")
 
     def _restore(self, collector: Collector, unfinished: Mapping[str, object], device: torch.device) -> None:
         """Go on where an interrupted pass stopped."""

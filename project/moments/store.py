@@ -19,9 +19,11 @@ from project.moments.fingerprint import Fingerprint, PictureSum
 from project.moments.statistics import UNITS, Statistics, domain_of
 from project.runtime.opening import open_file
 from project.runtime.saving import atomic_path
+from project.runtime.space import check_space
 
 FORMAT = "pleas-statistics"
 VERSION = "1"
+FLOAT64_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,9 @@ def save_statistics(
         fingerprint: What it depends on.
         path: The file.
         others: Files of the same fingerprint whose further moments are to be kept along.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
     totals = {name: moment.totals for name, moment in statistics.named().items()}
     counts = {name: moment.count for name, moment in statistics.named().items()}
@@ -202,6 +207,7 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     Raises:
         ConfigurationError: If they do not belong together.
         CheckpointError: If one cannot be read, or holds what no pictures can leave.
+        StorageError: If there is no room for the sum, or the disk fails.
     """
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
@@ -232,6 +238,8 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
                     f"{file.path} and {other} cannot be added: both are of the same {shown.count} pictures of "
                     f"{domain}, which count once."
                 )
+    shapes = {name: moment.shapes for file in files for name, moment in file.moments.items()}
+    check_space({Path(out): sum(FLOAT64_BYTES * math.prod(shape) for found in shapes.values() for shape in found)})
     pictures: dict[str, int] = {}
     totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
@@ -275,7 +283,7 @@ def _write(
         for name, found in totals.items()
         for index, total in enumerate(found)
     }
-    with atomic_path(path) as draft:
+    with atomic_path(path, sum(tensor.nbytes for tensor in tensors.values())) as draft:
         draft.touch()
         mode = draft.stat().st_mode
         save_file(tensors, draft, metadata)

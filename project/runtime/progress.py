@@ -52,8 +52,22 @@ class Progress:
         return self.folder / f"{name}.pt"
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write plain values and tensors to a file."""
+        """Write plain values and tensors to a file.
+
+        Raises:
+            StorageError: If there is no room for it, or the disk fails.
+        """
         atomic_save(dict(content), self.path(name))
+
+    def keep_together(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write plain values and tensors to a file where all processes do the same, so that all fail if one does.
+
+        Raises:
+            StorageError: If there is no room for it, or the disk fails.
+            MergeError: If that happened in another process.
+        """
+        with self.world.together("could not keep what it has finished"):
+            self.keep(name, content)
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """Load what was kept under a name, tensors on the CPU; None where not every process has it."""
