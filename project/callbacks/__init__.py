@@ -1,6 +1,7 @@
 """What hooks into Lightning's loops."""
 
 from project.callbacks.checkpoints import write_atomically
+from project.callbacks.continuation import Continuation
 from project.callbacks.ending import ended_by
 from project.callbacks.merge import MergeCallback
 from project.callbacks.naming import NamedProgressBar, named, progress_bar
@@ -8,6 +9,6 @@ from project.callbacks.predictions import PredictionTable
 from project.callbacks.strategy import check_strategy, check_strategy_name
 
 __all__ = [
-    "MergeCallback", "NamedProgressBar", "PredictionTable", "check_strategy", "check_strategy_name", "ended_by",
-    "named", "progress_bar", "write_atomically",
+    "Continuation", "MergeCallback", "NamedProgressBar", "PredictionTable", "check_strategy", "check_strategy_name",
+    "ended_by", "named", "progress_bar", "write_atomically",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ What a file or an interrupted run holds already is not gathered again.
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from project.moments import (
     Lockstep,
     Statistics,
     StoredStatistics,
+    lock_of,
     read_statistics,
     save_statistics,
 )
-from project.runtime import Progress, Reduce, tell
+from project.runtime import Progress, Reduce, only_writer, tell
 from project.symmetry import Spec
 
 MAX_CHECKPOINT_TIME_SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
@@ -78,6 +80,8 @@ class Gathering:
         elif file is not None:
             raise ConfigurationError(f"statistics is {file}, but no method gathers any; leave it out.")
         self.shares: list[Collection[str]] | None = None
+        self._alone, self._claimed = ExitStack(), False  # the lock of the file while it is going to be written
+        self._found = _mark(file)
         self.stored = self._matching()
 
     @property
@@ -103,11 +107,28 @@ class Gathering:
     def drop(self) -> None:
         """Forget a pass that did not come to its end."""
         self.collector = None
+        self._release()
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to gather."""
         return self.shares is not None and not self.shares
+
+    def claim(self) -> None:
+        """Keep others from writing the file that this process is going to write, until it has or the pass is dropped.
+
+        Raises:
+            ConfigurationError: If another run is about to write it, or has, since it was looked at.
+        """
+        if self.file is None or not self.missing or self._claimed:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        refusal = f"statistics is {self.file}, which another run is gathering; wait until it has, or name another file."
+        self._alone.enter_context(only_writer(lock_of(self.file), refusal))
+        self._claimed = True
+        if _mark(self.file) != self._found:
+            self._release()
+            raise ConfigurationError(f"statistics is {self.file}, which another run has just written; start again.")
 
     def begin(self, divide: Division, device: torch.device) -> None:
         """Take up the next pass.
@@ -156,6 +177,17 @@ class Gathering:
             reduce: Sums a tensor over all processes in place.
             main: Whether this process writes the file.
         """
+        with ExitStack() as failing:
+            failing.callback(self._release)
+            self._end(reduce, main)
+            if self.shares:  # the file is still to be written
+                failing.pop_all()
+
+    def _release(self) -> None:
+        self._alone.close()
+        self._claimed = False
+
+    def _end(self, reduce: Reduce, main: bool) -> None:
         if self.collector is None:
             return
         assert self.statistics is not None
@@ -278,3 +310,12 @@ class Gathering:
 
     def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:
         return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, self.columns, only, device)
+
+
+def _mark(file: Path | None) -> tuple[int, ...] | None:
+    """What tells whether a file is still the same; None where there is none."""
+    try:
+        found = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)
