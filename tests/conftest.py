@@ -26,10 +26,14 @@ def other_rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where ``make test-rounding`` asks for it, sources and pictures are those of another rounding.
 
     A module whose ``OTHER_PROCESSES`` read pictures too, and must see the same to the last bit, has only its sources'
-    weights disturbed, which all read from files.
+    weights disturbed, which all read from files; and like the others, which have one thread, it has no more.
     """
-    with nullcontext() if getattr(request.module, "OTHER_PROCESSES", False) else disturbance():
+    others, threads = getattr(request.module, "OTHER_PROCESSES", False), torch.get_num_threads()
+    if others:
+        torch.set_num_threads(1)
+    with nullcontext() if others else disturbance():
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

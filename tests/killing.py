@@ -21,7 +21,7 @@ def run_to_the_end(command: Sequence[str]) -> "subprocess.CompletedProcess[str]"
     )  # fmt: skip
 
 
-def killed(
+def killed_anew(
     command: Sequence[str], folder: Path, sign: str, by: signal.Signals = signal.SIGKILL, victim: str = "all"
 ) -> str:
     """Run a command, and end it by a signal as soon as a file shows below a folder; returns what its processes said.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import same_state
-from killing import killed, run_to_the_end
+from killing import killed_anew, run_to_the_end
 from torch import Tensor
 from torch.nn.functional import dropout
 
@@ -32,7 +32,7 @@ def command(run: str, schedule: dict[str, Any], callbacks: list[dict[str, Any]],
         "fit", "--run", run, "--trainer.accelerator", "cpu", "--trainer.max_epochs", str(EPOCHS),
         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
         "--trainer.logger", "false", "--trainer.callbacks", json.dumps(callbacks),
-        "--model", "project.modules.FineTuneModule", "--model.architecture", "resnet20",
+        "--model", "project.modules.FineTuneModule", "--model.architecture", "resnet8",
         "--model.optimizer", json.dumps({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}),
         "--model.lr_scheduler", json.dumps(schedule),
         "--model.lr_interval", "step" if kind == "OneCycleLR" else "epoch",
@@ -131,7 +131,7 @@ def test_a_killed_fit_of_two_processes_goes_on(victim: str, inside: Path) -> Non
     whole, cut = (command(run, SCHEDULES["every step"], KEPT, *two) for run in ("whole", "cut"))
     done = run_to_the_end(whole)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = killed(cut, Path("cut"), "checkpoints/last.ckpt", victim=victim)
+    told = killed_anew(cut, Path("cut"), "checkpoints/last.ckpt", victim=victim)
     assert "Traceback" not in told
     assert torch.load("cut/checkpoints/last.ckpt", weights_only=True)["epoch"] < EPOCHS - 1
     done = run_to_the_end([*cut, "--ckpt_path", "last"])

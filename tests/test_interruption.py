@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import resnet
-from killing import killed
+from killing import killed_anew
 from lightning.pytorch import LightningModule
 
 from project import __main__ as command
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two random sources."""
     folder = tmp_path_factory.mktemp("interrupted")
     for seed, domain in enumerate(("clipart", "sketch")):
-        torch.save(resnet("resnet20", seed, 12).state_dict(), folder / f"{domain}.pth")
+        torch.save(resnet("resnet8", seed, 12).state_dict(), folder / f"{domain}.pth")
     return folder
 
 
@@ -48,7 +48,8 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def evaluated(subcommand: str) -> list[str]:
-    return [subcommand, "--config", str(TINY / f"{subcommand}.yaml"), "--model.init_args.networks", NETWORKS]
+    networks = '["clipart.pth"]'
+    return [subcommand, "--config", str(TINY / f"{subcommand}.yaml"), "--model.init_args.networks", networks]
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_two_processes_say_it_once(number: signal.Signals, victim: str, place: P
         ("fit", [*FIT, "--trainer.max_epochs", "99"], "checkpoints/best.ckpt"),
     ):
         run = Path("runs", f"{name}-{number}-{victim}")
-        told = killed([*arguments, *two, "--run", str(run)], run, sign, number, victim)
+        told = killed_anew([*arguments, *two, "--run", str(run)], run, sign, number, victim)
         assert "Traceback" not in told
         assert "zombies" not in told, "Lightning takes no process for one that has failed"
         (line,) = (line for line in told.splitlines() if line.startswith("pleas:"))

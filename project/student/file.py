@@ -233,8 +233,8 @@ def _resized(
     """
     plain = written_out(plain)
     device = next(iter(plain.state_dict().values())).device
+    spec = trace(plain, picture)
     with torch.device(device), torch.random.fork_rng(devices=[]):
-        spec = trace(plain, picture)
         for group in spec.free:
             units = int(maps[group.name].members.max()) + 1
             if whole and units < group.size:  # sources that are students themselves may have more

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers import started
 
 from project.errors import ConfigurationError
 from project.runtime import alone_in, lock, only_writer
@@ -120,14 +122,10 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pytest.fail("nothing is locked")
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="warns of threads, of which a test process has some")
-def test_a_process_that_was_forked_holds_nothing(tmp_path: Path) -> None:
-    reads, writes = os.pipe()
+def test_a_process_that_was_copied_holds_nothing(tmp_path: Path) -> None:
     with alone_in(tmp_path, "run is here"):
-        child = os.fork()
-        if child == 0:
-            os.read(reads, 1)
-            os._exit(0)
+        process = started(signal.pause)
     with alone_in(tmp_path, "run is here"):
-        os.write(writes, b"x")
-        assert os.waitpid(child, 0)[1] == 0
+        assert process.is_alive()
+    process.kill()
+    process.join()
