@@ -33,6 +33,7 @@ from project.checking import check_parser, run_check
 from project.errors import ConfigurationError, PleasError, ProcessError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
 from project.runtime import LOGGER, alone_in, tell
+from project.runtime.processes import lost
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.progress import unfinished_work
 from project.runtime.saving import check_writable
@@ -41,9 +42,6 @@ from project.trainer import MergeTrainer
 
 UNWANTED = ("💡 Tip", "\nDetected KeyboardInterrupt", "Received SIGTERM")
 """Beginnings of what Lightning says of packages of its makers, with every trainer, and of what we say ourselves."""
-LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process exited", re.IGNORECASE)
-"""What collectives tell of where another process has gone."""
-
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
 
 
@@ -191,7 +189,7 @@ class MergeCLI(LightningCLI):
                 error.add_note(words)
             raise
         except RuntimeError as error:
-            if self.trainer.world_size == 1 or not LOST.search(str(error)):
+            if self.trainer.world_size == 1 or not lost(error):
                 raise
             told = "; ".join(("another process of this run has gone", *self._how_it_goes_on()))
             raise ProcessError(f"{told}.") from error

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 STARTER = "PLEAS_STARTED_BY"
 GRACE = 3.0
 """Seconds after which a process that another has started no longer waits to be ended by it."""
+SAME = 1.0
+"""Seconds within which further signals are taken for the same one: launchers add theirs to that of a terminal."""
 
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "told to end"}
@@ -20,7 +23,8 @@ class Ending:
 
     That is KeyboardInterrupt for SIGINT, at which Lightning clears up and ends the processes that it has started, and
     SystemExit for SIGTERM. Those processes, which a terminal tells as well, leave it to the first: one that ended by
-    itself would be taken for one that has failed. Those that load data leave it to whoever they load for.
+    itself would be taken for one that has failed. Those that load data leave it to whoever they load for. Who is told
+    again, because clearing up takes long, ends at once.
 
     Attributes:
         received: What this process was told, if anything.
@@ -35,10 +39,11 @@ class Ending:
         self._process = os.getpid()
         self._helping = os.environ.get(STARTER) == str(os.getppid())
         self._before: dict[signal.Signals, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> "Ending":
         """Become the handler of both signals, as far as nobody has said what they should do."""
-        os.environ[STARTER] = str(os.getpid())
+        self._starter, os.environ[STARTER] = os.environ.get(STARTER), str(os.getpid())
         if threading.current_thread() is threading.main_thread():  # handlers are its matter
             for number in WORDS:
                 if (before := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler):
@@ -48,7 +53,10 @@ class Ending:
 
     def __exit__(self, *_: object) -> None:
         """Leave the signals to what handled them before."""
-        del os.environ[STARTER]
+        if self._starter is None:
+            del os.environ[STARTER]
+        else:
+            os.environ[STARTER] = self._starter
         for number, before in self._before.items():
             signal.signal(number, before)
 
@@ -74,14 +82,16 @@ class Ending:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        again, self.received = self.received is not None, told
-        if self._helping:
-            if not again:
-                last = threading.Timer(GRACE, os._exit, (self.status,))
-                last.daemon = True
-                last.start()
+        again = self.received is not None
+        if again and (self._helping or time.monotonic() - self._since < SAME):
             return
-        if not self.begun:
+        self.received, self._since = told, time.monotonic()
+        if self._helping:
+            last = threading.Timer(GRACE, os._exit, (self.status,))
+            last.daemon = True
+            last.start()
+            return
+        if again or not self.begun:
             os.write(2, self.message().encode())
             os._exit(self.status)
         if told is signal.SIGINT:

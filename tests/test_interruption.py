@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from lightning.pytorch import LightningModule
 
 from project import __main__ as command
 from project import adding, checking
+from project.cli import main
+from project.errors import ConfigurationError
 from project.fit import SequentialFit
 from project.modules import EvaluationModule, FineTuneModule, MergeModule, ScoringModule
-from project.runtime.lock import NAME
+from project.runtime.lock import NAME, alone_in
 from project.signals import STARTER, Ending
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,6 +195,21 @@ def test_while_data_are_prepared_and_loaded(ended: Callable[..., str], monkeypat
     )
 
 
+@pytest.mark.parametrize("subcommand", ["fit", "merge", "test", "validate", "predict"])
+def test_the_second_of_two_runs_into_one_folder_is_refused(subcommand: str, place: Path) -> None:
+    """Before anything is built, and whatever the folder holds already."""
+    given = {"fit": [*FIT, "--ckpt_path", "last"], "merge": [*MERGE, "--overwrite", "true"]}
+    folder = Path("runs/twice")
+    with (
+        alone_in(folder, "run is here"),
+        pytest.raises(
+            ConfigurationError, match=rf"^run is {folder}, into which another run is writing; choose another"
+        ),
+    ):
+        main([*given.get(subcommand, evaluated(subcommand)), "--run", str(folder)])
+    assert not folder.exists()
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -268,6 +286,35 @@ def test_a_process_that_another_has_started_leaves_it_to_that_one(number: signal
     alone = started(["-c", WORKING], **{STARTER: str(os.getppid())})
     alone.send_signal(number)
     assert "went on" not in alone.communicate(timeout=20)[0]
+
+
+AGAIN = """
+import time
+from project import signals
+signals.SAME = 0.2
+with signals.Ending() as ending:
+    ending.begun = True
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("clearing up", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_who_is_told_again_ends_at_once() -> None:
+    """But a launcher's signal right behind that of a terminal is the same."""
+    process = started(["-c", AGAIN])
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "clearing up\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == "pleas: interrupted.\n"
+    assert process.returncode == 130
 
 
 def test_a_handler_of_the_users_stays() -> None:

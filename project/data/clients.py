@@ -71,8 +71,8 @@ class ClientDataModule(DomainDataModule):
         itself; one that has no more maps to None.
         """
         loaders = {
-            name: self._training_loader(samples, self._varied, drop_last=self._lonely(samples))
-            for name, samples in self.client_samples().items()
+            name: self._training_loader(samples, self._varied, number, drop_last=self._lonely(samples))
+            for number, (name, samples) in enumerate(self.client_samples().items())
         }
         return CombinedLoader(loaders, mode="max_size")
 

@@ -11,7 +11,7 @@ from project.data.domain import Sample
 from project.data.domains import Domains, Use
 from project.data.mixed import MixedLoader
 from project.data.pictures import NamedPictures, Pictures, TrainingPictures
-from project.data.sharding import EachOnce, Shuffled
+from project.data.sharding import EachOnce, Shuffled, seed_of
 from project.data.transforms import Transform, training_transform
 
 
@@ -84,10 +84,10 @@ class DomainDataModule(Domains, LightningDataModule):
         return self._loader(dataset, sampler=EachOnce(dataset) if each_once else None)
 
     def _training_loader(
-        self, samples: list[Sample], transform: Transform, labelled: bool = True, **options: Any
+        self, samples: list[Sample], transform: Transform, number: int = 0, *, labelled: bool = True, **options: Any
     ) -> DataLoader[Any]:
-        """Shuffled, and varied by the transform, anew in every epoch."""
-        seed = torch.initial_seed() if self.fit_seed is None else self.fit_seed
+        """Shuffled, and varied by the transform, anew in every epoch; the number tells several loaders apart."""
+        seed = seed_of(torch.initial_seed() if self.fit_seed is None else self.fit_seed, number)
         dataset = TrainingPictures(samples, transform, seed, labelled)
         # an iterator draws from a generator of its own: torch's is the network's, whenever the iterator is made
         return self._loader(

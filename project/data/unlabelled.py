@@ -27,9 +27,9 @@ class UnlabelledDataModule(DomainDataModule):
         if not self.calibration_domains:
             raise ConfigurationError(f"calibration is {self.calibration!r}, which leaves nothing to train on.")
         transform = mirroring_transform(self.preprocessing) if self.augment else self._plain
-        loaders = {}
-        for name in self.calibration_domains:
-            loaders[name] = self._training_loader(
-                self.samples(name, "calibration"), transform, labelled=False, batch_size=self.calibration_batch_size
-            )
+        options = {"labelled": False, "batch_size": self.calibration_batch_size}
+        loaders = {
+            name: self._training_loader(self.samples(name, "calibration"), transform, number, **options)
+            for number, name in enumerate(self.calibration_domains)
+        }
         return CombinedLoader(loaders, mode="max_size_cycle")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from project.runtime.messages import first_process
-from project.runtime.processes import ALONE, World
+from project.runtime.processes import ALONE, World, lost
 from project.runtime.saving import atomic_save, atomic_text
 
 FOLDER = "progress"
@@ -45,7 +45,7 @@ def taken_up_again(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if first_process():
+        if first_process() and not lost(error):
             with suppress(OSError):  # such as a full disk, of which the error tells
                 atomic_text(" ".join((str(error) or type(error).__name__).split()), unfinished / FAILED)
         raise
