@@ -44,6 +44,10 @@ class MergeError(PleasError):
     """Sources or statistics from which no sound student can be made."""
 
 
+class ProcessError(PleasError):
+    """Another process of the run has gone, and this one cannot go on alone."""
+
+
 def one_of(allowed: Any, **arguments: object) -> None:
     """Refuse arguments that are none of a few values.
 

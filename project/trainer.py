@@ -1,6 +1,5 @@
 """The trainer with one more verb."""
 
-import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from project.report import (
 )
 from project.report.collect import collect
 from project.runtime import World, atomic_file, warn
-from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.runtime.space import writing
 from project.student import save_student
@@ -84,12 +83,16 @@ class MergeTrainer(Trainer):
         sharing = self.num_devices if device.type == "cpu" else 1
         students, beside = folder / STUDENTS, self.num_devices
         place = Place(folder, device, self.world_size, sharing, self.precision, students, beside)
-        engine = model.prepare(datamodule, place)
+        model.prepare(datamodule, place)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")
-        with writing(folder):
-            (folder / PROGRESS).mkdir(parents=True, exist_ok=True)  # from now on, this run can be taken up again
+        with taken_up_again(folder):
+            return self._run_merge(model, datamodule, probe, folder)
+
+    def _run_merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool, folder: Path) -> Results:
+        """The merge itself, all that it needs being known to go together."""
+        engine = model.engine
         before: dict[str, dict[str, float]] = {}
         while not engine.finished:
             if engine.phase == "re-estimate" and not before:
@@ -109,7 +112,7 @@ class MergeTrainer(Trainer):
                 self._write(folder, engine, results)
         if self.is_global_zero:
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
-        shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # by every process, should each have a disk of its own
+        self.strategy.barrier("merge")
         return results
 
     def _prepare_data(self, datamodule: DomainDataModule) -> None:

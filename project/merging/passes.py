@@ -135,6 +135,9 @@ class GatheringPass(Pass):
 
     def start(self, site: Site) -> None:
         """Take up the next share of the moments."""
+        with site.world.together("could not write statistics"):
+            if site.world.rank == 0:
+                self.gathering.claim()
         self.gathering.begin(lambda moments: site.planner.plan(moments).shares, site.device)
         if self.kept is not None:
             self.kept.start(site.scratch)
