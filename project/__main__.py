@@ -6,10 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from project.cli import main
+from project.entrance import check_words
 from project.errors import PleasError, TraceError
 
 
@@ -30,7 +27,18 @@ def console() -> int:
     """Run the command; what the user can mend is told in one sentence."""
     warnings.formatwarning = _told
     try:
-        main()
+        check_words(sys.argv[1:])
+    except PleasError as error:
+        sys.stderr.write(f"pleas: error: {error}\n")
+        return 2
+    # only now: these take seconds
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from project import cli
+
+    try:
+        cli.main()
     except (PleasError, MisconfigurationException) as error:
         sys.stderr.write(f"pleas: error: {error}\n")
         return 1 if isinstance(error, TraceError) else 2

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError, at_least, nearest, one_of
+from project.errors import ConfigurationError, nearest, one_of, whole
 from project.models.cifar import CifarResNet
 from project.models.custom import make
 
@@ -75,7 +75,7 @@ class Architecture:
                 f"classification network of torchvision{listed}"
             )
         one_of(Stem, stem=self.stem)
-        at_least(1, num_classes=self.num_classes, width=self.width)
+        whole(1, num_classes=self.num_classes, width=self.width)
         if (self.custom or self.name in others()) and self.stem != "imagenet":
             raise ConfigurationError(f"stem is {self.stem!r}, but {self.name} has one stem, called 'imagenet' here.")
         if self.name in CIFAR_NETS:

@@ -60,6 +60,11 @@ class FederatedModule(FineTuneModule):
         if self.lr_interval != "epoch":
             raise ConfigurationError(f"lr_interval is {self.lr_interval!r}; rounds have one rate each: use 'epoch'.")
 
+    def logged(self) -> set[str]:
+        """Name the figures that a fit logs on the data of the trainer."""
+        clients = {f"train/loss/{name}" for name in self.trainer.datamodule.client_names}  # type: ignore[attr-defined]
+        return super().logged() | clients | {"round/scope gap"}
+
     def configure_optimizers(self) -> Any:
         """Make the clients, and for each its optimizer and schedule."""
         assert isinstance(self.trainer.datamodule, ClientDataModule)  # type: ignore[attr-defined]

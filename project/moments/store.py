@@ -16,7 +16,7 @@ from torch import Tensor
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.moments.fingerprint import Fingerprint
 from project.moments.statistics import Statistics, domain_of
-from project.runtime.saving import atomic_path
+from project.runtime.saving import atomic_path, check_target
 
 FORMAT = "pleas-statistics"
 VERSION = "1"
@@ -141,6 +141,7 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     """
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
+    check_target(out, f"out is {out}")
     files = [read_statistics(path) for path in paths]
     first = files[0]
     names = [name for file in files for name in file.moments]

@@ -15,7 +15,7 @@ from project.models.custom import dotted_path
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.network import load_weights, name_of, on_cpu, untrained_network
 from project.models.packing import write_packed
-from project.runtime.saving import atomic_save
+from project.runtime.saving import atomic_save, check_target
 from project.student.build import Student, blank_network
 from project.student.masked import MaskedStudent
 from project.student.mixture import MixtureStudent
@@ -38,8 +38,10 @@ def save_student(student: Student, path: str | Path) -> None:
 
     Raises:
         CheckpointError: If nothing tells what the student's network was before it was merged.
+        ConfigurationError: If the path is a folder, or below a file.
     """
     path = Path(path)
+    check_target(path, f"path is {path}")
     try:
         entries = student_entries(student)
     except CheckpointError as error:
