@@ -1,7 +1,7 @@
 """The library in five lines: sources and pictures in, students out, without a command and without Lightning."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -27,7 +27,8 @@ from project.models.folder import weights_file
 from project.models.labels import LabelMode
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
-from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime import alone_in
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
 
@@ -145,8 +146,9 @@ def merges(
         PleasError: See :func:`merge`.
 
     Example:
-        >>> import torch, torchvision, project
-        >>> photo, sketch = (torchvision.models.resnet18(num_classes=5) for _ in range(2))
+        >>> import torch, project
+        >>> from project.models import Architecture
+        >>> photo, sketch = (Architecture("resnet8", num_classes=5).build() for _ in range(2))
         >>> pictures = {"photo": torch.randn(8, 3, 32, 32), "sketch": torch.randn(8, 3, 32, 32)}
         >>> students = project.merges([photo, sketch], pictures, budgets=[1, 1.5], methods=["average", "permutation"])
         >>> list(students)
@@ -163,9 +165,22 @@ def merges(
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))
-    place = Place(_path(options.get("folder")), device := _device(options.get("device")))
-    if place.folder is not None:
-        check_writable(place.folder, f"folder is {place.folder}")
+    place = Place(_path(options.get("folder")), _device(options.get("device")))
+    with ExitStack() as alone:
+        if place.folder is not None:
+            check_writable(place.folder, f"folder is {place.folder}")
+            alone.enter_context(alone_in(place.folder, f"folder is {place.folder}"))
+        return _students(files, pictures, settings, place, options)
+
+
+def _students(
+    files: Sequence[tuple[SourceFile, AnySource]],
+    pictures: AnyPictures,
+    settings: Settings,
+    place: Place,
+    options: MergeOptions,
+) -> dict[str, Student]:
+    """The students of one merge, by name."""
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
     prepared = _common(loaded)
@@ -181,9 +196,8 @@ def merges(
         data.adopt(labels, prepared)
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    drive(engine, data, device, options.get("progress", True))
-    if place.folder is not None:
-        shutil.rmtree(place.folder / PROGRESS, ignore_errors=True)
+    with taken_up_again(place.folder):
+        drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
 
@@ -205,7 +219,7 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
 
     Example:
         >>> import torchvision, project
-        >>> report = project.check(torchvision.models.resnet18(), image_size=64)
+        >>> report = project.check(torchvision.models.resnet18(), image_size=32)
         >>> len(report.groups), report.obstacle
         (12, None)
     """

@@ -2,9 +2,11 @@
 
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -22,24 +24,32 @@ from project.adding import add_statistics_parser, run_add_statistics
 from project.callbacks import (
     LAST,
     AtomicConfig,
+    Continuation,
     PredictionTable,
     check_checkpoint,
+    check_checkpoint_space,
     check_strategy_name,
+    ended_by,
     progress_bar,
     unmarked,
     write_atomically,
 )
 from project.checking import check_parser, run_check
 from project.entrance import check_keys, config_files, read_config
-from project.errors import ConfigurationError, PleasError, nearest, seeds
+from project.errors import ConfigurationError, PleasError, ProcessError, StorageError, nearest, seeds
 from project.parser import OneSentenceParser, files_first, sentence
 from project.refusal import LIGHTNINGS, check_processes, check_start, in_one_sentence
-from project.runtime import LOGGER, tell
+from project.runtime import LOGGER, alone_in, tell
+from project.runtime.processes import lost
 from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime.progress import unfinished_work
 from project.runtime.saving import check_writable
+from project.runtime.space import FAILING
 from project.shorthand import expand, usage
 from project.trainer import MergeTrainer, check_options
 
+UNWANTED = ("💡 Tip", "\nDetected KeyboardInterrupt", "Received SIGTERM")
+"""Beginnings of what Lightning says of packages of its makers, with every trainer, and of what we say ourselves."""
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
 KEPT = (LAST, "best", "hpc")  # checkpoints that the trainer finds
 
@@ -64,7 +74,18 @@ COMMANDS = {
 
 
 class MergeCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict`` and ``merge``, each from YAML files, options, or both."""
+    """``fit``, ``validate``, ``test``, ``predict`` and ``merge``, each from YAML files, options, or both.
+
+    Args:
+        args: Arguments after the program's name; default: those of the process.
+        options: What Lightning's takes, by name.
+    """
+
+    def __init__(self, *, args: ArgsType = None, **options: Any) -> None:
+        given = sys.argv[1:] if args is None else args
+        self._asked = given[0] if isinstance(given, list) and given and given[0] in self.subcommands() else None
+        with ExitStack() as self._alone:  # in the run's folder, until the command has ended
+            super().__init__(args=args, **options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -78,6 +99,17 @@ class MergeCLI(LightningCLI):
         for name, command in COMMANDS.items():
             other = command.parser()
             parser._subcommands_action.add_subcommand(name, other, help=other.description)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The parser of a subcommand; nobody reads those of others where one is asked for, and each takes a while."""
+        if self._asked not in (None, subcommand):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def _add_instantiators(self) -> None:
+        """What a module keeps of its own arguments; a merge's keeps none, and many methods take long to write down."""
+        if self.subcommand != "merge":
+            super()._add_instantiators()
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user has it.
@@ -130,10 +162,15 @@ class MergeCLI(LightningCLI):
             check_checkpoint(Path(checkpoint), self.subcommand == "fit")
         if self.subcommand == "merge":
             check_strategy_name(config.trainer.strategy)
+        check_writable(self.run, f"run is {self.run}")
+        self._alone.enter_context(alone_in(self.run, f"run is {self.run}"))
         resumed = self.subcommand == "fit" and config.get("ckpt_path")
         if not config.overwrite and not resumed:
             self._refuse_earlier_run(self.run)
-        check_writable(self.run, f"run is {self.run}")
+
+    def before_fit(self) -> None:
+        """See that there is room for the checkpoints, before anything is written."""
+        check_checkpoint_space(self.trainer, self.model, self.run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
@@ -141,6 +178,8 @@ class MergeCLI(LightningCLI):
         if self.subcommand == "merge" and chosen == "auto" and torch.backends.mps.is_available():
             rank_zero_info("merging on the CPU: Apple's GPU has no float64, in which layers are solved")
             kwargs["accelerator"] = "cpu"
+        if self.subcommand == "fit":
+            kwargs["callbacks"] = self._with(Continuation, Continuation)
         if self.subcommand == "predict":
             kwargs["callbacks"] = self._with(PredictionTable, PredictionTable)
         if self.subcommand == "merge" and self._shows_progress:
@@ -162,11 +201,51 @@ class MergeCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; what is refused before its first batch leaves nothing behind."""
+        """Run the command; what is refused before its first batch leaves nothing behind.
+
+        Where something else ends it, the error notes how it goes on.
+
+        Raises:
+            PleasError: If model, trainer and checkpoint do not go together.
+            ProcessError: If another process of the run has gone.
+        """
         checkpoint = self.config[subcommand].get("ckpt_path")
         check_start(subcommand, checkpoint, self.model, self.trainer, self.run)
-        with unmarked(self.run, self.trainer), in_one_sentence(checkpoint):
-            super()._run_subcommand(subcommand)
+        ending = nullcontext() if subcommand == "merge" else ended_by(signal.SIGTERM, self.trainer)
+        try:
+            with unmarked(self.run, self.trainer), ending, in_one_sentence(checkpoint):
+                super()._run_subcommand(subcommand)
+        except (KeyboardInterrupt, SystemExit) as error:
+            for words in self._how_it_goes_on():
+                error.add_note(words)
+            raise
+        except RuntimeError as error:
+            if self.trainer.world_size == 1 or not lost(error):
+                raise
+            told = "; ".join(("another process of this run has gone", *self._how_it_goes_on()))
+            raise ProcessError(f"{told}.") from error
+
+    def _how_it_goes_on(self) -> list[str]:
+        """Say by which command a run goes on that has been ended here; nothing where it only begins anew."""
+        if self.subcommand == "merge":
+            finished = any(path.is_file() for path in (self.run / PROGRESS).rglob("*"))
+            return ["the same command goes on with what is finished"] if finished else []
+        if self.subcommand != "fit" or not (self.run / "config.yaml").exists():
+            return []
+        kept = [
+            Path(path)
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and not callback.save_weights_only
+            for path in {callback.best_model_path, callback.last_model_path, *callback.best_k_models}
+            if path and Path(path).is_file()
+        ]
+        if not kept:
+            return ["no checkpoint was kept from which it could go on"]
+        last = max(kept, key=lambda path: path.stat().st_mtime)
+        given = self.config[self.subcommand].ckpt_path
+        if (given == "last" and last.name == "last.ckpt") or given == str(last):
+            return ["the same command goes on"]
+        return [f"the same command goes on with --ckpt_path {last}"]
 
     @property
     def _shows_progress(self) -> bool:
@@ -184,8 +263,8 @@ class MergeCLI(LightningCLI):
     def _refuse_earlier_run(self, folder: Path) -> None:
         """A fit or merge may not write over any run; what only reads may not write over a fit or merge."""
         traces = ("config.yaml",) if self.subcommand in GUARDED else ("results.json", "checkpoints")
-        if self.subcommand == "merge" and (folder / PROGRESS).is_dir():
-            rank_zero_info(f"{folder} holds an interrupted merge; what it has finished of this one is used")
+        if self.subcommand == "merge" and (unfinished := unfinished_work(folder)):
+            rank_zero_info(f"{folder} holds {unfinished}; what it has finished of this one is used")
             return
         if any((folder / trace).exists() for trace in traces):
             resume = ", go on with it by --ckpt_path FILE" if self.subcommand == "fit" else ""
@@ -201,12 +280,14 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         args: Arguments after the program's name; default: those of the process.
 
     Raises:
-        PleasError: If something about the arguments or the files they name is wrong; no results were written then.
+        PleasError: If something about the arguments or the files they name is wrong; no results were written then. If
+            a disk fails; what was finished until then stays.
     """
     _show_messages()
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_wanted)
     given = sys.argv[1:] if args is None else args
     if isinstance(given, list):
         if given and given[0] in COMMANDS:
@@ -224,8 +305,8 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             args = given
     try:
         return MergeCLI(
-            LightningModule,
-            LightningDataModule,
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
             trainer_class=MergeTrainer,
             parser_class=OneSentenceParser,
             # Gathered moments are reduced and read after the loop, which tensors made under inference mode refuse.
@@ -242,6 +323,10 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             },
             args=args,
         )
+    except OSError as error:  # of what others than this project write: logs, tables of hyper-parameters
+        if error.errno not in FAILING:
+            raise
+        raise StorageError(f"{error.filename or 'a log or table'} cannot be written: {error.strerror}.") from error
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)
@@ -295,9 +380,9 @@ def options_of(subcommand: str) -> set[str]:
     return {"config", "seed_everything", "trainer", "model", "data", "run", "overwrite", *own} - {"self"}
 
 
-def _no_tip(record: logging.LogRecord) -> bool:
-    """Whether a message is about this run; Lightning also tells of packages of its makers, with every trainer."""
-    return not str(record.msg).startswith("💡 Tip")
+def _wanted(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is news."""
+    return not re.sub(r"^\[rank: \d+\] ", "", str(record.msg)).startswith(UNWANTED)
 
 
 def _origin(error: BaseException | None) -> PleasError | None:

@@ -45,8 +45,16 @@ class TraceError(PleasError):
     """An architecture whose permutation groups cannot be derived; the message names the layer."""
 
 
+class StorageError(PleasError):
+    """A disk without the room that is needed, or one that fails while something is written to it."""
+
+
 class MergeError(PleasError):
     """Sources or statistics from which no sound student can be made."""
+
+
+class ProcessError(PleasError):
+    """Another process of the run has gone, and this one cannot go on alone."""
 
 
 def present(*paths: str | PathLike[str], what: str = "The file of weights") -> None:

@@ -1,20 +1,19 @@
-"""Checkpoints that appear whole or not at all, wherever temporary files lie."""
+"""Checkpoints that appear whole or not at all, wherever temporary files lie, and that choose no code."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 
-from project.errors import CheckpointError
+from project.errors import CheckpointError, ConfigurationError
+from project.models import read_checkpoint
+from project.models.archive import read_content
 from project.runtime import atomic_save
 
 SCORED = {"state_dict": Mapping, "pytorch-lightning_version": str}
@@ -27,6 +26,8 @@ LAST = "last"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it; Lightning copies from the folder for temporary files.
 
+    What it reads is taken for a stranger's.
+
     A process that is killed while such a copy goes on, on another disk, leaves a broken ``last.ckpt`` behind.
     """
 
@@ -36,6 +37,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             atomic_save(checkpoint, Path(path).expanduser())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a local checkpoint without importing or calling anything that it names.
+
+        Args:
+            path: The file.
+            map_location: Plays no part: its tensors come on the CPU, from where whoever takes them moves them.
+            weights_only: Plays no part: objects are never imported.
+
+        Raises:
+            CheckpointError: If it is no checkpoint; see :func:`~project.models.read_checkpoint`.
+        """
+        if "://" in str(path):
+            raise ConfigurationError(f"ckpt_path is {path}; allowed: a file on this machine, so download it first.")
+        return read_checkpoint(Path(path).expanduser())
 
 
 def write_atomically(trainer: Trainer) -> None:
@@ -62,26 +80,15 @@ def check_checkpoint(path: Path, fitting: bool) -> None:
         CheckpointError: With what the file is.
     """
     wanted = "a checkpoint that a fit wrote" + (", its optimizer with it, or 'last'" if fitting else "")
-    given = f"ckpt_path is {path}, which"
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no file" if path.exists() else "not there"
-        raise CheckpointError(f"{given} is {what}; allowed: {wanted}.")
     try:
-        archive = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="meta", mmap=archive or None, weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            pickled = archive or file.read(1) == b"\x80"
-        what = "holds objects, which are not loaded since they can run code" if pickled else "is no checkpoint"
-        raise CheckpointError(f"{given} {what}; allowed: {wanted}.") from error
-    except Exception as error:  # of whatever bytes there may be
-        raise CheckpointError(f"{given} is truncated or no checkpoint; allowed: {wanted}.") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{given} holds a {type(content).__name__}; allowed: {wanted}.")
+        content = read_content(path.expanduser()).tree
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt_path: {str(error).rstrip('.')}; allowed: {wanted}.") from error
     needed = SCORED | (RESUMED if fitting else {})
-    if lacking := [name for name, kind in needed.items() if not isinstance(content.get(name), kind)]:
+    held = content if isinstance(content, Mapping) else {}
+    if lacking := [name for name, kind in needed.items() if not isinstance(held.get(name), kind)]:
         what = "holds weights alone" if set(lacking) & {*SCORED, "optimizer_states"} else f"lacks {lacking[0]!r}"
-        raise CheckpointError(f"{given} {what}; allowed: {wanted}.")
+        raise CheckpointError(f"ckpt_path is {path}, which {what}; allowed: {wanted}.")
 
 
 def check_last(trainer: Trainer, folder: Path, fitting: bool) -> None:

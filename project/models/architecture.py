@@ -17,7 +17,8 @@ from project.models.custom import make
 Stem = Literal["imagenet", "small"]
 
 IMAGENET_NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-CIFAR_NETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # blocks per stage
+# Blocks per stage; the smallest is none of the paper's.
+CIFAR_NETS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
@@ -41,9 +42,9 @@ class Architecture:
     the user may choose, see :func:`project.models.network.untrained_network`.
 
     Args:
-        name: ``resnet18``, ``34``, ``50``, ``101`` or ``152`` as torchvision has them, ``resnet20``, ``32``, ``44``,
-            ``56`` or ``110`` for small pictures, another classification network by torchvision's name, or the dotted
-            path of a class or function that builds one.
+        name: ``resnet18``, ``34``, ``50``, ``101`` or ``152`` as torchvision has them, ``resnet8``, ``20``, ``32``,
+            ``44``, ``56`` or ``110`` for small pictures, another classification network by torchvision's name, or the
+            dotted path of a class or function that builds one.
         num_classes: Number of logits.
         stem: ``imagenet`` begins with a 7×7 convolution of stride 2 and max pooling; ``small`` with a 3×3 convolution
             of stride 1 and no pooling. The networks for small pictures always have the small one, torchvision's other
@@ -64,6 +65,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        if not isinstance(self.name, str):
+            raise ConfigurationError(f"architecture is {self.name!r}; allowed: a name.")
         if self.arguments is not None:
             object.__setattr__(self, "arguments", plain_arguments(self.arguments))
         if not self.custom and self.name not in (known := (*architectures(), *others())):

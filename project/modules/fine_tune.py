@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
+from project.allocation import stored_bytes
 from project.data import ClientDataModule
 from project.errors import CheckpointError, ConfigurationError, between
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
@@ -19,6 +21,7 @@ from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
 from project.modules.checks import OTHERS, check_monitor, check_optimizer, check_watched, made_optimizer
+from project.modules.common import FitBytes, optimizer_bytes
 from project.modules.weight_scope import WeightScope
 
 
@@ -31,12 +34,12 @@ class FineTuneModule(LightningModule):
     ``val/<domain>/accuracy``; the same under ``test``, where ``test/<domain>/per_class/<class>`` comes to them.
 
     Args:
-        architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet20, 32, 44, 56, 110, or
-            another classification network by torchvision's name.
+        architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet8, 20, 32, 44, 56, 110,
+            or another classification network by torchvision's name.
         weights: ImageNet weights to start from, by torchvision's name, such as IMAGENET1K_V1. Random by default.
         base: File of weights to start from; its head is left out where it has another number of classes.
         stem: First layers of resnet18 to resnet152: imagenet, or small (no early downsampling) for small pictures.
-        width: Factor on the channels of resnet20 to resnet110.
+        width: Factor on the channels of resnet8 to resnet110.
         num_classes: Number of logits; by default as many as the data have classes.
         optimizer: Makes the optimizer from the parameters. By default AdamW without weight decay.
         lr_scheduler: Makes the learning-rate schedule from the optimizer. Constant by default.
@@ -93,6 +96,14 @@ class FineTuneModule(LightningModule):
     def untrained(self) -> bool:
         """Whether nobody has said where its weights come from, so that they are random until a fit or a checkpoint."""
         return self.weights is None and self.base is None
+
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes; the head counts little where the data are to say how many classes there are."""
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            network = self.draft.build()
+        freeze_parts(network, self.freeze_names)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return FitBytes(stored_bytes(network.state_dict()), optimizer_bytes(self.optimizer, trained))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (batch, columns of the label space) of pictures (batch, 3, height, width)."""
