@@ -1,7 +1,7 @@
 """The library in five lines: sources and pictures in, students out, without a command and without Lightning."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -27,7 +27,8 @@ from project.models.folder import weights_file
 from project.models.labels import LabelMode
 from project.models.preprocessing import Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
-from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime import alone_in
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
 
@@ -164,9 +165,22 @@ def merges(
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))
-    place = Place(_path(options.get("folder")), device := _device(options.get("device")))
-    if place.folder is not None:
-        check_writable(place.folder, f"folder is {place.folder}")
+    place = Place(_path(options.get("folder")), _device(options.get("device")))
+    with ExitStack() as alone:
+        if place.folder is not None:
+            check_writable(place.folder, f"folder is {place.folder}")
+            alone.enter_context(alone_in(place.folder, f"folder is {place.folder}"))
+        return _students(files, pictures, settings, place, options)
+
+
+def _students(
+    files: Sequence[tuple[SourceFile, AnySource]],
+    pictures: AnyPictures,
+    settings: Settings,
+    place: Place,
+    options: MergeOptions,
+) -> dict[str, Student]:
+    """The students of one merge, by name."""
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
     prepared = _common(loaded)
@@ -182,9 +196,8 @@ def merges(
         data.adopt(labels, prepared)
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    drive(engine, data, device, options.get("progress", True))
-    if place.folder is not None:
-        shutil.rmtree(place.folder / PROGRESS, ignore_errors=True)
+    with taken_up_again(place.folder):
+        drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
 

@@ -1,9 +1,12 @@
 """The command: LightningCLI with a ``merge`` subcommand and one folder for everything a run writes."""
 
 import logging
+import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,30 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import add_statistics_parser, run_add_statistics
-from project.callbacks import PredictionTable, check_strategy_name, progress_bar, write_atomically
+from project.callbacks import (
+    AtomicConfig,
+    Continuation,
+    PredictionTable,
+    check_checkpoint_space,
+    check_strategy_name,
+    ended_by,
+    progress_bar,
+    write_atomically,
+)
 from project.checking import check_parser, run_check
-from project.errors import ConfigurationError, PleasError, nearest
+from project.errors import ConfigurationError, PleasError, ProcessError, StorageError, nearest
 from project.parser import OneSentenceParser, files_first, sentence
-from project.runtime import LOGGER, tell
+from project.runtime import LOGGER, alone_in, tell
+from project.runtime.processes import lost
 from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime.progress import unfinished_work
 from project.runtime.saving import check_writable
+from project.runtime.space import FAILING
 from project.shorthand import expand, usage
 from project.trainer import MergeTrainer
 
+UNWANTED = ("💡 Tip", "\nDetected KeyboardInterrupt", "Received SIGTERM")
+"""Beginnings of what Lightning says of packages of its makers, with every trainer, and of what we say ourselves."""
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
 
 
@@ -61,7 +78,8 @@ class MergeCLI(LightningCLI):
     def __init__(self, *, args: ArgsType = None, **options: Any) -> None:
         given = sys.argv[1:] if args is None else args
         self._asked = given[0] if isinstance(given, list) and given and given[0] in self.subcommands() else None
-        super().__init__(args=args, **options)
+        with ExitStack() as self._alone:  # in the run's folder, until the command has ended
+            super().__init__(args=args, **options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -128,10 +146,15 @@ class MergeCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "merge":
             check_strategy_name(config.trainer.strategy)
+        check_writable(self.run, f"run is {self.run}")
+        self._alone.enter_context(alone_in(self.run, f"run is {self.run}"))
         resumed = self.subcommand == "fit" and config.get("ckpt_path")
         if not config.overwrite and not resumed:
             self._refuse_earlier_run(self.run)
-        check_writable(self.run, f"run is {self.run}")
+
+    def before_fit(self) -> None:
+        """See that there is room for the checkpoints, before anything is written."""
+        check_checkpoint_space(self.trainer, self.model, self.run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer to the run's folder; the saved config stays as the user wrote it, so that it replays."""
@@ -139,6 +162,8 @@ class MergeCLI(LightningCLI):
         if self.subcommand == "merge" and chosen == "auto" and torch.backends.mps.is_available():
             rank_zero_info("merging on the CPU: Apple's GPU has no float64, in which layers are solved")
             kwargs["accelerator"] = "cpu"
+        if self.subcommand == "fit":
+            kwargs["callbacks"] = self._with(Continuation, Continuation)
         if self.subcommand == "predict":
             kwargs["callbacks"] = self._with(PredictionTable, PredictionTable)
         if self.subcommand == "merge" and self._shows_progress:
@@ -157,6 +182,47 @@ class MergeCLI(LightningCLI):
                     callback._enable_version_counter = False
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; where something else ends it, note on the error how it goes on.
+
+        Raises:
+            ProcessError: If another process of the run has gone.
+        """
+        try:
+            with nullcontext() if subcommand == "merge" else ended_by(signal.SIGTERM, self.trainer):
+                super()._run_subcommand(subcommand)
+        except (KeyboardInterrupt, SystemExit) as error:
+            for words in self._how_it_goes_on():
+                error.add_note(words)
+            raise
+        except RuntimeError as error:
+            if self.trainer.world_size == 1 or not lost(error):
+                raise
+            told = "; ".join(("another process of this run has gone", *self._how_it_goes_on()))
+            raise ProcessError(f"{told}.") from error
+
+    def _how_it_goes_on(self) -> list[str]:
+        """Say by which command a run goes on that has been ended here; nothing where it only begins anew."""
+        if self.subcommand == "merge":
+            finished = any(path.is_file() for path in (self.run / PROGRESS).rglob("*"))
+            return ["the same command goes on with what is finished"] if finished else []
+        if self.subcommand != "fit" or not (self.run / "config.yaml").exists():
+            return []
+        kept = [
+            Path(path)
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and not callback.save_weights_only
+            for path in {callback.best_model_path, callback.last_model_path, *callback.best_k_models}
+            if path and Path(path).is_file()
+        ]
+        if not kept:
+            return ["no checkpoint was kept from which it could go on"]
+        last = max(kept, key=lambda path: path.stat().st_mtime)
+        given = self.config[self.subcommand].ckpt_path
+        if (given == "last" and last.name == "last.ckpt") or given == str(last):
+            return ["the same command goes on"]
+        return [f"the same command goes on with --ckpt_path {last}"]
+
     @property
     def _shows_progress(self) -> bool:
         """Whether there is to be a progress bar."""
@@ -173,8 +239,8 @@ class MergeCLI(LightningCLI):
     def _refuse_earlier_run(self, folder: Path) -> None:
         """A fit or merge may not write over any run; what only reads may not write over a fit or merge."""
         traces = ("config.yaml",) if self.subcommand in GUARDED else ("results.json", "checkpoints")
-        if self.subcommand == "merge" and (folder / PROGRESS).is_dir():
-            rank_zero_info(f"{folder} holds an interrupted merge; what it has finished of this one is used")
+        if self.subcommand == "merge" and (unfinished := unfinished_work(folder)):
+            rank_zero_info(f"{folder} holds {unfinished}; what it has finished of this one is used")
             return
         if any((folder / trace).exists() for trace in traces):
             resume = ", go on with it by --ckpt_path FILE" if self.subcommand == "fit" else ""
@@ -204,12 +270,14 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         args: Arguments after the program's name; default: those of the process.
 
     Raises:
-        PleasError: If something about the arguments or the files they name is wrong; no results were written then.
+        PleasError: If something about the arguments or the files they name is wrong; no results were written then. If
+            a disk fails; what was finished until then stays.
     """
     _show_messages()
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_wanted)
     given = sys.argv[1:] if args is None else args
     if isinstance(given, list):
         if given and given[0] in COMMANDS:
@@ -236,7 +304,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},  # _refuse_earlier_run has seen to the rest
+            save_config_callback=AtomicConfig,  # it overwrites; _refuse_earlier_run has seen to the rest
             parser_kwargs={
                 "prog": "pleas",
                 "description": "Turn several fine-tuned vision networks into one.",
@@ -244,6 +312,10 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             },
             args=args,
         )
+    except OSError as error:  # of what others than this project write: logs, tables of hyper-parameters
+        if error.errno not in FAILING:
+            raise
+        raise StorageError(f"{error.filename or 'a log or table'} cannot be written: {error.strerror}.") from error
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)
@@ -277,9 +349,9 @@ def check_subcommand(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"there is no subcommand {arguments[0]!r}{allowed}; see 'pleas --help'.")
 
 
-def _no_tip(record: logging.LogRecord) -> bool:
-    """Whether a message is about this run; Lightning also tells of packages of its makers, with every trainer."""
-    return not str(record.msg).startswith("💡 Tip")
+def _wanted(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is news."""
+    return not re.sub(r"^\[rank: \d+\] ", "", str(record.msg)).startswith(UNWANTED)
 
 
 def _origin(error: BaseException | None) -> PleasError | None:

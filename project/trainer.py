@@ -1,6 +1,5 @@
 """The trainer with one more verb."""
 
-import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 
 from project.callbacks import MergeCallback, check_strategy, ended_by, named
@@ -28,10 +28,13 @@ from project.report import (
     write_variances,
 )
 from project.report.collect import collect
-from project.runtime import warn
-from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime import World, atomic_file, warn
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
+from project.runtime.space import writing
 from project.student import save_student
+
+STUDENTS = "students"
 
 
 class MergeTrainer(Trainer):
@@ -78,14 +81,21 @@ class MergeTrainer(Trainer):
         check_shares(datamodule.calibration_counts(), self.world_size)
         device = self.strategy.root_device
         sharing = self.num_devices if device.type == "cpu" else 1
-        engine = model.prepare(datamodule, Place(folder, device, self.world_size, sharing, self.precision))
+        students, beside = folder / STUDENTS, self.num_devices
+        place = Place(folder, device, self.world_size, sharing, self.precision, students, beside)
+        model.prepare(datamodule, place)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")
-        (folder / PROGRESS).mkdir(parents=True, exist_ok=True)  # from now on, this run can be taken up again
+        with taken_up_again(folder):
+            return self._run_merge(model, datamodule, probe, folder)
+
+    def _run_merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool, folder: Path) -> Results:
+        """The merge itself, all that it needs being known to go together."""
+        engine = model.engine
         before: dict[str, dict[str, float]] = {}
         while not engine.finished:
-            if engine.phase == "re-estimate":
+            if engine.phase == "re-estimate" and not before:
                 with engine.clock.phase("test before re-estimation"):
                     before = self._score(model.unsettled_networks(), datamodule).accuracies()
             self._calibrate(model, datamodule)
@@ -97,11 +107,12 @@ class MergeTrainer(Trainer):
             with engine.clock.phase("probe"):
                 others = self._probe(model, datamodule, others)
         results = collect(engine, datamodule.skipped, before, after, others)
+        with World.current().together("could not write the students and results"), writing(folder):
+            if self.is_global_zero:
+                self._write(folder, engine, results)
         if self.is_global_zero:
-            self._write(folder, engine, results)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
-        shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # by every process, should each have a disk of its own
         return results
 
     def _prepare_data(self, datamodule: DomainDataModule) -> None:
@@ -157,20 +168,25 @@ class MergeTrainer(Trainer):
 
     def _write(self, folder: Path, engine: Engine, results: Results) -> None:
         for suffix in ("safetensors", "ckpt"):
-            for stale in (folder / "students").glob(f"*.{suffix}"):
+            for stale in (folder / STUDENTS).glob(f"*.{suffix}"):
                 stale.unlink()  # of an earlier run that this one was told to overwrite
         for merged in engine.merged:
-            save_student(merged.student, folder / "students" / f"{merged.name}.safetensors")
+            save_student(merged.student, folder / STUDENTS / f"{merged.name}.safetensors")
         results.write(folder)
-        accuracy_figure(results.rows).savefig(folder / "accuracy.png", dpi=150)
+        _draw(accuracy_figure(results.rows), folder / "accuracy.png")
         if paths := results.details.get("connectivity"):
-            connectivity_figure(paths).savefig(folder / "connectivity.png", dpi=150)
+            _draw(connectivity_figure(paths), folder / "connectivity.png")
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
         for logger in loggers:
             write_fits(logger.experiment, engine.merged, [layer.name for layer in engine.problem.spec.layers])
             write_variances(logger.experiment, engine.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()
+
+
+def _draw(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def check_shares(pictures: Mapping[str, int], processes: int) -> None:

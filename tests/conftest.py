@@ -33,13 +33,14 @@ def few_threads() -> None:
 def other_rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where ``make test-rounding`` asks for it, sources and pictures are those of another rounding.
 
-    A module whose ``OTHER_PROCESSES`` read pictures too, and must see the same to the last bit, has only its sources'
-    weights disturbed, which all read from files; and like the others, which have one thread, it has no more.
+    A module that is ``EXACT`` compares pictures, or what comes of them, to the last bit with what the fixture does not
+    reach: other processes, or the test's own arithmetic. It has only its sources' weights disturbed, which all read
+    from files; and like other processes, which have one thread, it has no more.
     """
-    others, threads = getattr(request.module, "OTHER_PROCESSES", False), torch.get_num_threads()
-    if others:
+    exact, threads = getattr(request.module, "EXACT", False), torch.get_num_threads()
+    if exact:
         torch.set_num_threads(1)
-    with nullcontext() if others else disturbance():
+    with nullcontext() if exact else disturbance():
         yield
     torch.set_num_threads(threads)
 

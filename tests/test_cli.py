@@ -177,15 +177,14 @@ def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
         assert f"test/{name}/checkpoints/best/{name}/accuracy" in logged
 
 
-def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
+def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path, two_heads: Path) -> None:
     """Property 3 on the written students: nothing after the fit may undo it."""
-    run("merge", "merge_different", "--run", "runs/tiny/apart", "--model.init_args.budgets", "[2.0]", *UNLOGGED)
     probe = torch.randn(4, 3, 16, 16)
     sources = [load_source(tiny / name / "checkpoints" / "best.ckpt").network for name in ("clipart", "sketch")]
     with torch.no_grad():
         expected = torch.cat([source(probe) for source in sources], 1)
         for name in ("permutation-2.00", "pleas-2.00"):
-            student = project.load_student(tiny / "apart" / "students" / f"{name}.safetensors")
+            student = project.load_student(two_heads / "students" / f"{name}.safetensors")
             assert torch.allclose(student(probe), expected, atol=1e-3 * float(expected.abs().max())), name
 
 
@@ -365,7 +364,7 @@ def two_heads(workplace: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
         patch.setattr("sys.argv", ["pleas"])
-        run("merge", "merge_different", *UNLOGGED)
+        run("merge", "merge_different", "--model.init_args.budgets", "[1.0, 2.0]", *UNLOGGED)
     return workplace / "runs" / "tiny" / "merge_different"
 
 
@@ -825,7 +824,7 @@ def test_what_lightning_refuses_is_told_in_one_sentence(
 
 def test_a_fit_that_is_told_to_end_does_not_say_that_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning raises a SystemExit without a number, at which make and schedulers would go on."""
-    monkeypatch.setattr(command, "main", lambda: (_ for _ in ()).throw(SIGTERMException()))
+    monkeypatch.setattr("project.cli.main", lambda: (_ for _ in ()).throw(SIGTERMException()))
     assert command.console() == 128 + 15
 
 
@@ -853,7 +852,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
             assert row["nominal"] == 1.0
             assert row["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
         assert row["MB"] == pytest.approx(student.bytes / 1e6, abs=1e-3)
-        assert row["MB"] > rows["sketch"]["MB"] - 1e-3 + (label in ("emr", "wemoe"))
+        assert row["MB"] > rows["sketch"]["MB"] * (1.9 if label in ("emr", "wemoe") else 1) - 1e-3
         assert torch.isfinite(student.probabilities(torch.randn(2, 3, 16, 16), "sketch")).all()
         assert student.lineage["base"] == "mean"
         assert student.zipped == label.startswith("zipit")

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from project.errors import at_least
 from project.models.heads import most_likely
-from project.report.results import write_csv
+from project.report.results import csv_text, write_csv
+from project.runtime.space import check_space
 
 
 class PredictionTable(BasePredictionWriter):
@@ -28,6 +29,7 @@ class PredictionTable(BasePredictionWriter):
         at_least(1, top=top)
         self.top = top
         self._rows: list[dict[str, str | float]] = []
+        self._seen = 0  # batches
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,14 +59,21 @@ class PredictionTable(BasePredictionWriter):
                 shown = round(probability, 4)
                 row = {"domain": prediction["domain"], "picture": path, "rank": rank, "head": head, "class": name}
                 self._rows.append({**row, "probability": shown})
+        if not self._seen:  # how much all batches take, the first one tells
+            each = len(csv_text(self._rows).encode())
+            check_space({self._path(trainer): each * int(sum(trainer.num_predict_batches))})
+        self._seen += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table; a process that had no picture writes none."""
         if not self._rows:
             return
-        path = self._folder / (
-            "predictions.csv" if trainer.global_rank == 0 else f"predictions-{trainer.global_rank}.csv"
-        )
+        path = self._path(trainer)
         write_csv(self._rows, path)
-        self._rows = []
+        self._rows, self._seen = [], 0
         sys.stdout.write(f"Predictions: {path}\n")
+
+    def _path(self, trainer: Trainer) -> Path:
+        """This process's file."""
+        rank = trainer.global_rank
+        return self._folder / ("predictions.csv" if rank == 0 else f"predictions-{rank}.csv")

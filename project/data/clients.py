@@ -7,9 +7,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from project.data.datamodule import DomainDataModule
 from project.data.domain import DomainSet, Sample
-from project.data.pictures import Pictures
 from project.data.splits import by_class
-from project.data.transforms import training_transform
 from project.errors import ConfigurationError, above, at_least
 
 
@@ -72,10 +70,10 @@ class ClientDataModule(DomainDataModule):
         In an epoch each client sees each of its pictures once, shuffled, but for a last one that would be a batch by
         itself; one that has no more maps to None.
         """
-        transform = training_transform(self.preprocessing) if self.augment else self._plain
-        loaders = {}
-        for name, samples in self.client_samples().items():
-            loaders[name] = self._training_loader(Pictures(samples, transform))
+        loaders = {
+            name: self._training_loader(samples, self._varied, number, drop_last=self._lonely(samples))
+            for number, (name, samples) in enumerate(self.client_samples().items())
+        }
         return CombinedLoader(loaders, mode="max_size")
 
 

@@ -10,15 +10,17 @@ from torch import nn
 from project.errors import ConfigurationError, MergeError
 from project.merging.calibration import Gathering
 from project.merging.data import MergeData
+from project.merging.disk_plan import disk_needs
 from project.merging.lineage import lineage
 from project.merging.memory_plan import Planner
 from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, ReestimationPass, Site, read_batch
 from project.merging.preparation import Loaded, prepare, progress_of, prove
 from project.merging.settings import Place, Settings
-from project.merging.students import fitted
+from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
-from project.runtime import PhaseClock, Progress, World, tell
+from project.runtime import MemoryPlan, PhaseClock, Progress, World, tell
+from project.runtime.space import check_space
 from project.student import batch_norms, running_variances
 
 
@@ -54,13 +56,13 @@ class Engine:
         ended: How many passes have come to their end.
 
     Raises:
-        PleasError: If sources, settings and data do not go together, or the memory does not suffice.
+        PleasError: If sources, settings and data do not go together, or memory or disk space do not suffice.
     """
 
     def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
         self.settings, self.data, self.place = settings, data, place
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
-        self.problem, self.sources, estimate = prepare(loaded, settings, data, pictures)
+        self.problem, self.sources, estimate, fits = prepare(loaded, settings, data, pictures)
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
@@ -74,7 +76,9 @@ class Engine:
         self.ended = 0
         self._fingerprint = self._depends()
         self._progress = self._unfinished()
-        self.gathering = self._to_gather()
+        self.gathering, plan = self._to_gather()
+        folder = self._progress.folder if self._progress is not None else None
+        check_space(disk_needs(self.problem, settings, pictures, self.gathering, plan, place, folder, fits))
         self._site: Site | None = None
         self._open = ExitStack()  # the clock of the pass under way
         self._started = self._failed = False
@@ -92,10 +96,14 @@ class Engine:
         del kept  # no student reads the pictures again, and there may be many
         if self.renormalise and self.unsettled:
             self.variances["before"] = self._variances()
-            yield ReestimationPass(self.unsettled)
+            reestimation = ReestimationPass(self.unsettled, self._room_left(self.gathering.held))
+            while not reestimation.finished:
+                yield reestimation
             self.variances["after"] = self._variances()
         if self.problem.labels.mode == "different":
             yield GatePass([self.ensemble, *(merged.student for merged in self.merged)])
+        for merged in self.merged:
+            refuse_infinite(merged)
 
     # ---- driven by a loop ------------------------------------------------------------------------------------------
 
@@ -204,7 +212,8 @@ class Engine:
             kept.pictures if kept.complete else {},
             kept.labels if kept.complete and settings.labelled else {},
         )
-        run = Run(world, self._progress, self._site.scratch)
+        told = self._site.planner.plan({}).peak
+        run = Run(world, self._progress, self._site.scratch, room=self._room_left(self.gathering.held + told))
         for method, merged in fitted(settings.methods, self.problem, evidence, run, settings.budgets):
             merged.student.lineage = lineage(method, merged, self.sources, self.problem.owners, settings.base)
             self.merged.append(merged)
@@ -212,6 +221,11 @@ class Engine:
         for merged in self.merged:
             for tensor in merged.student.state_dict().values():
                 world.broadcast(tensor, 0)  # machines may differ in the last bit
+
+    def _room_left(self, taken: int) -> int:
+        """Bytes that the merge may still take where it holds so many."""
+        assert self._site is not None
+        return max(0, self._site.planner.room - taken)
 
     @property
     def unsettled(self) -> list[Merged]:
@@ -254,8 +268,8 @@ class Engine:
             return None
         return progress_of(self.problem, self._fingerprint, self.data, self.place)
 
-    def _to_gather(self) -> Gathering:
-        """What is to be gathered, less what a file holds already.
+    def _to_gather(self) -> tuple[Gathering, MemoryPlan]:
+        """What is to be gathered, less what a file holds already, and in how many passes.
 
         Raises:
             ConfigurationError: If something must wait on disk and there is no folder for it.
@@ -269,4 +283,4 @@ class Engine:
         if self.place.folder is None and (plan.shelve or plan.spill):
             raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; give it one.")
         tell(f"{plan}; {self.planner.free}")
-        return gathering
+        return gathering, plan

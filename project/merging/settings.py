@@ -77,6 +77,8 @@ class Place:
         processes: Processes that share the calibration pictures.
         sharing: Processes that share the memory.
         precision: In which the sources run, as Lightning's trainer names it.
+        students: Folder that the students are going to be written to; None for none.
+        beside: Processes that share the disk of the folder, at least.
     """
 
     folder: Path | None = None
@@ -84,3 +86,5 @@ class Place:
     processes: int = 1
     sharing: int = 1
     precision: str = "32-true"
+    students: Path | None = None
+    beside: int = 1

@@ -141,7 +141,11 @@ class PLeaS(Permutation):
         unknowns = {layer: self._unknowns(layer, problem, shapes) for layer in problem.spec.layers}
         self._check_samples(problem, pictures.domains, unknowns, max(map(problem.times, budgets)) > 1)
         memory = MemoryEstimate.most(preparation.memory, self._fit_memory(problem, pictures, shapes, unknowns))
-        return Preparation(memory, self._message(problem))
+        kept = 0
+        if self.sequential:  # every layer's fit in float64, see KeptFits
+            parameters = sum(one.numel() for one in problem.sources[0].parameters())
+            kept = int(8 * parameters * sum(map(problem.times, budgets)))
+        return Preparation(memory, self._message(problem), kept)
 
     def _check_pictures(self, problem: Problem, counts: Mapping[str, int]) -> None:
         unknown = sorted(set(self.weights) - set(counts))

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError, at_least, nearest, one_of
+from project.errors import ConfigurationError, nearest, one_of, whole
 from project.models.cifar import CifarResNet
 from project.models.custom import make
 
@@ -65,6 +65,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        if not isinstance(self.name, str):
+            raise ConfigurationError(f"architecture is {self.name!r}; allowed: a name.")
         if self.arguments is not None:
             object.__setattr__(self, "arguments", plain_arguments(self.arguments))
         if not self.custom and self.name not in (known := (*architectures(), *others())):
@@ -76,7 +78,7 @@ class Architecture:
                 f"classification network of torchvision{listed}"
             )
         one_of(Stem, stem=self.stem)
-        at_least(1, num_classes=self.num_classes, width=self.width)
+        whole(1, num_classes=self.num_classes, width=self.width)
         if (self.custom or self.name in others()) and self.stem != "imagenet":
             raise ConfigurationError(f"stem is {self.stem!r}, but {self.name} has one stem, called 'imagenet' here.")
         if self.name in CIFAR_NETS:

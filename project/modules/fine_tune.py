@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
+from project.allocation import stored_bytes
 from project.data import ClientDataModule
 from project.errors import CheckpointError, ConfigurationError, between
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
@@ -18,6 +20,7 @@ from project.models.heads import column_labels
 from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
+from project.modules.common import FitBytes, optimizer_bytes
 from project.modules.weight_scope import WeightScope
 
 
@@ -86,6 +89,14 @@ class FineTuneModule(LightningModule):
         self.label_smoothing, self.freeze_names = label_smoothing, freeze
         self.scope, self.scope_targets = scope, dict[str, Scope]()
         self.description = Description()
+
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes; the head counts little where the data are to say how many classes there are."""
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            network = self.draft.build()
+        freeze_parts(network, self.freeze_names)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return FitBytes(stored_bytes(network.state_dict()), optimizer_bytes(self.optimizer, trained))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (batch, columns of the label space) of pictures (batch, 3, height, width)."""

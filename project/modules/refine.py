@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError, share
@@ -17,7 +18,7 @@ from project.fit import Distillation
 from project.fit.distil import check_loss_weights
 from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import DomainScores
-from project.modules.common import data_labels
+from project.modules.common import FitBytes, data_labels, optimizer_bytes
 from project.student import Student, load_student, original_owners, original_sources, save_student, student_entries
 
 
@@ -105,6 +106,12 @@ class RefineModule(LightningModule):
                 rank_zero_warn(f"domain {domain!r} has no source: its pictures follow the mean of all sources.")
         warn_of_preprocessing(str(self.path), self.student.preprocessing, data.preprocessing)
         self.domains, self.scores = labels.domains, DomainScores(labels)
+
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes, from the size of the student's file."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        parameters = [nn.Parameter(torch.empty(size // 4, device="meta"))]
+        return FitBytes(size, optimizer_bytes(self.optimizer, parameters), size)
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer of all the student's parameters, its learning rate rising and falling over the run."""

@@ -161,7 +161,7 @@ def test_checkpoints_are_students_and_an_interrupted_run_goes_on(place: Place, t
 def test_a_student_can_be_refined_again(place: Place, tmp_path: Path) -> None:
     place.trainer(max_epochs=1).fit(place.module(), datamodule=place.data)
     (tmp_path / "students" / "pleas-1.50-refined.safetensors").rename(tmp_path / "again.safetensors")
-    place.trainer(max_epochs=1).fit(place.module(student=tmp_path / "again.ckpt"), datamodule=place.data)
+    place.trainer(max_epochs=1).fit(place.module(student=tmp_path / "again.safetensors"), datamodule=place.data)
     found = load_student(tmp_path / "students" / "again-refined.safetensors")
     assert len(found.lineage["refined"]) == 2  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
 from project.errors import ConfigurationError, DataError, at_least
-from project.runtime.saving import atomic_text
+from project.runtime.saving import atomic_path, atomic_text
 
 RECIPE = 1
 """Counts the changes to how pictures are drawn; pictures drawn by another recipe are not mixed in."""
@@ -121,10 +121,10 @@ class Shapes(DomainSet):
         self._mark(domain, complete=False)
         lists: dict[str, list[str]] = {"train": [], "test": []}
         for label, name in enumerate(OBJECTS):
-            (self.root / domain / name).mkdir(parents=True, exist_ok=True)
             for index in range(self.train_per_class + self.test_per_class):
                 picture = f"{domain}/{name}/{name}_{index:06d}.png"
-                render(domain, name, index, self.size, self.seed).save(self.root / picture)
+                with atomic_path(self.root / picture, lasting=False) as draft:
+                    render(domain, name, index, self.size, self.seed).save(draft, format="PNG")
                 lists["train" if index < self.train_per_class else "test"].append(f"{picture} {label}\n")
                 yield self.root / picture
         for split, lines in lists.items():
