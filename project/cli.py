@@ -197,8 +197,8 @@ class MergeCLI(LightningCLI):
     def _how_it_goes_on(self) -> list[str]:
         """Say by which command a run goes on that has been ended here; nothing where it only begins anew."""
         if self.subcommand == "merge":
-            kept = any(path.is_file() for path in (self.run / PROGRESS).rglob("*"))
-            return ["the same command goes on with what is finished"] if kept else []
+            finished = any(path.is_file() for path in (self.run / PROGRESS).rglob("*"))
+            return ["the same command goes on with what is finished"] if finished else []
         if self.subcommand != "fit" or not (self.run / "config.yaml").exists():
             return []
         kept = [
