@@ -6,7 +6,7 @@ What a file or an interrupted run holds already is not gathered again.
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from project.moments import (
     Statistics,
     StoredStatistics,
     check_finite,
+    lock_of,
     read_statistics,
     save_statistics,
 )
-from project.runtime import ALONE, Progress, Reduce, World, tell, warn
+from project.runtime import ALONE, Progress, Reduce, World, only_writer, tell, warn
 from project.runtime.saving import tensor_bytes
 from project.runtime.space import check_space
 from project.symmetry import Spec
@@ -85,6 +86,8 @@ class Gathering:
         elif file is not None:
             raise ConfigurationError(f"statistics is {file}, but no method gathers any; leave it out.")
         self.shares: list[Collection[str]] | None = None
+        self._alone, self._claimed = ExitStack(), False  # the lock of the file while it is going to be written
+        self._found = _mark(file)
         self.stored = self._matching()
 
     @property
@@ -119,11 +122,28 @@ class Gathering:
     def drop(self) -> None:
         """Forget a pass that did not come to its end."""
         self.collector = None
+        self._release()
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to gather."""
         return self.shares is not None and not self.shares
+
+    def claim(self) -> None:
+        """Keep others from writing the file that this process is going to write, until it has or the pass is dropped.
+
+        Raises:
+            ConfigurationError: If another run is about to write it, or has, since it was looked at.
+        """
+        if self.file is None or not self.missing or self._claimed:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        refusal = f"statistics is {self.file}, which another run is gathering; wait until it has, or name another file."
+        self._alone.enter_context(only_writer(lock_of(self.file), refusal))
+        self._claimed = True
+        if _mark(self.file) != self._found:
+            self._release()
+            raise ConfigurationError(f"statistics is {self.file}, which another run has just written; start again.")
 
     def begin(self, divide: Division, device: torch.device) -> None:
         """Take up the next pass.
@@ -178,6 +198,17 @@ class Gathering:
             StorageError: If there is no room for what is kept, or the disk fails.
             MergeError: If that happened in another process.
         """
+        with ExitStack() as failing:
+            failing.callback(self._release)
+            self._end(reduce, main)
+            if self.shares:  # the file is still to be written
+                failing.pop_all()
+
+    def _release(self) -> None:
+        self._alone.close()
+        self._claimed = False
+
+    def _end(self, reduce: Reduce, main: bool) -> None:
         if self.collector is None:
             return
         assert self.statistics is not None
@@ -334,3 +365,12 @@ class Gathering:
 
     def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:
         return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, self.columns, only, device)
+
+
+def _mark(file: Path | None) -> tuple[int, ...] | None:
+    """What tells whether a file is still the same; None where there is none."""
+    try:
+        found = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)

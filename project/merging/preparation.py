@@ -20,7 +20,7 @@ from project.methods.shared import Arithmetic
 from project.models import LabelSpace
 from project.moments import Fingerprint, network_hash
 from project.runtime import MemoryEstimate, Progress, tell
-from project.runtime.progress import FOLDER
+from project.runtime.progress import FOLDER, unfinished_work
 from project.student import Source, common_spec
 from project.symmetry import Spec, check_equivalence
 
@@ -153,10 +153,10 @@ def progress_of(problem: Problem, fingerprint: Fingerprint, data: MergeData, pla
     }
     unfinished = place.folder / FOLDER
     progress = Progress(unfinished).below("merge", depends)
-    if any(other != progress.folder for other in unfinished.glob("merge-*")):
+    if progress.others:
         raise ConfigurationError(
-            f"run is {place.folder}, which holds an unfinished merge with other arguments; choose another folder, or "
-            f"remove {unfinished}."
+            f"run is {place.folder}, which holds {unfinished_work(place.folder, 'merge with other arguments')}; choose "
+            f"another folder, or remove {unfinished}."
         )
     return progress
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.moments.fingerprint import Fingerprint, PictureSum
 from project.moments.statistics import UNITS, Statistics, domain_of
+from project.runtime.lock import only_writer
 from project.runtime.opening import open_file
-from project.runtime.saving import atomic_path
+from project.runtime.saving import atomic_path, check_target
 from project.runtime.space import check_space
 
 FORMAT = "pleas-statistics"
@@ -211,6 +212,7 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     """
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
+    check_target(out, f"out is {out}")
     files = [read_statistics(path) for path in paths]
     first = files[0]
     names = [name for file in files for name in file.moments]
@@ -255,8 +257,16 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
                 raise ConfigurationError(f"{file.path} and {first.path} cannot be added: {name} has other shapes.")
             totals[name] = [mine + theirs for mine, theirs in zip(totals[name], file.checked_totals(name), strict=True)]
     fingerprint = reduce(lambda one, other: one + other, (file.fingerprint for file in files))
-    _write(out, fingerprint, pictures, totals, counts, [part for file in files for part in file.parts])
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(lock_of(out), f"out is {out}, which another run is gathering; name another file."):
+        _write(out, fingerprint, pictures, totals, counts, [part for file in files for part in file.parts])
     return read_statistics(out)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of whoever is going to write a file of statistics."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _write(
