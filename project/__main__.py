@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
+from project.entrance import check_words
+from project.errors import PleasError, ProcessError, TraceError
 from project.signals import Ending
 
 
@@ -36,13 +38,17 @@ def _heard(
 
 def console() -> int:
     """Run the command; what the user can mend is told in one sentence, and so is that somebody has ended it."""
+    try:
+        check_words(sys.argv[1:])
+    except PleasError as error:
+        sys.stderr.write(f"pleas: error: {error}\n")
+        return 2
     with Ending() as ending:
         # only now: these take seconds
         from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch.utilities.exceptions import SIGTERMException
 
         from project import cli
-        from project.errors import PleasError, ProcessError, TraceError
         from project.runtime.messages import first_process
         from project.runtime.space import FAILING
 

@@ -14,7 +14,7 @@ from project.data.calibration import Calibration
 from project.data.domains import Domains
 from project.data.folders import ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
-from project.errors import ConfigurationError, at_least, nearest
+from project.errors import ConfigurationError, at_least, nearest, whole
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
@@ -25,7 +25,7 @@ from project.methods import Method
 from project.methods.names import find_method
 from project.models.folder import weights_file
 from project.models.labels import LabelMode
-from project.models.preprocessing import Preprocessing
+from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
 from project.runtime.progress import taken_up_again
@@ -223,7 +223,8 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
         >>> len(report.groups), report.obstacle
         (12, None)
     """
-    at_least(1, image_size=image_size)
+    whole(1, LARGEST_SIDE, image_size=image_size)
+    at_least(0, tolerance=tolerance)
     source = source_of(network, type(network).__name__)
     picture = (3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):
@@ -306,7 +307,7 @@ def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | 
         data.read()
         return data
     if pictures is None:
-        at_least(1, image_size=size)
+        whole(1, LARGEST_SIDE, image_size=size)
         return NoPictures((3, size, size))
     return GivenPictures(pictures, options.get("batch_size", 64))
 

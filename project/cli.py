@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -22,18 +22,23 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import add_statistics_parser, run_add_statistics
 from project.callbacks import (
+    LAST,
     AtomicConfig,
     Continuation,
     PredictionTable,
+    check_checkpoint,
     check_checkpoint_space,
     check_strategy_name,
     ended_by,
     progress_bar,
+    unmarked,
     write_atomically,
 )
 from project.checking import check_parser, run_check
-from project.errors import ConfigurationError, PleasError, ProcessError, StorageError, nearest
+from project.entrance import check_keys, config_files, read_config
+from project.errors import ConfigurationError, PleasError, ProcessError, StorageError, nearest, seeds
 from project.parser import OneSentenceParser, files_first, sentence
+from project.refusal import LIGHTNINGS, check_processes, check_start, in_one_sentence
 from project.runtime import LOGGER, alone_in, tell
 from project.runtime.processes import lost
 from project.runtime.progress import FOLDER as PROGRESS
@@ -41,11 +46,12 @@ from project.runtime.progress import unfinished_work
 from project.runtime.saving import check_writable
 from project.runtime.space import FAILING
 from project.shorthand import expand, usage
-from project.trainer import MergeTrainer
+from project.trainer import MergeTrainer, check_options
 
 UNWANTED = ("💡 Tip", "\nDetected KeyboardInterrupt", "Received SIGTERM")
 """Beginnings of what Lightning says of packages of its makers, with every trainer, and of what we say ourselves."""
 GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
+KEPT = (LAST, "best", "hpc")  # checkpoints that the trainer finds
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,19 @@ class MergeCLI(LightningCLI):
         """The run's folder."""
         return Path(self.config[self.subcommand].run or Path("runs", str(self.subcommand)))
 
+    def _set_seed(self) -> None:
+        """Refuse a seed that no generator takes, and set it."""
+        if not isinstance(seed := self.config[self.subcommand].seed_everything, bool):
+            seeds(seed_everything=seed)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
-        """Settle the run's folder, before anything is built."""
+        """Settle the run's folder, and what a run goes on from, before anything is built."""
         config = self.config[self.subcommand]
+        check_options(str(self.subcommand), config.trainer)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is not None and str(checkpoint) not in KEPT and not re.match(r"\w+:", str(checkpoint)):
+            check_checkpoint(Path(checkpoint), self.subcommand == "fit")
         if self.subcommand == "merge":
             check_strategy_name(config.trainer.strategy)
         check_writable(self.run, f"run is {self.run}")
@@ -173,7 +189,9 @@ class MergeCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(default_root_dir=self.run, **kwargs)
             check_processes(trainer)
-        except ValueError as error:  # Lightning's own, of options that do not go together
+        except MisconfigurationException:
+            raise
+        except (*LIGHTNINGS, ImportError) as error:  # its own, of options that do not go together
             raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
         write_atomically(trainer)
         if self.config[self.subcommand].overwrite:
@@ -183,13 +201,19 @@ class MergeCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; where something else ends it, note on the error how it goes on.
+        """Run the command; what is refused before its first batch leaves nothing behind.
+
+        Where something else ends it, the error notes how it goes on.
 
         Raises:
+            PleasError: If model, trainer and checkpoint do not go together.
             ProcessError: If another process of the run has gone.
         """
+        checkpoint = self.config[subcommand].get("ckpt_path")
+        check_start(subcommand, checkpoint, self.model, self.trainer, self.run)
+        ending = nullcontext() if subcommand == "merge" else ended_by(signal.SIGTERM, self.trainer)
         try:
-            with nullcontext() if subcommand == "merge" else ended_by(signal.SIGTERM, self.trainer):
+            with unmarked(self.run, self.trainer), ending, in_one_sentence(checkpoint):
                 super()._run_subcommand(subcommand)
         except (KeyboardInterrupt, SystemExit) as error:
             for words in self._how_it_goes_on():
@@ -249,20 +273,6 @@ class MergeCLI(LightningCLI):
             )
 
 
-def check_processes(trainer: Trainer) -> None:
-    """Refuse processes that torchrun or SLURM has started beyond those that the trainer knows of.
-
-    Each of them would take itself for the only one and write over the others.
-
-    Raises:
-        ValueError: Of Lightning, with both numbers.
-    """
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            environment().validate_settings(trainer.num_devices, trainer.num_nodes)
-            return
-
-
 def main(args: ArgsType = None) -> MergeCLI | None:
     """Run one command, of Lightning's parser or, where it needs no trainer, of its own.
 
@@ -284,6 +294,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             COMMANDS[given[0]].run(given[1:])
             return None
         check_subcommand(given)
+        check_configs(given)
         given, messages = expand(given)
         given = files_first(given)
         for message in messages:
@@ -347,6 +358,26 @@ def check_subcommand(arguments: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         allowed = nearest(arguments[0], known) or f"; allowed: {', '.join(known)}"
         raise ConfigurationError(f"there is no subcommand {arguments[0]!r}{allowed}; see 'pleas --help'.")
+
+
+def check_configs(arguments: Sequence[str]) -> None:
+    """Refuse configurations with keys that mean nothing to the subcommand that they are given to.
+
+    Args:
+        arguments: After the program's name.
+
+    Raises:
+        ConfigurationError: With the first such key.
+    """
+    for path in config_files(arguments):
+        content = read_config(path)
+        check_keys(path, content, arguments[0], options_of(arguments[0]), signature(MergeTrainer.__init__).parameters)
+
+
+def options_of(subcommand: str) -> set[str]:
+    """The options of a subcommand, those of its model, data and trainer as one each."""
+    own = set(signature(getattr(MergeTrainer, subcommand)).parameters) - MergeCLI.subcommands()[subcommand]
+    return {"config", "seed_everything", "trainer", "model", "data", "run", "overwrite", *own} - {"self"}
 
 
 def _wanted(record: logging.LogRecord) -> bool:

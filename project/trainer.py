@@ -3,7 +3,9 @@
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -14,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from project.callbacks import MergeCallback, check_strategy, ended_by, named
 from project.data import DomainDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least, whole
 from project.merging.engine import Engine
 from project.merging.settings import Place
 from project.modules import MergeModule, ProbeModule, ScoringModule
@@ -69,6 +71,7 @@ class MergeTrainer(Trainer):
         if not isinstance(datamodule, DomainDataModule):
             raise ConfigurationError(f"data is {type(datamodule).__name__}; merge needs a DomainDataModule.")
         check_strategy(self)
+        self._check_passes()
         self._one_callback()
         with ended_by(signal.SIGTERM, self):
             return self._merge(model, datamodule, probe)
@@ -79,6 +82,8 @@ class MergeTrainer(Trainer):
         model.read(datamodule.picture)
         self._prepare_data(datamodule)
         check_shares(datamodule.calibration_counts(), self.world_size)
+        each = self.world_size * datamodule.calibration_batch_size
+        self._check_passes(max((ceil(count / each) for count in datamodule.calibration_counts().values()), default=1))
         device = self.strategy.root_device
         sharing = self.num_devices if device.type == "cpu" else 1
         students, beside = folder / STUDENTS, self.num_devices
@@ -125,6 +130,22 @@ class MergeTrainer(Trainer):
         if environment is not None and not isinstance(environment, LightningEnvironment):
             self.strategy.setup_environment()  # they all run already, and can only wait for each other once connected
         self._data_connector.prepare_data()
+
+    def _check_passes(self, batches: int = 0) -> None:
+        """Refuse to look at part of the calibration pictures, of which there are so many batches.
+
+        Raises:
+            ConfigurationError: With the option of the trainer that says so.
+        """
+        limits = {name: getattr(self, name) for name in ("fast_dev_run", "overfit_batches", "limit_val_batches")}
+        few = limits["limit_val_batches"]
+        cut = [name for name in ("fast_dev_run", "overfit_batches") if limits[name]]
+        if cut or few == 0 or (few < 1 if isinstance(few, float) else few < batches):
+            name = cut[0] if cut else "limit_val_batches"
+            raise ConfigurationError(
+                f"trainer.{name} is {limits[name]}, but a merge looks at all its calibration pictures; make them fewer "
+                f"by data.calibration."
+            )
 
     def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
         """Drive the next pass of the merge."""
@@ -205,6 +226,43 @@ def check_shares(pictures: Mapping[str, int], processes: int) -> None:
                 f"{domain} has {count} calibration pictures for {processes} processes, each of which needs one; "
                 f"take more pictures or fewer devices."
             )
+
+
+COUNTS = {
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0, "max_epochs": -1,
+    "max_steps": -1, "min_epochs": 0, "min_steps": 0, "num_nodes": 1, "num_sanity_val_steps": -1,
+}  # fmt: skip
+"""Options of the trainer that count something, and the least of each."""
+WORK = {
+    "fit": ("limit_train_batches", "max_epochs", "max_steps"),
+    "validate": ("limit_val_batches",),
+    "test": ("limit_test_batches",),
+    "predict": ("limit_predict_batches",),
+    "merge": ("limit_test_batches",),
+}
+"""Subcommand -> options of the trainer that leave it nothing to do where they are 0."""
+
+
+def check_options(subcommand: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of the trainer that Lightning takes and fails at later, or with which nothing would be done.
+
+    Args:
+        subcommand: What the trainer is to do.
+        options: The options, by name.
+
+    Raises:
+        ConfigurationError: With the option, its value and what is allowed.
+    """
+    for name, least in COUNTS.items():
+        if options.get(name) is not None:
+            whole(least, **{f"trainer.{name}": options[name]})
+    if options.get("gradient_clip_val") is not None:
+        at_least(0, **{"trainer.gradient_clip_val": options["gradient_clip_val"]})
+    if options.get("val_check_interval") == 0:
+        raise ConfigurationError("trainer.val_check_interval is 0; allowed: above 0.")
+    for name in WORK[subcommand]:
+        if options.get(name) == 0 and not isinstance(options[name], bool):
+            raise ConfigurationError(f"trainer.{name} is 0, which leaves {subcommand} nothing to do; allowed: above 0.")
 
 
 SWAPPED = 10.0

@@ -8,7 +8,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from project.data.datamodule import DomainDataModule
 from project.data.domain import DomainSet, Sample
 from project.data.splits import by_class
-from project.errors import ConfigurationError, above, at_least
+from project.errors import ConfigurationError, above, whole
+
+MOST_CLIENTS = 10_000  # of a domain: each trains a network of its own, which one process holds
 
 
 class ClientDataModule(DomainDataModule):
@@ -31,7 +33,7 @@ class ClientDataModule(DomainDataModule):
 
     def __init__(self, sets: DomainSet | list[DomainSet], clients: int = 1, alpha: float = 0.5, **options: Any) -> None:
         super().__init__(sets, **options)
-        at_least(1, clients=clients)
+        whole(1, MOST_CLIENTS, clients=clients)
         above(0, alpha=alpha)
         if self.label_mode != "shared":
             raise ConfigurationError(f"label_space is {self.label_mode!r}; clients share one head: use 'shared'.")

@@ -159,12 +159,12 @@ class Engine:
             batch: domain -> pictures (batch, channels, height, width), or these and their labels (batch,), or None.
 
         Raises:
-            ConfigurationError: If it maps no domains.
+            ConfigurationError: If it maps no domains, or others than calibrate, or lacks labels that a method reads.
             MergeError: If no pass was started, as by a trainer without MergeCallback.
         """
         if self._pass is None or not self._started:
             raise MergeError("no pass of the merge was started; a trainer needs a MergeCallback, and validate.")
-        self._pass.step(number, read_batch(batch))
+        self._pass.step(number, read_batch(batch, self.data.calibration_domains, self.labelled))
 
     def end(self) -> None:
         """End a pass, and do all that needs no further one; all processes must."""

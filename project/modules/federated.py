@@ -62,6 +62,11 @@ class FederatedModule(FineTuneModule):
         if self.lr_interval != "epoch":
             raise ConfigurationError(f"lr_interval is {self.lr_interval!r}; rounds have one rate each: use 'epoch'.")
 
+    def logged(self) -> set[str]:
+        """Name the figures that a fit logs on the data of the trainer."""
+        clients = {f"train/loss/{name}" for name in self.trainer.datamodule.client_names}  # type: ignore[attr-defined]
+        return super().logged() | clients | {"round/scope gap"}
+
     def writes(self) -> FitBytes:
         """Estimate what the fit writes: at the end of a round, optimizers hold nothing."""
         return replace(super().writes(), optimizer=0)

@@ -20,6 +20,7 @@ from project.models.heads import column_labels
 from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
+from project.modules.checks import OTHERS, check_monitor, check_optimizer, check_watched, made_optimizer
 from project.modules.common import FitBytes, optimizer_bytes
 from project.modules.weight_scope import WeightScope
 
@@ -78,6 +79,7 @@ class FineTuneModule(LightningModule):
         if weights is not None and base is not None:
             raise ConfigurationError(f"weights is {weights!r} and base is {str(base)!r}; only one of them is allowed.")
         between(0, 1, label_smoothing=label_smoothing)
+        check_optimizer(optimizer, lr_scheduler)
         # the classes may come later, but a name that is not known is refused now
         self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width)
         if self.draft.custom:
@@ -89,6 +91,11 @@ class FineTuneModule(LightningModule):
         self.label_smoothing, self.freeze_names = label_smoothing, freeze
         self.scope, self.scope_targets = scope, dict[str, Scope]()
         self.description = Description()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether nobody has said where its weights come from, so that they are random until a fit or a checkpoint."""
+        return self.weights is None and self.base is None
 
     def writes(self) -> FitBytes:
         """Estimate what the fit writes; the head counts little where the data are to say how many classes there are."""
@@ -115,6 +122,16 @@ class FineTuneModule(LightningModule):
             self.description = replace(self.description, label_space=data.label_space, preprocessing=data.preprocessing)
         if self.description.label_space is not None:
             self.scores = DomainScores(self.description.label_space)
+        if stage == "fit" and data is not None and type(self).__module__.startswith(OTHERS):
+            check_watched(self.trainer.callbacks, self.logged())  # type: ignore[attr-defined]
+
+    def logged(self) -> set[str]:
+        """Name the figures that a fit logs on the data of the trainer."""
+        names = {"train/loss", "epoch", "step"} | ({"train/scope"} if self.scope is not None else set())
+        labels, data = self.description.label_space, self.trainer.datamodule  # type: ignore[attr-defined]
+        if labels is None or self.trainer.limit_val_batches == 0 or getattr(data, "validation_fraction", 1) == 0:
+            return names
+        return names | {"val/loss", "val/accuracy", *(f"val/{domain}/accuracy" for domain in labels.domains)}
 
     def configure_model(self) -> None:
         """Build the network; without a trainer, loading the checkpoint does."""
@@ -141,13 +158,15 @@ class FineTuneModule(LightningModule):
         """
         if not parameters:
             raise ConfigurationError(f"freeze is {', '.join(self.freeze_names)}, which leaves nothing to train.")
-        optimizer = self.optimizer(parameters)
+        optimizer = made_optimizer(self.optimizer, parameters)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor
+            if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+                check_monitor("lr_scheduler", scheduler.monitor, self.logged())
         elif isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigurationError(
                 "lr_scheduler is PyTorch's ReduceLROnPlateau, which does not say what it watches; use "

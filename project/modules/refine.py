@@ -18,6 +18,7 @@ from project.fit import Distillation
 from project.fit.distil import check_loss_weights
 from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import DomainScores
+from project.modules.checks import check_optimizer, made_optimizer
 from project.modules.common import FitBytes, data_labels, optimizer_bytes
 from project.student import Student, load_student, original_owners, original_sources, save_student, student_entries
 
@@ -64,6 +65,7 @@ class RefineModule(LightningModule):
         super().__init__()
         check_loss_weights(features, logits, temperature)
         share(none=True, whole=False, warmup=warmup)
+        check_optimizer(optimizer)
         self.path, self.source_paths = Path(student), [Path(source) for source in sources]
         self.options = {"features": features, "logits": logits, "temperature": temperature}
         self.optimizer, self.warmup, self.architecture = optimizer, warmup, architecture
@@ -118,7 +120,7 @@ class RefineModule(LightningModule):
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the learning rate falls over it.")
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = made_optimizer(self.optimizer, list(self.network.parameters()))
         schedule = optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(min(1.0, step / total), self.warmup)
         )

@@ -19,7 +19,7 @@ from project.moments.fingerprint import Fingerprint, PictureSum
 from project.moments.statistics import UNITS, Statistics, domain_of
 from project.runtime.lock import only_writer
 from project.runtime.opening import open_file
-from project.runtime.saving import atomic_path
+from project.runtime.saving import atomic_path, check_target
 from project.runtime.space import check_space
 
 FORMAT = "pleas-statistics"
@@ -212,6 +212,7 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     """
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
+    check_target(out, f"out is {out}")
     files = [read_statistics(path) for path in paths]
     first = files[0]
     names = [name for file in files for name in file.moments]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from uuid import uuid4
 
@@ -24,12 +25,44 @@ def check_writable(folder: Path, given: str) -> None:
     Raises:
         ConfigurationError: With the folder that is in the way.
     """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is no folder" if not there.is_dir() else "does not allow it"
-        raise ConfigurationError(f"{given}, which cannot be written to: {there} {what}.")
+    refused = f"{given}, which cannot be written to"
+    try:
+        there = folder.absolute()
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise ConfigurationError(f"{refused}: {there} is no folder.")
+        with suppress(FileNotFoundError):
+            os.stat(folder)  # raises where its name is too long for the disk
+        with TemporaryFile(dir=there):
+            pass
+    except PermissionError as error:
+        raise ConfigurationError(f"{refused}: {there} does not allow it.") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{refused}: {reason}.") from error
+
+
+def check_target(path: str | Path, given: str) -> None:
+    """Refuse a file that can be neither written nor made, see :func:`check_writable`.
+
+    Args:
+        path: The file.
+        given: What the user has given, such as ``out is here``, for the message.
+
+    Raises:
+        ConfigurationError: With what is in the way.
+    """
+    path = Path(path)
+    check_writable(path.parent, given)
+    try:
+        with suppress(FileNotFoundError):
+            os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{given}, which cannot be written to: {reason}.") from error
+    if path.is_dir():
+        raise ConfigurationError(f"{given}, which is a folder; allowed: a file.")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.network import load_weights, name_of, on_cpu, sized_like, untrained_network
 from project.models.packing import write_packed
 from project.models.preprocessing import LARGEST_SIDE
-from project.runtime.saving import atomic_save
+from project.runtime.saving import atomic_save, check_target
 from project.student.build import Student, blank_network, check_finite
 from project.student.masked import MaskedStudent
 from project.student.mixture import MixtureStudent
@@ -40,8 +40,10 @@ def save_student(student: Student, path: str | Path) -> None:
     Raises:
         CheckpointError: If nothing tells what the student's network was before it was merged, or the student holds
             values that are not finite.
+        ConfigurationError: If the path is a folder, or below a file.
     """
     path = Path(path)
+    check_target(path, f"path is {path}")
     try:
         entries = student_entries(student)
     except CheckpointError as error:

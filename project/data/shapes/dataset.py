@@ -11,7 +11,8 @@ from project.data.sets.domainnet import DomainNet
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
-from project.errors import ConfigurationError, DataError, at_least
+from project.errors import ConfigurationError, DataError, seeds, whole
+from project.models.preprocessing import LARGEST_SIDE
 from project.runtime.saving import atomic_path, atomic_text
 
 RECIPE = 1
@@ -42,8 +43,9 @@ class Shapes(DomainSet):
         seed: int = 0,
         domains: list[str] | None = None,
     ) -> None:
-        at_least(1, size=size, train_per_class=train_per_class, test_per_class=test_per_class)
-        at_least(0, seed=seed)
+        whole(1, LARGEST_SIDE, size=size)
+        whole(1, train_per_class=train_per_class, test_per_class=test_per_class)
+        seeds(seed=seed)
         self.root = Path(root)
         self.size = size
         self.train_per_class = train_per_class
