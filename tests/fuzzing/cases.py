@@ -238,8 +238,8 @@ def paths(place: Place) -> Case:
     """Something else than what is expected at a path that is read or written."""
     random, folder = place.random, place.folder
     which = random.choice(
-        ("source", "source", "base", "pictures", "statistics", "statistics", "out", "out", "config", "checked", "network",
-         "loose", "sum", "shard", "moved")
+        ("source", "source", "base", "pictures", "statistics", "statistics", "out", "out", "config", "checked",
+         "network", "loose", "sum", "shard", "moved")
     )  # fmt: skip
     place.take("weights", "pictures")
     options, files = short_options(random), ["art.pth", "toy.pth"]
