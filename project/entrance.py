@@ -1,6 +1,7 @@
 """What is wrong with a command as far as its words and the files they name tell, before anything long is imported."""
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -102,8 +103,8 @@ def read_config(path: Path) -> Mapping[str, Any]:
         ConfigurationError: If it is no file, no YAML, or no mapping.
     """
     given = f"config is {path}, which"
-    if not path.is_file():
-        raise ConfigurationError(f"{given} is {'no file' if path.exists() else 'not there'}.")
+    if not os.path.isfile(path):  # which, unlike Path's, raises nothing, whatever the name
+        raise ConfigurationError(f"{given} is {'no file' if os.path.exists(path) else 'not there'}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Fine-tuning a network on one domain, or on several at once."""
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from project.data import ClientDataModule
 from project.errors import CheckpointError, ConfigurationError, between
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
+from project.models.custom import find_maker
 from project.models.freezing import freeze as freeze_parts
 from project.models.heads import column_labels
+from project.models.network import build_custom
 from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
@@ -35,7 +38,8 @@ class FineTuneModule(LightningModule):
 
     Args:
         architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet8, 20, 32, 44, 56, 110,
-            or another classification network by torchvision's name.
+            another classification network by torchvision's name, or the dotted path of a class or function of your own
+            that builds one, such as mypackage.models.MyNet.
         weights: ImageNet weights to start from, by torchvision's name, such as IMAGENET1K_V1. Random by default.
         base: File of weights to start from; its head is left out where it has another number of classes.
         stem: First layers of resnet18 to resnet152: imagenet, or small (no early downsampling) for small pictures.
@@ -48,6 +52,8 @@ class FineTuneModule(LightningModule):
         freeze: Names of parts that are left as they are, batch norm statistics included, such as conv1 or layer1.0.
         scope: Pull of the weights of every convolution and linear layer towards a weight scope (WSA, which claims that
             networks trained apart average better then). None by default; ``train/scope`` is logged where there is one.
+        arguments: Keyword arguments of a dotted path, or of torchvision's other networks; where a dotted path takes
+            ``num_classes``, the data give it.
 
     Raises:
         ConfigurationError: If the arguments contradict each other, or a name is not known.
@@ -70,6 +76,7 @@ class FineTuneModule(LightningModule):
         label_smoothing: float = 0.0,
         freeze: tuple[str, ...] = (),
         scope: WeightScope | None = None,
+        arguments: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["scope"])
@@ -81,9 +88,7 @@ class FineTuneModule(LightningModule):
         between(0, 1, label_smoothing=label_smoothing)
         check_optimizer(optimizer, lr_scheduler)
         # the classes may come later, but a name that is not known is refused now
-        self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width)
-        if self.draft.custom:
-            raise ConfigurationError(f"architecture is {architecture!r}; a fit trains networks that have a name.")
+        self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width, arguments)
         if weights is not None:
             find_weights(self.draft, weights)
         self.weights, self.base, self.num_classes = weights, base, num_classes
@@ -99,6 +104,8 @@ class FineTuneModule(LightningModule):
 
     def writes(self) -> FitBytes:
         """Estimate what the fit writes; the head counts little where the data are to say how many classes there are."""
+        if self.draft.custom:  # which may not run on a device without values
+            return FitBytes(0)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             network = self.draft.build()
         freeze_parts(network, self.freeze_names)
@@ -141,10 +148,37 @@ class FineTuneModule(LightningModule):
         if self.weights is not None:
             self._adopt(architecture, pretrained(architecture, self.weights))
             return
-        network = architecture.build()
+        network, architecture = self._built(architecture)
         if self.base is not None:
             load_body(network, read_weights(self.base).state_dict, f"base {self.base}")
         self._adopt(architecture, network)
+
+    def check_architecture(self) -> None:
+        """Refuse a dotted path that names nothing; for a user's own arguments, as what it names is imported.
+
+        Raises:
+            ConfigurationError: If there is no such class or function.
+        """
+        if self.draft.custom and not callable(find_maker(self.draft.name)):
+            raise ConfigurationError(
+                f"architecture is {self.draft.name!r}, which names no class or function; allowed: one that builds a "
+                f"network."
+            )
+
+    def _built(self, architecture: Architecture) -> tuple[nn.Module, Architecture]:
+        """The network, randomly initialised, and what it is; code of the user's is called here and nowhere else."""
+        if not architecture.custom:
+            return architecture.build(), architecture
+        arguments, maker = dict(architecture.arguments or {}), find_maker(architecture.name)
+        if callable(maker) and "num_classes" in signature(maker).parameters:
+            arguments.setdefault("num_classes", architecture.num_classes)
+        network, found = build_custom(architecture.name, arguments)
+        if found.num_classes != architecture.num_classes:
+            raise ConfigurationError(
+                f"architecture is {architecture.name!r}, which makes {found.num_classes} logits for "
+                f"{architecture.num_classes} classes; set its arguments so that it makes as many."
+            )
+        return network, found
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer of all parameters that are not frozen, and its schedule."""
