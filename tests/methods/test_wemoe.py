@@ -179,7 +179,7 @@ def test_what_is_no_longer_finite_is_told() -> None:
 
 
 def test_processes_train_what_one_trains() -> None:
-    """Entropies and gates of every step, of batches of which each has a share; the first step by no more than rounding."""
+    """Entropies and gates of every step, of batches of which each has a share."""
     it = problem(0)
     students = [only(WEMoE(steps=0), it)[1] for _ in range(2)]
 
