@@ -122,18 +122,30 @@ def test_a_fit_that_had_decided_to_stop_does_not_go_on(inside: Path) -> None:
     assert same_state(again["state_dict"], last["state_dict"])
 
 
+TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.num_workers", "1")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have fitted without interruption."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = run_to_the_end(command("whole", SCHEDULES["every step"], KEPT, *TWO))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["all", "first", "second"])
-def test_a_killed_fit_of_two_processes_goes_on(victim: str, inside: Path) -> None:
+def test_a_killed_fit_of_two_processes_goes_on(victim: str, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the others are, and with workers that load its pictures."""
-    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.num_workers", "1"]
-    whole, cut = (command(run, SCHEDULES["every step"], KEPT, *two) for run in ("whole", "cut"))
-    done = run_to_the_end(whole)
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = killed_anew(cut, Path("cut"), "checkpoints/last.ckpt", victim=victim)
+    monkeypatch.chdir(whole)
+    cut = command(victim, SCHEDULES["every step"], KEPT, *TWO)
+    told = killed_anew(cut, Path(victim), "checkpoints/last.ckpt", victim=victim)
     assert "Traceback" not in told
-    assert torch.load("cut/checkpoints/last.ckpt", weights_only=True)["epoch"] < EPOCHS - 1
+    assert torch.load(f"{victim}/checkpoints/last.ckpt", weights_only=True)["epoch"] < EPOCHS - 1
     done = run_to_the_end([*cut, "--ckpt_path", "last"])
     assert done.returncode == 0, done.stderr[-2000:]
-    same_checkpoints("whole", "cut", "best", "last")
+    same_checkpoints("whole", victim, "best", "last")
