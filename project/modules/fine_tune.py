@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from project.allocation import stored_bytes
 from project.data import ClientDataModule
-from project.errors import CheckpointError, ConfigurationError, between
+from project.errors import CheckpointError, ConfigurationError, between, present
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
 from project.models.custom import find_maker
@@ -131,6 +131,8 @@ class FineTuneModule(LightningModule):
             self.description = replace(self.description, label_space=data.label_space, preprocessing=data.preprocessing)
         if self.description.label_space is not None:
             self.scores = DomainScores(self.description.label_space)
+        if stage == "fit" and self.scope is not None:
+            present(*self.scope.target)
         if stage == "fit" and data is not None and type(self).__module__.startswith(OTHERS):
             check_watched(self.trainer.callbacks, self.logged())  # type: ignore[attr-defined]
 
@@ -201,7 +203,7 @@ class FineTuneModule(LightningModule):
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor
-            if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            if getattr(self._trainer, "datamodule", None) is not None:
                 check_monitor("lr_scheduler", scheduler.monitor, self.logged())
         elif isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigurationError(
