@@ -105,4 +105,6 @@ class DomainDataModule(Domains, LightningDataModule):
     @property
     def _epoch(self) -> int:
         """The number of the epoch to be trained next, of a fit that goes on too."""
-        return 0 if self.trainer is None else int(self.trainer.fit_loop.epoch_progress.current.processed)
+        if self.trainer is None:
+            return 0
+        return int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]  # as it has it

@@ -1,5 +1,7 @@
 """Domains to train on without their labels."""
 
+from typing import Any
+
 from lightning.pytorch.utilities import CombinedLoader
 
 from project.data.datamodule import DomainDataModule
@@ -27,7 +29,7 @@ class UnlabelledDataModule(DomainDataModule):
         if not self.calibration_domains:
             raise ConfigurationError(f"calibration is {self.calibration!r}, which leaves nothing to train on.")
         transform = mirroring_transform(self.preprocessing) if self.augment else self._plain
-        options = {"labelled": False, "batch_size": self.calibration_batch_size}
+        options: dict[str, Any] = {"labelled": False, "batch_size": self.calibration_batch_size}
         loaders = {
             name: self._training_loader(self.samples(name, "calibration"), transform, number, **options)
             for number, name in enumerate(self.calibration_domains)

@@ -19,7 +19,8 @@ from project.models.architecture import Stem
 from project.models.custom import find_maker
 from project.models.freezing import freeze as freeze_parts
 from project.models.heads import column_labels
-from project.models.network import build_custom
+from project.models.labels import check_several
+from project.models.network import build_custom, sized_like
 from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
@@ -125,6 +126,7 @@ class FineTuneModule(LightningModule):
         if data is not None:
             if not hasattr(data, "label_space"):
                 raise ConfigurationError(f"data is a {type(data).__name__}, which has no label_space.")
+            check_several(data.label_space)
             self._check_classes(data.label_space)
             self.description = replace(self.description, label_space=data.label_space, preprocessing=data.preprocessing)
         if self.description.label_space is not None:
@@ -289,6 +291,12 @@ class FineTuneModule(LightningModule):
                 "The checkpoint does not say which architecture it holds, so FineTuneModule did not write it."
             )
         if self.description.architecture is None:
+            held = {name: one for name, one in checkpoint["state_dict"].items() if isinstance(one, Tensor)}
+            try:
+                with sized_like(held), torch.device("meta"):
+                    saved.architecture.build()
+            except CheckpointError as error:
+                raise CheckpointError(f"The checkpoint cannot be loaded: {error}") from error
             self._adopt(saved.architecture, saved.architecture.build())
         elif self.description.architecture != saved.architecture:
             raise CheckpointError(
