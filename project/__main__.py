@@ -2,10 +2,8 @@
 
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from project.entrance import check_words
@@ -26,16 +24,6 @@ def _told(
     return f"pleas: warning: {message}\n" if ours else shown(message, category, filename, lineno, line)
 
 
-def _heard(
-    failing: Collection[int],
-    arguments: threading.ExceptHookArgs,
-    shown: Callable[..., object] = threading.excepthook,
-) -> None:
-    """A thread that writes logs stops where its disk fails; who writes to it next is told, and tells."""
-    if not (isinstance(arguments.exc_value, OSError) and arguments.exc_value.errno in failing):
-        shown(arguments)
-
-
 def console() -> int:
     """Run the command; what the user can mend is told in one sentence, and so is that somebody has ended it."""
     try:
@@ -50,14 +38,11 @@ def console() -> int:
 
         from project import cli
         from project.runtime.messages import first_process
-        from project.runtime.space import FAILING
 
         warnings.formatwarning = _told
-        threading.excepthook = partial(_heard, FAILING)
         ending.begun = True
         try:
             cli.main()
-            sys.stdout.flush()
         except BaseException as error:
             if ending.received is not None:  # whatever came of it on the way
                 if first_process():
@@ -65,10 +50,6 @@ def console() -> int:
                 return ending.status
             if isinstance(error, SIGTERMException):  # Lightning's, of a fit, which exits with 0
                 return 128 + signal.SIGTERM
-            if isinstance(error, OSError) and error.errno in FAILING:
-                sys.stdout = None  # or the interpreter would try once more to flush what it holds
-                sys.stderr.write(f"pleas: error: what was to be printed cannot be written: {error.strerror}.\n")
-                return 2
             if not isinstance(error, PleasError | MisconfigurationException):
                 raise
             sys.stderr.write(f"pleas: error: {error}\n")

@@ -36,7 +36,7 @@ from project.callbacks import (
 )
 from project.checking import check_parser, run_check
 from project.entrance import check_keys, config_files, read_config
-from project.errors import ConfigurationError, PleasError, ProcessError, StorageError, nearest, seeds
+from project.errors import ConfigurationError, PleasError, ProcessError, nearest, seeds
 from project.parser import OneSentenceParser, files_first, sentence
 from project.refusal import LIGHTNINGS, check_processes, check_start, in_one_sentence
 from project.runtime import LOGGER, alone_in, tell
@@ -44,7 +44,7 @@ from project.runtime.processes import lost
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.progress import unfinished_work
 from project.runtime.saving import check_writable
-from project.runtime.space import FAILING
+from project.runtime.space import disks_heard
 from project.shorthand import expand, usage
 from project.trainer import MergeTrainer, check_options
 
@@ -273,6 +273,7 @@ class MergeCLI(LightningCLI):
             )
 
 
+@disks_heard()
 def main(args: ArgsType = None) -> MergeCLI | None:
     """Run one command, of Lightning's parser or, where it needs no trainer, of its own.
 
@@ -323,10 +324,6 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             },
             args=args,
         )
-    except OSError as error:  # of what others than this project write: logs, tables of hyper-parameters
-        if error.errno not in FAILING:
-            raise
-        raise StorageError(f"{error.filename or 'a log or table'} cannot be written: {error.strerror}.") from error
     except ValueError as error:
         # What a class refuses in its __init__, jsonargparse wraps in a page about types.
         plain = _origin(error)

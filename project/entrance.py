@@ -1,9 +1,11 @@
 """What is wrong with a command as far as its words and the files they name tell, before anything long is imported."""
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """What stands beside a class in a configuration."""
 WEIGHTS = (".bin", ".ckpt", ".pth", ".pt", ".safetensors", ".tar")
 """What files of weights end in."""
+FITTED = ("FineTuneModule", "FederatedModule")
+"""Modules whose base is a file: to others it may be a name."""
 LATER = ("best", "last", "hpc", "registry")
 """Checkpoints that only a trainer finds."""
 
@@ -102,8 +106,8 @@ def read_config(path: Path) -> Mapping[str, Any]:
         ConfigurationError: If it is no file, no YAML, or no mapping.
     """
     given = f"config is {path}, which"
-    if not path.is_file():
-        raise ConfigurationError(f"{given} is {'no file' if path.exists() else 'not there'}.")
+    if not os.path.isfile(path):  # which, unlike Path's, raises nothing, whatever the name
+        raise ConfigurationError(f"{given} is {'no file' if os.path.exists(path) else 'not there'}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), ConfigLoader)
     except OSError as error:
@@ -134,29 +138,31 @@ def check_keys(
     Raises:
         ConfigurationError: With the key, and those of nearly its name.
     """
-    _refuse_unknown(content, known, f"{path} holds", f"which {subcommand} does not take")
+    _refuse_unknown(content, known, f"{path} holds", f", which {subcommand} does not take")
     if isinstance(content.get("trainer"), Mapping):
-        _refuse_unknown(content["trainer"], trainer, f"trainer in {path} holds", "which it does not take")
+        _refuse_unknown(content["trainer"], trainer, f"trainer in {path} holds", ", which it does not take")
     for key in ("model", "data"):
         value = content.get(key)
         if isinstance(value, Mapping) and "init_args" in value:
-            _refuse_unknown(value, CLASS_KEYS, f"{key} in {path} holds", f"allowed: {', '.join(CLASS_KEYS)}")
+            _refuse_unknown(value, CLASS_KEYS, f"{key} in {path} holds", f"; allowed: {', '.join(CLASS_KEYS)}")
     for where, value in _mappings(content):
         if "class_path" in value:
-            _refuse_unknown(value, CLASS_KEYS, f"{where} in {path} holds", f"allowed: {', '.join(CLASS_KEYS)}")
+            _refuse_unknown(value, CLASS_KEYS, f"{where} in {path} holds", f"; allowed: {', '.join(CLASS_KEYS)}")
             arguments = value.get("init_args")
             if not isinstance(arguments, Mapping | None):
                 raise ConfigurationError(f"init_args of {where} in {path} is no mapping of arguments.")
             empty = {key: part for key, part in (arguments or {}).items() if part == {}}  # which the parser passes over
             if empty and (taken := _arguments(str(value["class_path"]))) is not None:
-                _refuse_unknown(empty, taken, f"{where} in {path} holds", f"which {value['class_path']} does not take")
+                _refuse_unknown(
+                    empty, taken, f"{where} in {path} holds", f", which {value['class_path']} does not take"
+                )
 
 
 def _refuse_unknown(content: Mapping[Any, Any], known: Collection[str], holding: str, reason: str) -> None:
     for key in content:
         name = str(key).split(".")[0].rstrip("+")
         if name not in known:
-            raise ConfigurationError(f"{holding} {key!r}, {reason}{nearest(name, known)}.")
+            raise ConfigurationError(f"{holding} {key!r}{reason}{nearest(name, known)}.")
 
 
 def _arguments(path: str) -> Collection[str] | None:
@@ -189,22 +195,27 @@ def weights_named(configs: Sequence[Mapping[str, Any]], options: Sequence[str]) 
         options: The other arguments, which overrule them all.
     """
     arguments: dict[str, Any] = {}
+    names = ["sources", "networks", "student", "target", "ckpt_path"]
     for config in configs:
         model = config.get("model")
-        if isinstance(model, Mapping) and str(model.get("class_path", "project.")).startswith("project."):
+        if isinstance(model, Mapping) and str(path := model.get("class_path", "project.")).startswith("project."):
             inner = model.get("init_args", model)
             arguments |= inner if isinstance(inner, Mapping) else {}
+            names += ["base"] if str(path).endswith(FITTED) else []
         arguments |= {name: config[name] for name in ("ckpt_path",) if name in config}
-    for word, following in zip(options, [*options[1:], ""], strict=True):
+    for word, following in pairwise([*options, ""]):
         if match := re.fullmatch(r"--(?:model(?:\.init_args)?\.)?(\w+)\+?(?:=(.*))?", word, re.DOTALL):
             arguments[match[1]] = _value(following if match[2] is None else match[2])
+    if isinstance(scope := arguments.get("scope"), Mapping):
+        arguments["target"] = scope.get("target")
     found = []
-    for name in ("sources", "networks", "student", "ckpt_path"):
+    for name in names:
         values = arguments.get(name)
         for value in values if isinstance(values, list) else [values]:
             file = value.get("path") if isinstance(value, Mapping) else value
-            if isinstance(file, str) and not (name == "ckpt_path" and (file.split(":")[0] in LATER or "://" in file)):
-                found.append(file)
+            if not isinstance(file, str) or (name == "ckpt_path" and (file.split(":")[0] in LATER or "://" in file)):
+                continue
+            found.append(os.path.expanduser(file) if name == "ckpt_path" else file)
     return found
 
 

@@ -34,9 +34,11 @@ def check_start(
         folder: The run's.
 
     Raises:
-        ConfigurationError: If model and checkpoint do not go together.
+        ConfigurationError: If model and checkpoint do not go together, or there is no such architecture.
         CheckpointError: If there is no last checkpoint.
     """
+    if isinstance(model, FineTuneModule):
+        model.check_architecture()
     if checkpoint is None:
         if subcommand in SCORING and isinstance(model, FineTuneModule) and model.untrained:
             raise ConfigurationError(

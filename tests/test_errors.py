@@ -53,7 +53,7 @@ def test_words_that_are_none_of_a_few_are_refused() -> None:
         one_of(Literal["joint", "sequential"], fit="both")
 
 
-@pytest.mark.parametrize("value", [0, -1, nan, inf, 1.0, 1.5, True, None, "2", [2], 2**31, 10**30, 10**5000])
+@pytest.mark.parametrize("value", [0, -1, nan, inf, 1.0, 1.5, True, None, "2", [2], 2**31, 10**30, 10**999])
 def test_what_is_no_count_is_refused(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^steps is .{1,90}; allowed: whole numbers from 1 to 2147483647\.$"):
         whole(1, fine=1, steps=value)

@@ -92,7 +92,7 @@ def merged(workplace: Path) -> tuple[Path, dict[str, int]]:
 def test_a_merge_tells_what_it_needs_before_it_begins(
     workplace: Path, merged: tuple[Path, dict[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is what it writes in the end, to a tenth."""
+    """Which is what it writes in the end, to a tenth, or somewhat more."""
     given = arguments(workplace, tmp_path / "run", "--model.statistics", str(tmp_path / "new" / "s.st"))
     asked: dict[Path, int] = {}
     with monkeypatch.context() as patch:
@@ -107,7 +107,8 @@ def test_a_merge_tells_what_it_needs_before_it_begins(
         sums[kind] = sums.get(kind, 0) + count
     for path, count in asked.items():
         name = {"s.st": "statistics.st", "students": "students"}.get(path.name, "progress")
-        assert 0.9 * sums[name] <= count <= 1.1 * sums[name], (name, sums[name], count)
+        # Students do not fill their budgets, and fits of layers that are their sources' own are not kept.
+        assert 0.9 * sums[name] <= count <= 1.25 * sums[name], (name, sums[name], count)
     free(monkeypatch, default=sum(asked.values()) - 1)
     with pytest.raises(StorageError, match=r"run/progress/merge-\w+ needs about .*s\.st needs .* MB are free on that"):
         main(given)
@@ -301,13 +302,13 @@ def test_an_answer_that_cannot_be_printed_is_told_of(
         done = alone(*asked, setup="exec > /dev/full")
         status, told = done.returncode, done.stderr
     else:
-        with Path("/dev/full").open("w") as device, suppress(OSError):
+        with suppress(OSError), Path("/dev/full").open("w") as device:
             monkeypatch.setattr("sys.stdout", device)
             monkeypatch.setattr("sys.argv", ["pleas", *asked])
             status = command.console()
         told = capsys.readouterr().err
     assert status == 2
-    assert told == f"pleas: error: what was to be printed cannot be written: {os.strerror(errno.ENOSPC)}.\n"
+    assert told == f"pleas: error: a log or answer cannot be written: {os.strerror(errno.ENOSPC)}.\n"
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import errno
 import os
 import re
 import shutil
+import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from project.errors import PleasError, StorageError
@@ -73,6 +75,48 @@ def writing(path: str | Path) -> Iterator[None]:
         if reason is None:
             raise
         raise StorageError(f"{path} cannot be written: {reason}.") from error
+
+
+@contextmanager
+def disks_heard() -> Iterator[None]:
+    """While open, what a disk refuses to others than this project is told in one sentence, too.
+
+    Logs are written by libraries, some in threads of their own, which stop in silence: who writes to them next is told.
+    What is printed goes to a file, perhaps.
+
+    Raises:
+        StorageError: With the path, where it is known, and the disk's reason.
+    """
+    shown = threading.excepthook
+
+    def heard(arguments: threading.ExceptHookArgs) -> None:
+        if not (isinstance(arguments.exc_value, OSError) and arguments.exc_value.errno in FAILING):
+            shown(arguments)
+
+    threading.excepthook = heard
+    try:
+        yield
+        _print_all()
+    except OSError as error:
+        if error.errno not in FAILING:
+            raise
+        with suppress(OSError):
+            _print_all()
+        raise StorageError(f"{error.filename or 'a log or answer'} cannot be written: {error.strerror}.") from error
+    finally:
+        threading.excepthook = shown
+
+
+def _print_all() -> None:
+    """Flush what was printed; what cannot be is dropped, or Python would try again in the end, and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on
+        sys.stdout = None
+    except OSError:
+        sys.stdout = None
+        raise
 
 
 def failure(given: BaseException) -> str | None:
