@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """What stands beside a class in a configuration."""
 WEIGHTS = (".bin", ".ckpt", ".pth", ".pt", ".safetensors", ".tar")
 """What files of weights end in."""
+FITTED = ("FineTuneModule", "FederatedModule")
+"""Modules whose base is a file: to others it may be a name."""
 LATER = ("best", "last", "hpc", "registry")
 """Checkpoints that only a trainer finds."""
 
@@ -50,18 +53,23 @@ def check_words(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-") or {"-h", "--help"} & set(arguments):
         return
     subcommand, *others = arguments
-    first = [word for word in others[: next((i for i, word in enumerate(others) if word[:1] == "-"), len(others))]]
-    if subcommand == "merge":
-        present(*first)
-    elif subcommand == "add-statistics":
-        present(*first, what="The file of statistics")
-    configs = [read_config(path) for path in config_files(arguments)]
-    present(*weights_named(configs, others))
+    files = takewhile(lambda word: not word.startswith("-"), others)
+    if subcommand == "add-statistics":
+        present(*files, what="The file of statistics")
+    elif subcommand == "check":
+        check_network_word(*(following for word, following in pairwise(others) if word == "--model"))
+    else:
+        present(*(files if subcommand == "merge" else ()))
+        present(*weights_named([read_config(path) for path in config_files(arguments)], others))
 
 
-def looks_like_weights(word: str) -> bool:
-    """Whether a word names a file of weights and no architecture, whether it is there or not."""
-    return "/" in word or word.lower().endswith(WEIGHTS)
+def check_network_word(*words: str) -> None:
+    """Refuse words for networks that name files of weights, and no architectures, where the files are not there.
+
+    Raises:
+        CheckpointError: With the first that is missing.
+    """
+    present(*(word for word in words if "/" in word or word.lower().endswith(WEIGHTS)))
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
@@ -135,29 +143,30 @@ def check_keys(
     Raises:
         ConfigurationError: With the key, and those of nearly its name.
     """
-    _refuse_unknown(content, known, f"{path} holds", f"which {subcommand} does not take")
+    _refuse_unknown(content, known, f"{path} holds", f", which {subcommand} does not take")
     if isinstance(content.get("trainer"), Mapping):
-        _refuse_unknown(content["trainer"], trainer, f"trainer in {path} holds", "which it does not take")
+        _refuse_unknown(content["trainer"], trainer, f"trainer in {path} holds", ", which it does not take")
     for key in ("model", "data"):
         value = content.get(key)
         if isinstance(value, Mapping) and "init_args" in value:
-            _refuse_unknown(value, CLASS_KEYS, f"{key} in {path} holds", f"allowed: {', '.join(CLASS_KEYS)}")
+            _refuse_unknown(value, CLASS_KEYS, f"{key} in {path} holds", f"; allowed: {', '.join(CLASS_KEYS)}")
     for where, value in _mappings(content):
         if "class_path" in value:
-            _refuse_unknown(value, CLASS_KEYS, f"{where} in {path} holds", f"allowed: {', '.join(CLASS_KEYS)}")
+            _refuse_unknown(value, CLASS_KEYS, f"{where} in {path} holds", f"; allowed: {', '.join(CLASS_KEYS)}")
             arguments = value.get("init_args")
             if not isinstance(arguments, Mapping | None):
                 raise ConfigurationError(f"init_args of {where} in {path} is no mapping of arguments.")
+            owner = str(value["class_path"])
             empty = {key: part for key, part in (arguments or {}).items() if part == {}}  # which the parser passes over
-            if empty and (taken := _arguments(str(value["class_path"]))) is not None:
-                _refuse_unknown(empty, taken, f"{where} in {path} holds", f"which {value['class_path']} does not take")
+            if empty and (taken := _arguments(owner)) is not None:
+                _refuse_unknown(empty, taken, f"{where} in {path} holds", f", which {owner} does not take")
 
 
 def _refuse_unknown(content: Mapping[Any, Any], known: Collection[str], holding: str, reason: str) -> None:
     for key in content:
         name = str(key).split(".")[0].rstrip("+")
         if name not in known:
-            raise ConfigurationError(f"{holding} {key!r}, {reason}{nearest(name, known)}.")
+            raise ConfigurationError(f"{holding} {key!r}{reason}{nearest(name, known)}.")
 
 
 def _arguments(path: str) -> Collection[str] | None:
@@ -170,16 +179,20 @@ def _arguments(path: str) -> Collection[str] | None:
     return None if any(one.kind is one.VAR_KEYWORD for one in taken.values()) else taken
 
 
-def _mappings(content: Any, where: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """All mappings in a configuration, and where each lies."""
-    if isinstance(content, Mapping):
-        if where:
-            yield where, content
-        for key, value in content.items():
-            yield from _mappings(value, f"{where}.{key}".removeprefix("."))
-    elif isinstance(content, list):
-        for number, value in enumerate(content, 1):
-            yield from _mappings(value, f"{where}[{number}]")
+def _mappings(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """All mappings in a configuration, and where each lies; those that YAML names again come once."""
+    seen, left = set(), [("", content)]
+    while left:
+        where, one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Mapping):
+            if where:
+                yield where, one
+            left += [(f"{where}.{key}".removeprefix("."), value) for key, value in one.items()]
+        elif isinstance(one, list):
+            left += [(f"{where}[{number}]", value) for number, value in enumerate(one, 1)]
 
 
 def weights_named(configs: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[str]:
@@ -190,22 +203,27 @@ def weights_named(configs: Sequence[Mapping[str, Any]], options: Sequence[str]) 
         options: The other arguments, which overrule them all.
     """
     arguments: dict[str, Any] = {}
+    names = ["sources", "networks", "student", "target", "ckpt_path"]
     for config in configs:
         model = config.get("model")
-        if isinstance(model, Mapping) and str(model.get("class_path", "project.")).startswith("project."):
+        if isinstance(model, Mapping) and str(path := model.get("class_path", "project.")).startswith("project."):
             inner = model.get("init_args", model)
             arguments |= inner if isinstance(inner, Mapping) else {}
+            names += ["base"] if str(path).endswith(FITTED) else []
         arguments |= {name: config[name] for name in ("ckpt_path",) if name in config}
-    for word, following in zip(options, [*options[1:], ""], strict=True):
+    for word, following in pairwise([*options, ""]):
         if match := re.fullmatch(r"--(?:model(?:\.init_args)?\.)?(\w+)\+?(?:=(.*))?", word, re.DOTALL):
             arguments[match[1]] = _value(following if match[2] is None else match[2])
+    if isinstance(scope := arguments.get("scope"), Mapping):
+        arguments["target"] = scope.get("target")
     found = []
-    for name in ("sources", "networks", "student", "ckpt_path"):
+    for name in names:
         values = arguments.get(name)
         for value in values if isinstance(values, list) else [values]:
             file = value.get("path") if isinstance(value, Mapping) else value
-            if isinstance(file, str) and not (name == "ckpt_path" and (file.split(":")[0] in LATER or "://" in file)):
-                found.append(file)
+            if not isinstance(file, str) or (name == "ckpt_path" and (file.split(":")[0] in LATER or "://" in file)):
+                continue
+            found.append(os.path.expanduser(file) if name == "ckpt_path" else file)
     return found
 
 

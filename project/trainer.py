@@ -139,6 +139,8 @@ class MergeTrainer(Trainer):
         """
         limits = {name: getattr(self, name) for name in ("fast_dev_run", "overfit_batches", "limit_val_batches")}
         few = limits["limit_val_batches"]
+        if self.limit_test_batches == 0:
+            raise ConfigurationError("trainer.limit_test_batches is 0, which leaves nothing to score the students on.")
         cut = [name for name in ("fast_dev_run", "overfit_batches") if limits[name]]
         if cut or few == 0 or (few < 1 if isinstance(few, float) else few < batches):
             name = cut[0] if cut else "limit_val_batches"

@@ -15,6 +15,7 @@ from fuzzing.cases import KINDS, Case, draw
 from fuzzing.contents import damaged, foreign, spoilt_state, spoilt_statistics, spoilt_student
 from fuzzing.judging import Outcome, faults, perform
 from helpers import (
+    DOMAINS,
     PICTURE,
     gathered,
     make_problem,
@@ -45,6 +46,7 @@ from project.moments import (
     Statistics,
     read_statistics,
     save_statistics,
+    tensor_sums,
 )
 from project.runtime import read_bytes
 from project.shorthand import expand
@@ -143,37 +145,40 @@ def test_students_are_finite_or_refused(place: Path, student: Path, random: Rand
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def statistics(place: Path) -> tuple[Path, Callable[[], Statistics]]:
-    """A file of statistics, and statistics of the same sources that are still empty."""
-    sources = [random_network(3, seed) for seed in (1, 2)]
-    spec, domains = traced(sources[0], PICTURE), ("art", "birds")
+@cache
+def sources() -> tuple[nn.Module, nn.Module]:
+    """Two networks of one structure."""
+    return random_network(3, 1), random_network(3, 2)
 
-    found = gathered(sources, spec, [(domain, pictures(4, 1)) for domain in domains], domains)
-    save_statistics(found, Fingerprint.of(sources, spec, {}), place / "statistics.safetensors")
-    owners = {domain: index for index, domain in enumerate(domains)}
+
+@pytest.fixture(scope="module")
+def statistics(place: Path) -> Path:
+    """A file of statistics of these networks."""
+    spec, domains = traced(sources()[0], PICTURE), DOMAINS[:2]
+    found = gathered(sources(), spec, [(domain, pictures(4, 1)) for domain in domains], domains)
+    seen = tensor_sums({domain: [pictures(4, 1)] for domain in domains})
+    save_statistics(found, Fingerprint.of(sources(), spec, seen), place / "statistics.safetensors")
+    return place / "statistics.safetensors"
+
+
+def filled(path: Path) -> Statistics:
+    """Statistics of these networks, with what a file says of them."""
+    spec, owners = traced(sources()[0], PICTURE), {domain: index for index, domain in enumerate(DOMAINS[:2])}
     needs = (LAYERS, UNITS, INPUTS)
-    return (
-        place / "statistics.safetensors"
-    ).read_bytes(), lambda: Collector(spec, Lockstep(sources), needs, domains, owners, device="meta").statistics
+    found = Collector(spec, Lockstep(sources()), needs, tuple(owners), owners, device="meta").statistics
+    stored = read_statistics(path)
+    stored.check()
+    stored.fill(found)
+    return found
 
 
 @given(random=RANDOMS)
-def test_statistics_can_be_or_are_refused(
-    place: Path, statistics: tuple[Path, Callable[[], Statistics]], random: Random
-) -> None:
-    (path, empty), impossible = statistics, False
-    good = path.read_bytes()
+def test_statistics_can_be_or_are_refused(place: Path, statistics: Path, random: Random) -> None:
+    content, impossible = statistics.read_bytes(), False
     if random.random() < 0.3:
-        content = damaged(random, good)[0]
+        content, _ = damaged(random, content)
     else:
-        content, _, impossible = spoilt_statistics(random, good)
-
-    def filled(path: Path) -> Statistics:
-        found = empty()
-        read_statistics(path).fill(found)
-        return found
-
+        content, _, impossible = spoilt_statistics(random, content)
     found = read_or_refused(place / "sums.safetensors", content, filled)
     if found is not None:
         assert not impossible

@@ -11,6 +11,7 @@ from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
 from project.models.folder import weights_file
+from project.models.labels import check_several
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source
@@ -124,6 +125,7 @@ def place_sources(
                 f"but its domains {', '.join(domains)} have {width} classes."
             )
         warn_of_preprocessing(source.origin, source.description.preprocessing, preprocessing)
+    check_several(labels)
     return named, owned
 
 

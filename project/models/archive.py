@@ -24,6 +24,7 @@ from project.runtime.opening import open_file
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first number of files from before torch 1.6
 PROTOCOL = 1001
+LONGEST = 80  # characters of a name in a message
 HEADER = 30  # bytes of a zip file's header before a name
 TENSORS = re.compile(r"torch\.(.+\.)?(\w*Tensor|Parameter|Buffer)")  # classes of tensors, whatever they do beside
 CONVERT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt"
@@ -127,8 +128,14 @@ def read_content(path: str | Path, copied: bool = False) -> Content:
             raise CheckpointError(f"{path} is not a file of weights, neither of PyTorch nor safetensors.")
     except DamagedError as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}.") from error
-    passed = (name for name in reader.passed if not TENSORS.fullmatch(name))
+    passed = (shown(name) for name in reader.passed if not TENSORS.fullmatch(name))
     return Content(opened, tree, passed=tuple(sorted(passed)))
+
+
+def shown(name: str) -> str:
+    """A name that a file holds, fit for a line of text, whatever it holds."""
+    plain = name if name.isprintable() else ascii(name)[1:-1]
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}…"
 
 
 def folder_that_is_none(path: Path) -> str | None:
@@ -186,13 +193,23 @@ class Reader:
         reader.passed = self.passed
         return _archive(reader, None) if data.startswith(b"PK\x03\x04") else _pickles(reader)
 
-    def fetch(self, key: Any) -> memoryview:
-        """The bytes of a storage, the same memory whenever they are asked for."""
+    def fetch(self, key: Any, width: int = 1) -> memoryview:
+        """The bytes of a storage, the same memory whenever they are asked for.
+
+        Args:
+            key: Its name.
+            width: Bytes of the numbers that they are to be read as: memory has these at multiples of it alone, while a
+                file may have them anywhere.
+        """
         if key not in self.fetched:
             if key not in self.places:
                 raise DamagedError(f"storage {key} is missing")
-            found = self.places[key]()
-            self.fetched[key] = memoryview(bytearray(found)) if self.copied else found
+            self.fetched[key] = self.places[key]()
+            if self.copied:
+                self.fetched[key] = memoryview(bytearray(self.fetched[key]))
+        found = self.fetched[key]
+        if found.readonly or (len(found) and np.frombuffer(found, np.uint8).ctypes.data % width):
+            self.fetched[key] = memoryview(bytearray(found))
         return self.fetched[key]
 
     def part(self, start: int, size: int) -> memoryview:
@@ -278,7 +295,7 @@ def _file(data: mmap.mmap) -> Any:
 
 def _swapped(data: memoryview, size: int) -> memoryview:
     """Numbers in the other order of bytes."""
-    return memoryview(np.frombuffer(data, f"u{size}").byteswap()).cast("B") if size > 1 else data
+    return memoryview(bytearray(np.frombuffer(data, f"u{size}").byteswap().tobytes())) if size > 1 else data
 
 
 def _no_weights(records: Mapping[str, Any], path: Path | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from project.errors import CheckpointError
-from project.models.archive import Content, Opened, read_content
+from project.models.archive import Content, Opened, read_content, shown
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.inert import DamagedError, StandIn, Unusable, module_state
 from project.models.packing import unpacked
@@ -206,9 +206,9 @@ def _clean(content: Content, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
 def _kind(value: object) -> str:
     """What a value is, as a sentence goes on behind ``holds``."""
     if isinstance(value, StandIn):
-        return f"an object of {value.name or 'numpy'}"
+        return f"an object of {shown(value.name or 'numpy')}"
     if isinstance(value, type) and issubclass(value, StandIn):
-        return f"the name {value.name}"
+        return f"the name {shown(value.name)}"
     return f"a {type(value).__name__}"
 
 

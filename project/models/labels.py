@@ -83,3 +83,16 @@ class LabelSpace:
                 return slice(start, start + len(names))
             start += len(names)
         raise ConfigurationError(f"domain is {domain!r}; known: {', '.join(self.classes)}.")
+
+
+def check_several(labels: LabelSpace) -> None:
+    """Refuse a single class over all heads, of which every network is sure.
+
+    Raises:
+        ConfigurationError: With the class.
+    """
+    if labels.width == 1:
+        (name,) = next(iter(labels.classes.values()))
+        raise ConfigurationError(
+            f"the data have one class, {name!r}; allowed: two or more, or there is nothing to tell apart."
+        )

@@ -13,13 +13,14 @@ from torch.nn.functional import cross_entropy
 
 from project.allocation import stored_bytes
 from project.data import ClientDataModule
-from project.errors import CheckpointError, ConfigurationError, between
+from project.errors import CheckpointError, ConfigurationError, between, present
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
 from project.models.custom import find_maker
 from project.models.freezing import freeze as freeze_parts
 from project.models.heads import column_labels
-from project.models.network import build_custom
+from project.models.labels import check_several
+from project.models.network import build_custom, sized_like
 from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
@@ -125,10 +126,13 @@ class FineTuneModule(LightningModule):
         if data is not None:
             if not hasattr(data, "label_space"):
                 raise ConfigurationError(f"data is a {type(data).__name__}, which has no label_space.")
+            check_several(data.label_space)
             self._check_classes(data.label_space)
             self.description = replace(self.description, label_space=data.label_space, preprocessing=data.preprocessing)
         if self.description.label_space is not None:
             self.scores = DomainScores(self.description.label_space)
+        if stage == "fit" and self.scope is not None:
+            present(*self.scope.target)
         if stage == "fit" and data is not None and type(self).__module__.startswith(OTHERS):
             check_watched(self.trainer.callbacks, self.logged())  # type: ignore[attr-defined]
 
@@ -199,7 +203,7 @@ class FineTuneModule(LightningModule):
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor
-            if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            if getattr(self._trainer, "datamodule", None) is not None:
                 check_monitor("lr_scheduler", scheduler.monitor, self.logged())
         elif isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigurationError(
@@ -287,6 +291,12 @@ class FineTuneModule(LightningModule):
                 "The checkpoint does not say which architecture it holds, so FineTuneModule did not write it."
             )
         if self.description.architecture is None:
+            held = {name: one for name, one in checkpoint["state_dict"].items() if isinstance(one, Tensor)}
+            try:
+                with sized_like(held), torch.device("meta"):
+                    saved.architecture.build()
+            except CheckpointError as error:
+                raise CheckpointError(f"The checkpoint cannot be loaded: {error}") from error
             self._adopt(saved.architecture, saved.architecture.build())
         elif self.description.architecture != saved.architecture:
             raise CheckpointError(

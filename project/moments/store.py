@@ -159,7 +159,7 @@ def read_statistics(path: str | Path) -> StoredStatistics:
         shards = [{domain: PictureSum.read(one) for domain, one in part.items()} for part in parts]
     except (OSError, SafetensorError, struct.error, LookupError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no file of statistics: {error}.") from error
-    stored = StoredStatistics(path, fingerprint, pictures, moments, shards or [fingerprint.pictures])
+    stored = StoredStatistics(path, fingerprint, pictures, moments, shards or [dict(fingerprint.pictures)])
     _check_contents(stored, found)
     return stored
 

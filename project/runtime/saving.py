@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: the one door through which a run writes."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from project.errors import ConfigurationError
 from project.runtime.space import check_space, writing
 
+NAMES = "PC_NAME_MAX"  # the length of a file's name that its disk takes, in bytes
+
 
 def check_writable(folder: Path, given: str) -> None:
     """Refuse a folder that can be neither written to nor made; nothing is made yet.
@@ -25,22 +28,25 @@ def check_writable(folder: Path, given: str) -> None:
     Raises:
         ConfigurationError: With the folder that is in the way.
     """
-    refused = f"{given}, which cannot be written to"
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    missing = folder.absolute().relative_to(there).parts
+    reason = ""
     try:
-        there = folder.absolute()
-        while not os.path.lexists(there):
-            there = there.parent
         if not there.is_dir():
-            raise ConfigurationError(f"{refused}: {there} is no folder.")
-        with suppress(FileNotFoundError):
-            os.stat(folder)  # raises where its name is too long for the disk
-        with TemporaryFile(dir=there):
-            pass
-    except PermissionError as error:
-        raise ConfigurationError(f"{refused}: {there} does not allow it.") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"{refused}: {reason}.") from error
+            reason = f"{there} is no folder"
+        elif "\0" in str(folder) or max(map(len, map(os.fsencode, missing)), default=0) > os.pathconf(there, NAMES):
+            reason = os.strerror(errno.ENAMETOOLONG) if "\0" not in str(folder) else "its name holds a zero byte"
+        else:
+            with TemporaryFile(dir=there):
+                pass
+    except PermissionError:
+        reason = f"{there} does not allow it"
+    except OSError as error:
+        reason = f"{there}: {error.strerror}"
+    if reason:
+        raise ConfigurationError(f"{given}, which cannot be written to: {reason}.")
 
 
 def check_target(path: str | Path, given: str) -> None:
@@ -53,16 +59,9 @@ def check_target(path: str | Path, given: str) -> None:
     Raises:
         ConfigurationError: With what is in the way.
     """
-    path = Path(path)
-    check_writable(path.parent, given)
-    try:
-        with suppress(FileNotFoundError):
-            os.stat(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"{given}, which cannot be written to: {reason}.") from error
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigurationError(f"{given}, which is a folder; allowed: a file.")
+    check_writable(Path(path).parent if os.path.exists(path) else Path(path), given)
 
 
 @contextmanager
