@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from project.entrance import looks_like_weights
-from project.errors import ConfigurationError, at_least, nearest, present, whole
+from project.entrance import check_network_word
+from project.errors import ConfigurationError, at_least, nearest, whole
 from project.models import written_out
 from project.models.custom import Maker, find_maker, make
 from project.models.preprocessing import LARGEST_SIDE
@@ -80,8 +80,7 @@ def check_model(
     whole(1, LARGEST_SIDE, image_size=image_size)
     at_least(0, tolerance=tolerance)
     torch.manual_seed(0)
-    if looks_like_weights(model):
-        present(model)
+    check_network_word(model)
     if Path(model).is_file():
         if model_args and architecture is None:
             raise ConfigurationError(

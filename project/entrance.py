@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,23 @@ def check_words(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-") or {"-h", "--help"} & set(arguments):
         return
     subcommand, *others = arguments
-    first = [word for word in others[: next((i for i, word in enumerate(others) if word[:1] == "-"), len(others))]]
-    if subcommand == "merge":
-        present(*first)
-    elif subcommand == "add-statistics":
-        present(*first, what="The file of statistics")
-    configs = [read_config(path) for path in config_files(arguments)]
-    present(*weights_named(configs, others))
+    files = takewhile(lambda word: not word.startswith("-"), others)
+    if subcommand == "add-statistics":
+        present(*files, what="The file of statistics")
+    elif subcommand == "check":
+        check_network_word(*(following for word, following in pairwise(others) if word == "--model"))
+    else:
+        present(*(files if subcommand == "merge" else ()))
+        present(*weights_named([read_config(path) for path in config_files(arguments)], others))
 
 
-def looks_like_weights(word: str) -> bool:
-    """Whether a word names a file of weights and no architecture, whether it is there or not."""
-    return "/" in word or word.lower().endswith(WEIGHTS)
+def check_network_word(*words: str) -> None:
+    """Refuse words for networks that name files of weights, and no architectures, where the files are not there.
+
+    Raises:
+        CheckpointError: With the first that is missing.
+    """
+    present(*(word for word in words if "/" in word or word.lower().endswith(WEIGHTS)))
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
@@ -151,11 +156,10 @@ def check_keys(
             arguments = value.get("init_args")
             if not isinstance(arguments, Mapping | None):
                 raise ConfigurationError(f"init_args of {where} in {path} is no mapping of arguments.")
+            owner = str(value["class_path"])
             empty = {key: part for key, part in (arguments or {}).items() if part == {}}  # which the parser passes over
-            if empty and (taken := _arguments(str(value["class_path"]))) is not None:
-                _refuse_unknown(
-                    empty, taken, f"{where} in {path} holds", f", which {value['class_path']} does not take"
-                )
+            if empty and (taken := _arguments(owner)) is not None:
+                _refuse_unknown(empty, taken, f"{where} in {path} holds", f", which {owner} does not take")
 
 
 def _refuse_unknown(content: Mapping[Any, Any], known: Collection[str], holding: str, reason: str) -> None:
@@ -175,16 +179,20 @@ def _arguments(path: str) -> Collection[str] | None:
     return None if any(one.kind is one.VAR_KEYWORD for one in taken.values()) else taken
 
 
-def _mappings(content: Any, where: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """All mappings in a configuration, and where each lies."""
-    if isinstance(content, Mapping):
-        if where:
-            yield where, content
-        for key, value in content.items():
-            yield from _mappings(value, f"{where}.{key}".removeprefix("."))
-    elif isinstance(content, list):
-        for number, value in enumerate(content, 1):
-            yield from _mappings(value, f"{where}[{number}]")
+def _mappings(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """All mappings in a configuration, and where each lies; those that YAML names again come once."""
+    seen, left = set(), [("", content)]
+    while left:
+        where, one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Mapping):
+            if where:
+                yield where, one
+            left += [(f"{where}.{key}".removeprefix("."), value) for key, value in one.items()]
+        elif isinstance(one, list):
+            left += [(f"{where}[{number}]", value) for number, value in enumerate(one, 1)]
 
 
 def weights_named(configs: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[str]:

@@ -89,7 +89,6 @@ def test_what_stops_it_is_told_in_one_sentence(
         (["--model", __file__, "--model-args", '{"depth": 3}'], ConfigurationError, "is a file, which needs none"),
         (["--model", "squeezenet1_0", "--image-size", "1"], TraceError, "does not run on pictures"),
         (["--model", "kinds.grouped", "--image-size", "0"], ConfigurationError, "image_size is 0; allowed: whole"),
-        (["--model", "resnet18", "--model-args", '{"num_classes": 0}'], TraceError, "which are none"),
     ],
 )
 def test_bad_arguments(args: list[str], error: type[PleasError], message: str) -> None:

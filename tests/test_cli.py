@@ -214,7 +214,7 @@ def test_an_error_while_batch_norm_is_open_leaves_it_closed(tiny: Path, monkeypa
     trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
     assert module.merged
     assert not module.finished
-    monkeypatch.setattr(module.merged[0].student, "forward", lambda pictures: 1 / 0)
+    monkeypatch.setattr(module.merged[0].student.network.layer2[0].conv1, "forward", lambda pictures: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.validate(module, dataloaders=data.calibration_dataloader(), verbose=False)
     norms = batch_norms(module.merged[0].student)
@@ -514,10 +514,12 @@ data:
 def test_processes_take_over_what_the_short_form_stands_for(
     tiny: Path, silent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["pleas", "merge", *silent, *SHORT, "--config", str(TINY / "resume.yaml")])
+    config = tiny / "others.yaml"
+    config.write_text("model: {init_args: {memory: 1GB}}\n")
+    monkeypatch.setattr("sys.argv", ["pleas", "merge", *silent, *SHORT, "--config", str(config)])
     monkeypatch.setattr("project.cli.MergeCLI.__init__", lambda *_, **__: None)
     main()
-    assert sys.argv[:4] == ["pleas", "merge", "--config", str(TINY / "resume.yaml")]
+    assert sys.argv[:4] == ["pleas", "merge", "--config", str(config)]
     assert not set(sys.argv) & {*silent, "--pictures", "--method", "--budget", "--calibration"}
     assert {"--model.sources", "--data.sets", "--model.methods", "--model.budgets", "--data.calibration"} < {*sys.argv}
 

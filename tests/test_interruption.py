@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, domain in enumerate(("clipart", "sketch")):
         torch.save(resnet("resnet8", seed, 12).state_dict(), folder / f"{domain}.pth")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Signals do what they do by default, whoever has started the tests: what nohup starts ignores them."""
+    plain = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in plain.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -167,6 +177,8 @@ def test_so_do_commands_without_a_trainer(
     number: signal.Signals, words: str, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signalled(monkeypatch, adding, "add_statistics", number, always)
+    for name in "ab":
+        Path(f"{name}.safetensors").touch()
     assert ended(number, "add-statistics", "a.safetensors", "b.safetensors", "--out", "c") == f"pleas: {words}."
     assert not Path("c").exists()
     signalled(monkeypatch, checking, "check_network", number, always)

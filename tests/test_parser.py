@@ -1,12 +1,14 @@
 """What is wrong with the arguments, in one sentence."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from project.cli import main
+from project.cli import MergeCLI, main, options_of
 from project.errors import ConfigurationError
-from project.parser import files_first
+from project.parser import OneSentenceParser, files_first
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -107,3 +109,28 @@ def test_the_help_of_a_merge_begins_with_the_short_form(capsys: pytest.CaptureFi
     assert told.startswith("usage: pleas merge FILE FILE ... --pictures FOLDER [options]\n")
     assert told.index("pleas merge photo.pth sketch.pth --pictures my_data") < told.index("--budget SIZE")
     assert told.index("--budget SIZE") < told.index("--trainer.devices")
+
+
+@pytest.mark.parametrize("name", MergeCLI.subcommands())
+def test_keys_that_are_known_are_those_of_the_parser(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[OneSentenceParser] = []
+
+    def kept(parser: OneSentenceParser, *_: object, **__: object) -> None:
+        parsers.append(parser)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OneSentenceParser, "parse_args", kept)
+    with pytest.raises(KeyboardInterrupt):
+        main([name, "--run", "x"])
+    parser = parsers[0]._subcommands_action.choices[name]  # type: ignore[union-attr]
+    names = {option.lstrip("-").split(".")[0] for option in parser._option_string_actions}
+    assert names - {"h", "help", "c", "print_config"} == options_of(name)
+
+
+def test_what_is_not_there_is_told_before_anything_long_is_imported() -> None:
+    code = (
+        "import sys; from project.__main__ import console; sys.argv = ['pleas', 'merge', 'absent.pth', 'b.pth']; "
+        "assert console() == 2; assert not {'torch', 'lightning', 'jsonargparse', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "pleas: error: The file of weights absent.pth is not there.\n")

@@ -102,7 +102,7 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
     evaluation = ["--model", "project.modules.EvaluationModule", *data(place)]
     refine = ["fit", *quiet(out / "refined"), "--trainer.max_epochs", "1", "--model", "project.modules.RefineModule"]
     refine += [*data(place, kind="UnlabelledDataModule"), "--model.student", str(files["student"])]
-    networks = f"[{files['student']}, {files['sketch']}]"
+    one, networks = f"[{files['student']}]", f"[{files['student']}, {files['sketch']}]"
     return {
         "merge": ([*merge, "--model.base", str(files["base"])], None),
         "merge, statistics": (
@@ -126,9 +126,7 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
         "test": (fit(place, out / "t", "--ckpt_path", str(files["resumed"]), command="test"), None),
         "predict": (fit(place, out / "p", "--ckpt_path", str(files["resumed"]), command="predict"), None),
         "test, networks": (["test", *quiet(out / "n"), *evaluation, "--model.networks", networks], None),
-        "predict, student": (
-            ["predict", *quiet(out / "q"), *evaluation, "--model.networks", f"[{files['student']}]"], None,
-        ),
+        "predict, student": (["predict", *quiet(out / "q"), *evaluation, "--model.networks", one], None),
         "refine": ([*refine, "--model.sources", f"[{files['clipart']}]"], "which the student was not made of"),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from project.data.sharding import seed_of
+from project.errors import CheckpointError
 
 WATCHED = "watched"
 
@@ -26,6 +27,7 @@ class Continuation(Callback):
     def __init__(self) -> None:
         self._seed = 0
         self._watched: dict[str, float] = {}
+        self._optimizers: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the seed of the run."""
@@ -45,6 +47,20 @@ class Continuation(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take these figures up again."""
         self._watched = dict(checkpoint.get(WATCHED, {}))
+        self._optimizers = len(checkpoint.get("optimizer_states", ()))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that the checkpoint holds the state of every optimizer; Lightning leaves those fresh that it lacks.
+
+        Raises:
+            CheckpointError: With both numbers.
+        """
+        held, self._optimizers = self._optimizers, None
+        if held is not None and held != len(trainer.optimizers):
+            raise CheckpointError(
+                f"ckpt_path is {trainer.ckpt_path}, which does not go with model and trainer: it holds the states of "
+                f"{held} optimizers, but there are {len(trainer.optimizers)}."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the steps that were due, and stop where that was decided."""

@@ -104,7 +104,6 @@ def place_sources(
     Raises:
         ConfigurationError: If they do not go together with the data.
     """
-    check_several(labels)
     owned = settle_domains(files, loaded, labels, without_source)
     for file, domains in zip(files, owned, strict=True):
         tell(f"{file.path} is the source of {', '.join(domains)}")
@@ -126,6 +125,7 @@ def place_sources(
                 f"but its domains {', '.join(domains)} have {width} classes."
             )
         warn_of_preprocessing(source.origin, source.description.preprocessing, preprocessing)
+    check_several(labels)
     return named, owned
 
 

@@ -193,13 +193,23 @@ class Reader:
         reader.passed = self.passed
         return _archive(reader, None) if data.startswith(b"PK\x03\x04") else _pickles(reader)
 
-    def fetch(self, key: Any) -> memoryview:
-        """The bytes of a storage, the same memory whenever they are asked for."""
+    def fetch(self, key: Any, width: int = 1) -> memoryview:
+        """The bytes of a storage, the same memory whenever they are asked for.
+
+        Args:
+            key: Its name.
+            width: Bytes of the numbers that they are to be read as: memory has these at multiples of it alone, while a
+                file may have them anywhere.
+        """
         if key not in self.fetched:
             if key not in self.places:
                 raise DamagedError(f"storage {key} is missing")
-            found = self.places[key]()
-            self.fetched[key] = memoryview(bytearray(found)) if self.copied else found
+            self.fetched[key] = self.places[key]()
+            if self.copied:
+                self.fetched[key] = memoryview(bytearray(self.fetched[key]))
+        found = self.fetched[key]
+        if found.readonly or (len(found) and np.frombuffer(found, np.uint8).ctypes.data % width):
+            self.fetched[key] = memoryview(bytearray(found))
         return self.fetched[key]
 
     def part(self, start: int, size: int) -> memoryview:

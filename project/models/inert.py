@@ -167,14 +167,14 @@ class Storage(Inert):
         key: Its name in the file.
         dtype: Of its elements.
         count: How many there are.
-        fetch: Gives the bytes that lie under a name.
+        fetch: Gives the bytes that lie under a name, such as may be written to and lie where numbers of a width may.
         start: Element at which it begins, where it is a part of what lies under the name.
     """
 
     __slots__ = ("count", "dtype", "fetch", "key", "start")
 
     def __init__(
-        self, key: Any, dtype: torch.dtype, count: int, fetch: "Callable[[Any], memoryview]", start: int = 0
+        self, key: Any, dtype: torch.dtype, count: int, fetch: Callable[[Any, int], memoryview], start: int = 0
     ) -> None:
         self.key, self.dtype, self.count, self.fetch, self.start = key, dtype, count, fetch, start
 
@@ -187,7 +187,7 @@ class Storage(Inert):
         Raises:
             DamagedError: If the file holds fewer bytes.
         """
-        held = self.fetch(self.key)
+        held = self.fetch(self.key, dtype.itemsize)
         first, size = self.start * self.dtype.itemsize, self.count * self.dtype.itemsize
         if first < 0 or size < 0 or first + size > len(held):
             raise DamagedError(f"storage {self.key} has {len(held)} bytes instead of {first + size}")
@@ -195,8 +195,6 @@ class Storage(Inert):
         count = size // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype)
-        if part.readonly or np.frombuffer(part, np.uint8).ctypes.data % dtype.itemsize:
-            part = memoryview(bytearray(part))
         return torch.frombuffer(part, dtype=dtype, count=count)
 
 

@@ -138,7 +138,7 @@ def test_rounds_within_an_epoch_differ_and_repeat() -> None:
 
 
 def test_no_batch_of_one_picture_in_training(folders: Make) -> None:
-    data = module(folders({"art": {"cat": 15}}, test_fraction=0.0), validation_fraction=0.0, batch_size=7)
+    data = module(folders({"art": {"cat": 8, "dog": 7}}, test_fraction=0.0), validation_fraction=0.0, batch_size=7)
     assert [len(labels) for _, labels in data.train_dataloader()] == [7, 7]
     assert data.val_dataloader() == []
 

@@ -258,11 +258,11 @@ def test_an_interrupted_merge_recalls_it(mode: str, tmp_path: Path, monkeypatch:
         ({"scale": -1.0}, "scale is -1.0; allowed: 0 or more"),
         ({"blocks": 0.0}, "blocks is 0.0; allowed: above 0, up to 1"),
         ({"blocks": "layer["}, r"blocks is 'layer\[', which is no regular expression"),
-        ({"hidden": 0}, "hidden is 0; allowed: 1 or more"),
-        ({"steps": -1}, "steps is -1; allowed: 0 or more"),
+        ({"hidden": 0}, "hidden is 0; allowed: whole numbers from 1"),
+        ({"steps": -1}, "steps is -1; allowed: whole numbers from 0"),
         ({"rate": 0.0}, "rate is 0.0; allowed: above 0"),
-        ({"batch": 0}, "batch is 0; allowed: 1 or more"),
-        ({"seed": -1}, "seed is -1; allowed: 0 or more"),
+        ({"batch": 0}, "batch is 0; allowed: whole numbers from 1"),
+        ({"seed": -1}, "seed is -1; allowed: whole numbers from 0"),
     ],
 )
 def test_arguments(arguments: dict[str, object], words: str) -> None:

@@ -67,7 +67,7 @@ def test_a_fit_and_what_comes_of_it(data: DomainDataModule) -> None:
     assert source.network[0].weight.shape[0] == 5  # type: ignore[index, union-attr]
     kept: dict[str, Any] = {"datamodule": data, "ckpt_path": "own.ckpt", "weights_only": True}
     trainer().test(module(arguments={"width": 5}), verbose=False, **kept)
-    again = module(arguments={"width": 5})
+    again = module(arguments={"width": 5}, freeze=("0",))
     trainer(2).fit(again, **kept)
     assert again.global_step == 2 * fitting.global_step
 

@@ -193,3 +193,11 @@ def test_logits_tied_to_channels_are_refused() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3)).eval()
     with pytest.raises(TraceError, match="tied"):
         trace(net, PICTURE)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_values_that_are_none() -> None:
+    network = Net()
+    network.head = nn.Linear(8, 0)
+    with pytest.raises(TraceError, match=r"'head' makes values of shape \(\d+, 0\), which are none"):
+        trace(network.eval(), PICTURE)
