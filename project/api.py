@@ -145,8 +145,9 @@ def merges(
         PleasError: See :func:`merge`.
 
     Example:
-        >>> import torch, torchvision, project
-        >>> photo, sketch = (torchvision.models.resnet18(num_classes=5) for _ in range(2))
+        >>> import torch, project
+        >>> from project.models import Architecture
+        >>> photo, sketch = (Architecture("resnet8", num_classes=5).build() for _ in range(2))
         >>> pictures = {"photo": torch.randn(8, 3, 32, 32), "sketch": torch.randn(8, 3, 32, 32)}
         >>> students = project.merges([photo, sketch], pictures, budgets=[1, 1.5], methods=["average", "permutation"])
         >>> list(students)
@@ -205,7 +206,7 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
 
     Example:
         >>> import torchvision, project
-        >>> report = project.check(torchvision.models.resnet18(), image_size=64)
+        >>> report = project.check(torchvision.models.resnet18(), image_size=32)
         >>> len(report.groups), report.obstacle
         (12, None)
     """

@@ -51,7 +51,17 @@ COMMANDS = {
 
 
 class MergeCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict`` and ``merge``, each from YAML files, options, or both."""
+    """``fit``, ``validate``, ``test``, ``predict`` and ``merge``, each from YAML files, options, or both.
+
+    Args:
+        args: Arguments after the program's name; default: those of the process.
+        options: What Lightning's takes, by name.
+    """
+
+    def __init__(self, *, args: ArgsType = None, **options: Any) -> None:
+        given = sys.argv[1:] if args is None else args
+        self._asked = given[0] if isinstance(given, list) and given and given[0] in self.subcommands() else None
+        super().__init__(args=args, **options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -65,6 +75,17 @@ class MergeCLI(LightningCLI):
         for name, command in COMMANDS.items():
             other = command.parser()
             parser._subcommands_action.add_subcommand(name, other, help=other.description)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The parser of a subcommand; nobody reads those of others where one is asked for, and each takes a while."""
+        if self._asked not in (None, subcommand):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def _add_instantiators(self) -> None:
+        """What a module keeps of its own arguments; a merge's keeps none, and many methods take long to write down."""
+        if self.subcommand != "merge":
+            super()._add_instantiators()
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user has it.
@@ -205,8 +226,8 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             args = given
     try:
         return MergeCLI(
-            LightningModule,
-            LightningDataModule,
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
             trainer_class=MergeTrainer,
             parser_class=OneSentenceParser,
             # Gathered moments are reduced and read after the loop, which tensors made under inference mode refuse.

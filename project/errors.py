@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import inf
+from numbers import Integral
 from typing import Any, get_args
 
 
@@ -78,6 +79,21 @@ def between(least: float, most: float, **arguments: float) -> None:
         ConfigurationError: With the argument, its value and what is allowed.
     """
     _refuse(arguments, lambda value: least <= value <= most, f"{least:g} to {most:g}")
+
+
+def whole(least: int, most: int | None = None, **arguments: object) -> None:
+    """Refuse arguments that are no whole numbers, below one number or above another; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    allowed = f"whole numbers, {least} or more" if most is None else f"whole numbers from {least} to {most}"
+
+    def fits(value: object) -> bool:
+        plain = isinstance(value, Integral) and not isinstance(value, bool)
+        return plain and least <= int(value) and (most is None or int(value) <= most)  # type: ignore[call-overload]
+
+    _refuse(arguments, fits, allowed)
 
 
 def share(*, whole: bool = True, none: bool = False, **arguments: float) -> None:

@@ -20,7 +20,7 @@ from project.allocation import Budget, check_budgets
 from project.data import ImageFolders
 from project.errors import CheckpointError, ConfigurationError, DataError, nearest
 from project.methods.names import find_method
-from project.models import Description, read_weights
+from project.models import Description, read_description
 from project.models.folder import weights_file
 
 MODULE = "project.modules.MergeModule"
@@ -135,7 +135,7 @@ def described(path: Path) -> Description:
     Raises:
         CheckpointError: If it cannot be read.
     """
-    return read_weights(weights_file(path))
+    return read_description(weights_file(path))
 
 
 def expand(

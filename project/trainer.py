@@ -85,7 +85,7 @@ class MergeTrainer(Trainer):
         (folder / PROGRESS).mkdir(parents=True, exist_ok=True)  # from now on, this run can be taken up again
         before: dict[str, dict[str, float]] = {}
         while not engine.finished:
-            if engine.phase == "re-estimate":
+            if engine.phase == "re-estimate" and not before:
                 with engine.clock.phase("test before re-estimation"):
                     before = self._score(model.unsettled_networks(), datamodule).accuracies()
             self._calibrate(model, datamodule)

@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from disturbing import disturbance
+from hypothesis import HealthCheck, settings
+
+# The same examples everywhere, few enough for the default suite; and those of `make fuzz`, others every time. A fixture
+# of hypothesis' own rule, one for each example, is not what the tests of files want: they write over one file.
+COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("few", max_examples=25, derandomize=True, **COMMON)
+settings.register_profile("fuzz", max_examples=1000, print_blob=True, **COMMON)
+settings.load_profile("few")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,11 +33,16 @@ def few_threads() -> None:
 def other_rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where ``make test-rounding`` asks for it, sources and pictures are those of another rounding.
 
-    A module whose ``OTHER_PROCESSES`` read pictures too, and must see the same to the last bit, has only its sources'
-    weights disturbed, which all read from files.
+    A module that is ``EXACT`` compares pictures, or what comes of them, to the last bit with what the fixture does not
+    reach: other processes, or the test's own arithmetic. It has only its sources' weights disturbed, which all read
+    from files; and like other processes, which have one thread, it has no more.
     """
-    with nullcontext() if getattr(request.module, "OTHER_PROCESSES", False) else disturbance():
+    exact, threads = getattr(request.module, "EXACT", False), torch.get_num_threads()
+    if exact:
+        torch.set_num_threads(1)
+    with nullcontext() if exact else disturbance():
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ def disturbed(tensor: Tensor) -> Tensor:
     if not SHARE or tensor.is_meta or not tensor.is_floating_point():
         return tensor
     generator = torch.Generator().manual_seed(zlib.crc32(tensor.detach().contiguous().numpy().tobytes()))
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
     return (tensor * (1 + SHARE * noise)).to(tensor.dtype)
 
 

@@ -1,9 +1,14 @@
 """Random networks, unit maps and problems, all from seeds."""
 
 import copy
+import hashlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +162,23 @@ def resnet(name: str, weights: int = 0, classes: int = 5, width: int = 1) -> nn.
 
 
 SPECS: dict[tuple[object, ...], Spec] = {}
+GATHERED: dict[tuple[object, ...], Statistics] = {}
+"""The last statistics of small networks, by all that they follow from; nothing that reads them changes them."""
+KEPT, SMALL = 24, 50_000  # statistics, and parameters of all sources
 
 
 def traced(network: nn.Module, shape: tuple[int, int, int]) -> Spec:
     """The spec of a network, derived once for all of one origin and the same modules, which differ in weights alone."""
-    origin = getattr(network, "origin", None)
-    if origin is None:
+    key = spec_key(network, shape)
+    if key[0] is None:
         return trace(network, shape)
-    key = origin, shape, network.training, repr(network)
     if key not in SPECS:
         SPECS[key] = trace(network, shape)
     return SPECS[key]
+
+
+def spec_key(network: nn.Module, shape: tuple[int, int, int]) -> tuple[object, ...]:
+    return getattr(network, "origin", None), shape, network.training, repr(network)
 
 
 def permuted_copy(network: nn.Module, twin: nn.Module, spec: Spec, seed: int) -> dict[str, Tensor]:
@@ -264,6 +275,19 @@ def run(network: nn.Module, batch: Tensor) -> Tensor:
     return found
 
 
+def started(target: Callable[..., object], *arguments: Any) -> BaseProcess:
+    """A process that runs a function of a module: a copy of this one where that is safe, which imports nothing anew.
+
+    What it runs must keep to one thread.
+    """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    process = context.Process(target=target, args=arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        process.start()
+    return process
+
+
 def pictures(count: int, seed: int, shape: tuple[int, int, int] = PICTURE) -> Tensor:
     return disturbed(torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)))
 
@@ -303,10 +327,39 @@ def make_problem(
         spec=spec,
         labels=LabelSpace(classes, mode),  # type: ignore[arg-type]
         architecture=architecture,
-        statistics=gathered(sources, spec, batches, tuple(classes), needs),
+        statistics=_shared_statistics(sources, spec, batches, tuple(classes), needs),
         pictures={domain: [batch for name, batch in batches if name == domain] for domain in classes},
         **others,
     )
+
+
+def _shared_statistics(
+    sources: Sequence[nn.Module],
+    spec: Spec,
+    batches: Sequence[tuple[str, Tensor]],
+    domains: tuple[str, ...],
+    needs: Collection[str],
+) -> Statistics:
+    """The same statistics for the same numbers: networks are built anew in every test, and often come out the same."""
+    named = all(hasattr(source, "origin") for source in sources)
+    if not named or sum(one.numel() for source in sources for one in source.parameters()) > SMALL:
+        return gathered(sources, spec, batches, domains, needs)
+    key = (
+        spec_key(sources[0], spec.picture),
+        tuple(tensor_hash(one) for source in sources for one in source.state_dict().values()),
+        tuple((domain, tensor_hash(batch)) for domain, batch in batches),
+        domains,
+        frozenset(needs),
+    )
+    found = GATHERED.pop(key, None)
+    GATHERED[key] = gathered(sources, spec, batches, domains, needs) if found is None else found
+    if len(GATHERED) > KEPT:
+        del GATHERED[next(iter(GATHERED))]
+    return GATHERED[key]
+
+
+def tensor_hash(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, hashlib.sha1(tensor.detach().contiguous().numpy().tobytes()).digest()
 
 
 def gathered(
@@ -319,7 +372,10 @@ def gathered(
     owners = {domain: index for index, domain in enumerate(domains)}
     collector = Collector(spec, Lockstep(sources), needs, domains, owners)
     for domain, batch in batches:
-        collector.gather(domain, batch)
+        if needs:
+            collector.gather(domain, batch)
+        else:  # the sources need not run
+            collector.held.pictures[domain] += len(batch)
     return collector.statistics
 
 

@@ -157,6 +157,7 @@ def kind(name: str, seed: int) -> nn.Module:
     """A network of that kind in eval mode; weights, tables and statistics are random, scales are near 1."""
     generator = torch.Generator().manual_seed(seed)
     network = written_out(KINDS[name]().eval())
+    network.origin = "kind", name  # type: ignore[assignment]
     for key, tensor in network.state_dict().items():
         if not tensor.is_floating_point():
             continue

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from threading import Barrier, Thread
+from threading import Barrier, Thread, local
 from typing import Any
 
+import pytest
 import torch
 from helpers import Case
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from project.runtime import World
+from project.student import reestimation
+from project.student.graph import student_graph
 
 
 @dataclass
@@ -48,23 +51,40 @@ class Thready(World):
         tensor.copy_(told[source][1])
 
 
+CURRENT = local()
+
+
+def in_turn(network: nn.Module) -> fx.GraphModule:
+    """Trace a network, one thread after the other: meanwhile torch.fx changes what calling any module does."""
+    world, graph = CURRENT.world, None
+    for rank in range(world.size):
+        if rank == world.rank:
+            graph = student_graph(network)
+        world.meeting.barrier.wait()
+    assert graph is not None
+    return graph
+
+
 def together(size: int, work: Callable[[World], Any]) -> list[Any]:
     """What the work returns in every process."""
     meeting, results = Meeting(size), [None] * size
 
     def process(rank: int) -> None:
+        CURRENT.world = Thready(rank, size, meeting)
         try:
             with torch.no_grad():
-                results[rank] = work(Thready(rank, size, meeting))
+                results[rank] = work(CURRENT.world)
         except BaseException:
             meeting.barrier.abort()
             raise
 
     threads = [Thread(target=process, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reestimation, "student_graph", in_turn)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert all(one is not None for one in results)
     return results
 

@@ -24,7 +24,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two random sources."""
     folder = tmp_path_factory.mktemp("modes")
     for seed in range(2):
-        torch.save(resnet("resnet20", seed, 12).state_dict(), folder / f"{seed}.pth")
+        torch.save(resnet("resnet8", seed, 12).state_dict(), folder / f"{seed}.pth")
     return folder
 
 
@@ -34,6 +34,7 @@ def merge(workplace: Path, run: str, calibration: str, methods: list[Any], *extr
     main([
         "merge", "--run", str(workplace / run), "--trainer.accelerator", "cpu",
         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+        "--trainer.logger", "false",  # figures are drawn for TensorBoard alone
         "--model", "project.modules.MergeModule",
         "--model.sources", json.dumps([str(workplace / f"{seed}.pth") for seed in range(2)]),
         "--model.methods", json.dumps(methods),

@@ -29,6 +29,8 @@ from project.student import batch_norms, load_source
 from project.trainer import check_shares, warn_of_swapped_domains
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
+UNLOGGED = ("--trainer.logger", "false")
+"""Figures, which are drawn for TensorBoard alone, take longer than a tiny merge."""
 
 
 def run(subcommand: str, config: str, *extra: str) -> object:
@@ -107,7 +109,7 @@ def test_tensorboard_holds_figures_layers_and_the_table(tiny: Path) -> None:
     assert figures <= set(tags["images"])
     assert "table/text_summary" in tags["tensors"]
     for quantity in ("residual_after", "condition", "fallbacks"):
-        assert len(events.Scalars(f"{quantity}/pleas-1.00")) == 22, "one for every layer of a ResNet-20"
+        assert len(events.Scalars(f"{quantity}/pleas-1.00")) == 10, "one for every layer of a ResNet-8"
     assert {"accuracy/pleas/mean", "variance before/permutation-1.00", "variance after/permutation-1.00"} <= set(
         tags["scalars"]
     )
@@ -175,15 +177,14 @@ def test_networks_of_one_file_name_are_told_apart(tiny: Path) -> None:
         assert f"test/{name}/checkpoints/best/{name}/accuracy" in logged
 
 
-def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path) -> None:
+def test_sources_kept_apart_are_the_sources_to_the_end(tiny: Path, two_heads: Path) -> None:
     """Property 3 on the written students: nothing after the fit may undo it."""
-    run("merge", "merge_different", "--run", "runs/tiny/apart", "--model.init_args.budgets", "[2.0]")
     probe = torch.randn(4, 3, 16, 16)
     sources = [load_source(tiny / name / "checkpoints" / "best.ckpt").network for name in ("clipart", "sketch")]
     with torch.no_grad():
         expected = torch.cat([source(probe) for source in sources], 1)
         for name in ("permutation-2.00", "pleas-2.00"):
-            student = project.load_student(tiny / "apart" / "students" / f"{name}.safetensors")
+            student = project.load_student(two_heads / "students" / f"{name}.safetensors")
             assert torch.allclose(student(probe), expected, atol=1e-3 * float(expected.abs().max())), name
 
 
@@ -291,7 +292,7 @@ def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None
     """From the command, by both fits and both targets; partly shared rows are executed without their zeros."""
     domains = ["clipart", "painting", "photo", "sketch"][:count]
     for seed, domain in enumerate(domains):
-        torch.save(resnet("resnet20", seed, 12).state_dict(), inside / f"{domain}.pth")
+        torch.save(resnet("resnet8", seed, 12).state_dict(), inside / f"{domain}.pth")
     methods = [
         {"class_path": "project.methods.PLeaS", "init_args": {"step": 1}},
         {
@@ -306,7 +307,7 @@ def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None
         "--model.init_args.methods", json.dumps(methods),
         "--model.init_args.budgets", "[1.7]",
         "--data.init_args.sets", json.dumps({"class_path": "project.data.Shapes", "init_args": shapes}),
-        "--data.init_args.label_space", mode, "--data.init_args.validation_fraction", "0",
+        "--data.init_args.label_space", mode, "--data.init_args.validation_fraction", "0", *UNLOGGED,
     )  # fmt: skip
     rows = {row["network"]: row for row in json.loads(Path("merged/results.json").read_text())["table"]}
     assert [name for name in rows if name in domains] == domains
@@ -363,7 +364,7 @@ def two_heads(workplace: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
         patch.setattr("sys.argv", ["pleas"])
-        run("merge", "merge_different")
+        run("merge", "merge_different", "--model.init_args.budgets", "[1.0, 2.0]", *UNLOGGED)
     return workplace / "runs" / "tiny" / "merge_different"
 
 
@@ -457,7 +458,7 @@ def test_a_saved_config_replays_its_run(tiny: Path) -> None:
 SHORT = [
     "--pictures", "runs/tiny/data", "--method", "average", "pleas", "--budget", "1.0", "1.5", "--image-size", "16",
     "--batch-size", "16", "--calibration", "40", "--trainer.accelerator", "cpu",
-    "--trainer.enable_progress_bar", "false",
+    "--trainer.enable_progress_bar", "false", *UNLOGGED,
 ]  # fmt: skip
 
 
@@ -476,7 +477,7 @@ def test_a_merge_without_yaml(tiny: Path, silent: list[str]) -> None:
     main(["merge", *silent, *SHORT, "--out", "runs/tiny/short"])
     Path("same.yaml").write_text("""
 run: runs/tiny/long
-trainer: {accelerator: cpu, enable_progress_bar: false}
+trainer: {accelerator: cpu, enable_progress_bar: false, logger: false}
 model:
   class_path: project.modules.MergeModule
   init_args:
@@ -617,7 +618,7 @@ def test_sources_with_nan_or_another_architecture(tiny: Path, tmp_path: Path) ->
         "--model.init_args.sources",
         json.dumps([str(good), str(tmp_path / "nan.ckpt")]),
     )
-    wide = project.models.Architecture("resnet20", 12, width=2).build()
+    wide = project.models.Architecture("resnet8", 12, width=2).build()
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     refused(
         ConfigurationError,
@@ -714,7 +715,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
         {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}},
     ])  # fmt: skip
     shared = ["--model.init_args.methods", methods, "--model.init_args.budgets", "[1.5]"]
-    shared += ["--data.init_args.calibration", "50"]
+    shared += ["--data.init_args.calibration", "50", *UNLOGGED]
     run("merge", "merge", *shared, "--run", "runs/tiny/one")
     command = [
         sys.executable, "-m", "project", "merge", "--config", str(TINY / "merge.yaml"), *shared, "--run",
@@ -851,7 +852,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
             assert row["nominal"] == 1.0
             assert row["executed"] == (2.0 if label == "emr" else 1.0), "all of EMR's where none is named"
         assert row["MB"] == pytest.approx(student.bytes / 1e6, abs=1e-3)
-        assert row["MB"] > rows["sketch"]["MB"] - 1e-3 + (label in ("emr", "wemoe"))
+        assert row["MB"] > rows["sketch"]["MB"] * (1.9 if label in ("emr", "wemoe") else 1) - 1e-3
         assert torch.isfinite(student.probabilities(torch.randn(2, 3, 16, 16), "sketch")).all()
         assert student.lineage["base"] == "mean"
         assert student.zipped == label.startswith("zipit")
@@ -860,12 +861,12 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     events = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
     for tag in ("cg residual/mats-kfac-1.00/fc", "cg loss/mats-gram-1.00/all layers", "residual_after/regmean-1.00",
-                "entropy/wemoe-1.00/all layers", "own gate/wemoe-1.00/layer3.2.conv1"):  # fmt: skip
+                "entropy/wemoe-1.00/all layers", "own gate/wemoe-1.00/layer3.0.conv1"):  # fmt: skip
         assert tag in scalars
     assert len(events.Scalars("cg residual/mats-kfac-1.00/all layers")) == 6
     assert [one.step for one in events.Scalars("cg divergence/mats-gram-1.00/all layers")] == [0, 5]
     assert {"entropy/adamerging-1.00/sketch", "coefficient/adamerging-1.00/clipart", "open/concrete-1.00"} <= scalars
-    assert len(events.Scalars("coefficient clipart/adamerging-1.00")) == 22, "one for every layer of a ResNet-20"
+    assert len(events.Scalars("coefficient clipart/adamerging-1.00")) == 10, "one for every layer of a ResNet-8"
     assert len(events.Scalars("held-out entropy/taskarithmetic-tuned-1.00/all layers")) == 3
     assert [one.step for one in events.Scalars("coefficient/concrete-adamerging-1.00/all layers")] == [0, 1, 2, 3, 4]
     chosen = project.load_student(folder / "students" / "regmean-by-labels-1.00.safetensors").lineage["learned"][
@@ -886,7 +887,7 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
 
 def test_mixtures_in_one_merge(tiny: Path) -> None:
     """Routed students stand in the same table, with what they cost; merged norms are re-estimated under their gates."""
-    run("merge", "merge_mixture")
+    run("merge", "merge_mixture", *UNLOGGED)
     folder = tiny / "merge_mixture"
     rows = {row["network"]: row for row in json.loads((folder / "results.json").read_text())["table"]}
     norms = {"smile": "sources' own", "smile-merged": "re-estimated", "wemoe": "re-estimated"}
@@ -910,14 +911,14 @@ def test_a_base_is_read_from_a_file_and_of_the_sources_kind(tiny: Path, monkeypa
     monkeypatch.setattr("project.trainer.MergeTrainer.validate", lambda *_, **__: pytest.fail("too late"))
     sources = [SourceFile(tiny / name / "checkpoints" / "best.ckpt") for name in ("clipart", "sketch")]
     data = DomainDataModule(DomainNet(tiny / "data"), image_size=16, batch_size=16, calibration=20)
-    for name, classes in (("resnet20", 12), ("resnet20", 7), ("resnet32", 12)):
+    for name, classes in (("resnet8", 12), ("resnet8", 7), ("resnet32", 12)):
         path = tiny / f"{name}-{classes}.pth"
         torch.save(resnet(name, 3, classes).state_dict(), path)
     for classes in (12, 7):
-        module = MergeModule(sources, methods=[TIES()], base=str(tiny / f"resnet20-{classes}.pth"))
+        module = MergeModule(sources, methods=[TIES()], base=str(tiny / f"resnet8-{classes}.pth"))
         module.prepare(data)
         base = module.engine.problem.base
-        assert same_state(base.state_dict(), load_source(tiny / f"resnet20-{classes}.pth").network.state_dict())  # type: ignore[union-attr]
+        assert same_state(base.state_dict(), load_source(tiny / f"resnet8-{classes}.pth").network.state_dict())  # type: ignore[union-attr]
     for base, words in (
         (str(tiny / "resnet32-12.pth"), "resnet32-12"),
         ("IMAGENET1K_V1", "base is 'IMAGENET1K_V1', which is no file, and as a name: .* no ImageNet weights of resnet"),

@@ -220,7 +220,7 @@ def test_a_merge_that_is_told_to_end_waits_for_no_other_process(
 def sources() -> list[str]:
     """Options of a tiny merge of two random networks, whose pictures are not drawn yet."""
     for seed, domain in enumerate(("clipart", "sketch")):
-        torch.save(resnet("resnet20", seed, 12).state_dict(), f"{domain}.pth")
+        torch.save(resnet("resnet8", seed, 12).state_dict(), f"{domain}.pth")
     methods = [{"class_path": "project.methods.PLeaS", "init_args": {"logits": "squares"}}]
     return [
         "--model.init_args.sources", '["clipart.pth", "sketch.pth"]', "--model.init_args.budgets", "[1.0]",

@@ -88,7 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two sources and drawn pictures."""
     folder = tmp_path_factory.mktemp("precision")
     for seed, domain in enumerate(DOMAINS):
-        torch.save(resnet("resnet20", seed, 12).state_dict(), folder / f"{domain}.pth")
+        torch.save(resnet("resnet8", seed, 12).state_dict(), folder / f"{domain}.pth")
     return folder
 
 

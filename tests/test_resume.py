@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import resnet, same_state
+from helpers import resnet, same_state, started
 
 import project
+from project.__main__ import console
 from project.cli import main
 from project.data import DomainDataModule
 from project.errors import ConfigurationError
@@ -23,7 +24,7 @@ from project.methods import MaTS
 from project.moments import Collector, read_statistics
 from project.runtime.spill import Spilled
 
-OTHER_PROCESSES = True  # see tests/conftest.py
+EXACT = True  # see tests/conftest.py
 METHODS: list[dict[str, Any]] = [{"class_path": f"project.methods.{name}"} for name in ("Permutation", "PLeaS")]
 JOINT = {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}}
 
@@ -31,9 +32,18 @@ JOINT = {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "l
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two random sources and a merge of them that nothing has interrupted."""
-    folder = tmp_path_factory.mktemp("resume")
+    return merged(tmp_path_factory.mktemp("resume"), "resnet8")
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of networks whose statistics take more memory than their fit."""
+    return merged(tmp_path_factory.mktemp("deep"), "resnet20")
+
+
+def merged(folder: Path, architecture: str) -> Path:
     for seed in range(2):
-        torch.save(resnet("resnet20", seed, 12).state_dict(), folder / f"{seed}.pth")
+        torch.save(resnet(architecture, seed, 12).state_dict(), folder / f"{seed}.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["pleas"])
         main(arguments(folder, "reference"))
@@ -89,23 +99,35 @@ def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[int]:
     return calls
 
 
-def killed(command: list[str], folder: Path, sign: str, by: signal.Signals = signal.SIGKILL) -> None:
-    """Run a command in a process of its own, and end it by a signal as soon as a file shows below a folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "project", *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def begun(command: list[str], anew: bool) -> None:
+    """Run a command as a process of its own does."""
+    os.setsid()
+    if anew:
+        os.execve(sys.executable, [sys.executable, "-m", "project", *command], {**os.environ, "OMP_NUM_THREADS": "1"})
+    torch.set_num_threads(1)  # of a copied process, only the thread that copied it is there
+    sys.argv = ["pleas", *command]
+    sys.exit(console())
+
+
+def killed(
+    command: list[str], folder: Path, sign: str, by: signal.Signals = signal.SIGKILL, *, anew: bool = False
+) -> None:
+    """Run a command in a process of its own, and end it by a signal as soon as a file shows below a folder.
+
+    The process is a copy of this one, which has imported everything, unless it is to begin ``anew``, as it must where
+    Lightning starts others like it.
+    """
+    process = started(begun, command, anew)
     deadline = time.monotonic() + 120
     while not any(folder.glob(sign)):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if not process.is_alive() or time.monotonic() > deadline:
             process.kill()
-            assert process.stderr is not None
-            raise AssertionError(f"no {sign} in {folder}: {process.stderr.read()[-2000:]}")
+            raise AssertionError(f"no {sign} in {folder}: the command ended with {process.exitcode}")
         time.sleep(0.002)
+    assert process.pid is not None
     os.killpg(process.pid, by)  # with the processes that it has started
-    process.communicate(timeout=60)
-    assert process.returncode == (128 + by if by == signal.SIGTERM else -by)
+    process.join(60)
+    assert process.exitcode == (128 + by if by == signal.SIGTERM else -by)
 
 
 def test_a_killed_merge_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +236,7 @@ def test_gradients_in_a_file_and_in_several_passes(
     main(gradient_arguments(workplace, "filed", "--model.statistics", str(path), methods=gradients))
     assert gathered == [0]
     assert same_as_uninterrupted(workplace, "filed")
-    main(gradient_arguments(workplace, "small", "--model.memory", "40 MB", methods=gradients))
+    main(gradient_arguments(workplace, "small", "--model.memory", "16 MB", methods=gradients))
     assert re.search(r"statistics are gathered in \d+ passes", caplog.text)
     assert same_as_uninterrupted(workplace, "small")
     plain = DomainDataModule.samples
@@ -238,9 +260,10 @@ def test_a_killed_merge_of_two_processes_goes_on(workplace: Path) -> None:
     extra = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.budgets", "[1.0]")
     folder, methods = workplace / "two killed", METHODS[1:]
     killed(
-        arguments(workplace, "two killed", *extra, methods=methods), folder, "progress/*/1/pleas-*/pleas-1.00/0008-*.pt"
-    )
-    (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0005-*.pt")
+        arguments(workplace, "two killed", *extra, methods=methods), folder,
+        "progress/*/1/pleas-*/pleas-1.00/0004-*.pt", anew=True,
+    )  # fmt: skip
+    (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0002-*.pt")
     robbed.unlink()
     for run in ("two", "two killed"):
         done = subprocess.run(
@@ -279,7 +302,7 @@ def test_statistics_in_a_file_are_not_gathered_again(
 ) -> None:
     """Written, read, completed where another method needs more, and read once more by the first; then refused."""
     path = workplace / "statistics.safetensors"
-    given = ("--model.statistics", str(path))
+    given = ("--model.statistics", str(path), "--model.budgets", "[1.5]")
     gathered, found = counted(monkeypatch, Collector, "gather"), {}
     for run, methods in {
         "writes": METHODS[:1],
@@ -321,28 +344,28 @@ def test_statistics_in_a_file_are_not_gathered_again(
 
 @pytest.mark.slow
 def test_little_memory_changes_no_student(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    deep: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Statistics in several passes, the waiting batches on disk: what much memory makes, to rounding.
 
     Where a moment and what it follows from are gathered in two passes, both are multiplied.
     """
     gathered, spilled = counted(monkeypatch, Collector, "gather"), counted(monkeypatch, Spilled, "__init__")
-    main(arguments(workplace, "little", "--model.memory", "18 MB"))
+    main(arguments(deep, "little", "--model.memory", "18 MB"))
     passes = re.search(r"statistics are gathered in (\d+) passes over the pictures and wait on disk", caplog.text)
     assert passes is not None
     assert int(passes[1]) > 1
     assert gathered[0] == 6 * int(passes[1])
     assert "the fit's waiting batches lie on disk" in caplog.text
     assert spilled[0] > 500
-    mine, theirs = students(workplace, "little"), students(workplace, "reference")
+    mine, theirs = students(deep, "little"), students(deep, "reference")
     assert list(mine) == list(theirs)
     for name, tensors in theirs.items():
         for part, tensor in tensors.items():
             scale = float(tensor.abs().max()) + 1e-2
             assert torch.allclose(mine[name][part], tensor, rtol=0, atol=1e-3 * scale), (name, part)
-    assert not (workplace / "little" / "progress").exists()
+    assert not (deep / "little" / "progress").exists()
     with pytest.raises(ConfigurationError, match=r"memory is 2\.0 MB, but .* takes about"):
-        main(arguments(workplace, "less", "--model.memory", "2 MB"))
+        main(arguments(deep, "less", "--model.memory", "2 MB"))
     with pytest.raises(ConfigurationError, match="memory is 'much'; allowed"):
-        main(arguments(workplace, "less", "--model.memory", "much"))
+        main(arguments(deep, "less", "--model.memory", "much"))

@@ -129,15 +129,15 @@ def _weights(
 ) -> Iterator[list[Tensor]]:
     """What belongs to a group's units on each axis in every source, (size, entries), other axes as they stand."""
     zips = zips or {}
+    beside: dict[str, list[tuple[Group, Axis]]] = {axis.tensor: [] for axis in group.axes}
+    for other in spec.free:
+        for tied in other.axes:
+            if tied.tensor in beside:
+                beside[tied.tensor].append((other, tied))
     for axis in group.axes:
         if axis.tensor.endswith(BUFFERS) or axis.tensor not in states[0] or axis.tensor in skip:
             continue
-        others = [
-            (other, tied)
-            for other in spec.free
-            for tied in other.axes
-            if tied.tensor == axis.tensor and tied.dim != axis.dim
-        ]
+        others = [(other, tied) for other, tied in beside[axis.tensor] if tied.dim != axis.dim]
         rows = []
         for source, state in enumerate(states):
             tensor = state[axis.tensor].cpu()

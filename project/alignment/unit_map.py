@@ -50,7 +50,9 @@ class UnitMap:
             MergeError: Where a row is empty, or a source's unit is missing or stands twice.
         """
         units = cls(members)
-        return cls(units.members[row_order(units.members)])
+        result = object.__new__(cls)  # the same rows, checked already
+        object.__setattr__(result, "members", units.members[row_order(units.members)])
+        return result
 
     @classmethod
     def as_given(cls, members: Tensor) -> "UnitMap":
@@ -277,7 +279,7 @@ def row_order(members: Tensor) -> list[int]:
     Args:
         members: Integer, shape (units, sources).
     """
-    keys = [(-int(row.sum()), [-int(present) for present in row]) for row in members >= 0]
+    keys = [(-sum(row), [-present for present in row]) for row in (members >= 0).tolist()]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 

@@ -19,6 +19,7 @@ from project.moments import (
     Lockstep,
     Statistics,
     StoredStatistics,
+    check_finite,
     read_statistics,
     save_statistics,
 )
@@ -85,6 +86,11 @@ class Gathering:
         """Bytes of the moments that the file does not hold, by name."""
         known = self.stored.moments if self.stored else {}
         return {name: count for name, count in self._bytes.items() if name not in known}
+
+    @property
+    def held(self) -> int:
+        """Bytes of the moments that are held in memory, once they are gathered."""
+        return 0 if self.shelved else sum(self._bytes.values())
 
     @property
     def seen(self) -> int:
@@ -163,6 +169,7 @@ class Gathering:
         collector, self.collector = self.collector, None
         gathered = collector.statistics
         gathered.reduce(reduce)
+        check_finite(gathered)
         if self.fingerprint is not None:
             for domain, expected in self.fingerprint.pictures.items():
                 if gathered.pictures[domain] != expected.count:
@@ -208,6 +215,7 @@ class Gathering:
                 f"statistics is {self.file}, which was gathered from {'; '.join(differing)}; name another file, to be "
                 f"written, or remove this one."
             )
+        stored.check()
         return stored
 
     def _recall(self, divide: Division, device: torch.device) -> dict[str, object] | None:

@@ -15,7 +15,7 @@ from project.merging.memory_plan import Planner
 from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, ReestimationPass, Site, read_batch
 from project.merging.preparation import Loaded, prepare, progress_of, prove
 from project.merging.settings import Place, Settings
-from project.merging.students import fitted
+from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import PhaseClock, Progress, World, tell
@@ -92,10 +92,14 @@ class Engine:
         del kept  # no student reads the pictures again, and there may be many
         if self.renormalise and self.unsettled:
             self.variances["before"] = self._variances()
-            yield ReestimationPass(self.unsettled)
+            reestimation = ReestimationPass(self.unsettled, self._room_left(self.gathering.held))
+            while not reestimation.finished:
+                yield reestimation
             self.variances["after"] = self._variances()
         if self.problem.labels.mode == "different":
             yield GatePass([self.ensemble, *(merged.student for merged in self.merged)])
+        for merged in self.merged:
+            refuse_infinite(merged)
 
     # ---- driven by a loop ------------------------------------------------------------------------------------------
 
@@ -204,7 +208,8 @@ class Engine:
             kept.pictures if kept.complete else {},
             kept.labels if kept.complete and settings.labelled else {},
         )
-        run = Run(world, self._progress, self._site.scratch)
+        told = self._site.planner.plan({}).peak
+        run = Run(world, self._progress, self._site.scratch, room=self._room_left(self.gathering.held + told))
         for method, merged in fitted(settings.methods, self.problem, evidence, run, settings.budgets):
             merged.student.lineage = lineage(method, merged, self.sources, self.problem.owners, settings.base)
             self.merged.append(merged)
@@ -212,6 +217,11 @@ class Engine:
         for merged in self.merged:
             for tensor in merged.student.state_dict().values():
                 world.broadcast(tensor, 0)  # machines may differ in the last bit
+
+    def _room_left(self, taken: int) -> int:
+        """Bytes that the merge may still take where it holds so many."""
+        assert self._site is not None
+        return max(0, self._site.planner.room - taken)
 
     @property
     def unsettled(self) -> list[Merged]:

@@ -5,12 +5,12 @@ A pass is started, stepped through its batches, and ended; one that broke off is
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from project.errors import ConfigurationError
 from project.merging.calibration import Gathering
@@ -19,7 +19,7 @@ from project.methods import Merged
 from project.models import MultiHead
 from project.runtime import World, tell, waiting
 from project.runtime.spill import Waiting
-from project.student import mixed, reestimation
+from project.student import Reestimation, mixed
 
 Batch = Mapping[str, tuple[Tensor, Tensor | None]]
 """Domain -> pictures (batch, channels, height, width) and, where there are any, their labels (batch,)."""
@@ -197,33 +197,79 @@ class GatePass(Pass):
 
 
 class ReestimationPass(Pass):
-    """Runs students and re-estimates their batch norms: averaged units vary less than their sources'.
+    """Re-estimates the batch norms of students: averaged units vary less than their sources'.
+
+    One pass keeps the pictures, and its end brings the students through them, one after the other. Where the pictures
+    themselves have no room, or not in every process, nothing is kept, and there is a pass for every norm.
 
     Args:
         students: Whose batch norms no longer fit what they read.
+        room: Bytes that pictures, and what students compute of them, may take.
     """
 
     name, words = "re-estimate", "re-estimating batch norm"
 
-    def __init__(self, students: Sequence[Merged]) -> None:
-        self.students = [merged.student for merged in students]
-        self._open = ExitStack()
+    def __init__(self, students: Sequence[Merged], room: int) -> None:
+        self.room, self.keeping = room, True
+        self._unsettled = [Reestimation(merged.student.network, merged.student.exact_norms) for merged in students]
+        self._scratch: Path | None = None
+        self._kept = waiting((), None)
+        self._taken = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further pass is needed."""
+        return all(one.finished for one in self._unsettled)
 
     def start(self, site: Site) -> None:
-        """Open the batch norms."""
-        for student in self.students:
-            self._open.enter_context(reestimation(student.network, student.exact_norms, site.world.reduce))
+        """Begin with no picture."""
+        self._scratch = site.scratch
+        self._forget()
 
     def step(self, number: int, batch: Batch) -> None:
-        """Run the students on the pictures of all domains, mixed."""
+        """Keep the pictures of all domains, or else let the students' next norms read them."""
         pictures = mixed({domain: part for domain, (part, _) in batch.items()})
-        for student in self.students:
-            student(pictures)
+        if not self.keeping:
+            self._add(pictures)
+            return
+        self._kept.append(pictures)
+        if self._scratch is None:
+            self._taken += pictures.numel() * pictures.element_size()
+            if self._taken > self.room // 2:
+                self._let_go()
 
     def end(self, world: World) -> None:
-        """Average over the processes and close the batch norms."""
-        self._open.close()
+        """Settle all norms, or one of every student, with the pictures of all processes."""
+        failed = torch.tensor(int(not self.keeping))
+        world.reduce(failed)
+        if not failed:
+            for one in tqdm(self._unsettled, self.words, unit="student", leave=False, disable=None):
+                one.finish(lambda: self._kept, world, self.room - self._taken)
+        else:
+            if self.keeping:
+                self._let_go()
+            for one in self._unsettled:
+                if not one.finished:
+                    one.settle(world)
+        self._forget()
 
     def abandon(self, error: BaseException | None = None) -> None:
-        """Close the batch norms; told of an error, they give up instead of averaging over processes."""
-        self._open.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        """Forget the pictures of this pass."""
+        self._forget()
+
+    def _let_go(self) -> None:
+        """Keep no pictures from now on, and let the students' next norms read those that were kept."""
+        kept, self.keeping, self._taken = self._kept, False, 0
+        self._kept = waiting((), None)
+        for pictures in kept:
+            self._add(pictures)
+
+    def _add(self, pictures: Tensor) -> None:
+        for one in self._unsettled:
+            if not one.finished:
+                one.add(pictures)
+
+    def _forget(self) -> None:
+        self._kept, self._taken = waiting((), self._scratch), 0
+        for one in self._unsettled:
+            one.forget()

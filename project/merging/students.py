@@ -1,5 +1,6 @@
 """The students of all methods, those of an interrupted run recalled instead of made again."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -7,10 +8,12 @@ from typing import Any
 
 from project.alignment import UnitMap
 from project.allocation import Budget
+from project.errors import MergeError
 from project.methods import Evidence, Merged, Method, Problem, Run
-from project.runtime import Progress, tell
-from project.student import Student, kind_entries, of_its_kind
+from project.runtime import Progress, tell, warn
+from project.student import Student, check_finite, kind_entries, of_its_kind
 
+RISE, ROUNDING = 1.001, 1e-6  # of a residual, relative to the power of the targets, that says nothing
 RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
 
 
@@ -41,9 +44,42 @@ def fitted(
                 method, problem, evidence, replace(given, progress=run.progress.below(method.name, asked)), budgets
             )
         for merged in made:
+            refuse_infinite(merged)
+            watch_residuals(merged)
             if merged.budget == Budget(1.0) and merged.student.plain:
                 students[method.name] = merged.student
             yield method, merged
+
+
+def refuse_infinite(merged: Merged) -> None:
+    """Refuse a student that holds values which are not finite.
+
+    Raises:
+        MergeError: With the layer.
+    """
+    try:
+        check_finite(merged.student)
+    except MergeError as error:
+        raise MergeError(
+            f"{merged.name} is no student, as its {str(error).rstrip('.')}; leave the method out, or give it other "
+            f"settings. What was finished before it stays in the run's folder, for a run that goes on."
+        ) from error
+
+
+def watch_residuals(merged: Merged) -> None:
+    """Warn where a layer is further from what it was fitted to than where its fit began; the layer is named."""
+    worse = [
+        (name, fit["residual_before"], fit["residual_after"])
+        for name, fit in merged.layers.items()
+        if "residual_after" in fit and not fit["residual_after"] <= RISE * fit["residual_before"] + ROUNDING
+    ]
+    if worse:
+        name, before, after = max(worse, key=lambda one: math.inf if math.isnan(one[2]) else one[2] - one[1])
+        others = f", and so {'is 1 other' if len(worse) == 2 else f'are {len(worse) - 1} others'}" if worse[1:] else ""
+        warn(
+            f"{merged.name}: layer {name!r} is further from what it was fitted to than where its fit began (residual "
+            f"{after:.3g}, {before:.3g} at the start){others}; it may do worse than the method's start point."
+        )
 
 
 def _students(

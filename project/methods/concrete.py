@@ -41,8 +41,8 @@ class Concrete(Learned):
         batch: Pictures of each domain in a step, over all processes.
         rate: Learning rate of Adam.
         norms: What batch norms normalise by meanwhile, without changing their statistics: a step's own pictures, all
-            domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone, where of
-            several processes each goes by its own share; or the mean of the sources' ``running`` statistics.
+            domains together (``mixed``), as re-estimation does after the merge, or each ``domain`` alone, all
+            processes' shares of a step together; or the mean of the sources' ``running`` statistics.
         seed: Seed of the order of the pictures, and of u.
         align: ``none``, or how the sources' units are matched first: ``weights``, ``activations``, ``both``.
         label: Name in tables and files; default: ``concrete``.

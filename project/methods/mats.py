@@ -154,7 +154,7 @@ class MaTS(Arithmetic):
                     if self.watch and step % self.watch == 0:
                         write(student, {**parameters, **_solutions(space, solvers)})
                         settled = deepcopy(student)
-                        renormalise(settled, batches_of_all(space.evidence.pictures), run.world)
+                        renormalise(settled, lambda: batches_of_all(space.evidence.pictures), run.world, run.room)
                         curves.divergence[step] = divergence(settled, space.problem, space.evidence.pictures, run.world)
                     if step == self.iterations or not self._step([solver for _, solver in solvers], run.world):
                         break

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Literal
 
@@ -165,9 +165,11 @@ class Run:
         progress: Where a method may keep what it has finished; None for nowhere.
         scratch: Folder for what a fit does not need at the moment; None to hold it in memory.
         made: method -> the student of one source's size that it made earlier in the same run.
+        room: Bytes that a method may take beside what it has told to take.
     """
 
     world: World = ALONE
     progress: Progress | None = None
     scratch: Path | None = None
     made: Mapping[str, Student] = field(default_factory=dict)
+    room: float = inf

@@ -157,7 +157,7 @@ class Tuned(Method):
             below = None if run.progress is None else run.progress.below(f"setting-{number}")
             for merged in candidate.merge(problem, kept, replace(run, progress=below), budgets):
                 known = scores.setdefault(merged.budget, [])
-                known.append(self.score(merged, problem, kept, held, run.world))
+                known.append(self.score(merged, problem, kept, held, run))
                 if self.best(known) == number:
                     best[merged.budget] = number, merged
         for budget, (number, merged) in best.items():
@@ -186,7 +186,7 @@ class Tuned(Method):
         sign = -1 if self.criterion in ABOVE else 1
         return min(range(len(scores)), key=lambda number: sign * scores[number] if isfinite(scores[number]) else inf)
 
-    def score(self, merged: Merged, problem: Problem, kept: Evidence, held: Evidence, world: World) -> float:
+    def score(self, merged: Merged, problem: Problem, kept: Evidence, held: Evidence, run: Run) -> float:
         """Judge a student by the criterion.
 
         Args:
@@ -194,12 +194,12 @@ class Tuned(Method):
             problem: The sources.
             kept: Pictures on which its batch norms are re-estimated, where they are not settled.
             held: Pictures on which it is judged.
-            world: The processes that share the pictures.
+            run: The processes that share the pictures, and the room there is.
         """
-        student = merged.student
+        student, world = merged.student, run.world
         if not merged.settled:
             student = deepcopy(student)
-            renormalise(student, batches_of_all(kept.pictures), world)
+            renormalise(student, lambda: batches_of_all(kept.pictures), world, run.room)
         if self.criterion == "divergence":
             return divergence(student, problem, held.pictures, world)
         judge = _entropy if self.criterion == "entropy" else _hits

@@ -3,7 +3,7 @@
 from project.models.architecture import Architecture, architectures
 from project.models.attention import Heads, written_out
 from project.models.description import Description
-from project.models.files import Weights, read_weights
+from project.models.files import Weights, read_checkpoint, read_description, read_weights
 from project.models.labels import LabelSpace
 from project.models.multihead import MultiHead
 from project.models.network import Named, build_network, load_network
@@ -15,5 +15,5 @@ from project.models.scores import DomainScores, JointScores
 __all__ = [
     "Architecture", "Description", "DomainScores", "Heads", "JointScores", "LabelSpace", "MultiHead", "Named",
     "Preprocessing", "Weights", "architecture_of", "architectures", "build_network", "load_network", "pretrained",
-    "read_weights", "recognise", "written_out",
+    "read_checkpoint", "read_description", "read_weights", "recognise", "written_out",
 ]  # fmt: skip

@@ -10,14 +10,15 @@ import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError, at_least, nearest, one_of
+from project.errors import ConfigurationError, nearest, one_of, whole
 from project.models.cifar import CifarResNet
 from project.models.custom import make
 
 Stem = Literal["imagenet", "small"]
 
 IMAGENET_NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-CIFAR_NETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # blocks per stage
+# Blocks per stage; the smallest is none of the paper's.
+CIFAR_NETS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
@@ -41,9 +42,9 @@ class Architecture:
     the user may choose, see :func:`project.models.network.untrained_network`.
 
     Args:
-        name: ``resnet18``, ``34``, ``50``, ``101`` or ``152`` as torchvision has them, ``resnet20``, ``32``, ``44``,
-            ``56`` or ``110`` for small pictures, another classification network by torchvision's name, or the dotted
-            path of a class or function that builds one.
+        name: ``resnet18``, ``34``, ``50``, ``101`` or ``152`` as torchvision has them, ``resnet8``, ``20``, ``32``,
+            ``44``, ``56`` or ``110`` for small pictures, another classification network by torchvision's name, or the
+            dotted path of a class or function that builds one.
         num_classes: Number of logits.
         stem: ``imagenet`` begins with a 7×7 convolution of stride 2 and max pooling; ``small`` with a 3×3 convolution
             of stride 1 and no pooling. The networks for small pictures always have the small one, torchvision's other
@@ -64,6 +65,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        if not isinstance(self.name, str):
+            raise ConfigurationError(f"architecture is {self.name!r}; allowed: a name.")
         if self.arguments is not None:
             object.__setattr__(self, "arguments", plain_arguments(self.arguments))
         if not self.custom and self.name not in (known := (*architectures(), *others())):
@@ -75,7 +78,7 @@ class Architecture:
                 f"classification network of torchvision{listed}"
             )
         one_of(Stem, stem=self.stem)
-        at_least(1, num_classes=self.num_classes, width=self.width)
+        whole(1, num_classes=self.num_classes, width=self.width)
         if (self.custom or self.name in others()) and self.stem != "imagenet":
             raise ConfigurationError(f"stem is {self.stem!r}, but {self.name} has one stem, called 'imagenet' here.")
         if self.name in CIFAR_NETS:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, PleasError
 
 Maker = Callable[..., nn.Module]
 """A class or function whose result is a network."""
@@ -88,6 +88,8 @@ def make(maker: Maker, arguments: Mapping[str, Any], what: str) -> nn.Module:
     try:
         with _working_directory():
             network = maker(**arguments)
+    except PleasError:  # of what watches how large it becomes
+        raise
     except Exception as error:  # whatever the user's code may raise
         raise ConfigurationError(f"{what} cannot be built with {shown}: {_reason(error)}.") from error
     if not isinstance(network, nn.Module):

@@ -57,16 +57,17 @@ class Description:
             CheckpointError: If the entry is not of the form that :meth:`to_entries` writes.
         """
         try:
-            inside = entries.get(ENTRY, {})
-            architecture, classes = inside.get("architecture"), inside.get("classes")
-            preprocessing = inside.get("preprocessing")
+            inside = _mapping(entries.get(ENTRY, {}), ENTRY)
+            architecture, classes, preprocessing = (
+                _mapping(inside.get(name) or {}, name) for name in ("architecture", "classes", "preprocessing")
+            )
             return cls(
                 Architecture(**architecture) if architecture else None,
                 _label_space(classes, inside["label_mode"]) if classes else None,
                 Preprocessing(**preprocessing) if preprocessing else None,
             )
-        except (TypeError, KeyError, AttributeError, ConfigurationError) as error:
-            raise CheckpointError(f"The entry {ENTRY!r} cannot be read: {error}.") from error
+        except (TypeError, ValueError, KeyError, AttributeError, ConfigurationError) as error:
+            raise CheckpointError(f"The entry {ENTRY!r} cannot be read: {str(error).rstrip('.')}.") from error
 
 
 def column_names(label_space: LabelSpace) -> tuple[str, ...]:
@@ -75,5 +76,14 @@ def column_names(label_space: LabelSpace) -> tuple[str, ...]:
     return tuple(name for names in (heads[:1] if label_space.mode == "shared" else heads) for name in names)
 
 
-def _label_space(classes: Mapping[str, list[str]], mode: Any) -> LabelSpace:
+def _mapping(found: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise TypeError(f"{name} is a {type(found).__name__}; allowed: a mapping from names")
+    return found
+
+
+def _label_space(classes: Mapping[str, Any], mode: Any) -> LabelSpace:
+    for domain, names in classes.items():
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"the classes of {domain!r} are no list of names")
     return LabelSpace({domain: tuple(names) for domain, names in classes.items()}, mode)

@@ -1,8 +1,10 @@
 """Which file of a folder holds the weights."""
 
+import os
 from pathlib import Path
 
 from project.errors import CheckpointError
+from project.models.archive import folder_that_is_none
 
 USUAL = (
     "checkpoints/best.ckpt", "best.ckpt", "model.safetensors", "pytorch_model.bin", "model_best.pth.tar",
@@ -22,12 +24,17 @@ def weights_file(path: Path) -> Path:
     Raises:
         CheckpointError: If a folder holds none, or several of which none has a usual name.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # whatever the path: this one never raises
         return path
+    if what := folder_that_is_none(path):
+        raise CheckpointError(f"{path} is {what}.")
     for name in USUAL:
         if (path / name).is_file():
             return path / name
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{path} is a folder that cannot be read: {error.strerror}.") from error
     if len(files) == 1:
         return files[0]
     if not files:

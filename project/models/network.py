@@ -1,21 +1,27 @@
 """From a file of weights to a network that runs: whose code builds it, and whether its tensors are the file's."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from project.errors import CheckpointError, ConfigurationError
 from project.models.architecture import Architecture
 from project.models.custom import Maker, count_logits, dotted_path, find_maker, make
 from project.models.files import Weights, bare_names, read_weights
 from project.models.recognise import architecture_of, candidate, recognise
-from project.models.strict import differences, load_strictly, summary
+from project.models.strict import check_strictly, differences, load_strictly, summary
 
+LARGER, ROOM = 16, 4096
+"""How many times a file's own numbers and tensors what is built of its description may have, and how many beside: what
+is built anew counts again, and a student may hold less than the network that it was."""
 Named = Architecture | str | Maker | nn.Module
 """How a user names an architecture: by name, by the code that builds it, or by a network to copy."""
 
@@ -63,8 +69,9 @@ def build_network(
         network, built = untrained_network(weights, architecture, arguments)
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path}: {error}") from error
-    network = on_cpu(network)
     try:
+        check_strictly(network, _own_names(network, weights), str(weights.path))  # before memory is taken for it
+        network = on_cpu(network)
         load_weights(network, weights)
     except CheckpointError as error:
         if built.custom and not built.arguments:
@@ -109,7 +116,10 @@ def untrained_network(
             raise ConfigurationError(unnamed(weights, found.name))
     else:
         return _made(architecture, arguments, known, weights)
-    with torch.device("meta"):  # no random numbers are drawn, so a seed means the same with and without loading
+    with (
+        sized_like(weights),
+        torch.device("meta"),
+    ):  # no random numbers are drawn, so a seed means the same with and without loading
         return found.build().eval(), found
 
 
@@ -165,10 +175,47 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
     Raises:
         CheckpointError: If they are not exactly the network's tensors.
     """
-    state: Mapping[str, Tensor] = weights.state_dict
+    load_strictly(network, _own_names(network, weights), str(weights.path))
+
+
+def _own_names(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """The tensors of a file under the names that a network gives them."""
     own = list(network.state_dict())
     prefix = own[0].removesuffix(bare_names(own)[0]) if own else ""
-    load_strictly(network, {prefix + name: tensor for name, tensor in state.items()}, str(weights.path))
+    return {prefix + name: tensor for name, tensor in weights.state_dict.items()}
+
+
+@contextmanager
+def sized_like(weights: Weights) -> Iterator[None]:
+    """Refuse to build, in the ``with`` statement, what is far larger than the file whose description asks for it.
+
+    A few bytes can describe a network that no machine holds, or one of so many layers that building it never ends.
+
+    Args:
+        weights: What was read of the file.
+
+    Raises:
+        CheckpointError: With the number of parameters that the description has led to so far.
+    """
+    held = sum(tensor.numel() for tensor in weights.state_dict.values())
+    most, layers = ROOM + LARGER * held, ROOM + LARGER * len(weights.state_dict)
+    built = [0, 0]
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not is_lazy(parameter):
+            built[0] += parameter.numel()
+            built[1] += 1
+        if built[0] > most or built[1] > layers:
+            raise CheckpointError(
+                f"its description is of a network of more than {built[0]} parameters in {built[1]} tensors, but it "
+                f"holds {held} in {len(weights.state_dict)}."
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def on_cpu(network: nn.Module) -> nn.Module:
@@ -214,7 +261,7 @@ def _made(
         )
     if arguments is None and known is not None and known.name == name:
         arguments = known.arguments
-    with torch.random.fork_rng(devices=[]):
+    with sized_like(weights), torch.random.fork_rng(devices=[]):
         network, found = build_custom(named, arguments)
     return network.eval(), found
 

@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from project.errors import ConfigurationError, at_least, one_of
+from project.errors import ConfigurationError, one_of, whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LARGEST_SIDE = 2**14  # of a picture, in pixels: a batch of larger ones no machine holds
 
 Crop = Literal["center", "squash"]
 
@@ -34,7 +36,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Take lists, as JSON gives them, and refuse impossible values."""
-        at_least(1, image_size=self.image_size)
+        whole(1, LARGEST_SIDE, image_size=self.image_size)
         one_of(Crop, crop=self.crop)
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))

@@ -2,8 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassStatScores
 
 from project.models.labels import LabelSpace
 
@@ -17,6 +15,9 @@ class DomainScores(nn.Module):
     """
 
     def __init__(self, label_space: LabelSpace, domains: tuple[str, ...] | None = None) -> None:
+        from torchmetrics import MeanMetric  # long to import, and no use to a merge that scores nothing
+        from torchmetrics.classification import MulticlassStatScores
+
         super().__init__()
         self.classes = {domain: label_space.classes[domain] for domain in domains or label_space.domains}
         self.counts = [MulticlassStatScores(len(names), average=None) for names in self.classes.values()]
@@ -76,6 +77,8 @@ class JointScores(nn.Module):
     """
 
     def __init__(self, label_space: LabelSpace, domains: tuple[str, ...]) -> None:
+        from torchmetrics import MeanMetric
+
         super().__init__()
         self.columns = [label_space.columns(domain) for domain in domains]
         self.classes = [MeanMetric() for _ in domains]

@@ -25,6 +25,27 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     return missing + unexpected + mismatched
 
 
+def check_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse tensors that are not exactly a network's, which may be without memory.
+
+    Args:
+        network: The network.
+        state_dict: The tensors.
+        origin: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: If a tensor is missing, not expected, of another shape, or of integers where the network's
+            own has floating numbers.
+    """
+    own = network.state_dict()
+    if found := differences(own, state_dict):
+        raise CheckpointError(f"{origin} does not fit the architecture: {summary(found)}.")
+    for name, tensor in state_dict.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{origin} holds {name!r} of type {kind}; allowed: floating numbers.")
+
+
 def load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], origin: str) -> None:
     """Copy all tensors into the network, in place.
 
@@ -34,11 +55,9 @@ def load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], origin: 
         origin: Where they come from, for the message.
 
     Raises:
-        CheckpointError: If a tensor is missing, not expected or of another shape; the network is then unchanged.
+        CheckpointError: See :func:`check_strictly`; the network is then unchanged.
     """
-    found = differences(network.state_dict(), state_dict)
-    if found:
-        raise CheckpointError(f"{origin} does not fit the architecture: {summary(found)}.")
+    check_strictly(network, state_dict, origin)
     counters = {name: torch.zeros_like(t) for name, t in network.state_dict().items() if _is_counter(name)}
     network.load_state_dict(counters | dict(state_dict))
 

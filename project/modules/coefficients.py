@@ -29,7 +29,7 @@ from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores
 from project.moments import PICTURES, Lockstep, Statistics
-from project.runtime import World
+from project.runtime import World, free_bytes
 from project.student import Source, Student, renormalise, save_student, student_entries
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -42,7 +42,7 @@ class CoefficientModule(LightningModule):
     Parameters are the method's coefficients or logits alone: base and sources stay as they are. The trainer says how
     many steps there are and the data how large a batch is and in which order pictures come, so that the method's own
     ``steps`` and ``batch`` play no part, nor its ``seed`` in drawing pictures. Several processes sum their gradients,
-    so that all have the same coefficients; batch norms of each normalise by its own share of a batch.
+    so that all have the same coefficients; batch norms normalise by a batch of all of them together.
 
     Every checkpoint is a student file, its batch norms re-estimated on the calibration pictures; the last state is
     also written to ``students/<method>-1.00.safetensors`` in the run's folder, for ``pleas test``, or to be merged
@@ -219,8 +219,9 @@ class CoefficientModule(LightningModule):
         if self._renormalised is None or self._renormalised[0] != self.global_step:
             student = deepcopy(self._objective.student)
             write(student, self.method.merged(self._blend))
-            loader = self.trainer.datamodule.calibration_dataloader()  # type: ignore[attr-defined]
-            renormalise(student, (self._moved(batch) for batch in loader), World.current())
+            loader, world = self.trainer.datamodule.calibration_dataloader(), World.current()  # type: ignore[attr-defined]
+            room = free_bytes(self.device, world.size) // 2
+            renormalise(student, lambda: map(self._moved, loader), world, room)
             self._renormalised = self.global_step, student
         return self._renormalised[1]
 

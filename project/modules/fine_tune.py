@@ -30,12 +30,12 @@ class FineTuneModule(LightningModule):
     ``val/<domain>/accuracy``; the same under ``test``, where ``test/<domain>/per_class/<class>`` comes to them.
 
     Args:
-        architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet20, 32, 44, 56, 110, or
-            another classification network by torchvision's name.
+        architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet8, 20, 32, 44, 56, 110,
+            or another classification network by torchvision's name.
         weights: ImageNet weights to start from, by torchvision's name, such as IMAGENET1K_V1. Random by default.
         base: File of weights to start from; its head is left out where it has another number of classes.
         stem: First layers of resnet18 to resnet152: imagenet, or small (no early downsampling) for small pictures.
-        width: Factor on the channels of resnet20 to resnet110.
+        width: Factor on the channels of resnet8 to resnet110.
         num_classes: Number of logits; by default as many as the data have classes.
         optimizer: Makes the optimizer from the parameters. By default AdamW without weight decay.
         lr_scheduler: Makes the learning-rate schedule from the optimizer. Constant by default.

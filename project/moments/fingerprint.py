@@ -33,6 +33,18 @@ class PictureSum:
         return PictureSum(self.count + other.count, f"{total:x}")
 
     @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "PictureSum":
+        """From what ``dataclasses.asdict`` gave.
+
+        Raises:
+            ValueError: If it is no count and sum of hashes.
+        """
+        count, total = plain["count"], plain["total"]
+        if type(count) is not int or count < 0 or not isinstance(total, str) or not 0 <= int(total, 16) < MODULUS:
+            raise ValueError(f"pictures are said to be {count}, with hashes that sum to {total}")
+        return cls(count, total)
+
+    @classmethod
     def of(cls, pictures: Iterable[bytes], views: int = 1) -> "PictureSum":
         """Of pictures as bytes, each shown so many times."""
         hashes = [int.from_bytes(hashlib.sha256(picture).digest(), "big") for picture in pictures]
@@ -130,9 +142,9 @@ class Fingerprint:
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Fingerprint":
         """From what :attr:`plain` gave."""
-        pictures = {domain: PictureSum(**one) for domain, one in plain["pictures"].items()}
+        pictures = {domain: PictureSum.read(one) for domain, one in plain["pictures"].items()}
         heads = {domain: tuple(columns) for domain, columns in plain.get("heads", {}).items()}
-        labels = {domain: PictureSum(**one) for domain, one in plain.get("labels", {}).items()}
+        labels = {domain: PictureSum.read(one) for domain, one in plain.get("labels", {}).items()}
         return cls(tuple(plain["sources"]), plain["spec"], plain["transform"], pictures, heads, labels)
 
 

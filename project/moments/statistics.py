@@ -1,5 +1,6 @@
 """What calibration leaves behind: joint second moments of every layer's inputs and of every unit, per domain."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast, get_args
 
@@ -144,6 +145,22 @@ def domain_of(entry: str) -> str:
     kind, _, rest = entry.partition("/")
     key = rest.rpartition("/")[2]
     return key if kind in (LAYERS, UNITS) else key.partition(" ")[2]
+
+
+def check_finite(statistics: Statistics) -> None:
+    """Refuse sums that are not finite: no student follows from them.
+
+    Raises:
+        MergeError: With the layer or value and the domain.
+    """
+    for name, moment in statistics.named().items():
+        for total in moment.totals:
+            if total.numel() and not all(map(math.isfinite, map(float, torch.aminmax(total)))):
+                kind, _, rest = name.partition("/")
+                raise MergeError(
+                    f"what the sources do on the calibration pictures of {domain_of(name)} is not finite in "
+                    f"{rest.rpartition('/')[0]!r} ({kind}): values there are too large to be squared in float32."
+                )
 
 
 def own_domains(sources: int, domains: Sequence[str], owners: Mapping[str, int]) -> list[list[str]]:

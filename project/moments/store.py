@@ -1,9 +1,10 @@
 """Statistics in files: what calibration leaves behind, with what it depends on, additive over shards."""
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from project.errors import CheckpointError, ConfigurationError, MergeError
-from project.moments.fingerprint import Fingerprint
-from project.moments.statistics import Statistics, domain_of
+from project.moments.fingerprint import Fingerprint, PictureSum
+from project.moments.statistics import UNITS, Statistics, domain_of
+from project.runtime.opening import open_file
 from project.runtime.saving import atomic_path
 
 FORMAT = "pleas-statistics"
@@ -44,12 +46,14 @@ class StoredStatistics:
         fingerprint: What they depend on.
         pictures: domain -> number of pictures seen.
         moments: Moments by the names of :func:`~project.moments.statistics.entry_name`.
+        parts: Pictures of each of the shards that were added up in it, by domain; of itself alone, where none were.
     """
 
     path: Path
     fingerprint: Fingerprint
     pictures: Mapping[str, int]
     moments: Mapping[str, StoredMoment]
+    parts: Sequence[Mapping[str, PictureSum]]
 
     def totals(self, name: str) -> list[Tensor]:
         """What holds a moment's sum, float64, mapped from the file: read when looked at, dropped when memory is short.
@@ -62,6 +66,30 @@ class StoredStatistics:
                 return [file.get_tensor(_tensor(name, index)) for index in range(len(self.moments[name].shapes))]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path} is not there or damaged: {error}.") from error
+
+    def check(self) -> None:
+        """Read all sums once, and refuse those that no pictures can have.
+
+        Raises:
+            CheckpointError: If one holds values that are not finite, or is of other samples than the file says.
+        """
+        for name, moment in self.moments.items():
+            self._checked(name, moment, self.totals(name))
+
+    def checked_totals(self, name: str) -> list[Tensor]:
+        """What :meth:`totals` gives, looked at as :meth:`check` does."""
+        totals = self.totals(name)
+        self._checked(name, self.moments[name], totals)
+        return totals
+
+    def _checked(self, name: str, moment: StoredMoment, totals: Sequence[Tensor]) -> None:
+        for total in totals:
+            if total.numel() and not all(map(math.isfinite, map(float, torch.aminmax(total)))):
+                raise CheckpointError(f"{self.path} holds values in {name} that are not finite.")
+        if name.startswith(f"{UNITS}/") and (ones := float(totals[0][-1, -1])) != moment.count:  # each sample's last
+            raise CheckpointError(
+                f"{self.path} is damaged: {name} is of {ones:g} samples, but is said to be of {moment.count}."
+            )
 
     def fill(self, statistics: Statistics, device: torch.device | None = None) -> None:
         """Let every moment that the file holds have its sum, mapped from the file.
@@ -97,7 +125,8 @@ def save_statistics(
     for other in others:
         for name in other.moments.keys() - totals.keys():
             totals[name], counts[name] = other.totals(name), other.moments[name].count
-    _write(path, fingerprint, statistics.pictures, totals, counts)
+    parts = others[0].parts if others else [fingerprint.pictures]
+    _write(path, fingerprint, statistics.pictures, totals, counts, parts)
 
 
 def read_statistics(path: str | Path) -> StoredStatistics:
@@ -107,25 +136,60 @@ def read_statistics(path: str | Path) -> StoredStatistics:
         CheckpointError: If there is no such file, or it is damaged or of another kind.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"The file of statistics {path} is {'a folder' if path.is_dir() else 'not there'}.")
+    open_file(path, "The file of statistics").close()
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            keys = set(file.keys())
+            held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in held.items()}
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path} holds no statistics; they are written by 'pleas merge' with 'statistics'.")
         if metadata.get("version") != VERSION:
             raise CheckpointError(f"{path} holds statistics of version {metadata.get('version')}, not {VERSION}.")
         listed = json.loads(metadata["moments"])
         moments = {name: StoredMoment(one["count"], tuple(map(tuple, one["shapes"]))) for name, one in listed.items()}
-        fingerprint, pictures = Fingerprint.read(json.loads(metadata["stamp"])), json.loads(metadata["pictures"])
-    except (OSError, SafetensorError, struct.error, KeyError, TypeError, ValueError) as error:
+        fingerprint, pictures = Fingerprint.read(json.loads(metadata["stamp"])), dict(json.loads(metadata["pictures"]))
+        parts = json.loads(metadata["parts"]) if "parts" in metadata else []
+        shards = [{domain: PictureSum.read(one) for domain, one in part.items()} for part in parts]
+    except (OSError, SafetensorError, struct.error, LookupError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no file of statistics: {error}.") from error
-    missing = {_tensor(name, index) for name, one in moments.items() for index in range(len(one.shapes))} - keys
-    if missing:
-        raise CheckpointError(f"{path} is damaged: it lacks {min(missing)}.")
-    return StoredStatistics(path, fingerprint, pictures, moments)
+    stored = StoredStatistics(path, fingerprint, pictures, moments, shards or [fingerprint.pictures])
+    _check_contents(stored, found)
+    return stored
+
+
+def _check_contents(stored: StoredStatistics, found: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Refuse a list of contents that is not of what is there, or of numbers that cannot be.
+
+    Args:
+        stored: The list.
+        found: Tensor in the file -> its type and shape.
+
+    Raises:
+        CheckpointError: With the moment or domain.
+    """
+    path = stored.path
+    for domain, count in stored.pictures.items():
+        expected = stored.fingerprint.pictures.get(domain, PictureSum()).count
+        if type(count) is not int or count < 0 or count != expected:
+            raise CheckpointError(
+                f"{path} is damaged: it is said to be of {count} and of {expected} pictures of {domain}."
+            )
+    for name, moment in stored.moments.items():
+        domain, count = domain_of(name), moment.count
+        pictures = stored.pictures.get(domain, 0)
+        # A picture has as many samples as every other: one, or one at each position.
+        whole = type(count) is int and count >= 0 and bool(count) == bool(pictures)
+        if not whole or (pictures and count % pictures):
+            raise CheckpointError(f"{path} is damaged: {name} is said to be of {count} samples of {pictures} pictures.")
+        for index, shape in enumerate(moment.shapes):
+            held = found.get(_tensor(name, index))
+            if held is None:
+                raise CheckpointError(f"{path} is damaged: it lacks {_tensor(name, index)}.")
+            if held != ("F64", shape):
+                raise CheckpointError(
+                    f"{path} is damaged: {name} is said to be {shape} in float64, and is {held[1]} in {held[0]}."
+                )
 
 
 def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatistics:
@@ -137,7 +201,7 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
 
     Raises:
         ConfigurationError: If they do not belong together.
-        CheckpointError: If one cannot be read.
+        CheckpointError: If one cannot be read, or holds what no pictures can leave.
     """
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
@@ -159,6 +223,15 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
                 f"{file.path} lacks {lacking[0]}, which others have, although it has seen {domain_of(lacking[0])}; "
                 f"gather the same moments in all files."
             )
+    seen: dict[tuple[str, PictureSum], Path] = {}
+    for file in files:
+        for domain, shown in ((domain, shown) for part in file.parts for domain, shown in part.items() if shown.count):
+            other = seen.setdefault((domain, shown), file.path)
+            if other != file.path:
+                raise ConfigurationError(
+                    f"{file.path} and {other} cannot be added: both are of the same {shown.count} pictures of "
+                    f"{domain}, which count once."
+                )
     pictures: dict[str, int] = {}
     totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
@@ -168,13 +241,13 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
         for name, moment in file.moments.items():
             counts[name] = counts.get(name, 0) + moment.count
             if name not in totals:
-                totals[name] = file.totals(name)
+                totals[name] = file.checked_totals(name)
                 continue
             if [tuple(total.shape) for total in totals[name]] != list(moment.shapes):
                 raise ConfigurationError(f"{file.path} and {first.path} cannot be added: {name} has other shapes.")
-            totals[name] = [mine + theirs for mine, theirs in zip(totals[name], file.totals(name), strict=True)]
+            totals[name] = [mine + theirs for mine, theirs in zip(totals[name], file.checked_totals(name), strict=True)]
     fingerprint = reduce(lambda one, other: one + other, (file.fingerprint for file in files))
-    _write(out, fingerprint, pictures, totals, counts)
+    _write(out, fingerprint, pictures, totals, counts, [part for file in files for part in file.parts])
     return read_statistics(out)
 
 
@@ -184,6 +257,7 @@ def _write(
     pictures: Mapping[str, int],
     totals: Mapping[str, Sequence[Tensor]],
     counts: Mapping[str, int],
+    parts: Sequence[Mapping[str, PictureSum]],
 ) -> None:
     listed: dict[str, Any] = {
         name: {"count": counts[name], "shapes": [list(one.shape) for one in found]} for name, found in totals.items()
@@ -193,6 +267,7 @@ def _write(
         "version": VERSION,
         "stamp": json.dumps(fingerprint.plain),
         "pictures": json.dumps(dict(pictures)),
+        "parts": json.dumps([{domain: asdict(shown) for domain, shown in part.items()} for part in parts]),
         "moments": json.dumps(listed),
     }
     tensors = {

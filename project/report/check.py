@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from project.allocation import why_not_larger
-from project.errors import TraceError
+from project.errors import MergeError, TraceError
 from project.fit import unfitted
 from project.report.groups import group_table
 from project.student import reestimate
@@ -82,12 +82,15 @@ def check_network(
         fresh: Whether it was never trained: it is then given random values, see :func:`randomise_constants`.
 
     Raises:
-        TraceError: If its groups cannot be derived, or do not hold.
+        TraceError: If its groups cannot be derived or do not hold, or what it puts out cannot be worked with.
     """
     spec = trace(network, picture)
     if fresh:
         randomise_constants(network, picture)
-    changes = group_differences(network, spec)
+    try:
+        changes = group_differences(network, spec)
+    except MergeError as error:
+        raise TraceError(f"{title}: {error}") from error
     broken = [name for name, change in changes.items() if not change <= tolerance]
     if broken or not changes:
         what = f"permuting {broken[0]!r} changes the logits by {changes[broken[0]]:.1e}" if broken else "none found"

@@ -52,7 +52,10 @@ def separate_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str) -> Figure:
     """Plot values along the layers of the network, a line for each series."""
-    figure = Figure(figsize=(max(6, 0.32 * len(labels)), 4.2), layout="constrained")
+    many = len(values) > len(COLOURS)
+    width, height = max(6, 0.32 * len(labels)), 4.2
+    size = (width + 3, max(height, 0.2 * len(values) + 0.6)) if many else (width, height)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for colour, (name, series) in zip(COLOURS * len(values), values.items(), strict=False):
         axes.plot(range(len(series)), series, "o-", color=colour, label=name, markersize=4)
@@ -60,5 +63,8 @@ def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], y
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    if many:  # within the axes it would leave no room for them
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    else:
+        axes.legend(frameon=False, fontsize=8)
     return figure

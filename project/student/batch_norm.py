@@ -1,16 +1,16 @@
-"""Re-estimating batch norm: averaged units vary less than their sources' (variance collapse), so statistics move."""
+"""Batch norms that keep running statistics: which there are, and how a batch is normalised by its own."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from project.errors import MergeError
 from project.moments import BatchNorm
 from project.runtime import ALONE, World
-from project.student.build import Student
 from project.symmetry import NORMS
 
 
@@ -33,127 +33,78 @@ def _train_where_possible(norm: nn.Module, inputs: tuple[Tensor]) -> None:
     norm.train(inputs[0].numel() > inputs[0].shape[1])
 
 
-class _CumulativeNorm:
-    """Averages a norm's statistics over pictures, each with the same weight, whatever the size of its batch."""
-
-    def __init__(self, norm: BatchNorm) -> None:
-        self.norm, self.pictures, self.lone, self.momentum = norm, 0, False, norm.momentum
-        self.before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-        norm.reset_running_stats()
-        self.handle = norm.register_forward_pre_hook(self._before)
-
-    def _before(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        values = inputs[0]
-        _train_where_possible(norm, inputs)
-        self.lone |= not norm.training
-        if norm.training:
-            self.pictures += values.shape[0]
-            self.norm.momentum = values.shape[0] / self.pictures
-
-    def close(self) -> None:
-        """Put the norm back as it was, but for its statistics."""
-        self.handle.remove()
-        self.norm.momentum = self.momentum
-
-    def settle(self, reduce: Callable[[Tensor], object]) -> None:
-        """Average over processes, by pictures."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None
-        assert variance is not None
-        count = torch.tensor(float(self.pictures), device=mean.device)
-        mean.mul_(count)
-        variance.mul_(count)
-        for tensor in (mean, variance, count):
-            reduce(tensor)
-        if not bool(count) and not self.lone:
-            self.norm.load_state_dict(self.before, strict=False)  # it never runs
-            return
-        if not bool(count):
-            raise MergeError("batch norm cannot be re-estimated: no batch held two values a unit; use larger batches.")
-        mean.div_(count)
-        variance.div_(count)
-
-
 @contextmanager
-def reestimation(
-    network: nn.Module, skip: Collection[str] = (), reduce: Callable[[Tensor], object] = lambda tensor: tensor
-) -> Iterator[None]:
-    """Re-estimate batch norm while open: every forward pass adds its pictures to the average of each norm's statistics.
-
-    Everything but the batch norms is in eval mode inside, and everything afterwards. Statistics from before are
-    forgotten. Pass pictures of all domains in every batch, in the shares they shall have.
-
-    Args:
-        network: Changed in place.
-        skip: Names of norms whose statistics stay.
-        reduce: Sums a tensor over all processes in place.
-    """
-    network.eval()
-    norms = [_CumulativeNorm(norm) for norm in batch_norms(network, skip).values()]
-    try:
-        yield
-        with torch.no_grad():
-            for norm in norms:
-                norm.settle(reduce)
-    finally:
-        for norm in norms:
-            norm.close()
-        network.eval()
-
-
-@contextmanager
-def own_statistics(network: nn.Module, skip: Collection[str] = ()) -> Iterator[None]:
+def own_statistics(network: nn.Module, skip: Collection[str] = (), world: World = ALONE) -> Iterator[None]:
     """Normalise every batch by its own statistics while open, and leave the running ones as they are.
 
-    Gradients pass through these statistics. A lone value a unit has none, and is normalised by the running ones.
+    Gradients pass through these statistics. A lone value a unit has none, and is normalised by the running ones. A
+    batch that several processes share is one batch: they sum what its statistics are made of, and on the way back
+    the gradients of these, so that all of them must go through the network, and back, together.
 
     Args:
         network: In eval mode, in which it is left.
         skip: Names of norms that keep to their running statistics.
+        world: The processes that share each batch.
     """
     norms = batch_norms(network, skip).values()
-    handles = [norm.register_forward_pre_hook(_train_where_possible) for norm in norms]
+    handles = [norm.register_forward_pre_hook(_train_where_possible) for norm in norms] if world.size == 1 else []
     for norm in norms:
         norm.track_running_stats = False
+        if world.size > 1:
+            norm.forward = partial(_normalised, norm, world)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for norm, handle in zip(norms, handles, strict=True):
+        for handle in handles:
             handle.remove()
+        for norm in norms:
+            norm.__dict__.pop("forward", None)
             norm.track_running_stats = True
             norm.eval()
 
 
-@torch.no_grad()
-def reestimate(network: nn.Module, batches: Iterable[Tensor], skip: Collection[str] = ()) -> None:
-    """Re-estimate batch norm: replace the running statistics of a network by those of some pictures.
+def _normalised(norm: BatchNorm, world: World, values: Tensor) -> Tensor:
+    """Normalise this process' share of a batch, (batch, units) or (batch, units, …), by the statistics of all of it.
 
-    Args:
-        network: Changed in place; in eval mode afterwards.
-        batches: Pictures of all domains mixed, shape (batch, channels, height, width).
-        skip: Names of norms whose statistics stay.
+    The squares are of deviations from the mean of all, so that nothing cancels.
     """
-    with reestimation(network, skip):
-        for pictures in batches:
-            network(pictures)
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))
+    others, shape = [0, *range(2, values.dim())], (-1, *(1,) * (values.dim() - 2))
+    count = exact.new_tensor([values.numel() // values.shape[1]])
+    sums = _Summed.apply(torch.cat([exact.sum(others), count]), world)
+    total = float(sums[-1].detach())
+    if total > 1:
+        centred = exact - (sums[:-1] / total).view(shape)
+        variance = _Summed.apply(centred.square().sum(others), world) / total
+    else:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        centred, variance = exact - norm.running_mean.view(shape), norm.running_var
+    scale = (variance + norm.eps).rsqrt()
+    if norm.affine:
+        return (centred * (scale * norm.weight).view(shape) + norm.bias.view(shape)).to(values.dtype)
+    return (centred * scale.view(shape)).to(values.dtype)
 
 
-@torch.no_grad()
-def renormalise(student: Student, batches: Iterable[Mapping[str, Tensor | None]], world: World = ALONE) -> None:
-    """Replace the running statistics of a student by those of calibration pictures, all domains mixed.
+class _Summed(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose gradient is the sum of theirs."""
 
-    Args:
-        student: Changed in place; in eval mode afterwards.
-        batches: This process' batches: domain -> pictures (batch, channels, height, width), or None where it has no
-            more; see :func:`batches_of_all`.
-        world: The processes that share the pictures.
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
+        """Sum over the processes."""
+        ctx.world = world
+        return _summed(tensor, world)
 
-    Raises:
-        MergeError: If no batch holds two values a unit.
-    """
-    with reestimation(student.network, student.exact_norms, world.reduce):
-        for batch in batches:
-            student(mixed(batch))
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Sum over the processes: each of them has an answer that hangs on the sum."""
+        return _summed(gradient, ctx.world), None
+
+
+def _summed(tensor: Tensor, world: World) -> Tensor:
+    result = tensor.detach().clone(memory_format=torch.contiguous_format)
+    world.reduce(result)
+    return result
 
 
 def mixed(batch: Mapping[str, Tensor | None]) -> Tensor:

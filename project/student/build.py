@@ -1,6 +1,7 @@
 """A student network from an architecture and its unit maps."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.allocation import nominal_macs, stored_bytes
+from project.errors import MergeError
 from project.models import Architecture, LabelSpace, MultiHead, Preprocessing
 from project.models.probe import run_with_features
 from project.student.joins import with_joins
@@ -135,6 +137,19 @@ def exact_groups(spec: Spec, maps: Mapping[str, UnitMap]) -> frozenset[str]:
         for group in spec.parts(layer.outputs):
             exact[group] = exact[group] and known and single[group]
     return frozenset(name for name, holds in exact.items() if holds and name != spec.input.name)
+
+
+def check_finite(student: Student) -> None:
+    """Refuse a student that holds values which are not finite.
+
+    Raises:
+        MergeError: With the tensor, whose name says which layer it belongs to.
+    """
+    for name, tensor in student.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            least, most = map(float, torch.aminmax(tensor.detach()))
+            if not -math.inf < least <= most < math.inf:
+                raise MergeError(f"{name.removeprefix('network.')!r} holds values that are not finite.")
 
 
 def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -> nn.Module:

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
-from project.errors import CheckpointError, ConfigurationError, PleasError
+from project.errors import CheckpointError, ConfigurationError, MergeError, PleasError
 from project.models import Architecture, Named, Weights, read_weights, written_out
 from project.models.architecture import plain_arguments
 from project.models.custom import dotted_path
 from project.models.description import DESCRIPTION, ENTRY, Description
-from project.models.network import load_weights, name_of, on_cpu, untrained_network
+from project.models.network import load_weights, name_of, on_cpu, sized_like, untrained_network
 from project.models.packing import write_packed
+from project.models.preprocessing import LARGEST_SIDE
 from project.runtime.saving import atomic_save
-from project.student.build import Student, blank_network
+from project.student.build import Student, blank_network, check_finite
 from project.student.masked import MaskedStudent
 from project.student.mixture import MixtureStudent
 from project.symmetry import Spec, trace
@@ -37,7 +38,8 @@ def save_student(student: Student, path: str | Path) -> None:
             anything else is safetensors, with all that is no tensor as JSON under ``pleas`` in its metadata.
 
     Raises:
-        CheckpointError: If nothing tells what the student's network was before it was merged.
+        CheckpointError: If nothing tells what the student's network was before it was merged, or the student holds
+            values that are not finite.
     """
     path = Path(path)
     try:
@@ -56,8 +58,13 @@ def student_entries(student: Student) -> dict[str, Any]:
     """What a file must hold beside the network's tensors to be a student: plain values and tensors.
 
     Raises:
-        CheckpointError: If nothing tells what the student's network was before it was merged.
+        CheckpointError: If nothing tells what the student's network was before it was merged, or the student holds
+            values that are not finite.
     """
+    try:
+        check_finite(student)
+    except MergeError as error:
+        raise CheckpointError(f"the student's {error}") from error
     entries = {
         "format": FORMAT,
         "version": VERSION,
@@ -149,11 +156,16 @@ def build_student(
     labels = weights.label_space
     if weights.architecture is None or labels is None:
         raise CheckpointError(f"{path} is a student without architecture or classes.")
-    plain, built = _plain_network(weights, weights.architecture, architecture, arguments)
+    try:
+        plain, built = _plain_network(weights, weights.architecture, architecture, arguments)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is a student whose {error}") from error
     try:
         maps = {name: UnitMap.sorted(members) for name, members in content["unit_maps"].items()}
-        lineage = content["lineage"]
-        network, spec = _resized(plain, maps, tuple(content["picture"]), built.custom and "zipped" not in content)
+        lineage = _mapping(content, "lineage")
+        picture = _picture(content["picture"])
+        with sized_like(weights):
+            network, spec = _resized(plain, maps, picture, built.custom and "zipped" not in content)
     except (PleasError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
@@ -163,7 +175,8 @@ def build_student(
     if "masked" in content:
         _check_masks(student, content["masked"], str(path))
     try:
-        student = of_its_kind(student, content)
+        with sized_like(weights):
+            student = of_its_kind(student, content)
     except PleasError as error:
         raise CheckpointError(f"{path} is a student that cannot be put together: {error}") from error
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: order, memory
@@ -191,6 +204,21 @@ def _plain_network(
             f"arguments is {given}, but {weights.path} is a student of {known.name} with {dict(known.arguments or {})}."
         )
     return untrained_network(weights)
+
+
+def _mapping(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = entries[name]
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{name} is a {type(found).__name__}; allowed: a mapping.")
+    return found
+
+
+def _picture(given: Any) -> tuple[int, int, int]:
+    """The shape of a picture, as a file says it."""
+    shape = tuple(given)
+    if len(shape) != 3 or any(type(side) is not int or not 1 <= side <= LARGEST_SIDE for side in shape):
+        raise CheckpointError(f"picture is {given}; allowed: channels, height and width, up to {LARGEST_SIDE}.")
+    return shape
 
 
 def _check_masks(student: Student, masked: dict[str, Any], path: str) -> None:
@@ -233,8 +261,8 @@ def _resized(
     """
     plain = written_out(plain)
     device = next(iter(plain.state_dict().values())).device
+    spec = trace(plain, picture)
     with torch.device(device), torch.random.fork_rng(devices=[]):
-        spec = trace(plain, picture)
         for group in spec.free:
             units = int(maps[group.name].members.max()) + 1
             if whole and units < group.size:  # sources that are students themselves may have more

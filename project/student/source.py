@@ -27,6 +27,7 @@ from project.models import (
 )
 from project.models.custom import count_logits
 from project.models.network import built_as
+from project.models.sound import check_varied, sound_state, unusable_kind
 from project.moments import network_hash
 from project.student.build import Student
 from project.student.file import build_student, is_student, original_architecture
@@ -99,6 +100,7 @@ def read_source(
 ) -> Source:
     """A source from what was read of its file; see :func:`load_source`."""
     name = name or weights.path.stem
+    check_varied(weights.state_dict, str(weights.path), CheckpointError)
     if is_student(weights):
         student = build_student(weights, architecture, arguments)
         return Source(name, _dense(student, str(weights.path)), _described(student), weights.sha256, weights.path)
@@ -163,8 +165,8 @@ def _check_tensors(network: nn.Module, name: str) -> None:
     for tensor_name, tensor in tensors.items():
         if is_lazy(tensor):
             raise ConfigurationError(f"{name} holds {tensor_name!r}, which has no shape yet; run it on a picture once.")
-        if tensor.is_meta:
-            raise ConfigurationError(f"{name} holds {tensor_name!r} on the meta device, where tensors have no values.")
+        if kind := unusable_kind(tensor):
+            raise ConfigurationError(f"{name} holds {tensor_name!r}, which is {kind}; allowed: plain tensors.")
     devices = {str(tensor.device): tensor_name for tensor_name, tensor in tensors.items()}
     if len(devices) > 1:
         where = ", ".join(f"{tensor_name} on {device}" for device, tensor_name in devices.items())
@@ -173,9 +175,8 @@ def _check_tensors(network: nn.Module, name: str) -> None:
         if not parameter.is_floating_point():
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ConfigurationError(f"{name} holds {tensor_name!r} of type {kind}; allowed: floating point.")
-    for tensor_name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ConfigurationError(f"{name} holds values in {tensor_name!r} that are not finite.")
+    sound_state(tensors, name, ConfigurationError)
+    check_varied(tensors, name, ConfigurationError)
     for module_name, module in network.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             where = f"layer {module_name!r}" if module_name else "itself"

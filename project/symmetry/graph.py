@@ -1,8 +1,10 @@
 """Networks as torch.fx graphs of leaf modules, and the line of code behind each value."""
 
 import copy
-import re
+import linecache
+import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from project.errors import TraceError
 from project.models import Heads
 
 LEAVES: tuple[type[nn.Module], ...] = (Heads, LayerNorm2d, StochasticDepth, Permute)
-FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)[^\n]*\n\s*(?P<code>[^\n]*)')
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
@@ -25,13 +26,23 @@ class LeafTracer(fx.Tracer):
 
     Args:
         leaves: Types to keep whole, beside torch.nn's.
-        lines: Whether every value holds the lines of code that made it, which takes as long as tracing does.
+        lines: Whether every value remembers the line of code that made it.
     """
 
     def __init__(self, *leaves: type[nn.Module], lines: bool = False) -> None:
         super().__init__()
         self.leaves = (*LEAVES, *leaves)
-        self.record_stack_traces = lines
+        self.lines = lines
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A value of the graph; torch's own stack traces, whole and as text, take as long as all the rest."""
+        node = super().create_node(*args, **kwargs)
+        frame = sys._getframe(1) if self.lines else None
+        while frame is not None and frame.f_code.co_filename.startswith(LIBRARIES):
+            frame = frame.f_back
+        if frame is not None:
+            node.meta["line"] = frame.f_code.co_filename, frame.f_lineno
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one value of the graph."""
@@ -53,11 +64,29 @@ def graph_of(network: nn.Module, *leaves: type[nn.Module], lines: bool = False) 
     try:
         graph = tracer.trace(network)
     except Exception as error:
-        trace = "".join(traceback.format_exception(error))
+        places = ((frame.filename, frame.lineno or 0) for frame in reversed(_frames(error)))
         raise TraceError(
-            f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_last_frame(trace)}."
+            f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_first_own(places)}."
         ) from error
-    return fx.GraphModule(network, graph)
+    return _Uncompiled(network, graph)
+
+
+class _Uncompiled(fx.GraphModule):
+    """A graph module that compiles its graph when it is called first: most graphs are walked, value by value."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self.__dict__["building"] = True
+        super().__init__(root, graph)
+        self.__dict__["building"] = False
+
+    def recompile(self) -> Any:
+        """Nothing while the module is built, else as torch.fx does it."""
+        return None if self.__dict__.get("building") else super().recompile()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compile, which puts another method in this one's place, and call that."""
+        self.recompile()
+        return type(self).forward(self, *args, **kwargs)
 
 
 def shaped_graph(network: nn.Module, picture: tuple[int, int, int], batch: int) -> fx.GraphModule:
@@ -118,15 +147,21 @@ class _Notes(fx.Interpreter):
 
 def code_of(node: fx.Node) -> str:
     """The user's line of code behind a value, as the end of a sentence; empty where it is not known."""
-    return _last_frame(node.stack_trace or "")
+    return _first_own([node.meta["line"]]) if "line" in node.meta else ""
 
 
-def _last_frame(trace: str) -> str:
-    frames = [frame for frame in FRAME.finditer(trace) if not frame["file"].startswith(LIBRARIES)]
-    if not frames:
-        return ""
-    last = frames[-1]
-    return f", at {'/'.join(Path(last['file']).parts[-2:])}, line {last['line']}: {last['code'].strip()}"
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where an error arose and what led to it, what it came from first, outermost calls first."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [*(_frames(before) if before is not None else ()), *traceback.extract_tb(error.__traceback__)]
+
+
+def _first_own(places: Iterable[tuple[str, int]]) -> str:
+    """The first line of code that is not the libraries', as the end of a sentence."""
+    for file, line in places:
+        if not file.startswith(LIBRARIES):
+            return f", at {'/'.join(Path(file).parts[-2:])}, line {line}: {linecache.getline(file, line).strip()}"
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Renaming the units of a network, and the proof that this leaves its function alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from torch.func import functional_call
 
 from project.errors import MergeError
 from project.symmetry.spec import Axis, Group, Spec
+
+LARGEST_OUTPUT = 1e15  # its square summed over a few hundred million samples is still finite in float32
 
 
 def permute_axis(tensor: Tensor, dim: int, order: Tensor, taps: int = 1) -> Tensor:
@@ -129,6 +132,34 @@ def random_orders(spec: Spec, groups: Iterable[Group], generator: torch.Generato
     return orders
 
 
+@contextmanager
+def _watched(network: nn.Module) -> Iterator[None]:
+    """Refuse, in the ``with`` statement, what a layer puts out if squares of it could not be summed in float32."""
+
+    def look(name: str, module: nn.Module, result: object) -> None:
+        if not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
+            return
+        most = float(result.abs().max())
+        if not most <= LARGEST_OUTPUT:
+            weights = [float(one.abs().max()) for one in module.parameters(recurse=False) if one.numel()]
+            held = f"; its parameters reach {max(weights):.1e}" if weights else ""
+            raise MergeError(
+                f"layer {name!r} puts out {most:.1e} on random pictures; allowed: up to {LARGEST_OUTPUT:.0e}, squares "
+                f"of which float32 can sum{held}."
+            )
+
+    leaves = ((name, module) for name, module in network.named_modules() if not any(module.children()))
+    hooks = [
+        module.register_forward_hook(lambda module, _, result, name=name: look(name, module, result))  # type: ignore[misc]
+        for name, module in leaves
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def group_differences(network: nn.Module, spec: Spec, seed: int = 0) -> dict[str, float]:
     """Permute each group at random, with what is tied to it, and measure what that does to the logits.
@@ -140,11 +171,18 @@ def group_differences(network: nn.Module, spec: Spec, seed: int = 0) -> dict[str
 
     Returns:
         For every permutation group, max |Δlogit| over two random pictures, relative to max |logit|.
+
+    Raises:
+        MergeError: If the network answers the same to both pictures, or a layer puts out more than ``LARGEST_OUTPUT``
+            or what is not finite; the message names it.
     """
     generator = torch.Generator().manual_seed(seed)
     state = dict(network.state_dict())
     pictures = torch.randn(2, *spec.picture, generator=generator).to(next(network.parameters()).device)
-    before = functional_call(network, state, (pictures,))
+    with _watched(network):
+        before = functional_call(network, state, (pictures,))
+    if torch.equal(before[0], before[1]):
+        raise MergeError("it gives all pictures the same logits; was it, and its last layer, trained?")
     differences = {}
     for group in spec.free:
         moved = permute_state(state, spec, random_orders(spec, [group], generator))
@@ -166,7 +204,8 @@ def check_equivalence(network: nn.Module, spec: Spec, *, seed: int = 0, toleranc
         For every permutation group, the relative difference of the logits that a random permutation made.
 
     Raises:
-        MergeError: Where a difference is above the tolerance (or not a number); the message names the group.
+        MergeError: Where a difference is above the tolerance, the message naming the group; see also
+            :func:`group_differences`.
     """
     differences = group_differences(network, spec, seed)
     worst = max(differences, key=lambda name: differences[name], default=None)

@@ -8,6 +8,7 @@ positions makes the units of all positions the same. Which axes belong to which 
 
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -69,7 +70,8 @@ def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
     """
     if network.training:
         raise TraceError(f"network {type(network).__name__} is in training mode; tracing needs eval mode.")
-    with torch.device("cpu"):  # labels are counted, wherever the caller makes tensors
+    # Labels are counted, wherever the caller makes tensors; a device that is asked for slows every call down.
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
         return collect(_Walk(shaped_graph(network, picture, BATCH), picture).records())
 
 

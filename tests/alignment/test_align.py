@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, gathered, permuted_copy, pictures, random_network, resnet
+from helpers import DOMAINS, PICTURE, gathered, permuted_copy, pictures, random_network, resnet, traced
 from torch import Tensor, nn
 
 from project.alignment import Alignment, activation_similarity, align_by_activations, align_by_weights, unaligned
 from project.moments import UNITS
-from project.symmetry import Spec, permute_state, trace
+from project.symmetry import Spec, permute_state
 
 
 def family(network: nn.Module, count: int) -> tuple[list[nn.Module], Spec, list[dict[str, Tensor]]]:
     """The network and permuted copies of it, with the true matches of each copy."""
-    spec = trace(network, PICTURE)
+    spec = traced(network, PICTURE)
     copies = [copy.deepcopy(network) for _ in range(count - 1)]
     truths = [permuted_copy(network, twin, spec, seed) for seed, twin in enumerate(copies)]
     return [network, *copies], spec, truths
@@ -35,8 +35,14 @@ def assert_found(alignment: Alignment, spec: Spec, truths: list[dict[str, Tensor
         assert alignment.scores[group.name].tolist() == sorted(alignment.scores[group.name].tolist(), reverse=True)
 
 
-@pytest.mark.parametrize("kind", ["correlation", "distance"])
-@pytest.mark.parametrize(("seed", "count"), [(seed, 2 + seed % 2) for seed in range(10)])
+@pytest.mark.parametrize(
+    ("seed", "count", "kind"),
+    [  # every structure by one of them
+        pytest.param(seed, 2 + seed % 2, kind, marks=() if (seed // 2 + i) % 2 else pytest.mark.slow)
+        for seed in range(10)
+        for i, kind in enumerate(("correlation", "distance"))
+    ],
+)
 def test_by_activations(kind: str, seed: int, count: int) -> None:
     sources, spec, truths = family(random_network(seed, seed), count)
     statistics = gathered(sources, spec, [("art", pictures(30, 0)), ("birds", pictures(30, 1))], DOMAINS, [UNITS])
@@ -90,7 +96,7 @@ def test_buffers_take_no_part_in_matching() -> None:
 
 
 def test_unaligned_keeps_the_numbers() -> None:
-    spec = trace(random_network(0), PICTURE)
+    spec = traced(random_network(0), PICTURE)
     for group in spec.free:
         assert unaligned(spec, 3).members[group.name].tolist() == [[unit] * 3 for unit in range(group.size)]
 
@@ -98,7 +104,7 @@ def test_unaligned_keeps_the_numbers() -> None:
 def with_statistics(seed: int, count: int) -> tuple[list[nn.Module], Spec, Callable[[Sequence[int], str], Alignment]]:
     """Unrelated networks, and their alignment by activations in any order."""
     sources = [random_network(seed, weights) for weights in range(count)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     batches = [("art", pictures(20, 0)), ("birds", pictures(20, 1))]
 
     def align(order: Sequence[int], kind: str) -> Alignment:
@@ -156,7 +162,7 @@ def test_scores_and_distances_are_those_of_the_rows(kind: str) -> None:
 def test_weights_of_matched_sources_are_more_alike(seed: int, count: int) -> None:
     """The sum over all pairs of what weights have in common, counted on permuted networks; and distances with it."""
     sources = [random_network(seed, weights) for weights in range(count)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     states = [source.state_dict() for source in sources]
     alignment = align_by_weights(spec, states)
 

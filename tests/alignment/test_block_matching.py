@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import DOMAINS, gathered, permuted_copy, pictures
+from helpers import DOMAINS, gathered, permuted_copy, pictures, traced
 from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 
@@ -13,14 +13,14 @@ from project.alignment import Alignment, align_by_activations, align_by_weights
 from project.alignment.structured import block_rows, bundles, match_blocks
 from project.errors import MergeError
 from project.moments import UNITS
-from project.symmetry import Spec, check_blocks, trace
+from project.symmetry import Spec, check_blocks
 
 SHAPE = (3, SIDE, SIDE)
 
 
 def family(name: str, count: int) -> tuple[list[nn.Module], Spec, list[dict[str, Tensor]]]:
     network = kind(name, 0)
-    spec = trace(network, SHAPE)
+    spec = traced(network, SHAPE)
     copies = [copy.deepcopy(network) for _ in range(count - 1)]
     truths = [permuted_copy(network, twin, spec, seed) for seed, twin in enumerate(copies)]
     return [network, *copies], spec, truths
@@ -58,7 +58,7 @@ def test_permutations_are_found(name: str, count: int, by: str) -> None:
 @pytest.mark.parametrize("name", ["grouped", "group norm", "transformer", "attention"])
 def test_blocks_stay_whole_in_one_order_whatever_the_order_of_the_sources(name: str, by: str) -> None:
     sources = [kind(name, seed) for seed in range(3)]
-    spec = trace(sources[0], SHAPE)
+    spec = traced(sources[0], SHAPE)
     first = aligned(sources, spec, by)
     for source in range(3):
         check_blocks(spec, {group: members[:, source] for group, members in first.members.items()})
@@ -71,7 +71,7 @@ def test_blocks_stay_whole_in_one_order_whatever_the_order_of_the_sources(name: 
 @pytest.mark.parametrize("seed", range(5))
 def test_against_all_permutations(seed: int) -> None:
     """Two sources, two tied groups of three blocks: no other matching has a larger total similarity."""
-    spec = trace(kind("grouped", 0), SHAPE)
+    spec = traced(kind("grouped", 0), SHAPE)
     groups = next(found for found in bundles(spec) if len(found) > 1)
     generator = torch.Generator().manual_seed(seed)
     similarities = {}

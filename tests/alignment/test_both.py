@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, gathered, permuted_copy, pictures, random_network
+from helpers import DOMAINS, PICTURE, gathered, permuted_copy, pictures, random_network, traced
 from kinds import KINDS, SIDE, kind
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from project.alignment import Alignment, activation_similarity, align_by_activations, align_by_both
 from project.alignment.ascent import ascend
 from project.moments import UNITS, Statistics
-from project.symmetry import Group, Spec, check_blocks, permute_state, trace
+from project.symmetry import Group, Spec, check_blocks, permute_state
 
 SHAPE = (3, SIDE, SIDE)
 
 
 def scene(sources: Sequence[nn.Module], shape: tuple[int, int, int] = PICTURE) -> tuple[Spec, Statistics]:
-    spec = trace(sources[0], shape)
+    spec = traced(sources[0], shape)
     batches = [("art", pictures(30, 0, shape)), ("birds", pictures(30, 1, shape))]
     return spec, gathered(sources, spec, batches, DOMAINS, [UNITS])
 
@@ -32,7 +32,7 @@ def aligned(sources: Sequence[nn.Module], alpha: float, shape: tuple[int, int, i
 
 def copies(network: nn.Module, count: int, shape: tuple[int, int, int]) -> tuple[list[nn.Module], dict[str, Tensor]]:
     """The network and permuted copies of it; for each group, which units belong together."""
-    spec, sources = trace(network, shape), [network]
+    spec, sources = traced(network, shape), [network]
     rows = {group.name: [torch.arange(group.size)] for group in spec.free}
     for seed in range(count - 1):
         sources.append(copy.deepcopy(network))
@@ -45,8 +45,14 @@ def row_set(members: Tensor) -> set[tuple[int, ...]]:
     return {tuple(row) for row in members.tolist()}
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize(("seed", "count"), [(seed, 2 + seed % 2) for seed in range(6)])
+@pytest.mark.parametrize(
+    ("seed", "count", "alpha"),
+    [  # every structure with two of four
+        pytest.param(seed, 2 + seed % 2, alpha, marks=() if (seed // 2 + i) % 2 else pytest.mark.slow)
+        for seed in range(6)
+        for i, alpha in enumerate((0.1, 0.5, 0.9, 1.0))
+    ],
+)
 def test_permutations_are_found(seed: int, count: int, alpha: float) -> None:
     sources, truth = copies(random_network(seed, seed), count, PICTURE)
     alignment = aligned(sources, alpha)
@@ -57,8 +63,14 @@ def test_permutations_are_found(seed: int, count: int, alpha: float) -> None:
         assert float(alignment.scores[name].max()) < 1.001
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "shuffled"])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [  # every kind with two sources or with three
+        pytest.param(name, count, marks=() if (i + count) % 2 else pytest.mark.slow)
+        for i, name in enumerate(name for name in KINDS if name != "shuffled")
+        for count in (2, 3)
+    ],
+)
 def test_permutations_of_structured_networks_are_found(name: str, count: int) -> None:
     sources, truth = copies(kind(name, 0), count, SHAPE)
     alignment = aligned(sources, 0.5, SHAPE)
@@ -72,7 +84,7 @@ def test_blocks_stay_whole(name: str, count: int) -> None:
     alignment = aligned(sources, 0.5, SHAPE)
     for source in range(count):
         orders = {group: members[:, source] for group, members in alignment.members.items()}
-        check_blocks(trace(sources[0], SHAPE), orders)
+        check_blocks(traced(sources[0], SHAPE), orders)
 
 
 @pytest.mark.parametrize(("seed", "count"), [(1, 2), (3, 2), (1, 3)])

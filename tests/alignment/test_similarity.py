@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, gathered, pictures, random_network
+from helpers import DOMAINS, PICTURE, gathered, pictures, random_network, traced
 from torch import Tensor, nn
 
 from project.alignment import activation_similarity
-from project.symmetry import Spec, graph_of, trace
+from project.symmetry import Spec, graph_of
 
 
 def collected(network: nn.Module, batches: list[Tensor]) -> dict[str, np.ndarray]:
@@ -29,11 +29,16 @@ def collected(network: nn.Module, batches: list[Tensor]) -> dict[str, np.ndarray
 
 def scene(seed: int, count: int) -> tuple[list[nn.Module], Spec, list[Tensor]]:
     sources = [random_network(seed, weights) for weights in range(count)]
-    return sources, trace(sources[0], PICTURE), [pictures(4, 1), pictures(9, 2), pictures(5, 3)]
+    return sources, traced(sources[0], PICTURE), [pictures(4, 1), pictures(9, 2), pictures(5, 3)]
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    ("seed", "count"),
+    [
+        *((seed, 2 + seed % 2) for seed in range(8)),
+        *(pytest.param(seed, 3 - seed % 2, marks=pytest.mark.slow) for seed in range(8)),  # the other number of sources
+    ],
+)
 def test_similarities_over_all_batches_and_values(seed: int, count: int) -> None:
     sources, spec, batches = scene(seed, count)
     statistics = gathered(sources, spec, list(zip(("art", "birds", "art"), batches, strict=True)), DOMAINS)
@@ -65,7 +70,7 @@ def test_units_that_never_vary_correlate_with_nothing() -> None:
         sources[0][0].weight[:4] = 0.0
         sources[0][0].bias[:4] = torch.tensor([0.1, 0.7, 3.3, 0.0])
         sources[0][0].bias[4:] = 1.0
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     batches = [("art", pictures(50, seed)) for seed in range(3)]
     found = activation_similarity(gathered(sources, spec, batches, ["art"]), spec.free[0], "correlation")
     dead = torch.tensor([0, 1, 2, 3, 6, 7, 8, 9])

@@ -76,7 +76,8 @@ def test_every_allocation_keeps_to_every_budget(seed: int, count: int, unit: str
     problem = bare(seed, count)
     spec = problem.spec
     one = source_size(spec, problem.fixed[spec.output.name], unit)
-    for budget in (Budget(1 + (count - 1) * share, "x", unit) for share in (0.0, 0.3, 0.7, 1.0)):
+    shares = (0.0, 0.3, 0.7, 1.0) if unit == "MACs" else (0.3, 1.0)
+    for budget in (Budget(1 + (count - 1) * share, "x", unit) for share in shares):
         for maps, merged in allocations(problem, budget, seed):
             size, full = nominal_size(spec, maps, unit), nominal_size(spec, merged, unit)
             assert size == full or size <= budget.number * one * (1 + 1e-9)

@@ -62,10 +62,19 @@ def brute_macs(problem: Case, maps: Mapping[str, UnitMap]) -> int:
     return total
 
 
-@pytest.mark.parametrize("front", [False, True])
-@pytest.mark.parametrize("mode", ["shared", "different"])
 @pytest.mark.parametrize(
-    ("seed", "count"), [(0, 2), (1, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((2, 2), (3, 4)))]
+    ("seed", "count", "mode", "front"),
+    [
+        *((0, 2, "shared", True), (0, 2, "different", False), (1, 3, "shared", False), (1, 3, "different", True)),
+        *(pytest.param(0, 2, *one, marks=pytest.mark.slow) for one in (("shared", False), ("different", True))),
+        *(pytest.param(1, 3, *one, marks=pytest.mark.slow) for one in (("shared", True), ("different", False))),
+        *(
+            pytest.param(*one, mode, front, marks=pytest.mark.slow)
+            for one in ((2, 2), (3, 4))
+            for mode in ("shared", "different")
+            for front in (False, True)
+        ),
+    ],
 )
 def test_nominal_is_counted_is_brute(seed: int, count: int, mode: str, front: bool) -> None:
     problem = bare(seed, count, mode)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import started
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
 from project.data import DomainDataModule, ImageFolders
 from project.data.checking import PictureCheck
@@ -91,8 +92,7 @@ def share(rank: int, folder: Path) -> None:
 def test_two_processes_share_without_repeating_and_agree_on_what_is_readable(draw: Draw, tmp_path: Path) -> None:
     draw("0.png")
     draw("2.png")
-    other = multiprocessing.get_context("spawn").Process(target=share, args=(1, tmp_path))
-    other.start()
+    other = started(share, 1, tmp_path)
     share(0, tmp_path)
     other.join()
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

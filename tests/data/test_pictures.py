@@ -17,6 +17,8 @@ from project.models.preprocessing import Preprocessing
 
 Draw = Callable[..., Path]
 
+EXACT = True  # see tests/conftest.py
+
 
 def test_a_picture_of_the_right_size_is_only_normalised(draw: Draw) -> None:
     path = draw("a.png", 8, 8)

@@ -15,6 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
 ]
 
+EXACT = True  # see tests/conftest.py
+
 
 def batches(data: UnlabelledDataModule) -> list[dict[str, Tensor]]:
     return [batch for batch, _, _ in iter(data.train_dataloader())]

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import PICTURE, Case, make_problem, merge_case, permuted_copy, random_map, random_network, unfolded
+from helpers import PICTURE, Case, make_problem, merge_case, permuted_copy, random_map, random_network, traced, unfolded
 from torch import Tensor, nn
 
 from project.alignment import UnitMap, align_by_activations
@@ -13,7 +13,6 @@ from project.allocation import separated
 from project.fit import separation_gains
 from project.methods import Permutation, PLeaS
 from project.moments import INPUTS, UNITS
-from project.symmetry import trace
 
 
 def gains_of(problem: Case, members: dict[str, Tensor], fitted: bool) -> dict[str, Tensor]:
@@ -27,7 +26,7 @@ def gains_of(problem: Case, members: dict[str, Tensor], fitted: bool) -> dict[st
 @pytest.mark.parametrize(("seed", "count"), [(seed, 2 + seed % 2) for seed in range(3)])
 def test_nothing_is_gained_by_keeping_copies_apart(seed: int, count: int, fitted: bool) -> None:
     network = random_network(seed, seed)
-    spec = trace(network, PICTURE)
+    spec = traced(network, PICTURE)
     sources = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
     numbers = [permuted_copy(network, twin, spec, s) for s, twin in enumerate(sources[1:])]
     members = {g.name: torch.stack([torch.arange(g.size), *(n[g.name] for n in numbers)], 1) for g in spec.free}

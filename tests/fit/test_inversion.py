@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -62,11 +63,12 @@ def test_restyled_pictures_are_less_strange_and_still_pictures(seed: int) -> Non
     assert torch.equal(restyled(network, start, 0, scale), start)
 
 
+@cache
 def public() -> tuple[Case, Tensor]:
     """Random sources, and pictures that are of none of their domains."""
     sources = [resnet("resnet20", weights) for weights in (0, 1)]
     probe = pictures(24, 3, SHAPE)
-    problem = make_problem(sources, shape=SHAPE)
+    problem = make_problem(sources, shape=SHAPE, needs=("units",))
     for source in sources:
         source.requires_grad_(False)
     return problem, probe

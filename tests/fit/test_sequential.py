@@ -160,8 +160,10 @@ def test_the_order_and_size_of_batches_do_not_matter() -> None:
 def test_a_weight_is_so_many_copies_of_a_domain(fit: str, targets: str) -> None:
     sources = [random_network(3, weights) for weights in (0, 1)]
     batches = [(domain, pictures(60, 100 + i, PICTURE)) for i, domain in enumerate(("art", "birds"))]
-    once, twice = make_problem(sources, batches=batches), make_problem(sources, batches=[*batches, batches[1]])
-    alone = make_problem(sources, batches=batches[:1])
+    once, twice, alone = (
+        make_problem(sources, batches=shown, needs=("layers",) if fit == "joint" else ())
+        for shown in (batches, [*batches, batches[1]], batches[:1])
+    )
     options = {"fit": fit, "targets": targets, "ridge": 0.0, "matching": "weights"}
     if fit == "sequential":
         options |= {"rounds": 1, "logits": "squares"}

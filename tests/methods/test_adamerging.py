@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,12 +260,23 @@ def test_sources_are_left_alone_and_the_same_comes_twice() -> None:
     assert not torch.equal(learned(other), learned(only(AdaMerging(steps=5, batch=3), it)))
 
 
-@pytest.mark.parametrize(("batch", "size"), [(4, 1), (5, 2), (1, 3), (7, 3), (8, 3)])
-def test_processes_share_a_batch_evenly(batch: int, size: int) -> None:
-    shown = {"art": [torch.arange(20.0)]}
-    shares = [len(next(Draws(shown, batch, 0, World(rank, size)))["art"]) for rank in range(size)]
-    assert sum(shares) == max(batch, size)
-    assert max(shares) - min(shares) <= 1
+@pytest.mark.parametrize(("batch", "size"), [(4, 1), (5, 2), (1, 3), (7, 3), (8, 3), (99, 2)])
+def test_processes_draw_what_one_draws_and_share_it_evenly(batch: int, size: int) -> None:
+    """Of pictures that are dealt out in turn, each told by a number, over several epochs."""
+    whole, parts = torch.arange(20.0), (3, 2, 5, 1, 9)
+    alone = Draws({"art": list(whole.split(7))}, max(batch, size), 3)
+
+    def work(world: World) -> list[Tensor]:
+        mine = whole[world.rank :: size]
+        shown = [one for one in mine.split(parts[world.rank]) if len(one)]
+        draws = Draws({"art": shown}, batch, 3, world)
+        return [next(draws)["art"] for _ in range(9)]
+
+    for step, shares in enumerate(zip(*together(size, work), strict=True)):
+        expected = next(alone)["art"]
+        assert len(expected) == min(20, max(batch, size))
+        for rank, share in enumerate(shares):
+            assert torch.equal(share, expected[rank::size]), step
 
 
 class Counting(list[Tensor]):
@@ -302,11 +313,11 @@ def test_pictures_that_wait_on_disk_are_not_read_to_be_counted(tmp_path: Path, m
     assert lengths(shown) == [5, 2]
 
 
-@pytest.mark.parametrize(("batch", "size"), [(4, 1), (5, 2), (99, 1)])
-def test_every_picture_comes_once_before_any_comes_again(batch: int, size: int) -> None:
+@pytest.mark.parametrize("batch", [3, 4, 99])
+def test_every_picture_comes_once_before_any_comes_again(batch: int) -> None:
     shown = {domain: [torch.arange(5.0), torch.arange(5.0, 7.0)] for domain in DOMAINS[:2]}
-    draws = Draws(shown, batch, 0, World(0, size))
-    share = min(7, -(-batch // size))
+    draws = Draws(shown, batch, 0)
+    share = min(7, batch)
     drawn = [next(draws) for _ in range(14)]
     for domain in shown:
         assert all(len(one[domain]) == share for one in drawn)
@@ -316,21 +327,42 @@ def test_every_picture_comes_once_before_any_comes_again(batch: int, size: int) 
     assert drawn[0][DOMAINS[0]].tolist() != drawn[0][DOMAINS[1]].tolist()
 
 
-def test_processes_have_one_student_and_with_all_pictures_that_of_one() -> None:
-    it = make_problem([moved(random_network(1, 50), s) for s in range(2)], needs=(), base=random_network(1, 50))
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("share", [7, 80])
+def test_processes_learn_what_one_learns(norms: Norms, share: int) -> None:
+    """Some pictures a step, or all of them; in shares that are not even."""
+    shown = [(domain, pictures(12, i)) for i, domain in enumerate(DOMAINS[:2])]
+    base = random_network(1, 50)
+    it = make_problem([moved(base, s) for s in range(2)], needs=(), batches=shown, base=base)
 
-    def run(method: AdaMerging) -> Callable[[World], Tensor]:
-        return lambda world: learned(only(method, dealt(it, world)))
+    def run(world: World) -> Tensor:
+        return learned(only(AdaMergingByDescent(norms=norms, batch=share, steps=6, rate=0.05), dealt(it, world)))
 
-    whole = AdaMergingByDescent(norms="running", batch=80, steps=6, rate=0.05)
-    alone, found = run(whole)(World()), together(3, run(whole))
+    alone, found = run(World()), together(3, run)
     assert all(torch.equal(one, found[0]) for one in found)
     # Gradients are summed in another order: by rounding, and by a unit here and there that is 0 but for rounding.
     assert torch.allclose(found[0], alone, atol=1e-2 * float((alone - 0.3).abs().max()))
     assert float((alone - 0.3).abs().max()) > 0.01
-    for norms in ("mixed", "domain"):
-        found = together(2, run(AdaMerging(norms=norms, batch=5, steps=6, rate=0.01)))
-        assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("norms", NORMS)
+def test_a_gradient_is_the_same_however_many_processes_share_the_batch(norms: Norms) -> None:
+    """In float64, of a batch whose shares are not even, to what rounding leaves."""
+    it = problem(2, 2)
+    _, blend, objective = parts(AdaMerging(norms=norms), it)
+    expected, entropies_ = objective.gradient(blend.tensors(), batch(it), blend.coefficients)
+    copies = [parts(AdaMerging(norms=norms), it) for _ in range(3)]
+
+    def work(world: World) -> tuple[Tensor, dict[str, float]]:
+        _, mine, here = copies[world.rank]
+        here.world = world
+        share = {domain: shown[world.rank :: 3] for domain, shown in batch(it).items()}
+        with torch.enable_grad():
+            return here.gradient(mine.tensors(), share, mine.coefficients)
+
+    for gradient, told in together(3, work):
+        assert torch.allclose(gradient, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+        assert told == pytest.approx(entropies_, rel=1e-12)
 
 
 def test_a_lone_picture_goes_by_running_statistics() -> None:

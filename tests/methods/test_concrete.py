@@ -242,13 +242,14 @@ def test_sources_are_left_alone_and_the_same_comes_twice() -> None:
         assert all(same_state(one.state_dict(), state) for one, state in zip(it.sources, before, strict=True))
 
 
-def test_processes_have_one_student_and_with_all_pictures_that_of_one() -> None:
+@pytest.mark.parametrize(("norms", "batch"), [("running", 24), ("mixed", 4)])
+def test_processes_have_one_student_and_that_of_one(norms: Norms, batch: int) -> None:
     it = problem(batches=[(domain, pictures(12, i)) for i, domain in enumerate(DOMAINS[:2])])
 
     def run(method: Concrete) -> Callable[[World], dict[str, Tensor]]:
         return lambda world: dict(only(method, dealt(it, world)).student.network.state_dict())
 
-    whole = ConcreteByDescent(norms="running", batch=24, steps=6, rate=30)
+    whole = ConcreteByDescent(norms=norms, batch=batch, steps=6, rate=30)
     alone, found = run(whole)(World()), together(2, run(whole))
     start = only(TaskArithmetic(0.3), it).student.network.state_dict()
     far = 0.0

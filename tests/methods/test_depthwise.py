@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-from helpers import close, make_problem, merge_case, permuted_copy, pictures
+from helpers import close, make_problem, merge_case, permuted_copy, pictures, traced
 from kinds import SIDE, kind
 from torch import nn
 
 from project.alignment import UnitMap
 from project.allocation import executed_macs, nominal_macs
 from project.methods import Method, Permutation, PLeaS
-from project.symmetry import trace
 
 SHAPE = (3, SIDE, SIDE)
 METHODS = {
@@ -26,7 +25,7 @@ METHODS = {
 @pytest.mark.parametrize("count", [2, 3])
 def test_permuted_copies_merge_to_themselves(name: str, count: int) -> None:
     first = kind("depthwise", 0)
-    spec = trace(first, SHAPE)
+    spec = traced(first, SHAPE)
     sources = [first, *(copy.deepcopy(first) for _ in range(count - 1))]
     for seed, twin in enumerate(sources[1:]):
         permuted_copy(first, twin, spec, seed)

@@ -19,6 +19,7 @@ from helpers import (
     resnet,
     run,
     same_state,
+    traced,
 )
 from torch import nn
 
@@ -30,7 +31,6 @@ from project.models import Architecture, Preprocessing
 from project.moments import UNITS
 from project.student import MaskedStudent, load_source, packed
 from project.student.masked import unpacked
-from project.symmetry import trace
 
 FEW = [(domain, pictures(8, i)) for i, domain in enumerate(DOMAINS[:3])]
 
@@ -158,7 +158,7 @@ def test_a_gate_reads_all_networks() -> None:
 def test_sources_of_different_bases_are_aligned_to_their_mean() -> None:
     network = random_network(2, 2)
     twin = copy.deepcopy(network)
-    permuted_copy(network, twin, trace(network, (3, 11, 13)), 0)
+    permuted_copy(network, twin, traced(network, (3, 11, 13)), 0)
     for align in ("weights", "activations"):
         it = make_problem([network, twin], needs=(UNITS,), batches=FEW[:2], base="mean")
         student, batch = emr(it, align=align), pictures(4, 7)

@@ -71,8 +71,14 @@ def relatives(structure: int, count: int = 3, **others: object) -> tuple[nn.Modu
     return base, sources
 
 
-@pytest.mark.parametrize("structure", range(6))
-@pytest.mark.parametrize("mode", ["shared", "different"])
+@pytest.mark.parametrize(
+    ("structure", "mode"),
+    [  # every structure in one of them
+        pytest.param(structure, mode, marks=() if (structure + i) % 2 else pytest.mark.slow)
+        for structure in range(6)
+        for i, mode in enumerate(("shared", "different"))
+    ],
+)
 def test_in_full_and_sent_to_one_source_it_is_that_source(structure: int, mode: str) -> None:
     base, sources = relatives(structure)
     it, batch = make_problem(sources, mode, needs=(), base=base), pictures(4, 7)
@@ -94,8 +100,14 @@ def test_every_kind_of_layer_in_full(name: str) -> None:
         assert close(run(sent(student, index), batch), run(source, batch), 1e-4)
 
 
-@pytest.mark.parametrize("mode", ["shared", "different"])
-@pytest.mark.parametrize("norms", ["routed", "merged"])
+@pytest.mark.parametrize(
+    ("mode", "norms"),
+    [
+        ("shared", "merged"),
+        ("different", "routed"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("shared", "routed"), ("different", "merged"))),
+    ],
+)
 def test_equal_sources_come_back(mode: str, norms: str) -> None:
     """Whatever the rank where they are their base, and with rank 1 where they add no more to it."""
     source, batch = resnet("resnet20", 0), pictures(4, 7, (3, 16, 16))

@@ -7,14 +7,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import DOMAINS, Case, close, make_problem, merge_case, permuted_copy, pictures, space_of, unfolded
+from helpers import DOMAINS, Case, close, make_problem, merge_case, permuted_copy, pictures, space_of, traced, unfolded
 from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 
 from project.methods import EMR, Fisher, MaTS, Method, RegMean
 from project.moments import DIAGONAL, FACTORS, INPUTS, Collector, Lockstep, fisher_need
 from project.student import MaskedStudent
-from project.symmetry import permute_state, trace
+from project.symmetry import permute_state
 
 SHAPE = (3, SIDE, SIDE)
 BLOCKS = ("grouped", "depthwise", "shuffled")
@@ -32,7 +32,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 def twins(name: str) -> Case:
     first = kind(name, 0)
     second = copy.deepcopy(first)
-    permuted_copy(first, second, trace(first, SHAPE), 0)
+    permuted_copy(first, second, traced(first, SHAPE), 0)
     batches = [(domain, pictures(4, i, SHAPE)) for i, domain in enumerate(DOMAINS[:2])]
     return make_problem([first, second], shape=SHAPE, needs=NEEDS, batches=batches, base="mean")
 
@@ -112,7 +112,7 @@ def test_gradients_of_single_pictures(name: str) -> None:
     """Of layers that torch cannot differentiate for many pictures at once, too."""
     network, batch, labels = kind(name, 0), pictures(3, 1, SHAPE), torch.tensor([1, 0, 4])
     needs = [fisher_need(DIAGONAL, "labels")]
-    collector = Collector(trace(network, SHAPE), Lockstep([network]), needs, ["art"], {"art": 0})
+    collector = Collector(traced(network, SHAPE), Lockstep([network]), needs, ["art"], {"art": 0})
     collector.gather("art", batch, labels)
     found = {key: table[0, "art"].totals[0] for key, table in collector.statistics.squares["labels"].items()}
     expected = {key: torch.zeros_like(one) for key, one in network.named_parameters()}

@@ -1,10 +1,11 @@
 """Networks of every kind of layer: what must hold of every student holds of theirs."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import close, make_problem, merge_case, permuted_family, pictures, prepare_case, same_state
+from helpers import Case, close, make_problem, merge_case, permuted_family, pictures, prepare_case, same_state
 from kinds import KINDS, SIDE, kind
 from torch import nn
 
@@ -12,7 +13,7 @@ from project.allocation import executed_macs, growing, nominal_macs, nominal_siz
 from project.errors import ConfigurationError
 from project.methods import Average, Method, Permutation, PLeaS
 from project.models import Architecture, LabelSpace, Preprocessing
-from project.student import load_source, load_student, save_student
+from project.student import Student, load_source, load_student, save_student
 from project.symmetry import permute_state
 
 SHAPE = (3, SIDE, SIDE)
@@ -23,6 +24,17 @@ METHODS = {
     "pleas joint by weights, mean": lambda: PLeaS("weights", fit="joint", targets="mean"),
 }
 NAMES = [name for name in KINDS if name != "depthwise"]
+
+
+@cache
+def strangers(name: str) -> tuple[Case, Student]:
+    """Two networks of a kind, and what permuting makes of them, for tests that leave both as they are."""
+    problem = make_problem(
+        [kind(name, seed) for seed in range(2)], shape=SHAPE, needs=(), architecture=Architecture("resnet18", 5),
+        preprocessing=Preprocessing(image_size=SIDE),
+    )  # fmt: skip
+    (merged,) = merge_case(Permutation("weights"), problem, [1.0])
+    return problem, merged.student
 
 
 def family(name: str, count: int) -> list[nn.Module]:
@@ -79,45 +91,35 @@ def test_an_average_keeps_the_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nominal_is_counted(name: str) -> None:
-    sources = [kind(name, seed) for seed in range(2)]
-    problem = make_problem(sources, shape=SHAPE, batches=[])
-    (merged,) = merge_case(Permutation("weights"), problem, [1.0])
-    assert executed_macs(merged.student.network, SHAPE) == nominal_macs(problem.spec, merged.student.group_maps)
-    count = sum(parameter.numel() for parameter in merged.student.network.parameters())
-    assert nominal_size(problem.spec, merged.student.group_maps, "parameters") == count
+    problem, student = strangers(name)
+    assert executed_macs(student.network, SHAPE) == nominal_macs(problem.spec, student.group_maps)
+    count = sum(parameter.numel() for parameter in student.network.parameters())
+    assert nominal_size(problem.spec, student.group_maps, "parameters") == count
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fit_comes_nearer_to_the_sources(name: str) -> None:
     """On pictures that it was fitted to, towards the mean of the sources' logits."""
-    sources = [kind(name, seed) for seed in range(2)]
-    problem = make_problem(sources, shape=SHAPE)
-    gaps = []
-    for method in (Permutation("weights"), PLeaS("weights", targets="mean", logits="squares")):
-        (merged,) = merge_case(method, problem, [1.0])
-        batch = torch.cat([b for batches in problem.pictures.values() for b in batches])
-        with torch.no_grad():
-            wanted = torch.stack([source(batch) for source in sources]).mean(0)
-            gaps.append(float((merged.student(batch) - wanted).square().mean()))
-    assert gaps[1] < gaps[0]
+    problem, start = strangers(name)
+    (merged,) = merge_case(PLeaS("weights", targets="mean", logits="squares"), problem, [1.0])
+    batch = torch.cat([b for batches in problem.pictures.values() for b in batches])
+    with torch.no_grad():
+        wanted = torch.stack([source(batch) for source in problem.sources]).mean(0)
+        before, after = (float((one(batch) - wanted).square().mean()) for one in (start, merged.student))
+    assert after < before
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_students_are_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Architecture, "build", lambda self: KINDS[name]())
-    prepared = Preprocessing(image_size=SIDE)
-    problem = make_problem(
-        [kind(name, seed) for seed in range(2)], shape=SHAPE, batches=[], architecture=Architecture("resnet18", 5),
-        preprocessing=prepared,
-    )  # fmt: skip
-    (merged,) = merge_case(Permutation("weights"), problem, [1.0])
-    save_student(merged.student, tmp_path / "student.ckpt")
+    _, student = strangers(name)
+    save_student(student, tmp_path / "student.ckpt")
     batch = pictures(4, 7, SHAPE)
     again = load_student(tmp_path / "student.ckpt")
-    assert same_state(again.network.state_dict(), merged.student.network.state_dict())
+    assert same_state(again.network.state_dict(), student.network.state_dict())
     with torch.no_grad():
-        assert torch.equal(again(batch), merged.student(batch))
-        assert close(load_source(tmp_path / "student.ckpt").network(batch), merged.student(batch))
+        assert torch.equal(again(batch), student(batch))
+        assert close(load_source(tmp_path / "student.ckpt").network(batch), student(batch))
     assert isinstance(again.labels, LabelSpace)
 
 

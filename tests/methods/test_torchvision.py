@@ -6,13 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from helpers import close, make_problem, merge_case, permuted_copy, pictures
+from helpers import close, make_problem, merge_case, permuted_copy, pictures, traced
 from torch import nn
 
 from project.methods import PLeaS
 from project.models import written_out
 from project.moments import PICTURES
-from project.symmetry import trace
 
 SHAPE = (3, 64, 64)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -37,9 +36,9 @@ def test_permuted_copies_merge_to_themselves(name: str) -> None:
         network.train()(pictures(16, 1, SHAPE))
     network.eval()
     twin = copy.deepcopy(network)
-    permuted_copy(network, twin, trace(network, SHAPE), 0)
+    permuted_copy(network, twin, traced(network, SHAPE), 0)
     batches = [(domain, pictures(8, seed, SHAPE)) for seed, domain in enumerate(("art", "birds"))]
-    hidden = any(not group.nodes for group in trace(network, SHAPE).free)  # which activations do not show
+    hidden = any(not group.nodes for group in traced(network, SHAPE).free)  # which activations do not show
     method = PLeaS("weights" if hidden else "activations")
     problem = make_problem([network, twin], shape=SHAPE, batches=batches, needs=method.needs - {PICTURES})
     (merged,) = merge_case(method, problem, [1.0])

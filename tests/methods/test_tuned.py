@@ -125,7 +125,7 @@ def test_domains_count_alike_however_many_pictures_they_have(criterion: Any, mod
         times = dict(zip(DOMAINS, numbers, strict=False))
         shown = {domain: n * list(it.pictures[domain]) for domain, n in times.items()}
         labels = {domain: n * list(it.picture_labels[domain]) for domain, n in times.items()}
-        return method.score(merged, it, it.evidence, Evidence(it.statistics, shown, labels), it.world)
+        return method.score(merged, it, it.evidence, Evidence(it.statistics, shown, labels), it.run)
 
     assert score(1, 5) == pytest.approx(score(1, 1))
     assert score(3, 1) == pytest.approx(score(1, 1))

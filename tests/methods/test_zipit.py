@@ -85,8 +85,15 @@ def test_identical_sources_come_back(within: float) -> None:
         assert all(torch.allclose(found[name], one) for name, one in network.state_dict().items())
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize(("structure", "count"), [(1, 2), pytest.param(3, 3, marks=SLOW), (2, 4)])
+@pytest.mark.parametrize(
+    ("structure", "count", "space"),
+    [
+        *((1, 2, space) for space in SPACES),
+        (2, 4, "activations"),
+        *(pytest.param(2, 4, space, marks=SLOW) for space in SPACES[1:]),
+        *(pytest.param(3, 3, space, marks=SLOW) for space in SPACES),
+    ],
+)
 def test_nothing_within_is_a_permuted_average(structure: int, count: int, space: str) -> None:
     it, method = strangers(structure, count), ZipIt(space, 0.0)  # type: ignore[arg-type]
     found = method.zip(it, it.evidence, it.world)
@@ -251,8 +258,14 @@ def written_out(weight: torch.Tensor, blocks: int) -> torch.Tensor:
     return torch.block_diag(*weight.double().flatten(1).chunk(blocks))
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("name", ["grouped", "multiplied"])
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        *(("grouped", "activations"), ("grouped", "weights"), ("multiplied", "both")),
+        *(pytest.param("multiplied", space, marks=SLOW) for space in SPACES[:2]),
+        pytest.param("grouped", "both", marks=SLOW),
+    ],
+)
 def test_grouped_convolutions_are_products_with_the_matrices(name: str, space: str) -> None:
     """Σ Mᵢ Wᵢ Uᵢ of the matrices with their zeros: nothing of it is outside the student's own blocks."""
     sources = [kind(name, seed) for seed in range(3)]

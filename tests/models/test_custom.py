@@ -90,18 +90,18 @@ def test_impossible_descriptions_are_refused(values: dict[str, Any], message: st
 
 
 def test_torchvisions_builders_take_arguments(tmp_path: Path) -> None:
-    network = Architecture("vit_b_16", 3, arguments={"image_size": 32}).build()
-    torch.save(network.state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(CheckpointError, match=r"encoder.pos_embedding is 1×5×768 instead of 1×197×768"):
-        load_network(tmp_path / "vit.pth", "vit_b_16")
-    _, weights = load_network(tmp_path / "vit.pth", "vit_b_16", {"image_size": 32, "num_classes": 3})
-    assert weights.architecture == Architecture("vit_b_16", 3, arguments={"image_size": 32})
+    network = Architecture("mobilenet_v2", 3, arguments={"width_mult": 0.25}).build()
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match=r"features.0.0.weight is 8×3×3×3 instead of 32×3×3×3"):
+        load_network(tmp_path / "net.pth", "mobilenet_v2")
+    _, weights = load_network(tmp_path / "net.pth", "mobilenet_v2", {"width_mult": 0.25, "num_classes": 3})
+    assert weights.architecture == Architecture("mobilenet_v2", 3, arguments={"width_mult": 0.25})
     for arguments, message in (
-        ({"side": 3}, "architecture 'vit_b_16' cannot be built with .*'side': 3"),
+        ({"side": 3}, "architecture 'mobilenet_v2' cannot be built with .*'side': 3"),
         ({"weights": "DEFAULT"}, "arguments holds 'weights'"),
     ):
         with pytest.raises(ConfigurationError, match=message):
-            load_network(tmp_path / "vit.pth", "vit_b_16", arguments)
+            load_network(tmp_path / "net.pth", "mobilenet_v2", arguments)
     with pytest.raises(ConfigurationError, match="resnet20 takes none; allowed: width"):
         Architecture("resnet20", 3, arguments={"depth": 2})
 

@@ -184,15 +184,14 @@ class Malicious:
         return Path.touch, (self.trace,)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # a pickle that torch did not write
 @pytest.mark.parametrize("plain", [True, False])
 def test_code_in_a_file_is_not_run(tmp_path: Path, plain: bool) -> None:
+    """What it would run is passed over; see test_inert.py."""
     trace, path = tmp_path / "trace", tmp_path / "w.pt"
     content = {"state_dict": {"a": torch.ones(1)}, "hyper_parameters": Malicious(trace)}
     if plain:
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match="can run code"):
-        read_weights(path)
+    assert_same(read_weights(path).state_dict, {"a": torch.ones(1)})
     assert not trace.exists()

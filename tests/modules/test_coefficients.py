@@ -37,7 +37,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.base = folder / "base.pth"
-        network = resnet("resnet20", 0, 12)
+        network = resnet("resnet8", 0, 12)
         torch.save(network.state_dict(), self.base)
         self.sources = [folder / f"{domain}.pth" for domain in DOMAINS]
         for seed, path in enumerate(self.sources):

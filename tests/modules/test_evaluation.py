@@ -38,9 +38,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path = folder / "pictures" / domain / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-        network = resnet("resnet20", seed, len(classes))
+        network = resnet("resnet8", seed, len(classes))
         torch.save(network.state_dict(), folder / f"{domain}.pth")
-        described = Description(Architecture("resnet20", len(classes)), LabelSpace({domain: classes}), Preprocessing(8))
+        described = Description(Architecture("resnet8", len(classes)), LabelSpace({domain: classes}), Preprocessing(8))
         atomic_save({"state_dict": network.state_dict(), **described.to_entries()}, folder / f"{domain}.ckpt")
     return folder
 
@@ -138,7 +138,7 @@ def test_a_folder_stands_for_the_file_of_weights_in_it(scene: Path) -> None:
 
 
 def test_a_state_dict_that_could_be_any_says_so(place: Path) -> None:
-    torch.save(resnet("resnet20", 0, 7).state_dict(), "seven.pth")
+    torch.save(resnet("resnet8", 0, 7).state_dict(), "seven.pth")
     with pytest.raises(ConfigurationError, match=r"seven.pth has 7 logits .* art 3, birds 2, cars 4; state"):
         run("test", "seven", list(CLASSES), "--model.networks", '["seven.pth"]')
     run("test", "stated", list(CLASSES), "--model.networks", '[{"path": "seven.pth", "domains": ["art", "cars"]}]')

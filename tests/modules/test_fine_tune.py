@@ -71,7 +71,7 @@ def trainer(**options: Any) -> Trainer:
 
 
 def module(**options: Any) -> FineTuneModule:
-    return FineTuneModule(**{"architecture": "resnet20"} | options)
+    return FineTuneModule(**{"architecture": "resnet8"} | options)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_checkpoint_holds_plain_values_only(checkpoint: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     entry = content["pleas"]
     assert entry["architecture"] == {
-        "name": "resnet20",
+        "name": "resnet8",
         "num_classes": 5,
         "stem": "small",
         "width": 1,
@@ -174,7 +174,7 @@ def test_checkpoint_is_resumed_and_tested(checkpoint: Path) -> None:
 
 
 def test_checkpoint_of_another_network_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds a .*resnet20.*, but the module is a .*resnet32"):
+    with pytest.raises(CheckpointError, match=r"holds a .*resnet8.*, but the module is a .*resnet32"):
         trainer().test(module(architecture="resnet32"), datamodule=Data(), ckpt_path=checkpoint, weights_only=True)
 
 
@@ -198,7 +198,7 @@ def test_base_gives_the_body_and_a_fitting_head(checkpoint: Path) -> None:
 
 
 def test_frozen_parts_stay_bit_for_bit(tmp_path: Path) -> None:
-    torch.save(Architecture("resnet20", 5).build().state_dict(), tmp_path / "base.pt")
+    torch.save(Architecture("resnet8", 5).build().state_dict(), tmp_path / "base.pt")
     before = read_weights(tmp_path / "base.pt").state_dict
     frozen = module(base=tmp_path / "base.pt", freeze=("conv1", "bn1", "layer1"), optimizer=lambda p: SGD(p, lr=0.1))
     trainer(max_epochs=2).fit(frozen, datamodule=Data())
@@ -212,7 +212,7 @@ def test_monitors_work(tmp_path: Path) -> None:
     best = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max", filename="best")
     stop = EarlyStopping("val/loss", patience=1)
     trainer(callbacks=[best, stop], enable_checkpointing=True).fit(module(), datamodule=Data())
-    assert read_weights(best.best_model_path).architecture == Architecture("resnet20", 5)
+    assert read_weights(best.best_model_path).architecture == Architecture("resnet8", 5)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_command_line_checkpoint_rebuilds_the_optimizer(tmp_path: Path, monkeypa
         args=[
             "fit",
             "--model=FineTuneModule",
-            "--model.architecture=resnet20",
+            "--model.architecture=resnet8",
             "--model.optimizer=SGD",
             "--model.optimizer.lr=0.25",
         ],

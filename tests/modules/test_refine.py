@@ -53,10 +53,10 @@ class Place:
 
     def __init__(self, folder: Path, count: int, mode: str) -> None:
         self.sources = [folder / f"source{s}.ckpt" for s in range(count)]
-        networks = [resnet("resnet20", s, CLASSES[mode][s]) for s in range(count)]
+        networks = [resnet("resnet8", s, CLASSES[mode][s]) for s in range(count)]
         for network, path in zip(networks, self.sources, strict=True):
             torch.save(network.state_dict(), path)
-        self.architectures = [Architecture("resnet20", classes) for classes in CLASSES[mode][:count]]
+        self.architectures = [Architecture("resnet8", classes) for classes in CLASSES[mode][:count]]
         problem = make_problem(networks, mode, shape=SHAPE, batches=[], architecture=self.architectures[0])
         free = {g.name: random_map(g.size, count, i) for i, g in enumerate(problem.spec.free)}
         self.made = problem.start({**problem.fixed, **free})
@@ -161,14 +161,14 @@ def test_checkpoints_are_students_and_an_interrupted_run_goes_on(place: Place, t
 def test_a_student_can_be_refined_again(place: Place, tmp_path: Path) -> None:
     place.trainer(max_epochs=1).fit(place.module(), datamodule=place.data)
     (tmp_path / "students" / "pleas-1.50-refined.safetensors").rename(tmp_path / "again.safetensors")
-    place.trainer(max_epochs=1).fit(place.module(student=tmp_path / "again.ckpt"), datamodule=place.data)
+    place.trainer(max_epochs=1).fit(place.module(student=tmp_path / "again.safetensors"), datamodule=place.data)
     found = load_student(tmp_path / "students" / "again-refined.safetensors")
     assert len(found.lineage["refined"]) == 2  # type: ignore[arg-type]
 
 
 def test_only_its_own_sources_will_do(place: Place, tmp_path: Path) -> None:
     other = tmp_path / "other.ckpt"
-    torch.save(resnet("resnet20", 9, 4).state_dict(), other)
+    torch.save(resnet("resnet8", 9, 4).state_dict(), other)
     with pytest.raises(ConfigurationError, match=r"sources holds .*other\.ckpt .*not made of; it was made of source0"):
         place.trainer().fit(place.module(sources=[place.sources[0], other]), datamodule=place.data)
     with pytest.raises(ConfigurationError, match="sources lacks the files of source1"):

@@ -30,7 +30,7 @@ def drifts(trained: FineTuneModule) -> dict[str, float]:
 def files(tmp_path: Path) -> list[Path]:
     """Two networks whose weights spread unlike each other and unlike fresh ones."""
     for seed, factor in ((1, 1.5), (2, 3.0)):
-        network = resnet("resnet20", seed)
+        network = resnet("resnet8", seed)
         state = {name: value * factor if value.dim() > 1 else value for name, value in network.state_dict().items()}
         torch.save(state, tmp_path / f"{seed}.pth")
     return [tmp_path / "1.pth", tmp_path / "2.pth"]
@@ -90,18 +90,18 @@ def test_what_cannot_be_a_target_is_refused(files: list[Path], tmp_path: Path) -
         WeightScope(0)
     with pytest.raises(ConfigurationError, match="fusion is 'median'"):
         WeightScope(fusion="median")  # type: ignore[arg-type]
-    network = resnet("resnet20", 0)
+    network = resnet("resnet8", 0)
     state = torch.load(files[0], weights_only=True)
     torch.save({name: one for name, one in state.items() if name != "layer2.0.conv1.weight"}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth, which lacks layer2\.0\.conv1\.weight"):
         WeightScope(1.0, (files[0], tmp_path / "other.pth")).targets(network)
-    torch.save(resnet("resnet20", 0, width=2).state_dict(), tmp_path / "wide.pth")
+    torch.save(resnet("resnet8", 0, width=2).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(
         CheckpointError, match=r"wide\.pth, whose layer1\.0\.conv1\.weight is of shape \(32, 32, 3, 3\), but"
     ):
         WeightScope(1.0, (files[0], tmp_path / "wide.pth")).targets(network)
     with pytest.raises(ConfigurationError, match="no convolution or linear layer is trained"):
-        WeightScope().targets(resnet("resnet20", 0).requires_grad_(False))
+        WeightScope().targets(resnet("resnet8", 0).requires_grad_(False))
     torch.nn.init.zeros_(network.fc.weight)
     with pytest.raises(ConfigurationError, match=r"all weights of fc\.weight are 0"):
         WeightScope().targets(network)

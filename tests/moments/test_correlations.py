@@ -108,7 +108,7 @@ def test_what_a_moment_holds_beside_its_totals(
     values = whole(pictures, channels, *sides)
     patches = 4 * unfolded.size * pictures * int(np.prod(geometry(layer, sides).positions))
     for moment, added in ((correlated, values.nbytes), (unfolded, patches)):
-        found = peak_bytes(partial(read_often, moment, values, 3 + 400 // pictures))
+        found = peak_bytes(partial(read_often, moment, values, 3 + 200 // pictures))
         held = sum(total.nbytes for total in moment.totals)
         assert found <= 3 * held + 2 * added + 2**12, (type(moment), found, held, added)
         assert moment.bytes <= 2 * held + 4 * moment.entries

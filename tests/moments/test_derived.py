@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import PICTURE, close, pictures, random_network, randomised, resnet
+from helpers import PICTURE, close, pictures, random_network, randomised, resnet, traced
 from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Moment, Statistics
 from project.moments.derived import ReadByLayer, ThroughNorm
 from project.moments.statistics import entry_name
-from project.symmetry import Spec, graph_of, trace
+from project.symmetry import Spec, graph_of
 
 SHAPE = (3, 12, 10)
 
@@ -48,7 +48,7 @@ def gathered_themselves(make: Callable[[], Collector], shape: tuple[int, int, in
 @pytest.mark.parametrize("needs", [(UNITS,), (LAYERS, UNITS)])
 def test_norms_and_what_layers_read_are_not_multiplied(needs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [resnet("resnet20", weights) for weights in range(2)]
-    spec = trace(sources[0], SHAPE)
+    spec = traced(sources[0], SHAPE)
     nodes = {node for group in spec.groups.values() if group.fixed != "input" for node in group.nodes}
     collector = collector_of(sources, spec, needs)
     norms = {node for (node, _), rule in collector._rules.items() if isinstance(rule, ThroughNorm)}
@@ -71,10 +71,10 @@ def test_norms_and_what_layers_read_are_not_multiplied(needs: tuple[str, ...], m
 
 
 @pytest.mark.parametrize("needs", [(UNITS,), (LAYERS, UNITS)])
-@pytest.mark.parametrize("structure", range(12))
+@pytest.mark.parametrize("structure", [*range(6), *(pytest.param(i, marks=pytest.mark.slow) for i in range(6, 12))])
 def test_networks_of_any_structure(structure: int, needs: tuple[str, ...]) -> None:
     sources = [random_network(structure, weights) for weights in range(2)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     expected = gathered_themselves(lambda: collector_of(sources, spec, needs), PICTURE)
     assert alike(seen(collector_of(sources, spec, needs), PICTURE), expected)
 
@@ -114,7 +114,7 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("how", ["norm", "shortcut", "norm in shortcut", "view", "sum", "function"])
 def test_values_that_are_changed_in_place(how: str) -> None:
     sources = [randomised(InPlace(how), seed) for seed in range(2)]
-    spec = trace(sources[0], SHAPE)
+    spec = traced(sources[0], SHAPE)
     expected = gathered_themselves(lambda: collector_of(sources, spec, (LAYERS, UNITS)))
     assert alike(seen(collector_of(sources, spec, (LAYERS, UNITS))), expected)
 
@@ -123,7 +123,7 @@ def test_values_that_are_changed_in_place(how: str) -> None:
 def test_every_kind_of_network(name: str) -> None:
     sources = [kind(name, seed) for seed in range(2)]
     shape = (3, SIDE, SIDE)
-    spec = trace(sources[0], shape)
+    spec = traced(sources[0], shape)
     expected = gathered_themselves(lambda: collector_of(sources, spec, (LAYERS, UNITS)), shape)
     assert alike(seen(collector_of(sources, spec, (LAYERS, UNITS)), shape), expected)
 
@@ -131,7 +131,7 @@ def test_every_kind_of_network(name: str) -> None:
 def test_a_pass_that_lacks_what_a_value_follows_from_multiplies_it() -> None:
     """Passes divided where it is worst: what is derived, and what it is derived from, never together."""
     sources = [resnet("resnet20", weights) for weights in range(2)]
-    spec = trace(sources[0], SHAPE)
+    spec = traced(sources[0], SHAPE)
     both = collector_of(sources, spec, (LAYERS, UNITS))
     derived = {entry_name(UNITS, node, domain) for node, domain in both._rules}
     everything = set(both.held.named())
@@ -146,7 +146,7 @@ def test_a_pass_that_lacks_what_a_value_follows_from_multiplies_it() -> None:
 
 def test_asking_in_between_changes_nothing() -> None:
     sources = [resnet("resnet20", weights) for weights in range(2)]
-    spec = trace(sources[0], SHAPE)
+    spec = traced(sources[0], SHAPE)
     collector = collector_of(sources, spec, (LAYERS, UNITS))
     collector.gather("art", pictures(5, 9, SHAPE))
     assert collector.statistics.units["relu"]["art"].count == 5 * 12 * 10
@@ -159,7 +159,7 @@ def test_asking_in_between_changes_nothing() -> None:
 def test_a_norm_in_which_much_cancels_is_multiplied() -> None:
     """A unit that hardly varies around a large mean: the rounding of its products would be all that is left."""
     sources = [resnet("resnet20", weights) for weights in range(2)]
-    spec = trace(sources[0], SHAPE)
+    spec = traced(sources[0], SHAPE)
     whole = collector_of(sources, spec, (UNITS,))
     norm = sources[1].get_submodule(spec.norms[3].name)
     assert isinstance(norm, nn.BatchNorm2d)

@@ -4,13 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import pictures, random_network
+from helpers import pictures, random_network, traced
 from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.moments import DIAGONAL, FACTORS, Collector, Lockstep, Statistics, fisher_need
 from project.moments.fisher import drawn
-from project.symmetry import trace
 
 PICTURE = (3, 11, 13)
 
@@ -22,7 +21,7 @@ def gathered(
     labels: list[Tensor] | None = None,
     columns: slice | None = None,
 ) -> Statistics:
-    spec = trace(network, PICTURE)
+    spec = traced(network, PICTURE)
     needs = [fisher_need(what, classes) for what in (DIAGONAL, FACTORS)]  # type: ignore[arg-type]
     known = {} if columns is None else {"art": columns}
     collector = Collector(spec, Lockstep([network]), needs, ["art"], {"art": 0}, known)
@@ -105,7 +104,7 @@ def test_means_are_over_pictures_and_over_positions() -> None:
         squares, factors = sums(found)
         for name, total in squares.items():
             assert torch.allclose(found.square(name, 0, classes), total / 5)  # type: ignore[arg-type]
-        for layer in trace(network, PICTURE).layers:
+        for layer in traced(network, PICTURE).layers:
             mean = found.factor(layer.name, 0, classes)  # type: ignore[arg-type]
             assert torch.allclose(mean, factors[layer.name] / (5 * layer.positions))
 

@@ -1,10 +1,10 @@
 """Moments of each source's own inputs, on the domains where it is looked at."""
 
 import torch
-from helpers import pictures, random_network, unfolded
+from helpers import pictures, random_network, traced, unfolded
 
 from project.moments import INPUTS, Collector, Lockstep, own_domains
-from project.symmetry import graph_of, trace
+from project.symmetry import graph_of
 
 
 def test_whose_domain_is_whose() -> None:
@@ -14,7 +14,7 @@ def test_whose_domain_is_whose() -> None:
 def test_own_inputs_are_the_sources_own() -> None:
     for seed in range(3):
         sources = [random_network(seed, weights) for weights in range(3)]
-        spec = trace(sources[0], (3, *pictures(1, 0).shape[2:]))
+        spec = traced(sources[0], (3, *pictures(1, 0).shape[2:]))
         batches = {"a": pictures(6, 1), "b": pictures(4, 2)}
         collector = Collector(spec, Lockstep(sources), (INPUTS,), ("a", "b"), {"a": 0, "b": 1})
         for domain, batch in batches.items():

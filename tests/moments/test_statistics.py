@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import DOMAINS, PICTURE, close, gathered, pictures, random_network, same_state, unfolded
+from helpers import DOMAINS, PICTURE, close, gathered, pictures, random_network, same_state, traced, unfolded
 from torch import Tensor, nn
 
 from project.errors import MergeError
 from project.moments import LAYERS, UNITS, Collector, Lockstep, Statistics
-from project.symmetry import graph_of, trace
+from project.symmetry import graph_of
 
 
 def equal(a: Statistics, b: Statistics, tolerance: float = 1e-6) -> bool:
@@ -42,7 +42,7 @@ def values_of(network: nn.Module, batch: Tensor) -> dict[str, tuple[Tensor, Tens
 @pytest.mark.parametrize("seed", range(8))
 def test_statistics_are_second_moments_of_what_sources_read_and_write(seed: int) -> None:
     sources = [random_network(seed, weights) for weights in range(2 + seed % 2)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     batches = [("art", pictures(3, 1)), ("birds", pictures(2, 2)), ("art", pictures(4, 3))]
     found = gathered(sources, spec, batches, DOMAINS[:3])
     assert found.pictures == {"art": 7, "birds": 2, "cars": 0}
@@ -75,7 +75,7 @@ def test_statistics_are_second_moments_of_what_sources_read_and_write(seed: int)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_pass_in_pieces_is_a_pass(seed: int) -> None:
     sources = [random_network(seed, weights) for weights in (0, 1)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     art, birds = pictures(12, 1), pictures(9, 2)
     entire = gathered(sources, spec, [("art", art), ("birds", birds)], DOMAINS)
     pieces = [("birds", b) for b in birds.split(2)] + [("art", a) for a in art.split(5)]
@@ -88,7 +88,7 @@ def test_a_pass_in_pieces_is_a_pass(seed: int) -> None:
 def test_gathering_leaves_sources_alone_and_returns_their_logits(seed: int) -> None:
     sources = [random_network(seed, weights) for weights in (0, 1)]
     before = [{name: tensor.clone() for name, tensor in source.state_dict().items()} for source in sources]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     collector = Collector(spec, Lockstep(sources), (LAYERS, UNITS), ["art"])
     batch = pictures(5, 0)
     kept = batch.clone()
@@ -104,7 +104,7 @@ def test_gathering_leaves_sources_alone_and_returns_their_logits(seed: int) -> N
 
 def test_only_what_is_needed_is_gathered() -> None:
     sources = [random_network(0, weights) for weights in (0, 1)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     assert not gathered(sources, spec, [("art", pictures(2, 0))], ["art"], [LAYERS]).units
     assert not gathered(sources, spec, [("art", pictures(2, 0))], ["art"], [UNITS]).layers
     with pytest.raises(MergeError, match="'nothing'"):
@@ -113,7 +113,7 @@ def test_only_what_is_needed_is_gathered() -> None:
 
 def test_nothing_gathered_can_be_reduced() -> None:
     sources = [random_network(0, weights) for weights in (0, 1)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     statistics = gathered(sources, spec, [("art", pictures(2, 0))], ["art"], [])
     statistics.reduce(lambda tensor: tensor.mul_(2))
     assert statistics.pictures == {"art": 4}
@@ -122,7 +122,7 @@ def test_nothing_gathered_can_be_reduced() -> None:
 def test_processes_that_saw_nothing_take_part_in_the_sum() -> None:
     """Every process must reduce the same tensors, else the sum never ends."""
     sources = [random_network(0, weights) for weights in (0, 1)]
-    spec = trace(sources[0], PICTURE)
+    spec = traced(sources[0], PICTURE)
     some = gathered(sources, spec, [("art", pictures(2, 0))], DOMAINS)
     none = gathered(sources, spec, [], DOMAINS)
     assert [m.size for m in none.moments()] == [m.size for m in some.moments()]
@@ -144,7 +144,7 @@ def _process(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     sources = _sources()
-    statistics = gathered(sources, trace(sources[0], PICTURE), _share(rank), DOMAINS[:3])
+    statistics = gathered(sources, traced(sources[0], PICTURE), _share(rank), DOMAINS[:3])
     statistics.reduce(dist.all_reduce)
     content = {
         "sums": [moment.sum() for moment in statistics.moments()],
@@ -160,7 +160,7 @@ def _process(rank: int, folder: str) -> None:
 def test_two_processes_are_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
     sources = _sources()
-    alone = gathered(sources, trace(sources[0], PICTURE), _share(0) + _share(1), DOMAINS[:3])
+    alone = gathered(sources, traced(sources[0], PICTURE), _share(0) + _share(1), DOMAINS[:3])
     assert alone.pictures == {"art": 11, "birds": 3, "cars": 4}
     for rank in (0, 1):
         content = torch.load(tmp_path / f"{rank}.pt")

@@ -1,12 +1,16 @@
 """Statistics in files: bit for bit, additive over shards, and never taken for what they are not."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import DOMAINS, PICTURE, gathered, pictures, random_network
+from helpers import DOMAINS, PICTURE, gathered, pictures, random_network, traced
 from moments.test_statistics import equal
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +33,7 @@ from project.moments import (
     save_statistics,
     tensor_sums,
 )
-from project.symmetry import Spec, trace
+from project.symmetry import Spec
 
 Batches = list[tuple[str, Tensor]]
 ALL = (LAYERS, UNITS, INPUTS, fisher_need(DIAGONAL, "exact"), fisher_need(FACTORS, "sampled"))
@@ -37,7 +41,7 @@ ALL = (LAYERS, UNITS, INPUTS, fisher_need(DIAGONAL, "exact"), fisher_need(FACTOR
 
 def sources(seed: int, count: int = 2) -> tuple[list[nn.Module], Spec]:
     networks = [random_network(seed, weights) for weights in range(count)]
-    return networks, trace(networks[0], PICTURE)
+    return networks, traced(networks[0], PICTURE)
 
 
 def fingerprint(networks: list[nn.Module], spec: Spec, batches: Batches) -> Fingerprint:
@@ -70,7 +74,7 @@ def test_what_comes_back_is_what_was_kept(tmp_path: Path, seed: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_the_sum_of_shards_is_the_whole(tmp_path: Path, seed: int) -> None:
     """The second shard has never seen birds, and its first batch is split otherwise than in the whole."""
     networks, spec = sources(seed)
@@ -185,6 +189,99 @@ def test_files_that_are_no_statistics_are_refused(tmp_path: Path) -> None:
         next(iter(blank(others, other_spec, ("art",)).moments())).load([torch.zeros(1, 1)], 1)
 
 
+def forged(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], object]) -> Path:
+    """The same file with something changed in its tensors or in what stands beside them."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    change(tensors, metadata)
+    save_file(tensors, path.with_name("forged"), metadata)
+    return path.with_name("forged")
+
+
+def listed(key: str, change: Callable[[Any], object]) -> Callable[[dict[str, Tensor], dict[str, str]], object]:
+    """A change of what a file says under a key."""
+
+    def apply(_: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        content = json.loads(metadata[key])
+        change(content)
+        metadata[key] = json.dumps(content)
+
+    return apply
+
+
+def first(content: Any) -> Any:
+    return content[next(iter(content))]
+
+
+READ = {
+    "negative count": (listed("moments", lambda c: first(c).update(count=-5)), "of -5 samples of 3 pictures"),
+    "no count": (listed("moments", lambda c: first(c).update(count=0)), "said to be of 0 samples of 3 pictures"),
+    "a part of a picture": (listed("moments", lambda c: first(c).update(count=4)), "of 4 samples of 3 pictures"),
+    "a broken count": (listed("moments", lambda c: first(c).update(count=3.0)), "of 3.0 samples of 3 pictures"),
+    "another shape": (listed("moments", lambda c: first(c).update(shapes=[[2, 2]])), r"said to be \(2, 2\) in float64"),
+    "a shape more": (listed("moments", lambda c: first(c)["shapes"].append([1])), "it lacks units/"),
+    "no shapes": (listed("moments", lambda c: first(c).pop("shapes")), "damaged or no file of statistics: 'shapes'"),
+    "other pictures": (listed("pictures", lambda c: c.update(art=4)), "of 4 and of 3 pictures of art"),
+    "negative pictures": (listed("pictures", lambda c: c.update(art=-3)), "of -3 and of 3 pictures of art"),
+    "no pictures": (listed("pictures", lambda c: c.clear()), "samples of 0 pictures"),
+    "pictures in words": (listed("stamp", lambda c: first(c["pictures"]).update(count="3")), "said to be 3"),
+    "pictures in no hash": (listed("stamp", lambda c: first(c["pictures"]).update(total="x")), "'x'"),
+    "single precision": (lambda t, _: t.update({n: one.float() for n, one in t.items()}), "is .* in F32"),
+}  # fmt: skip
+LOOKED_AT = {
+    "not a number": (lambda t, _: t[min(t)].view(-1)[0].fill_(torch.nan), r"holds values in units/.*/art that are not"),
+    "infinite": (lambda t, _: t[min(t)].view(-1)[-1].fill_(torch.inf), r"holds values in units/.*/art that are not"),
+    "samples more": (listed("moments", lambda c: first(c).update(count=90_000_000)), "but is said to be of 90000000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*READ, *LOOKED_AT])
+def test_counts_shapes_and_pictures_that_cannot_be_are_refused(tmp_path: Path, kind: str) -> None:
+    networks, spec = sources(0)
+    batches: Batches = [("art", pictures(3, 1))]
+    good = tmp_path / "good.safetensors"
+    save_statistics(gathered(networks, spec, batches, ["art"], [UNITS]), fingerprint(networks, spec, batches), good)
+    read_statistics(good).check()
+    change, words = {**READ, **LOOKED_AT}[kind]
+    path = forged(good, change)  # type: ignore[arg-type]
+    if kind in READ:
+        with pytest.raises(CheckpointError, match=words):
+            read_statistics(path)
+        return
+    with pytest.raises(CheckpointError, match=words):
+        read_statistics(path).check()
+    other: Batches = [("art", pictures(2, 2))]
+    found = gathered(networks, spec, other, ["art"], [UNITS])
+    save_statistics(found, fingerprint(networks, spec, other), tmp_path / "other.safetensors")
+    for paths in ([path, tmp_path / "other.safetensors"], [tmp_path / "other.safetensors", path]):
+        with pytest.raises(CheckpointError, match=words):
+            add_statistics(paths, tmp_path / "sum.safetensors")
+    assert not (tmp_path / "sum.safetensors").exists()
+
+
+def test_a_shard_counts_once(tmp_path: Path) -> None:
+    """Under whatever name it comes again, and also where it is in a sum already."""
+    networks, spec = sources(0)
+    paths = []
+    for number, batches in enumerate(
+        [[("art", pictures(3, 1))], [("art", pictures(2, 2))], [("birds", pictures(2, 3))]]
+    ):
+        paths.append(tmp_path / f"{number}.safetensors")
+        found = gathered(networks, spec, batches, DOMAINS[:2], [UNITS])
+        save_statistics(found, fingerprint(networks, spec, batches), paths[-1])
+    copied, both, whole = (tmp_path / f"{name}.safetensors" for name in ("copied", "both", "whole"))
+    copied.write_bytes(paths[0].read_bytes())
+    add_statistics(paths[:2], both)
+    assert add_statistics([both, paths[2]], whole).pictures == {"art": 5, "birds": 2}
+    for files in ([paths[0], copied], [both, copied], [paths[2], whole], [both, whole]):
+        with pytest.raises(
+            ConfigurationError, match=rf"{files[1]} and {files[0]} cannot be added: both are of the same"
+        ):
+            add_statistics(files, tmp_path / "sum.safetensors")
+    assert not (tmp_path / "sum.safetensors").exists()
+
+
 def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     networks, spec = sources(0)
     batches: Batches = [("art", pictures(1, 1))]
@@ -199,7 +296,7 @@ def test_moments_of_shapes_alone_take_no_memory() -> None:
     """A ResNet-152's would be gigabytes."""
     with torch.device("meta"):
         networks = [Architecture("resnet152", 5).build().eval() for _ in range(2)]
-        spec = trace(networks[0], (3, 224, 224))
+        spec = traced(networks[0], (3, 224, 224))
     found = Collector(spec, Lockstep(networks), ALL, ["art"], device="meta").statistics
     assert sum(8 * total.numel() for moment in found.moments() for total in moment.unflushed[0]) > 2**33
     assert all(total.is_meta for moment in found.moments() for total in moment.unflushed[0])

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DOMAINS, PICTURE, close, make_problem, merge_case, pictures, random_network, resnet, same_state
+from helpers import (
+    DOMAINS,
+    PICTURE,
+    close,
+    make_problem,
+    merge_case,
+    pictures,
+    random_network,
+    resnet,
+    same_state,
+    traced,
+)
 from kinds import SIDE, kind
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +44,7 @@ from project.student import (
     experts,
     load_source,
 )
-from project.symmetry import sites, trace
+from project.symmetry import sites
 
 LAYERS = {
     "convolution": (nn.Conv2d(6, 4, 3, 2, 1), (6, 7, 5)),
@@ -176,7 +187,7 @@ def test_a_learnt_router_starts_from_one_number() -> None:
 
 def blocks_of(network: nn.Module, shape: tuple[int, int, int]) -> list[list[str]]:
     found: dict[int, list[str]] = {}
-    spec = trace(network, shape)
+    spec = traced(network, shape)
     layers = {layer.name for layer in spec.layers}
     for one in sites(network, spec):
         if one.apart and one.name in layers:

@@ -158,7 +158,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "class": (lambda: Net, "mine is a type; allowed"),
     "empty": (nn.Flatten, "mine is a Flatten without weights"),
     "lazy": (lambda: nn.LazyLinear(3), "mine holds 'weight', which has no shape yet"),
-    "meta": (lambda: net(0).to("meta"), "mine holds 'head.weight' on the meta device"),
+    "meta": (lambda: net(0).to("meta"), "mine holds 'head.weight', which is on the meta device"),
     "nan": (spoilt(lambda it: it.head.weight.data.fill_(float("nan"))), "mine holds values in 'head.weight' that are"),
     "inf": (spoilt(lambda it: it.norm.running_var.fill_(float("inf"))), "mine holds values in 'norm.running_var'"),
     "integers": (

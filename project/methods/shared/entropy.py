@@ -8,7 +8,6 @@ that scores and coefficients are worth a look.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -56,8 +55,8 @@ class Objective:
 
     The student's buffers take no part: ``mixed`` normalises by the statistics of a batch of all domains together, as
     re-estimation does after the merge; ``domain`` by those of each domain's pictures alone; ``running`` by the
-    student's running statistics. None of them changes these. Of several processes, each normalises by the statistics of
-    its own share of a batch.
+    student's running statistics. None of them changes these. A batch that several processes share is one batch: they
+    normalise by the statistics of all of it.
 
     Args:
         student: Of one source's size; left as it is.
@@ -107,7 +106,7 @@ class Objective:
         together = [[domain] for domain in self.columns] if self.norms == "domain" else [list(self.columns)]
         sums = []
         network, exact = self.student.network, self.student.exact_norms
-        with nullcontext() if self.norms == "running" else own_statistics(network, exact):
+        with nullcontext() if self.norms == "running" else own_statistics(network, exact, self.world):
             for domains in together:
                 parts = [batch[domain] for domain in domains]
                 logits = functional_call(self.student, replaced, (torch.cat(parts),))
@@ -129,37 +128,62 @@ def check_finite(*tensors: Tensor) -> None:
 class Draws(Iterator[dict[str, Tensor]]):
     """Endless batches that map every domain to pictures: each picture once, in random order, before any comes again.
 
+    The pictures of a batch, and their order, are the same however many processes share them, where the pictures of
+    the data were dealt out in turn, and unless the processes are more than a batch has pictures. Each step, the
+    processes send each other those that were drawn, so that their shares are even.
+
     Args:
-        pictures: domain -> this process' batches, none of them empty.
+        pictures: domain -> this process' batches, none of them empty; every process the same domains.
         batch: Pictures of each domain in a batch, over all processes, but one at least in each; all of them where there
             are fewer.
         seed: Seed of the order.
-        world: The processes, which draw shares of a batch that differ by one picture at most.
+        world: The processes, which all must ask; their shares differ by one picture at most.
     """
 
     def __init__(self, pictures: Mapping[str, Sequence[Tensor]], batch: int, seed: int, world: World = ALONE) -> None:
-        whole, rest = divmod(batch, world.size)
-        self.pictures, self.share = pictures, max(1, whole + (world.rank < rest))
+        self.pictures, self.world, self.batch = pictures, world, max(batch, world.size)
+        sizes = {domain: lengths(parts) for domain, parts in pictures.items()}
+        held = torch.zeros(len(pictures), world.size, dtype=torch.int64)
+        held[:, world.rank] = torch.tensor([sum(counts) for counts in sizes.values()])
+        world.reduce(held)
         self.places = {
-            domain: [(number, row) for number, size in enumerate(lengths(parts)) for row in range(size)]
-            for domain, parts in pictures.items()
+            domain: [(number, row) for number, size in enumerate(counts) for row in range(size)]
+            for domain, counts in sizes.items()
         }
-        self.queues: dict[str, list[tuple[int, int]]] = {domain: [] for domain in pictures}
+        # Of all pictures in the order of the data: in which process each is, and which of its pictures it is.
+        self.owners = {
+            domain: sorted(((place, rank) for rank, count in enumerate(counts) for place in range(count)))
+            for domain, counts in zip(pictures, held.tolist(), strict=True)
+        }
+        self.queues: dict[str, list[int]] = {domain: [] for domain in pictures}
         self.generator = torch.Generator().manual_seed(seed)
 
     def __next__(self) -> dict[str, Tensor]:
-        """The next batch."""
-        return {domain: self._drawn(domain) for domain in self.pictures}
+        """The next batch, this process' share of it."""
+        return {domain: self._shared(domain) for domain in self.pictures}
 
-    def _drawn(self, domain: str) -> Tensor:
-        places, queue = self.places[domain], self.queues[domain]
-        count = min(self.share, len(places))
+    def _shared(self, domain: str) -> Tensor:
+        """Draw a batch of one domain, and take every so many of its pictures, from the process' number on."""
+        owners, queue, rank = self.owners[domain], self.queues[domain], self.world.rank
+        count = min(self.batch, len(owners))
         while len(queue) < count:
-            queue += [places[index] for index in torch.randperm(len(places), generator=self.generator).tolist()]
-        chosen, self.queues[domain] = queue[:count], queue[count:]
-        pictures: dict[tuple[int, int], Tensor] = {}
-        for number, group in groupby(sorted(set(chosen)), itemgetter(0)):  # each of the pictures' batches is read once
-            places = list(group)
-            rows = self.pictures[domain][number][torch.tensor([row for _, row in places])]
-            pictures.update(zip(places, rows, strict=True))
-        return torch.stack([pictures[place] for place in chosen])
+            queue += torch.randperm(len(owners), generator=self.generator).tolist()
+        drawn, self.queues[domain] = [owners[number] for number in queue[:count]], queue[count:]
+        mine = {index: place for index, (place, owner) in enumerate(drawn) if owner == rank}
+        found = self._read(domain, list(mine.values()))
+        if self.world.size == 1:
+            return found
+        whole = found.new_zeros(count, *found.shape[1:])
+        whole[list(mine)] = found
+        self.world.reduce(whole)
+        return whole[rank :: self.world.size]
+
+    def _read(self, domain: str, chosen: Sequence[int]) -> Tensor:
+        """Read some of this process' pictures of one domain, by their places among them."""
+        batches, places = self.pictures[domain], self.places[domain]
+        pictures: dict[int, Tensor] = {}
+        for number, group in groupby(sorted(set(chosen)), lambda place: places[place][0]):
+            together = list(group)  # each of the pictures' batches is read once
+            rows = batches[number][torch.tensor([places[place][1] for place in together])]
+            pictures.update(zip(together, rows, strict=True))
+        return torch.stack([pictures[place] for place in chosen]) if chosen else batches[0][:0]

@@ -32,8 +32,8 @@ def train_routers(
     """Minimise the entropy on the calibration pictures, the mean of the domains' means, by Adam.
 
     Batch norms use the statistics of the batch, in which all domains are mixed, as re-estimation is going to find them:
-    with older ones a router could make predictions certain by making them large. Of several processes, each normalises
-    by the statistics of its own share of the batch.
+    with older ones a router could make predictions certain by making them large. A batch that several processes share
+    is one batch.
 
     Args:
         student: Its routers are trained in place.
@@ -57,7 +57,7 @@ def train_routers(
     names = [next(iter(block.layers)) for block in student.blocks]
     curves: Curves = {"entropy": {ALL: {}}, "own gate": {name: {} for name in names}}
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    with _trainable(student, parameters), own_statistics(student.network), _noted(student) as gates:
+    with _trainable(student, parameters), own_statistics(student.network, world=world), _noted(student) as gates:
         for step in tqdm(range(steps), desc="training routers", unit="step", leave=False, disable=None):
             gates.clear()
             drawn = next(draws)
