@@ -23,9 +23,9 @@ from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.folder import weights_file
 from project.models.labels import LabelMode
 from project.models.preprocessing import Preprocessing
+from project.models.reading.folder import weights_file
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.saving import check_writable

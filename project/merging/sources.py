@@ -10,7 +10,7 @@ from typing import Any
 from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
-from project.models.folder import weights_file
+from project.models.reading.folder import weights_file
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from project.errors import CheckpointError, ConfigurationError
 from project.models.architecture import Architecture
 from project.models.custom import Maker, count_logits, dotted_path, find_maker, make
-from project.models.files import Weights, bare_names, read_weights
+from project.models.reading.files import Weights, bare_names, read_weights
 from project.models.recognise import architecture_of, candidate, recognise
 from project.models.strict import check_strictly, differences, load_strictly, summary
 
@@ -45,7 +45,7 @@ def load_network(
     """Read a file of weights and build the network that they belong to.
 
     Args:
-        path: File of weights, see :func:`~project.models.files.read_weights`.
+        path: File of weights, see :func:`~project.models.reading.files.read_weights`.
         architecture: The network, its name, a dotted path to a class or function that builds it, the class or function
             itself, or a network to copy; by default what the file says, or else what the shapes tell.
         arguments: What to build it with; by default what the file says.

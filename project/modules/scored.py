@@ -10,8 +10,8 @@ from project.errors import ConfigurationError
 from project.merging import SourceFile
 from project.merging.classes import own_labels
 from project.models import LabelSpace, MultiHead, Preprocessing, build_network, heads, read_weights
-from project.models.folder import weights_file
 from project.models.heads import JOINT, Joint
+from project.models.reading.folder import weights_file
 from project.student import build_student, is_student
 
 

@@ -27,7 +27,7 @@ from project.models import (
 )
 from project.models.custom import count_logits
 from project.models.network import built_as
-from project.models.sound import check_varied, sound_state, unusable_kind
+from project.models.reading.sound import check_varied, sound_state, unusable_kind
 from project.moments import network_hash
 from project.student.build import Student
 from project.student.file import build_student, is_student, original_architecture

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models import resnet18, resnet50
 
 from project.models.cifar import CifarResNet
-from project.models.renaming import TABLES, Renaming, renamed
+from project.models.reading.renaming import TABLES, Renaming, renamed
 
 TABLES_OF_RESNETS = [table for table in TABLES if "ResNet" in table.writer or "torchvision" in table.writer]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from project.errors import CheckpointError
-from project.models.archive import Content, Opened, read_content
 from project.models.description import DESCRIPTION, ENTRY, Description
-from project.models.inert import DamagedError, StandIn, Unusable, module_state
-from project.models.packing import unpacked
-from project.models.sound import sound_state
+from project.models.reading.archive import Content, Opened, read_content
+from project.models.reading.inert import DamagedError, StandIn, Unusable, module_state
+from project.models.reading.packing import unpacked
+from project.models.reading.sound import sound_state
 from project.runtime import tell
 
 WRAPPERS = ("network.", "module.", "model.", "_orig_mod.")  # FineTuneModule, DataParallel, custom, torch.compile
