@@ -273,7 +273,7 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     arguments = options.get("arguments") if file.arguments is None else file.arguments
     if isinstance(source, nn.Module):
         return source_of(source, str(file.path), architecture, arguments)
-    return load_source(weights_file(file.path), file.name, architecture, arguments)
+    return load_source(weights_file(file.path), file.name, architecture, arguments, file.weights)
 
 
 def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | GivenPictures:

@@ -111,7 +111,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> ScoredNetwork:
-    weights = read_weights(weights_file(file.path))
+    weights = read_weights(weights_file(file.path), file.weights)
     if is_student(weights):
         student = build_student(weights, file.architecture, file.arguments)
         known = own_labels(weights, labels, str(file.path), file.domains)

@@ -24,6 +24,7 @@ from project.runtime.opening import open_file
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first number of files from before torch 1.6
 PROTOCOL = 1001
+ALIGNMENT = 16  # bytes of the widest number, a complex one
 HEADER = 30  # bytes of a zip file's header before a name
 TENSORS = re.compile(r"torch\.(.+\.)?(\w*Tensor|Parameter|Buffer)")  # classes of tensors, whatever they do beside
 CONVERT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt"
@@ -192,7 +193,9 @@ class Reader:
             if key not in self.places:
                 raise DamagedError(f"storage {key} is missing")
             found = self.places[key]()
-            self.fetched[key] = memoryview(bytearray(found)) if self.copied else found
+            # older files put storages anywhere; one copy, so that views of it share it
+            misplaced = len(found) > 0 and np.frombuffer(found, np.uint8).ctypes.data % ALIGNMENT
+            self.fetched[key] = memoryview(bytearray(found)) if self.copied or misplaced else found
         return self.fetched[key]
 
     def part(self, start: int, size: int) -> memoryview:

@@ -42,20 +42,45 @@ class Renaming:
             All of them, in the writer's order; None where a name is in no row, or a part of a row is missing, so that
             the names are not this writer's.
         """
-        parts: dict[str, dict[int, Tensor]] = {}
-        counts: dict[str, int] = {}
-        for name, tensor in state_dict.items():
-            target = self._match(name)
-            if target is None:
-                return None
-            ours, index, counts[ours] = target
-            parts.setdefault(ours, {})[index] = tensor
-        if any(len(pieces) != counts[name] for name, pieces in parts.items()):
+        pairs, others = self.pairs(state_dict)
+        if others:
             return None
         return {
-            name: pieces[0] if counts[name] == 1 else torch.cat([pieces[index] for index in range(counts[name])])
-            for name, pieces in parts.items()
+            ours: state_dict[theirs[0]] if len(theirs) == 1 else torch.cat([state_dict[name] for name in theirs])
+            for ours, theirs in pairs.items()
         }
+
+    def pairs(self, names: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """Our names of the writer's.
+
+        Args:
+            names: The writer's, perhaps among others.
+
+        Returns:
+            Our names, each with the writer's whose tensors it is one after the other; and the names that are in no row,
+            or of which a part is missing.
+        """
+        parts: dict[str, dict[int, str]] = {}
+        counts: dict[str, int] = {}
+        others = []
+        for name in names:
+            if (target := self._match(name)) is None:
+                others.append(name)
+                continue
+            ours, index, counts[ours] = target
+            parts.setdefault(ours, {})[index] = name
+        whole = {
+            ours: tuple(pieces[index] for index in sorted(pieces))
+            for ours, pieces in parts.items()
+            if len(pieces) == counts[ours]
+        }
+        return whole, others + [name for ours in parts.keys() - whole.keys() for name in parts[ours].values()]
+
+    def rows_of(self, ours: str) -> tuple[str, ...]:
+        """What the writer calls a module of ours that has one name; empty where it has none."""
+        found = [theirs for name, theirs in self.rows if name == ours and isinstance(theirs, str)]
+        short = [name.removeprefix(self.optional) for name in found if self.optional and name.startswith(self.optional)]
+        return (*found, *short)
 
     def theirs(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under the writer's names.
@@ -68,15 +93,20 @@ class Renaming:
         """
         renamed: dict[str, Tensor] = {}
         for name, tensor in state_dict.items():
-            for pattern, templates in self._from_ours:
-                if match := pattern.fullmatch(name):
-                    pieces = [tensor] if len(templates) == 1 else tensor.chunk(len(templates))
-                    for template, piece in zip(templates, pieces, strict=True):
-                        renamed[_filled(template, match)] = piece
-                    break
-            else:
-                raise KeyError(name)
+            names = self.their_names(name)
+            renamed |= dict(zip(names, [tensor] if len(names) == 1 else tensor.chunk(len(names)), strict=True))
         return renamed
+
+    def their_names(self, name: str) -> tuple[str, ...]:
+        """The writer's names of a tensor of ours.
+
+        Raises:
+            KeyError: If it is in no row.
+        """
+        for pattern, templates in self._from_ours:
+            if match := pattern.fullmatch(name):
+                return tuple(_filled(template, match) for template in templates)
+        raise KeyError(name)
 
     def _match(self, name: str) -> tuple[str, int, int] | None:
         """Our name of a tensor, which part of it this is, and of how many."""
@@ -132,6 +162,25 @@ RESNET_BLOCK = (
     ("layer{s}.{l}.conv{k}", "layer{s}.{l}.conv{k}"),
     ("layer{s}.{l}.bn{k}", "layer{s}.{l}.bn{k}"),
 )
+TORCHVISION = Renaming(
+    "torchvision's ResNet",
+    (
+        ("conv1", "conv1"),
+        ("bn1", "bn1"),
+        *RESNET_BLOCK,
+        ("layer{s}.{l}.downsample.{k}", "layer{s}.{l}.downsample.{k}"),
+        ("fc", "fc"),
+        ("fc.{k}", "fc.{k}"),
+    ),
+)
+"""Names that stay as they are: timm has the same."""
+VIT = (
+    ("cls_token", "vit.embeddings.cls_token"),
+    ("pos_embed", "vit.embeddings.position_embeddings"),
+    ("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
+    ("norm", "vit.layernorm"),
+    ("head", "classifier"),
+)
 TABLES = (
     Renaming(
         "transformers' ResNet",
@@ -149,9 +198,7 @@ TABLES = (
     Renaming(
         "transformers' ViT",
         (
-            ("cls_token", "vit.embeddings.cls_token"),
-            ("pos_embed", "vit.embeddings.position_embeddings"),
-            ("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
+            *VIT,
             ("blocks.{l}.norm1", "vit.encoder.layer.{l}.layernorm_before"),
             (
                 "blocks.{l}.attn.qkv",
@@ -161,8 +208,18 @@ TABLES = (
             ("blocks.{l}.norm2", "vit.encoder.layer.{l}.layernorm_after"),
             ("blocks.{l}.mlp.fc1", "vit.encoder.layer.{l}.intermediate.dense"),
             ("blocks.{l}.mlp.fc2", "vit.encoder.layer.{l}.output.dense"),
-            ("norm", "vit.layernorm"),
-            ("head", "classifier"),
+        ),
+        optional="vit.",
+    ),
+    Renaming(
+        "transformers' ViT in memory, since version 5",
+        (
+            *VIT,
+            ("blocks.{l}.norm1", "vit.layers.{l}.layernorm_before"),
+            ("blocks.{l}.attn.qkv", tuple(f"vit.layers.{{l}}.attention.{which}_proj" for which in "qkv")),
+            ("blocks.{l}.attn.proj", "vit.layers.{l}.attention.o_proj"),
+            ("blocks.{l}.norm2", "vit.layers.{l}.layernorm_after"),
+            ("blocks.{l}.mlp.fc{k}", "vit.layers.{l}.mlp.fc{k}"),
         ),
         optional="vit.",
     ),
