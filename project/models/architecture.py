@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -115,6 +115,12 @@ class Architecture:
         for taken in ("weights", "num_classes"):
             if not self.custom and taken in (self.arguments or {}):
                 raise ConfigurationError(f"arguments holds {taken!r}, which {self.name} takes from its file.")
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Its fields as files keep them: those that came later only where they say something."""
+        later = {"hidden": 0, "head_bias": True, "shortcut": "projection"}
+        return {name: value for name, value in asdict(self).items() if value != later.get(name, ...)}
 
     @property
     def custom(self) -> bool:

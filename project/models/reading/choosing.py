@@ -84,7 +84,7 @@ class Held:
     @cached_property
     def shapes(self) -> dict[str, Tensor]:
         """The tensors, without memory; those that cannot be are left out."""
-        shapes = {}
+        shapes: dict[str, Tensor | None] = {}
         for name, value in self.keys.items():
             shape = _shape(value)
             try:
@@ -95,7 +95,7 @@ class Held:
 
     def recognised(self) -> list[Choice]:
         """Every group of tensors that is one of the networks that are known by their tensors, the largest first."""
-        found = {}
+        found: dict[str, Choice] = {}
         for table in (*TABLES, TORCHVISION):
             for first in table.rows_of("conv1"):
                 for prefix in self._prefixes(f"{first}.weight"):
@@ -131,6 +131,18 @@ class Held:
                 break
         return list(found.values())
 
+    def largest(self) -> dict[str, Any]:
+        """The tensors under the key that holds most of them; empty where no weights lie deeper than the top."""
+        counts: dict[str, int] = {}
+        for name in self.keys:
+            key, _, rest = name.partition(".")
+            if rest.endswith("weight") and isinstance(self.tree, Mapping) and key in self.tree:
+                counts[f"{key}."] = counts.get(f"{key}.", 0) + 1
+        most = max(counts, key=lambda key: counts[key], default=None)
+        if most is None:
+            return {}
+        return {name.removeprefix(most): one for name, one in self.keys.items() if name.startswith(most)}
+
     def trunk(self) -> str | None:
         """What the file holds, as a sentence, where it is a trunk without a head for classes."""
         method = self_supervision(self.shapes)
@@ -148,7 +160,7 @@ class Held:
                     if others := self.others(found):
                         return (
                             f"{what}, and beside it {_listed(others)}, which is no head that is read; allowed: one "
-                            f"linear layer, or two with ReLU between them; else {OWN}"
+                            f"linear layer, or two with ReLU between them; if there is more to it, {OWN}"
                         )
                     return f"{what} and no head for classes, as training without classes leaves; train one on it first"
         return None
@@ -156,7 +168,7 @@ class Held:
     def account(self, choice: Choice) -> list[str]:
         """What is to be told of a choice, a phrase for each."""
         told = []
-        if choice.writer and any(our not in f".{names[0]}" for our, names in choice.names.items()):
+        if choice.writer and any(names != (choice.prefix + our,) for our, names in choice.names.items()):
             told.append(f"its names are those of {choice.writer}")
         if choice.assumed:
             told.append(f"assumed, since files do not tell: {choice.assumed}")
@@ -195,7 +207,7 @@ class Held:
         if not any(prefix + name in self.shapes for name in (second, second.removeprefix(table.optional))):
             return None
         inside = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
-        pairs, _ = table.pairs(inside)
+        pairs, others = table.pairs(inside)
         trunk = {our: (inside[theirs[0]],) for our, theirs in pairs.items() if our.partition(".")[0] != "fc"}
         if "layer1.0.conv1.weight" not in trunk:
             return None
@@ -204,7 +216,9 @@ class Held:
         if headless:
             shapes |= {"fc.weight": torch.empty(1, width, device="meta"), "fc.bias": torch.empty(1, device="meta")}
             architecture = fitting(shapes)
-            return Choice(trunk, prefix, table.writer, False, architecture) if architecture else None
+            if architecture is None or any(name.startswith("layer") for name in others):
+                return None
+            return Choice(trunk, prefix, table.writer, False, architecture)
         used = {name for (name,) in trunk.values()}
         parent = prefix[: prefix.rstrip(".").rfind(".") + 1]
         words = (*table.rows_of("fc"), *HEADS)
@@ -228,7 +242,8 @@ class Held:
             assumed = "ReLU between the two layers of its head" if architecture.hidden else ""
             if architecture.shortcut == "padding":
                 assumed = "zeros on both sides of the channels where its shortcuts widen (option A)"
-            return Choice(names, prefix, table.writer, self._averaged(prefix), architecture, assumed)
+            writer = "" if table is TORCHVISION else table.writer
+            return Choice(names, prefix, writer, self._averaged(prefix), architecture, assumed)
         return None
 
     def _unsupervised(self, prefix: str) -> bool:

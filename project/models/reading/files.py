@@ -131,7 +131,8 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
         more = len(content.passed) - NAMES_SHOWN
         names = ", ".join(content.passed[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         objects.append(f"passed over, and not imported, is what it holds of {names}")
-    held = choice = None
+    held: Held | None = None
+    choice: Choice | None = None
     if description.architecture is None and "unit_maps" not in entries:
         try:
             held = Held(content.tree)
@@ -140,7 +141,11 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
         choice = _chosen(held, held.recognised(), which, path, objects)
     if choice is None and objects:
         tell(f"{path}: its tensors are taken; {objects[0]}")
-    state_dict = _clean(content, tensors if held is None or choice is None else _values(held, choice))
+    if held is not None and choice is not None:
+        tensors = _values(held, choice)
+    elif held is not None and tensors is content.tree and any(isinstance(one, dict) for one in tensors.values()):
+        tensors = held.largest() or tensors
+    state_dict = _clean(content, tensors)
     return Weights(
         state_dict=state_dict, path=path, entries=entries, opened=content.opened, content=content, held=held,
         which=which, names=choice.names if choice else {}, **vars(description),
