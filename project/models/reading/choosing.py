@@ -29,7 +29,9 @@ SHOWN = 4
 AVERAGED = re.compile(r"(?:.*[._])?(?:ema|averaged|average|avg|swa|shadow)(?:[._].*)?", re.IGNORECASE)
 LIGHTNING_RAW, LIGHTNING = "current_model_state.", "state_dict."  # of its WeightAveraging, which swaps them
 HARMLESS = re.compile(
-    r"n_averaged|.*(?:criterion|loss|metric|acc|confmat|auroc|precision|recall|f1)[^.]*(?:\..*)?", re.IGNORECASE
+    r"n_averaged|(?:[^.]*_)?(?:criterion|\w*loss|loss\w*|metrics?|acc\w*|confmat|auroc|precision|recall|f1)"
+    r"(?:_[^.]*)?(?:\..*)?",
+    re.IGNORECASE,
 )
 """Names beside a network's own that are none of its layers."""
 HEADS = (
@@ -48,7 +50,6 @@ class Choice:
         writer: Whose names they are.
         averaged: Whether they are an average over training.
         architecture: Which network; None where the user has named it.
-        assumed: What the file does not say.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -56,7 +57,16 @@ class Choice:
     writer: str
     averaged: bool
     architecture: Architecture | None = None
-    assumed: str = ""
+
+    @property
+    def assumed(self) -> list[str]:
+        """What files do not say of such a network."""
+        told = []
+        if self.architecture and self.architecture.hidden:
+            told.append("ReLU between the two layers of its head")
+        if self.architecture and self.architecture.shortcut == "padding":
+            told.append("zeros on both sides of the channels where its shortcuts widen (option A)")
+        return told
 
     @property
     def taken(self) -> set[str]:
@@ -171,7 +181,7 @@ class Held:
         if choice.writer and any(names != (choice.prefix + our,) for our, names in choice.names.items()):
             told.append(f"its names are those of {choice.writer}")
         if choice.assumed:
-            told.append(f"assumed, since files do not tell: {choice.assumed}")
+            told.append(f"assumed, since files do not tell: {', '.join(choice.assumed)}")
         if others := self.others(choice):
             told.append(f"passed over: {_listed(others)}")
         return told
@@ -239,11 +249,8 @@ class Held:
                 return None
             if self._unsupervised(prefix) or self._more(parent, taken, architecture.num_classes):
                 return None
-            assumed = "ReLU between the two layers of its head" if architecture.hidden else ""
-            if architecture.shortcut == "padding":
-                assumed = "zeros on both sides of the channels where its shortcuts widen (option A)"
             writer = "" if table is TORCHVISION else table.writer
-            return Choice(names, prefix, writer, self._averaged(prefix), architecture, assumed)
+            return Choice(names, prefix, writer, self._averaged(prefix), architecture)
         return None
 
     def _unsupervised(self, prefix: str) -> bool:
