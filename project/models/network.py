@@ -78,7 +78,8 @@ def build_network(
     except CheckpointError as error:
         if built.custom and not built.arguments:
             raise CheckpointError(f"{str(error).rstrip('.')}; its arguments may be others, give them.") from error
-        if other := weights.remark or kin(weights.state_dict):
+        own = set(bare_names(network.state_dict()))
+        if other := weights.remark or kin(name for name in weights.state_dict if name not in own):
             what = other if weights.remark else f"its tensors are named as {other}"
             raise CheckpointError(f"{weights.path} does not fit {built.name}: {what}.") from error
         raise

@@ -25,6 +25,7 @@ NOT_TAKEN = frozenset(
 )
 """What a checkpoint says of the arguments of those who wrote it: nobody takes them from there."""
 DEPTH = 4  # mappings in mappings
+NETWORKS = 64  # of a file, at most, that are looked at
 SHOWN = 4
 AVERAGED = re.compile(r"(?:.*[._])?(?:ema|averaged|average|avg|swa|shadow)(?:[._].*)?", re.IGNORECASE)
 LIGHTNING_RAW, LIGHTNING = "current_model_state.", "state_dict."  # of its WeightAveraging, which swaps them
@@ -88,7 +89,7 @@ class Held:
 
     def __post_init__(self) -> None:
         """Find the tensors."""
-        found = dict(_tensors(self.tree))
+        found = dict(_tensors(self.tree, set()))
         object.__setattr__(self, "keys", dict(zip(bare(found), found.values(), strict=True)))
 
     @cached_property
@@ -106,11 +107,9 @@ class Held:
     def recognised(self) -> list[Choice]:
         """Every group of tensors that is one of the networks that are known by their tensors, the largest first."""
         found: dict[str, Choice] = {}
-        for table in (*TABLES, TORCHVISION):
-            for first in table.rows_of("conv1"):
-                for prefix in self._prefixes(f"{first}.weight"):
-                    if prefix not in found and (choice := self._read(table, prefix)):
-                        found[prefix] = choice
+        for table, prefix in self._places():
+            if prefix not in found and (choice := self._read(table, prefix)):
+                found[prefix] = choice
         return sorted(
             found.values(), key=lambda choice: (-len(choice.names), choice.prefix.partition(".")[0] not in HOLDERS)
         )
@@ -132,9 +131,9 @@ class Held:
             for cut in cuts if needed else ():
                 short = {our: tuple(name.removeprefix(cut) for name in written) for our, written in theirs.items()}
                 for prefix in self._prefixes(short[needed[0]][0]):
-                    placed = {our: tuple(prefix + name for name in written) for our, written in short.items()}
-                    if prefix in found or any(name not in self.keys for our in needed for name in placed[our]):
+                    if prefix in found or any(prefix + name not in self.keys for our in needed for name in short[our]):
                         continue
+                    placed = {our: tuple(prefix + name for name in written) for our, written in short.items()}
                     own = {our: written for our, written in placed.items() if all(one in self.keys for one in written)}
                     found[prefix] = Choice(own, prefix, table.writer if table else "", self._averaged(prefix))
             if found:
@@ -156,23 +155,21 @@ class Held:
     def trunk(self) -> str | None:
         """What the file holds, as a sentence, where it is a trunk without a head for classes."""
         method = self_supervision(self.shapes)
-        for table in (*TABLES, TORCHVISION):
-            for first in table.rows_of("conv1"):
-                for prefix in self._prefixes(f"{first}.weight"):
-                    if not (found := self._read(table, prefix, headless=True)) or not found.architecture:
-                        continue
-                    what = f"it holds the trunk of a {found.architecture.name}"
-                    if method:
-                        return (
-                            f"{what} and no head for classes: {method[1]!r} in it is of {method[0]}, which learns "
-                            f"without; train a head on it first"
-                        )
-                    if others := self.others(found):
-                        return (
-                            f"{what}, and beside it {_listed(others)}, which is no head that is read; allowed: one "
-                            f"linear layer, or two with ReLU between them; if there is more to it, {OWN}"
-                        )
-                    return f"{what} and no head for classes, as training without classes leaves; train one on it first"
+        for table, prefix in self._places():
+            if not (found := self._read(table, prefix, headless=True)) or not found.architecture:
+                continue
+            what = f"it holds the trunk of a {found.architecture.name}"
+            if method:
+                return (
+                    f"{what} and no head for classes: {method[1]!r} in it is of {method[0]}, which learns without; "
+                    f"train a head on it first"
+                )
+            if others := self.others(found):
+                return (
+                    f"{what}, and beside it {_listed(others)}, which is no head that is read; allowed: one linear "
+                    f"layer, or two with ReLU between them; if there is more to it, {OWN}"
+                )
+            return f"{what} and no head for classes, as training without classes leaves; train one on it first"
         return None
 
     def account(self, choice: Choice) -> list[str]:
@@ -206,6 +203,18 @@ class Held:
             if name == first or name.endswith(f".{first}"):
                 yield name.removesuffix(first)
 
+    def _places(self) -> Iterator[tuple[Renaming, str]]:
+        """Where the first layers of a ResNet stand, in which names and behind which prefix; not many have a file."""
+        left = NETWORKS
+        for table in (*TABLES, TORCHVISION):
+            for first in table.rows_of("conv1"):
+                (block,) = table.their_names("layer1.0.conv1.weight")
+                for prefix in self._prefixes(f"{first}.weight"):
+                    inside = prefix + block in self.shapes or prefix + block.removeprefix(table.optional) in self.shapes
+                    if inside and left:
+                        left -= 1
+                        yield table, prefix
+
     def _averaged(self, prefix: str) -> bool:
         if any(name.startswith(LIGHTNING_RAW) for name in self.keys):
             return prefix.startswith(LIGHTNING)
@@ -213,9 +222,6 @@ class Held:
 
     def _read(self, table: Renaming, prefix: str, headless: bool = False) -> Choice | None:
         """A network under a prefix in a writer's names; None where it is none that is known."""
-        second = table.their_names("layer1.0.conv1.weight")[0]
-        if not any(prefix + name in self.shapes for name in (second, second.removeprefix(table.optional))):
-            return None
         inside = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
         pairs, others = table.pairs(inside)
         trunk = {our: (inside[theirs[0]],) for our, theirs in pairs.items() if our.partition(".")[0] != "fc"}
@@ -278,8 +284,11 @@ def bare(names: Iterable[str]) -> list[str]:
     return short if len(set(short)) == len(short) else found
 
 
-def _tensors(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """All tensors in mappings and modules, by the keys that lead there."""
+def _tensors(value: Any, seen: set[int], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """All tensors in mappings and modules, by the keys that lead there; what lies in several places, by the first."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     if (state := module_state(value)) is not None:
         value = state
     if not isinstance(value, Mapping) or depth > DEPTH:
@@ -289,7 +298,7 @@ def _tensors(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str
             if isinstance(one, Record | Tensor | NumpyArray | Unusable):
                 yield prefix + key, one
             else:
-                yield from _tensors(one, f"{prefix}{key}.", depth + 1)
+                yield from _tensors(one, seen, f"{prefix}{key}.", depth + 1)
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
