@@ -4,6 +4,7 @@
 # make test-rounding the default suite as other processors round, seven times
 # make test-gpu      the tests that need an accelerator
 # make test-floors   the default suite with the lowest versions allowed, and on the newest Python that torch serves (slow)
+# make fuzz          spoilt files, words and trees through the commands, drawn from a seed: SEED=1 CASES=400 make fuzz
 # make lint          formatting, types, import layers
 # make constraints   write configs/env/constraints.txt from what this environment holds
 
@@ -14,7 +15,7 @@ CONSTRAINTS := configs/env/constraints.txt
 DEMO := runs/demo
 SOURCES := $(DEMO)/sources/clipart/finished $(DEMO)/sources/sketch/finished
 
-.PHONY: demo test test-slow test-rounding test-gpu test-floors lint constraints clean-demo
+.PHONY: demo test test-slow test-rounding test-gpu test-floors fuzz lint constraints clean-demo
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -57,6 +58,10 @@ test-gpu: $(VENV)/.tested
 # In temporary environments; PYTHONS="…" names the interpreters, else those on the path are taken.
 test-floors:
 	bash tests/floors.sh
+
+fuzz: $(VENV)/.tested
+	PYTHONPATH=tests $(BIN)/python -m fuzzing --seed $${SEED:-0} --cases $${CASES:-400}
+	$(BIN)/python -m pytest -n 0 --hypothesis-profile fuzz tests/test_fuzzing.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -9,8 +9,34 @@ Five lines of it, without a command and without Lightning::
     student = project.load_student("merged.safetensors")
 """
 
-from project.api import check, merge, merges
-from project.report.check import CheckReport
-from project.student import Student, load_student, save_student
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from project.api import check, merge, merges
+    from project.report.check import CheckReport
+    from project.student import Student, load_student, save_student
 
 __all__ = ["CheckReport", "Student", "check", "load_student", "merge", "merges", "save_student"]
+
+_PLACES = {
+    "project.api": ("check", "merge", "merges"),
+    "project.report.check": ("CheckReport",),
+    "project.student": ("Student", "load_student", "save_student"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes seconds, in which the command could not be interrupted in peace."""
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(place), name)
+    if not name.startswith("_") and find_spec(f"project.{name}") is not None:
+        return import_module(f"project.{name}")
+    raise AttributeError(f"module 'project' has no attribute {name!r}", name=name, obj=import_module("project"))
+
+
+def __dir__() -> list[str]:
+    """What the package offers, imported or not."""
+    return sorted({*globals(), *__all__})

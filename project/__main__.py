@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from project.cli import main
-from project.errors import PleasError, TraceError
+from project.entrance import check_words
+from project.errors import PleasError, ProcessError, TraceError
+from project.signals import Ending
 
 
 def _told(
@@ -27,16 +25,41 @@ def _told(
 
 
 def console() -> int:
-    """Run the command; what the user can mend is told in one sentence."""
-    warnings.formatwarning = _told
+    """Run the command; what the user can mend is told in one sentence, and so is that somebody has ended it."""
     try:
-        main()
-    except (PleasError, MisconfigurationException) as error:
+        check_words(sys.argv[1:])
+    except PleasError as error:
         sys.stderr.write(f"pleas: error: {error}\n")
-        return 1 if isinstance(error, TraceError) else 2
-    except SIGTERMException:  # Lightning's, of a fit, which exits with 0
-        return 128 + signal.SIGTERM
+        return 2
+    with Ending() as ending:
+        # only now: these take seconds
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+        from project import cli
+        from project.runtime.messages import first_process
+
+        warnings.formatwarning = _told
+        ending.begun = True
+        try:
+            cli.main()
+        except BaseException as error:
+            if ending.received is not None:  # whatever came of it on the way
+                if first_process():
+                    sys.stderr.write(("\n" if sys.stderr.isatty() else "") + ending.message(*_notes(error)))
+                return ending.status
+            if isinstance(error, SIGTERMException):  # Lightning's, of a fit, which exits with 0
+                return 128 + signal.SIGTERM
+            if not isinstance(error, PleasError | MisconfigurationException):
+                raise
+            sys.stderr.write(f"pleas: error: {error}\n")
+            return 1 if isinstance(error, TraceError | ProcessError) else 2
     return 0
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was noted on an error on its way: how the command can go on."""
+    return list(getattr(error, "__notes__", ()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The library in five lines: sources and pictures in, students out, without a command and without Lightning."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -14,7 +14,7 @@ from project.data.calibration import Calibration
 from project.data.domains import Domains
 from project.data.folders import ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
-from project.errors import ConfigurationError, at_least, nearest
+from project.errors import ConfigurationError, at_least, nearest, whole
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
@@ -24,10 +24,11 @@ from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
 from project.models.labels import LabelMode
-from project.models.preprocessing import Preprocessing
+from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.models.reading.folder import weights_file
 from project.report.check import CheckReport, check_network, never_trained
-from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime import alone_in
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
 
@@ -164,9 +165,22 @@ def merges(
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))
-    place = Place(_path(options.get("folder")), device := _device(options.get("device")))
-    if place.folder is not None:
-        check_writable(place.folder, f"folder is {place.folder}")
+    place = Place(_path(options.get("folder")), _device(options.get("device")))
+    with ExitStack() as alone:
+        if place.folder is not None:
+            check_writable(place.folder, f"folder is {place.folder}")
+            alone.enter_context(alone_in(place.folder, f"folder is {place.folder}"))
+        return _students(files, pictures, settings, place, options)
+
+
+def _students(
+    files: Sequence[tuple[SourceFile, AnySource]],
+    pictures: AnyPictures,
+    settings: Settings,
+    place: Place,
+    options: MergeOptions,
+) -> dict[str, Student]:
+    """The students of one merge, by name."""
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
     prepared = _common(loaded)
@@ -182,9 +196,8 @@ def merges(
         data.adopt(labels, prepared)
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    drive(engine, data, device, options.get("progress", True))
-    if place.folder is not None:
-        shutil.rmtree(place.folder / PROGRESS, ignore_errors=True)
+    with taken_up_again(place.folder):
+        drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
 
@@ -210,7 +223,8 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
         >>> len(report.groups), report.obstacle
         (12, None)
     """
-    at_least(1, image_size=image_size)
+    whole(1, LARGEST_SIDE, image_size=image_size)
+    at_least(0, tolerance=tolerance)
     source = source_of(network, type(network).__name__)
     picture = (3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):
@@ -293,7 +307,7 @@ def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | 
         data.read()
         return data
     if pictures is None:
-        at_least(1, image_size=size)
+        whole(1, LARGEST_SIDE, image_size=size)
         return NoPictures((3, size, size))
     return GivenPictures(pictures, options.get("batch_size", 64))
 

@@ -10,9 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
-from project.errors import ConfigurationError, nearest
+from project.entrance import looks_like_weights
+from project.errors import ConfigurationError, at_least, nearest, present, whole
 from project.models import written_out
 from project.models.custom import Maker, find_maker, make
+from project.models.preprocessing import LARGEST_SIDE
 from project.parser import OneSentenceParser
 from project.report.check import CheckReport, check_network
 from project.student import load_source
@@ -75,7 +77,11 @@ def check_model(
         ConfigurationError: If there is no such network, or a file comes with arguments but no architecture.
         TraceError: If its groups cannot be derived, or do not hold.
     """
+    whole(1, LARGEST_SIDE, image_size=image_size)
+    at_least(0, tolerance=tolerance)
     torch.manual_seed(0)
+    if looks_like_weights(model):
+        present(model)
     if Path(model).is_file():
         if model_args and architecture is None:
             raise ConfigurationError(

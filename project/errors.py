@@ -3,8 +3,17 @@
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import inf
-from numbers import Integral
+from numbers import Integral, Real
+from os import PathLike
+from os.path import exists
 from typing import Any, get_args
+
+MANY = 2**31 - 1
+"""The largest count where nothing else bounds it: what is beyond, no loop, buffer or generator takes."""
+SEEDS = 2**32 - 1
+"""The largest seed that all generators take."""
+TOLD = 80
+"""Characters of a value that a message repeats."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -36,8 +45,40 @@ class TraceError(PleasError):
     """An architecture whose permutation groups cannot be derived; the message names the layer."""
 
 
+class StorageError(PleasError):
+    """A disk without the room that is needed, or one that fails while something is written to it."""
+
+
 class MergeError(PleasError):
     """Sources or statistics from which no sound student can be made."""
+
+
+class ProcessError(PleasError):
+    """Another process of the run has gone, and this one cannot go on alone."""
+
+
+def present(*paths: str | PathLike[str], what: str = "The file of weights") -> None:
+    """Refuse files and folders that are not there; they are not opened.
+
+    Args:
+        paths: Of the files.
+        what: What the message calls one.
+
+    Raises:
+        CheckpointError: With the first that is missing.
+    """
+    for path in paths:
+        if not exists(path):
+            raise CheckpointError(f"{what} {path} is not there.")
+
+
+def encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of files may hold any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def one_of(allowed: Any, **arguments: object) -> None:
@@ -54,49 +95,62 @@ def one_of(allowed: Any, **arguments: object) -> None:
     _refuse(arguments, lambda value: value in known, ", ".join(map(repr, known)))
 
 
-def at_least(least: float, **arguments: float) -> None:
-    """Refuse arguments below a number, infinite ones and ``nan``; see :func:`one_of`.
-
-    Raises:
-        ConfigurationError: With the argument, its value and what is allowed.
-    """
-    _refuse(arguments, lambda value: least <= value < inf, f"{least:g} or more")
-
-
-def above(bound: float, **arguments: float) -> None:
-    """Refuse arguments that are not above a number, infinite ones and ``nan``; see :func:`one_of`.
-
-    Raises:
-        ConfigurationError: With the argument, its value and what is allowed.
-    """
-    _refuse(arguments, lambda value: bound < value < inf, f"above {bound:g}")
-
-
-def between(least: float, most: float, **arguments: float) -> None:
-    """Refuse arguments below one number or above another; see :func:`one_of`.
-
-    Raises:
-        ConfigurationError: With the argument, its value and what is allowed.
-    """
-    _refuse(arguments, lambda value: least <= value <= most, f"{least:g} to {most:g}")
-
-
 def whole(least: int, most: int | None = None, **arguments: object) -> None:
     """Refuse arguments that are no whole numbers, below one number or above another; see :func:`one_of`.
 
+    Args:
+        least: The smallest that is allowed.
+        most: The largest; default: :data:`MANY`.
+        arguments: What was given.
+
     Raises:
         ConfigurationError: With the argument, its value and what is allowed.
     """
-    allowed = f"whole numbers, {least} or more" if most is None else f"whole numbers from {least} to {most}"
+    most = MANY if most is None else most
+    _refuse(
+        arguments,
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most,
+        f"whole numbers from {least} to {most}",
+    )
 
-    def fits(value: object) -> bool:
-        plain = isinstance(value, Integral) and not isinstance(value, bool)
-        return plain and least <= int(value) and (most is None or int(value) <= most)  # type: ignore[call-overload]
 
-    _refuse(arguments, fits, allowed)
+def seeds(**arguments: object) -> None:
+    """Refuse arguments that are no seed of a generator; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    whole(0, SEEDS, **arguments)
 
 
-def share(*, whole: bool = True, none: bool = False, **arguments: float) -> None:
+def at_least(least: float, **arguments: object) -> None:
+    """Refuse arguments that are no numbers, those below one, infinite ones and ``nan``; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, _number(lambda value: least <= value < inf), f"{least:g} or more")
+
+
+def above(bound: float, **arguments: object) -> None:
+    """Refuse arguments that are no numbers above one, infinite ones and ``nan``; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, _number(lambda value: bound < value < inf), f"above {bound:g}")
+
+
+def between(least: float, most: float, **arguments: object) -> None:
+    """Refuse arguments that are no numbers, below one or above another; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, _number(lambda value: least <= value <= most), f"{least:g} to {most:g}")
+
+
+def share(*, whole: bool = True, none: bool = False, **arguments: object) -> None:
     """Refuse arguments that are no share of something; see :func:`one_of`.
 
     Args:
@@ -110,13 +164,36 @@ def share(*, whole: bool = True, none: bool = False, **arguments: float) -> None
     lower, upper = "0 or more" if none else "above 0", "up to 1" if whole else "below 1"
     _refuse(
         arguments,
-        lambda value: (value >= 0 if none else value > 0) and (value <= 1 if whole else value < 1),
+        _number(lambda value: (value >= 0 if none else value > 0) and (value <= 1 if whole else value < 1)),
         f"{lower}, {upper}",
     )
+
+
+def _number(fits: Callable[[Any], bool]) -> Callable[[object], bool]:
+    """A test of numbers that nothing else passes; an integer beyond every float is taken for infinite."""
+
+    def passes(value: object) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        try:
+            return fits(float(value))
+        except OverflowError:
+            return False
+
+    return passes
 
 
 def _refuse(arguments: dict[str, Any], fits: Callable[[Any], bool], allowed: str) -> None:
     for name, value in arguments.items():
         if not fits(value):
-            told = repr(value) if isinstance(value, str) else value
-            raise ConfigurationError(f"{name} is {told}; allowed: {allowed}.")
+            raise ConfigurationError(f"{name} is {_told(value)}; allowed: {allowed}.")
+
+
+def _told(value: object) -> str:
+    """A value as a sentence can hold it: on one line, of a length that can be read."""
+    try:
+        words = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        words = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    words = " ".join(words.split())
+    return words if len(words) <= TOLD else f"{words[:TOLD]}…"

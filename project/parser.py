@@ -5,19 +5,21 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from project.entrance import config_words
 from project.errors import nearest
 
 FRAME = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with given class_path"
+    r"|Subclass types expect one of|a class path \(str\)|a dict with|Not of type Path"
 )
 TYPE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|<class '(.+?)'>)")
-PATH = re.compile(r"Expected a (?:path|dot import path)\b")
+PATH = re.compile(r"Expected a path\b|.* is no class_path$")
 SHOWN = 3
 
 
@@ -53,17 +55,28 @@ class OneSentenceParser(LightningArgumentParser):
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"pleas: error: {sentence(message, parser.prog.replace(' [options]', ''), ex)}\n")
+        known = [option.lstrip("-") for option in parser._option_string_actions]
+        subcommands = parser._subcommands_action.choices if parser._subcommands_action else ()
+        told = sentence(message, parser.prog.replace(" [options]", ""), ex, known, subcommands)
+        sys.stderr.write(f"pleas: error: {told}\n")
         self.exit(2)
 
 
-def sentence(message: str, command: str, error: BaseException | None) -> str:
+def sentence(
+    message: str,
+    command: str,
+    error: BaseException | None,
+    known: Collection[str] = (),
+    subcommands: Collection[str] = (),
+) -> str:
     """What jsonargparse says in a page, in one sentence.
 
     Args:
         message: Its message: keys and classes on the way to the cause, a line each, and every type that was tried.
         command: What to ask for help.
         error: What it was made of, as far as there was an error.
+        known: The options of the command, without their dashes.
+        subcommands: The subcommands of the command.
     """
     origins = list(_origins(error))
     owner = next((origin.owner for origin in reversed(origins) if isinstance(origin, ClassError)), None)
@@ -75,14 +88,27 @@ def sentence(message: str, command: str, error: BaseException | None) -> str:
     }
     keys: list[str] = []
     literals: list[tuple[int, str]] = []
-    given, causes = "", []
+    chosen, given, causes = "", "", []
     for line in message.splitlines():
         line = line.strip().removeprefix("- ")
         if key := re.match(r'Parser key "([^"]+)":?\s*(.*)', line):
             keys.append(key[1])
             line = key[2]
-        if option := re.match(r"Option '([^']+)' is not accepted", line):
-            causes = [_unknown(option[1], owner)]
+        if option := re.search(r"Option '([^']+)' is not accepted", line):
+            inner = re.search(r"class_path='([^']+)'", line)
+            causes = [_unknown(option[1], _imported(inner[1] if inner else chosen) or owner)]
+            given = ""
+            break
+        if path := re.match(r"Problem with given class_path '([^']+)'", line):
+            chosen = path[1]
+        if unread := re.match(r"unrecognized arguments: (.+)", line):
+            causes = [_unread(unread[1].split()[0], known)]
+            break
+        if missing := re.match(r"the following arguments are required: (.+)", line):
+            names = missing[1].split(", ")
+            if (subcommand := names[0].split(".")[0]) in subcommands:
+                command, names = f"{command} {subcommand}", [name.removeprefix(f"{subcommand}.") for name in names]
+            causes = [f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} missing"]
             break
         if value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
             given = given or f"got value: {value[1]}"
@@ -92,10 +118,12 @@ def sentence(message: str, command: str, error: BaseException | None) -> str:
             literals.append((len(set(keys)), kind[1]))
             value = re.search(r"Got value: (.+?)\.?$", line)
             given = given or (f"got value: {value[1]}" if value else "")
-        elif missing := [f"{words}{others}" for words, others in absent.items() if words in line]:
-            causes += missing
+        elif lacking := [f"{words}{others}" for words, others in absent.items() if words in line]:
+            causes += lacking
         elif line and not FRAME.match(line):
-            told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", line)
+            told = re.sub(r"Not a valid subclass of (\w+)", r"expected \1, as class_path and init_args", line)
+            told = re.sub(r"Expected a dot import path string: (.+)", r"'\1' is no class_path", told)
+            told = TYPE.sub(lambda kind: f"expected {kind[1] or kind[2]}", told)
             causes.append(told.replace(". Got", "; got").rstrip("."))
     if words := [word for depth, word in literals if depth == len(set(keys))]:  # and not those of a key further out
         causes = [f"expected {', '.join(dict.fromkeys(words))}", *(one for one in causes if not PATH.match(one))]
@@ -119,12 +147,27 @@ def _class_path(owner: type) -> str:
     return f"{next(exporting, owner.__module__)}.{owner.__qualname__}"
 
 
+def _imported(path: str) -> type | None:
+    """The class of a path whose module is imported; None where there is none."""
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
+
+
 def _unknown(option: str, owner: type | None) -> str:
     """An option that a class does not have, and those of nearly its name."""
     if owner is None:
         return f"there is no option {option!r}"
     known = nearest(option, inspect.signature(owner).parameters)
     return f"{_class_path(owner)} has no option {option!r}{known}"
+
+
+def _unread(word: str, known: Collection[str]) -> str:
+    """A word that no option takes, and options of nearly its name."""
+    if not word.startswith("-"):
+        return f"{word!r} stands where an option is expected"
+    option = word.partition("=")[0]
+    return f"there is no option {option!r}{nearest(option.lstrip('-'), known)}"
 
 
 def _names(module: ModuleType) -> list[str]:
@@ -140,14 +183,5 @@ def files_first(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments or arguments[0].startswith("-"):
         return list(arguments)
-    files: list[str] = []
-    others, left = [], list(arguments[1:])
-    while left:
-        one = left.pop(0)
-        if one in ("--config", "-c") and left:
-            files += [one, left.pop(0)]
-        elif re.match(r"--config=|-c[^-]", one):
-            files.append(one)
-        else:
-            others.append(one)
-    return [arguments[0], *files, *others]
+    files, others = config_words(arguments)
+    return [arguments[0], *(word for words, _ in files for word in words), *others]

@@ -1,20 +1,22 @@
 """The trainer with one more verb."""
 
-import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 
 from project.callbacks import MergeCallback, check_strategy, ended_by, named
 from project.data import DomainDataModule
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, at_least, whole
 from project.merging.engine import Engine
 from project.merging.settings import Place
 from project.modules import MergeModule, ProbeModule, ScoringModule
@@ -28,10 +30,13 @@ from project.report import (
     write_variances,
 )
 from project.report.collect import collect
-from project.runtime import warn
-from project.runtime.progress import FOLDER as PROGRESS
+from project.runtime import World, atomic_file, warn
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
+from project.runtime.space import writing
 from project.student import save_student
+
+STUDENTS = "students"
 
 
 class MergeTrainer(Trainer):
@@ -66,6 +71,7 @@ class MergeTrainer(Trainer):
         if not isinstance(datamodule, DomainDataModule):
             raise ConfigurationError(f"data is {type(datamodule).__name__}; merge needs a DomainDataModule.")
         check_strategy(self)
+        self._check_passes()
         self._one_callback()
         with ended_by(signal.SIGTERM, self):
             return self._merge(model, datamodule, probe)
@@ -76,13 +82,22 @@ class MergeTrainer(Trainer):
         model.read(datamodule.picture)
         self._prepare_data(datamodule)
         check_shares(datamodule.calibration_counts(), self.world_size)
+        each = self.world_size * datamodule.calibration_batch_size
+        self._check_passes(max((ceil(count / each) for count in datamodule.calibration_counts().values()), default=1))
         device = self.strategy.root_device
         sharing = self.num_devices if device.type == "cpu" else 1
-        engine = model.prepare(datamodule, Place(folder, device, self.world_size, sharing, self.precision))
+        students, beside = folder / STUDENTS, self.num_devices
+        place = Place(folder, device, self.world_size, sharing, self.precision, students, beside)
+        model.prepare(datamodule, place)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
                 datamodule.samples(domain, "train")
-        (folder / PROGRESS).mkdir(parents=True, exist_ok=True)  # from now on, this run can be taken up again
+        with taken_up_again(folder):
+            return self._run_merge(model, datamodule, probe, folder)
+
+    def _run_merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool, folder: Path) -> Results:
+        """The merge itself, all that it needs being known to go together."""
+        engine = model.engine
         before: dict[str, dict[str, float]] = {}
         while not engine.finished:
             if engine.phase == "re-estimate" and not before:
@@ -97,11 +112,12 @@ class MergeTrainer(Trainer):
             with engine.clock.phase("probe"):
                 others = self._probe(model, datamodule, others)
         results = collect(engine, datamodule.skipped, before, after, others)
+        with World.current().together("could not write the students and results"), writing(folder):
+            if self.is_global_zero:
+                self._write(folder, engine, results)
         if self.is_global_zero:
-            self._write(folder, engine, results)
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
-        shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # by every process, should each have a disk of its own
         return results
 
     def _prepare_data(self, datamodule: DomainDataModule) -> None:
@@ -114,6 +130,24 @@ class MergeTrainer(Trainer):
         if environment is not None and not isinstance(environment, LightningEnvironment):
             self.strategy.setup_environment()  # they all run already, and can only wait for each other once connected
         self._data_connector.prepare_data()
+
+    def _check_passes(self, batches: int = 0) -> None:
+        """Refuse to look at part of the calibration pictures, of which there are so many batches.
+
+        Raises:
+            ConfigurationError: With the option of the trainer that says so.
+        """
+        limits = {name: getattr(self, name) for name in ("fast_dev_run", "overfit_batches", "limit_val_batches")}
+        few = limits["limit_val_batches"]
+        if self.limit_test_batches == 0:
+            raise ConfigurationError("trainer.limit_test_batches is 0, which leaves nothing to score the students on.")
+        cut = [name for name in ("fast_dev_run", "overfit_batches") if limits[name]]
+        if cut or few == 0 or (few < 1 if isinstance(few, float) else few < batches):
+            name = cut[0] if cut else "limit_val_batches"
+            raise ConfigurationError(
+                f"trainer.{name} is {limits[name]}, but a merge looks at all its calibration pictures; make them fewer "
+                f"by data.calibration."
+            )
 
     def _calibrate(self, model: MergeModule, datamodule: DomainDataModule) -> None:
         """Drive the next pass of the merge."""
@@ -157,20 +191,25 @@ class MergeTrainer(Trainer):
 
     def _write(self, folder: Path, engine: Engine, results: Results) -> None:
         for suffix in ("safetensors", "ckpt"):
-            for stale in (folder / "students").glob(f"*.{suffix}"):
+            for stale in (folder / STUDENTS).glob(f"*.{suffix}"):
                 stale.unlink()  # of an earlier run that this one was told to overwrite
         for merged in engine.merged:
-            save_student(merged.student, folder / "students" / f"{merged.name}.safetensors")
+            save_student(merged.student, folder / STUDENTS / f"{merged.name}.safetensors")
         results.write(folder)
-        accuracy_figure(results.rows).savefig(folder / "accuracy.png", dpi=150)
+        _draw(accuracy_figure(results.rows), folder / "accuracy.png")
         if paths := results.details.get("connectivity"):
-            connectivity_figure(paths).savefig(folder / "connectivity.png", dpi=150)
+            _draw(connectivity_figure(paths), folder / "connectivity.png")
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
         for logger in loggers:
             write_fits(logger.experiment, engine.merged, [layer.name for layer in engine.problem.spec.layers])
             write_variances(logger.experiment, engine.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()
+
+
+def _draw(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def check_shares(pictures: Mapping[str, int], processes: int) -> None:
@@ -189,6 +228,43 @@ def check_shares(pictures: Mapping[str, int], processes: int) -> None:
                 f"{domain} has {count} calibration pictures for {processes} processes, each of which needs one; "
                 f"take more pictures or fewer devices."
             )
+
+
+COUNTS = {
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0, "max_epochs": -1,
+    "max_steps": -1, "min_epochs": 0, "min_steps": 0, "num_nodes": 1, "num_sanity_val_steps": -1,
+}  # fmt: skip
+"""Options of the trainer that count something, and the least of each."""
+WORK = {
+    "fit": ("limit_train_batches", "max_epochs", "max_steps"),
+    "validate": ("limit_val_batches",),
+    "test": ("limit_test_batches",),
+    "predict": ("limit_predict_batches",),
+    "merge": ("limit_test_batches",),
+}
+"""Subcommand -> options of the trainer that leave it nothing to do where they are 0."""
+
+
+def check_options(subcommand: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of the trainer that Lightning takes and fails at later, or with which nothing would be done.
+
+    Args:
+        subcommand: What the trainer is to do.
+        options: The options, by name.
+
+    Raises:
+        ConfigurationError: With the option, its value and what is allowed.
+    """
+    for name, least in COUNTS.items():
+        if options.get(name) is not None:
+            whole(least, **{f"trainer.{name}": options[name]})
+    if options.get("gradient_clip_val") is not None:
+        at_least(0, **{"trainer.gradient_clip_val": options["gradient_clip_val"]})
+    if options.get("val_check_interval") == 0:
+        raise ConfigurationError("trainer.val_check_interval is 0; allowed: above 0.")
+    for name in WORK[subcommand]:
+        if options.get(name) == 0 and not isinstance(options[name], bool):
+            raise ConfigurationError(f"trainer.{name} is 0, which leaves {subcommand} nothing to do; allowed: above 0.")
 
 
 SWAPPED = 10.0

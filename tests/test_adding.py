@@ -8,7 +8,9 @@ from moments.test_store import fingerprint
 
 from project import __main__ as command
 from project.cli import main
-from project.moments import UNITS, read_statistics, save_statistics
+from project.errors import ConfigurationError
+from project.moments import UNITS, lock_of, read_statistics, save_statistics
+from project.runtime import only_writer
 from project.symmetry import trace
 
 
@@ -31,6 +33,16 @@ def test_the_command_adds_shards(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = read_statistics(tmp_path / "sum.safetensors")
     assert found.pictures == {"art": 5}
     assert f"{len(found.moments)} moments of 5 pictures of art" in capsys.readouterr().out
+
+
+def test_a_file_that_another_run_writes_is_left_to_it(tmp_path: Path) -> None:
+    paths, out = shards(tmp_path), tmp_path / "sum.safetensors"
+    with (
+        only_writer(lock_of(out), "no"),
+        pytest.raises(ConfigurationError, match=r"out is .*sum\.safetensors, which an"),
+    ):
+        main(["add-statistics", *paths, "--out", str(out)])
+    assert sorted(map(str, tmp_path.iterdir())) == paths
 
 
 def test_what_cannot_be_added_is_told_in_one_sentence(

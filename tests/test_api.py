@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from project.errors import CheckpointError, ConfigurationError, DataError, Trace
 from project.merging.passes import KeptPictures, ReestimationPass
 from project.methods import Fisher, Permutation, PLeaS
 from project.models import Preprocessing
+from project.moments import lock_of
+from project.runtime import alone_in, only_writer
 
 CLASSES = 5
 
@@ -210,6 +213,50 @@ def test_a_folder_takes_up_what_was_interrupted_and_nothing_that_is_finished(
     others = {name: part + 1 for name, part in seen.items()}
     assert same_state(project.merge(sources, others, folder=tmp_path).state_dict(),
                       project.merge(sources, others).state_dict())  # fmt: skip
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    sources, seen, folder = networks(), pictures(), tmp_path / "mine"
+    with (
+        alone_in(folder, "run is mine"),
+        pytest.raises(ConfigurationError, match=r"folder is .*mine, into which another run is writing"),
+    ):
+        project.merge(sources, seen, folder=folder)
+    project.merge(sources, seen, folder=folder, method="permutation")
+    assert not folder.exists()
+
+
+def test_one_run_at_a_time_writes_a_file_of_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number may read it; who was not the only one to find it missing or incomplete begins again."""
+    sources, seen, path = networks(), pictures(), tmp_path / "statistics.safetensors"
+    permutation = {"method": "permutation", "statistics": path}
+    with (
+        only_writer(lock_of(path), "no"),
+        pytest.raises(ConfigurationError, match=r"statistics is .*, which another run is gathering"),
+    ):
+        project.merge(sources, seen, **permutation)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as broken:
+        broken.setattr("project.merging.calibration.save_statistics", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.merge(sources, seen, **permutation)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    project.merge(sources, seen, **permutation)  # type: ignore[arg-type]
+    before = path.read_bytes()
+    with only_writer(lock_of(path), "no"):
+        project.merge(sources, seen, **permutation)  # type: ignore[arg-type]
+
+    @contextmanager
+    def waited(*_: object) -> Iterator[None]:
+        path.write_bytes(before)  # by another run
+        yield
+
+    with monkeypatch.context() as late:
+        late.setattr("project.merging.calibration.only_writer", waited)
+        with pytest.raises(ConfigurationError, match=r"statistics is .*, which another run has just written"):
+            project.merge(sources, seen, method="regmean", statistics=path)
+    project.merge(sources, seen, method="regmean", statistics=path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pictures_in_folders_are_brought_to_the_size_that_the_sources_say(files: list[Path], tmp_path: Path) -> None:

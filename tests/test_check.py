@@ -87,7 +87,9 @@ def test_what_stops_it_is_told_in_one_sentence(
         (["--model", "resnet18", "--model-args", "{"], ConfigurationError, "is not JSON"),
         (["--model", "resnet18", "--model-args", "[1]"], ConfigurationError, "a JSON object"),
         (["--model", __file__, "--model-args", '{"depth": 3}'], ConfigurationError, "is a file, which needs none"),
-        (["--model", "kinds.grouped", "--image-size", "0"], TraceError, "does not run on pictures"),
+        (["--model", "squeezenet1_0", "--image-size", "1"], TraceError, "does not run on pictures"),
+        (["--model", "kinds.grouped", "--image-size", "0"], ConfigurationError, "image_size is 0; allowed: whole"),
+        (["--model", "resnet18", "--model-args", '{"num_classes": 0}'], TraceError, "which are none"),
     ],
 )
 def test_bad_arguments(args: list[str], error: type[PleasError], message: str) -> None:
@@ -125,7 +127,7 @@ def test_its_help(name: str, option: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["check"], "the following arguments are required: model; see 'pleas check --help'."),
+        (["check"], "model is missing; see 'pleas check --help'."),
         (["check", "--model", "resnet18", "--image-size", "big"], "image_size: expected int; got value: big"),
         (["add-statistics"], "see 'pleas add-statistics --help'."),
     ],

@@ -824,7 +824,7 @@ def test_what_lightning_refuses_is_told_in_one_sentence(
 
 def test_a_fit_that_is_told_to_end_does_not_say_that_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning raises a SystemExit without a number, at which make and schedulers would go on."""
-    monkeypatch.setattr(command, "main", lambda: (_ for _ in ()).throw(SIGTERMException()))
+    monkeypatch.setattr("project.cli.main", lambda: (_ for _ in ()).throw(SIGTERMException()))
     assert command.console() == 128 + 15
 
 

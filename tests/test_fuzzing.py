@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -13,7 +14,18 @@ from fuzzing import world
 from fuzzing.cases import KINDS, Case, draw
 from fuzzing.contents import damaged, foreign, spoilt_state, spoilt_statistics, spoilt_student
 from fuzzing.judging import Outcome, faults, perform
-from helpers import PICTURE, gathered, make_problem, merge_case, pictures, random_network, resnet, run, traced
+from helpers import (
+    PICTURE,
+    gathered,
+    make_problem,
+    merge_case,
+    pictures,
+    random_network,
+    randomised,
+    resnet,
+    run,
+    traced,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -39,7 +51,7 @@ from project.shorthand import expand
 from project.student import load_student, save_student
 
 T, U = TypeVar("T"), TypeVar("U")
-RANDOMS = st.randoms(use_true_random=False)
+RANDOMS = st.randoms(use_true_random=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +79,11 @@ def tried(work: Callable[[U], T], given: U) -> tuple[T | None, str | None]:
 # ---- files of weights ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@cache
 def state() -> dict[str, Tensor]:
     """Tensors of all kinds that a network has."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    return {f"layer{name}": tensor for name, tensor in network.state_dict().items()}
+    return {f"layer{name}": tensor for name, tensor in randomised(network, 0).state_dict().items()}
 
 
 def written(random: Random, content: object) -> bytes:
@@ -85,8 +97,8 @@ def written(random: Random, content: object) -> bytes:
 
 
 @given(random=RANDOMS)
-def test_weights_are_finite_or_refused(place: Path, state: dict[str, Tensor], random: Random) -> None:
-    content = written(random, spoilt_state(random, state)[0])
+def test_weights_are_finite_or_refused(place: Path, random: Random) -> None:
+    content = written(random, spoilt_state(random, state())[0])
     weights = read_or_refused(place / "spoilt.pth", content, read_weights)
     for tensor in weights.state_dict.values() if weights else ():
         assert tensor.layout == torch.strided
@@ -95,11 +107,11 @@ def test_weights_are_finite_or_refused(place: Path, state: dict[str, Tensor], ra
 
 
 @given(random=RANDOMS)
-def test_bytes_are_weights_or_refused(place: Path, state: dict[str, Tensor], random: Random) -> None:
+def test_bytes_are_weights_or_refused(place: Path, random: Random) -> None:
     if random.random() < 0.5:
-        content, empty = damaged(random, written(random, state))[0], False
+        content, empty = damaged(random, written(random, state()))[0], False
     else:
-        content, _, empty = foreign(random, state)
+        content, _, empty = foreign(random, state())
     weights = read_or_refused(place / "bytes.pth", content, read_weights)
     assert weights is None or not empty
 
@@ -108,20 +120,20 @@ def test_bytes_are_weights_or_refused(place: Path, state: dict[str, Tensor], ran
 
 
 @pytest.fixture(scope="module")
-def student(place: Path) -> bytes:
+def student(place: Path) -> Path:
     """A student's file."""
-    sources = [resnet("resnet20", seed) for seed in (1, 2)]
-    it = make_problem(sources, "different", shape=(3, 16, 16), architecture=Architecture("resnet20", 5), needs=(),
+    sources = [resnet("resnet8", seed) for seed in (1, 2)]
+    it = make_problem(sources, "different", shape=(3, 16, 16), architecture=Architecture("resnet8", 5), needs=(),
                       batches=[], preprocessing=Preprocessing(16))  # fmt: skip
     (merged,) = merge_case(Permutation("weights"), it, [1.0])
     merged.student.lineage = {"budget": 1.0, "learned": {"deep": [{"a": [1, 2.5]}]}}
     save_student(merged.student, place / "student.safetensors")
-    return (place / "student.safetensors").read_bytes()
+    return place / "student.safetensors"
 
 
 @given(random=RANDOMS)
-def test_students_are_finite_or_refused(place: Path, student: bytes, random: Random) -> None:
-    content = (spoilt_student if random.random() < 0.8 else damaged)(random, student)[0]
+def test_students_are_finite_or_refused(place: Path, student: Path, random: Random) -> None:
+    content = (spoilt_student if random.random() < 0.8 else damaged)(random, student.read_bytes())[0]
     found = read_or_refused(place / "spoilt.safetensors", content, load_student)
     if found is not None:
         assert all(tensor.isfinite().all() for tensor in found.state_dict().values())
@@ -132,7 +144,7 @@ def test_students_are_finite_or_refused(place: Path, student: bytes, random: Ran
 
 
 @pytest.fixture(scope="module")
-def statistics(place: Path) -> tuple[bytes, Callable[[], Statistics]]:
+def statistics(place: Path) -> tuple[Path, Callable[[], Statistics]]:
     """A file of statistics, and statistics of the same sources that are still empty."""
     sources = [random_network(3, seed) for seed in (1, 2)]
     spec, domains = traced(sources[0], PICTURE), ("art", "birds")
@@ -148,10 +160,10 @@ def statistics(place: Path) -> tuple[bytes, Callable[[], Statistics]]:
 
 @given(random=RANDOMS)
 def test_statistics_can_be_or_are_refused(
-    place: Path, statistics: tuple[bytes, Callable[[], Statistics]], random: Random
+    place: Path, statistics: tuple[Path, Callable[[], Statistics]], random: Random
 ) -> None:
-    good, empty = statistics
-    impossible = False
+    (path, empty), impossible = statistics, False
+    good = path.read_bytes()
     if random.random() < 0.3:
         content = damaged(random, good)[0]
     else:

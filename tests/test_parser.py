@@ -21,7 +21,6 @@ TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
         ("merge", ["--model.methods", '[{"class_path": "project.methods.PLeaS", "init_args": {"ridg": 3}}]'],
          ["model.methods", "project.methods.PLeaS has no option 'ridg'; nearest: ridge"]),
         ("merge", ["--trainer.max_epok", "3"], ["trainer.max_epok"]),
-        ("merge", ["--config", "absent.yaml"], ["absent.yaml"]),
         ("predict", ["--model.networks", "student.ckpt"], ["model.networks", "a list is expected, such as '[FILE]'"]),
         ("merge", ["--model.methods", '[{"class_path": "project.methods.Plaes"}]'],
          ["module 'project.methods' has no attribute 'Plaes'; nearest: PLeaS; see 'pleas merge --help'"]),

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import resnet, same_state, started
+from killing import killed_anew, run_to_the_end
 
 import project
 from project.__main__ import console
@@ -99,25 +99,20 @@ def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[int]:
     return calls
 
 
-def begun(command: list[str], anew: bool) -> None:
+def begun(command: list[str]) -> None:
     """Run a command as a process of its own does."""
     os.setsid()
-    if anew:
-        os.execve(sys.executable, [sys.executable, "-m", "project", *command], {**os.environ, "OMP_NUM_THREADS": "1"})
     torch.set_num_threads(1)  # of a copied process, only the thread that copied it is there
     sys.argv = ["pleas", *command]
     sys.exit(console())
 
 
-def killed(
-    command: list[str], folder: Path, sign: str, by: signal.Signals = signal.SIGKILL, *, anew: bool = False
-) -> None:
+def killed(command: list[str], folder: Path, sign: str, by: signal.Signals = signal.SIGKILL) -> None:
     """Run a command in a process of its own, and end it by a signal as soon as a file shows below a folder.
 
-    The process is a copy of this one, which has imported everything, unless it is to begin ``anew``, as it must where
-    Lightning starts others like it.
+    The process is a copy of this one, which has imported everything; see killed_anew where Lightning starts others.
     """
-    process = started(begun, command, anew)
+    process = started(begun, command)
     deadline = time.monotonic() + 120
     while not any(folder.glob(sign)):
         if not process.is_alive() or time.monotonic() > deadline:
@@ -253,27 +248,37 @@ def test_gradients_in_a_file_and_in_several_passes(
     assert gathered == [0]
 
 
+TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.budgets", "[1.0]")
+
+
+@pytest.fixture(scope="module")
+def two(workplace: Path) -> dict[str, torch.Tensor]:
+    """The student of two processes that nothing has interrupted."""
+    done = run_to_the_end(arguments(workplace, "two", *TWO, methods=METHODS[1:]))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "none is gathered again" not in done.stderr
+    return students(workplace, "two")["pleas-1.00"]
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_a_killed_merge_of_two_processes_goes_on(workplace: Path) -> None:
+@pytest.mark.parametrize("victim", ["all", "first", "second"])
+def test_a_killed_merge_of_two_processes_goes_on(workplace: Path, two: dict[str, torch.Tensor], victim: str) -> None:
     """From what both have: one is robbed of a layer that the other kept."""
-    extra = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.budgets", "[1.0]")
-    folder, methods = workplace / "two killed", METHODS[1:]
-    killed(
-        arguments(workplace, "two killed", *extra, methods=methods), folder,
-        "progress/*/1/pleas-*/pleas-1.00/0004-*.pt", anew=True,
-    )  # fmt: skip
+    command = arguments(workplace, f"{victim} killed", *TWO, methods=METHODS[1:])
+    folder = workplace / f"{victim} killed"
+    told = killed_anew(command, folder, "progress/*/1/pleas-*/pleas-1.00/0004-*.pt", victim=victim)
+    assert "Traceback" not in told
+    if victim == "first":
+        assert "another process of this run has gone; the same command goes on with what is finished." in told
     (robbed,) = folder.glob("progress/*/1/pleas-*/pleas-1.00/0002-*.pt")
     robbed.unlink()
-    for run in ("two", "two killed"):
-        done = subprocess.run(
-            [sys.executable, "-m", "project", *arguments(workplace, run, *extra, methods=methods)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert ("none is gathered again" in done.stderr) == (run == "two killed")
-    mine, theirs = (students(workplace, run)["pleas-1.00"] for run in ("two killed", "two"))
-    assert same_state(mine, theirs)
+    done = run_to_the_end(command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{folder} holds an interrupted merge" in done.stderr
+    assert "none is gathered again" in done.stderr
+    assert same_state(students(workplace, folder.name)["pleas-1.00"], two)
+    assert not (folder / "progress").exists()
 
 
 def test_the_folder_of_an_interrupted_merge_is_for_no_other(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +296,7 @@ def test_the_folder_of_an_interrupted_merge_is_for_no_other(workplace: Path, mon
         patch.setattr(SequentialFit, "_solve", failing)
         with pytest.raises(InterruptedError):
             main(arguments(workplace, "other", *given, methods=METHODS[1:]))
-    with pytest.raises(ConfigurationError, match="unfinished merge with other arguments"):
+    with pytest.raises(ConfigurationError, match=r"a merge with other arguments that failed \(InterruptedError\)"):
         main(arguments(workplace, "other", *given, "--data.calibration", "8", methods=METHODS[1:]))
     with pytest.raises(ConfigurationError, match=r"saw 4 of the 12 .*limit_val_batches"):
         main(arguments(workplace, "few", *given, "--trainer.limit_val_batches", "1", methods=[JOINT]))

@@ -73,7 +73,10 @@ def written(place: Path, folder: Path, form: str, stranger: Stranger) -> dict[st
     classes = checkpoint["pleas"]["classes"]["clipart"]
     networks = [resnet("resnet20", seed, len(classes)) for seed in range(3)]
     hyper = {**checkpoint["hyper_parameters"], **objects, "label_smoothing": 0.9, "_class_path": f"{stranger.name}.Net"}
-    student: Student = project.merge(networks[:2], None, method="average", image_size=16)
+    given = dict(zip(DOMAINS, networks, strict=False))
+    student: Student = project.merge(
+        given, None, method="average", image_size=16, classes=classes, label_space="shared"
+    )
     project.save_student(student, folder / "own.ckpt")
     contents = {
         "resumed": {**checkpoint, "callbacks": {}, "hyper_parameters": hyper, "more": None},
@@ -93,8 +96,9 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
     """What is called -> arguments, and what it must say if it is refused."""
     sources = f"[{files['clipart']}, {files['sketch']}]"
     merge = ["merge", *quiet(out / "merge"), "--model", "project.modules.MergeModule", "--model.budgets", "[1.0]"]
-    merge += ["--data.calibration", "2", "--model.methods", "[{class_path: project.methods.TIES}]"]
-    merge += ["--model.sources", sources, *data(place)]
+    merge += ["--model.methods", "[{class_path: project.methods.TIES}]", "--model.sources", sources]
+    merge += [*data(place), "--data.calibration", "2"]
+    gathers = "[{class_path: project.methods.Permutation}]"
     evaluation = ["--model", "project.modules.EvaluationModule", *data(place)]
     refine = ["fit", *quiet(out / "refined"), "--trainer.max_epochs", "1", "--model", "project.modules.RefineModule"]
     refine += [*data(place, kind="UnlabelledDataModule"), "--model.student", str(files["student"])]
@@ -102,7 +106,7 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
     return {
         "merge": ([*merge, "--model.base", str(files["base"])], None),
         "merge, statistics": (
-            [*merge, "--model.base", "mean", "--overwrite", "true", "--model.statistics", str(files["objects"])],
+            [*merge, "--overwrite", "true", "--model.methods", gathers, "--model.statistics", str(files["objects"])],
             "damaged or no file of statistics",
         ),
         "merge, base": ([*merge, "--overwrite", "true", "--model.base", str(files["objects"])], "is not a state dict"),
@@ -122,7 +126,9 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
         "test": (fit(place, out / "t", "--ckpt_path", str(files["resumed"]), command="test"), None),
         "predict": (fit(place, out / "p", "--ckpt_path", str(files["resumed"]), command="predict"), None),
         "test, networks": (["test", *quiet(out / "n"), *evaluation, "--model.networks", networks], None),
-        "predict, student": (["predict", *quiet(out / "q"), *evaluation, "--model.networks", networks], None),
+        "predict, student": (
+            ["predict", *quiet(out / "q"), *evaluation, "--model.networks", f"[{files['student']}]"], None,
+        ),
         "refine": ([*refine, "--model.sources", f"[{files['clipart']}]"], "which the student was not made of"),
     }  # fmt: skip
 

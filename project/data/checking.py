@@ -8,13 +8,28 @@ from torch import distributed
 
 from project.data.domain import Sample
 from project.data.pictures import defect
-from project.errors import DataError, one_of
+from project.errors import DataError, one_of, whole
 from project.runtime import warn
 
 OnError = Literal["raise", "skip"]
 Defects: TypeAlias = dict[Path, str | None]
+MOST_WORKERS = 1024  # that load pictures: each is a process, and more of them no machine serves
 FILES_NAMED = 5
 """How many unreadable files a message names; the others are counted."""
+
+
+def check_loading(batch_size: int, num_workers: int) -> None:
+    """Refuse to load pictures in a way that no loader can.
+
+    Args:
+        batch_size: Pictures in a batch.
+        num_workers: Processes that load pictures.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    whole(1, batch_size=batch_size)
+    whole(0, MOST_WORKERS, num_workers=num_workers)
 
 
 class PictureCheck:

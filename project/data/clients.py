@@ -7,10 +7,10 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from project.data.datamodule import DomainDataModule
 from project.data.domain import DomainSet, Sample
-from project.data.pictures import Pictures
 from project.data.splits import by_class
-from project.data.transforms import training_transform
-from project.errors import ConfigurationError, above, at_least
+from project.errors import ConfigurationError, above, whole
+
+MOST_CLIENTS = 10_000  # of a domain: each trains a network of its own, which one process holds
 
 
 class ClientDataModule(DomainDataModule):
@@ -33,7 +33,7 @@ class ClientDataModule(DomainDataModule):
 
     def __init__(self, sets: DomainSet | list[DomainSet], clients: int = 1, alpha: float = 0.5, **options: Any) -> None:
         super().__init__(sets, **options)
-        at_least(1, clients=clients)
+        whole(1, MOST_CLIENTS, clients=clients)
         above(0, alpha=alpha)
         if self.label_mode != "shared":
             raise ConfigurationError(f"label_space is {self.label_mode!r}; clients share one head: use 'shared'.")
@@ -72,10 +72,10 @@ class ClientDataModule(DomainDataModule):
         In an epoch each client sees each of its pictures once, shuffled, but for a last one that would be a batch by
         itself; one that has no more maps to None.
         """
-        transform = training_transform(self.preprocessing) if self.augment else self._plain
-        loaders = {}
-        for name, samples in self.client_samples().items():
-            loaders[name] = self._training_loader(Pictures(samples, transform))
+        loaders = {
+            name: self._training_loader(samples, self._varied, number, drop_last=self._lonely(samples))
+            for number, (name, samples) in enumerate(self.client_samples().items())
+        }
         return CombinedLoader(loaders, mode="max_size")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
-from project.data.checking import OnError, PictureCheck
+from project.data.checking import OnError, PictureCheck, check_loading
 from project.data.domain import Domain, DomainSet, Sample, choose
 from project.data.fingerprint import picture_sums, transform_entries
 from project.data.mixed import MixedLoader
@@ -16,7 +16,7 @@ from project.data.pictures import CalibrationPictures
 from project.data.sharding import EachOnce
 from project.data.splits import Splits, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
-from project.errors import ConfigurationError, DataError, at_least, share
+from project.errors import ConfigurationError, DataError, seeds, share, whole
 from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
 from project.moments import Fingerprint
@@ -121,6 +121,13 @@ class Domains:
                 raise ConfigurationError(f"sets holds domain {domain.name} twice; allowed: every name once.")
             found[domain.name] = domain
         chosen = [found[name] for name in choose(self.domains, list(found))]
+        for domain in chosen:
+            if len(domain.classes) < 2:
+                where = domain.train[0][0].parent
+                raise DataError(
+                    f"domain {domain.name} has one class, {domain.classes[0]!r} in {where}; allowed: two or more, each "
+                    f"a folder of its own where the data are folders."
+                )
         self._label_space = LabelSpace({domain.name: domain.classes for domain in chosen}, self.label_mode)
         self._splits = {domain.name: split(domain, self.validation_fraction, self.seed) for domain in chosen}
 
@@ -249,9 +256,9 @@ class Domains:
         check_mode(self.calibration, self.public)
         if not self.sets:
             raise ConfigurationError(f"sets is {self.sets!r}; allowed: at least one data set.")
-        at_least(1, batch_size=self.batch_size, calibration_batch_size=self.calibration_batch_size)
-        at_least(1, calibration_views=self.calibration_views)
-        at_least(0, num_workers=self.num_workers, seed=self.seed)
+        check_loading(self.batch_size, self.num_workers)
+        whole(1, calibration_batch_size=self.calibration_batch_size, calibration_views=self.calibration_views)
+        seeds(seed=self.seed)
         share(none=True, whole=False, validation_fraction=self.validation_fraction)
         if self.public_pictures is not None:
-            at_least(1, public_pictures=self.public_pictures)
+            whole(1, public_pictures=self.public_pictures)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from project.data.domain import Domain, DomainSet, Sample, choose
 from project.data.splits import hold_out
-from project.errors import DataError, share
+from project.errors import DataError, seeds, share
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -25,6 +25,7 @@ class ImageFolders(DomainSet):
         self, root: str | Path, domains: list[str] | None = None, test_fraction: float = 0.2, seed: int = 0
     ) -> None:
         share(none=True, whole=False, test_fraction=test_fraction)
+        seeds(seed=seed)
         self.root = Path(root)
         self.domains = domains
         self.test_fraction = test_fraction

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from project.data.calibration import PUBLIC
-from project.errors import ConfigurationError, DataError, at_least
+from project.errors import ConfigurationError, DataError, whole
 from project.models import LabelSpace, Preprocessing
 from project.moments import Fingerprint, tensor_sums
 from project.symmetry import Spec
@@ -33,7 +33,7 @@ class GivenPictures:
     seed = 0
 
     def __init__(self, pictures: Mapping[str, Given] | Given, batch_size: int = 64) -> None:
-        at_least(1, batch_size=batch_size)
+        whole(1, batch_size=batch_size)
         by_domain = pictures if isinstance(pictures, Mapping) else {PUBLIC: pictures}
         if not by_domain:
             raise ConfigurationError("pictures holds no domain; allowed: at least one, or None instead.")

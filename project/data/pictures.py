@@ -1,15 +1,17 @@
 """Pictures as torch data sets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from project.data.domain import Sample
+from project.data.sharding import seed_of
 from project.data.transforms import Transform
 from project.errors import DataError
 
@@ -23,16 +25,14 @@ class Pictures(Dataset[Any]):
     Args:
         samples: Files and labels.
         transform: Makes a tensor of an opened picture.
-        offset: Added to every label: the first output column of the domain's head.
 
     Raises:
         DataError: From an item whose file cannot be read as a picture.
     """
 
-    def __init__(self, samples: list[Sample], transform: Transform, offset: int = 0) -> None:
+    def __init__(self, samples: list[Sample], transform: Transform) -> None:
         self.samples = samples
         self.transform = transform
-        self.offset = offset
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -40,7 +40,7 @@ class Pictures(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """The picture and its label."""
-        return self.picture(index), self.samples[index][1] + self.offset
+        return self.picture(index), self.samples[index][1]
 
     def picture(self, index: int) -> Tensor:
         """The picture alone."""
@@ -90,9 +90,33 @@ class CalibrationPictures(Pictures):
     def _view(self, view: int, number: int) -> Tensor:
         if view == 0:
             return self.picture(number)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, view, number]).generate_state(1)[0]))
+        with drawing(self.seed, view, number):
             return self.varied(open_picture(self.samples[number][0]))
+
+
+class TrainingPictures(Pictures):
+    """Pictures to train on, varied at random and differently in every draw, however many workers load them.
+
+    Item i + n · draw, n being the number of pictures, is picture i as that draw shows it: the seed and these numbers
+    alone decide how. Nothing is drawn from torch's generator.
+
+    Args:
+        samples: Files and labels.
+        transform: Makes a tensor of an opened picture, at random or not.
+        seed: Seed of all that is drawn.
+        labelled: Whether an item is the picture and its label; else it is the picture alone.
+    """
+
+    def __init__(self, samples: list[Sample], transform: Transform, seed: int, labelled: bool = True) -> None:
+        super().__init__(samples, transform)
+        self.seed, self.labelled = seed, labelled
+
+    def __getitem__(self, index: int) -> Any:
+        """A picture as a draw shows it, with its label where asked for."""
+        draw, number = divmod(index, len(self))
+        with drawing(self.seed, draw, number):
+            shown = self.picture(number)
+        return (shown, self.samples[number][1]) if self.labelled else shown
 
 
 class NamedPictures(Pictures):
@@ -101,6 +125,21 @@ class NamedPictures(Pictures):
     def __getitem__(self, index: int) -> Any:
         """The picture and its path."""
         return self.picture(index), str(self.samples[index][0])
+
+
+@contextmanager
+def drawing(*numbers: int) -> Iterator[None]:
+    """While open, torch's generator of the CPU draws what some numbers decide; then it goes on as if nothing had been.
+
+    Args:
+        numbers: None below 0.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed_of(*numbers))  # torch.manual_seed would reset those of GPUs, too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def open_picture(path: str | Path) -> Image.Image:

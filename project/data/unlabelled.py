@@ -1,9 +1,10 @@
 """Domains to train on without their labels."""
 
+from typing import Any
+
 from lightning.pytorch.utilities import CombinedLoader
 
 from project.data.datamodule import DomainDataModule
-from project.data.pictures import CalibrationPictures
 from project.data.transforms import mirroring_transform
 from project.errors import ConfigurationError
 
@@ -28,8 +29,9 @@ class UnlabelledDataModule(DomainDataModule):
         if not self.calibration_domains:
             raise ConfigurationError(f"calibration is {self.calibration!r}, which leaves nothing to train on.")
         transform = mirroring_transform(self.preprocessing) if self.augment else self._plain
-        loaders = {}
-        for name in self.calibration_domains:
-            dataset = CalibrationPictures(self.samples(name, "calibration"), transform, transform)
-            loaders[name] = self._loader(dataset, shuffle=True, batch_size=self.calibration_batch_size)
+        options: dict[str, Any] = {"labelled": False, "batch_size": self.calibration_batch_size}
+        loaders = {
+            name: self._training_loader(self.samples(name, "calibration"), transform, number, **options)
+            for number, name in enumerate(self.calibration_domains)
+        }
         return CombinedLoader(loaders, mode="max_size_cycle")

@@ -6,13 +6,13 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from project.data.checking import OnError, PictureCheck
+from project.data.checking import OnError, PictureCheck, check_loading
 from project.data.domain import Sample
 from project.data.folders import PictureFolder
 from project.data.pictures import NamedPictures
 from project.data.sharding import EachOnce
 from project.data.transforms import evaluation_transform
-from project.errors import ConfigurationError, DataError, at_least
+from project.errors import ConfigurationError, DataError
 from project.models.preprocessing import Preprocessing
 
 
@@ -40,8 +40,7 @@ class UnsortedDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of fewer pictures than processes
-        at_least(1, batch_size=batch_size)
-        at_least(0, num_workers=num_workers)
+        check_loading(batch_size, num_workers)
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
         self.preprocessing: Preprocessing | None = None
         self._check = PictureCheck(on_error)

@@ -165,5 +165,5 @@ class KeptFits:
             return LayerFit(**{**kept, "matrix": kept["matrix"].to(self.progress.device)})
         self.recalling = False
         fit = solve()
-        self.progress.keep(name, vars(fit))
+        self.progress.keep_together(name, vars(fit))
         return fit

@@ -5,13 +5,14 @@ What a file or an interrupted run holds already is not gathered again.
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, MergeError, StorageError
 from project.moments import (
     PICTURES,
     Collector,
@@ -20,14 +21,18 @@ from project.moments import (
     Statistics,
     StoredStatistics,
     check_finite,
+    lock_of,
     read_statistics,
     save_statistics,
 )
-from project.runtime import Progress, Reduce, tell
+from project.runtime import ALONE, Progress, Reduce, World, only_writer, tell, warn
+from project.runtime.saving import tensor_bytes
+from project.runtime.space import check_space
 from project.symmetry import Spec
 
 MAX_CHECKPOINT_TIME_SHARE = 0.05  # of a pass's time that may go into keeping what it has gathered
 UNFINISHED = "gathering"
+FAILED = "could not keep its statistics"
 
 Division = Callable[[Mapping[str, int]], Sequence[Collection[str]]]
 
@@ -73,12 +78,16 @@ class Gathering:
         self.statistics: Statistics | None = None
         self.shelved = False  # whether moments wait on disk once they are gathered
         self._bytes: dict[str, int] = {}
+        self._stored_bytes: dict[str, int] = {}
         if self.needs:
             self.statistics = self._collector(None, "meta").statistics
             self._bytes = {name: moment.bytes for name, moment in self.statistics.named().items()}
+            self._stored_bytes = {name: moment.total_bytes for name, moment in self.statistics.named().items()}
         elif file is not None:
             raise ConfigurationError(f"statistics is {file}, but no method gathers any; leave it out.")
         self.shares: list[Collection[str]] | None = None
+        self._alone, self._claimed = ExitStack(), False  # the lock of the file while it is going to be written
+        self._found = _mark(file)
         self.stored = self._matching()
 
     @property
@@ -86,6 +95,10 @@ class Gathering:
         """Bytes of the moments that the file does not hold, by name."""
         known = self.stored.moments if self.stored else {}
         return {name: count for name, count in self._bytes.items() if name not in known}
+
+    def file_bytes(self, names: Iterable[str]) -> int:
+        """Bytes that a file of some moments takes."""
+        return sum(self._stored_bytes[name] for name in names)
 
     @property
     def held(self) -> int:
@@ -109,11 +122,28 @@ class Gathering:
     def drop(self) -> None:
         """Forget a pass that did not come to its end."""
         self.collector = None
+        self._release()
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to gather."""
         return self.shares is not None and not self.shares
+
+    def claim(self) -> None:
+        """Keep others from writing the file that this process is going to write, until it has or the pass is dropped.
+
+        Raises:
+            ConfigurationError: If another run is about to write it, or has, since it was looked at.
+        """
+        if self.file is None or not self.missing or self._claimed:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        refusal = f"statistics is {self.file}, which another run is gathering; wait until it has, or name another file."
+        self._alone.enter_context(only_writer(lock_of(self.file), refusal))
+        self._claimed = True
+        if _mark(self.file) != self._found:
+            self._release()
+            raise ConfigurationError(f"statistics is {self.file}, which another run has just written; start again.")
 
     def begin(self, divide: Division, device: torch.device) -> None:
         """Take up the next pass.
@@ -129,6 +159,8 @@ class Gathering:
         if self.shares is None:
             unfinished = self._recall(divide, device)
         if not self.shares:
+            if self.file is not None and self.missing:  # an interrupted run had gathered all, but not written it
+                self._write_file(self._world.rank == 0)
             return
         self.collector = self._collector(self.shares[0], device)
         self.batches, self.saved, self.cost = 0, time.perf_counter(), 0.0
@@ -161,7 +193,22 @@ class Gathering:
         Args:
             reduce: Sums a tensor over all processes in place.
             main: Whether this process writes the file.
+
+        Raises:
+            StorageError: If there is no room for what is kept, or the disk fails.
+            MergeError: If that happened in another process.
         """
+        with ExitStack() as failing:
+            failing.callback(self._release)
+            self._end(reduce, main)
+            if self.shares:  # the file is still to be written
+                failing.pop_all()
+
+    def _release(self) -> None:
+        self._alone.close()
+        self._claimed = False
+
+    def _end(self, reduce: Reduce, main: bool) -> None:
         if self.collector is None:
             return
         assert self.statistics is not None
@@ -182,7 +229,8 @@ class Gathering:
         kept = None
         if self.progress is not None and self.fingerprint is not None and (self.shelved or not last_for_file):
             path = self._passes()[1]
-            save_statistics(gathered, self.fingerprint, path)
+            with self._world.together(FAILED):
+                save_statistics(gathered, self.fingerprint, path)
             kept = read_statistics(path)
         if self.shelved and kept is not None:
             kept.fill(self.statistics, next(iter(gathered.moments())).device)
@@ -191,18 +239,41 @@ class Gathering:
             for name, moment in gathered.named().items():
                 table[name].load(moment.totals, moment.count, device=moment.device)
         self.statistics.pictures = dict(gathered.pictures)
-        if last_for_file and main:
-            assert self.file is not None
-            assert self.fingerprint is not None
-            if self.stored is None:
-                save_statistics(self.statistics, self.fingerprint, self.file)
-            else:
-                save_statistics(
-                    self.statistics, self.fingerprint.beside(self.stored.fingerprint), self.file, self.stored
-                )
-            tell(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
+        if last_for_file:
+            try:
+                self._write_file(main)
+            except (StorageError, MergeError):
+                if kept is None and self.progress is not None:
+                    self._rescue(gathered)
+                raise
         if self.progress is not None:
             self.progress.forget(UNFINISHED)
+
+    @property
+    def _world(self) -> World:
+        """The processes that keep what they have gathered."""
+        return self.progress.world if self.progress is not None else ALONE
+
+    def _write_file(self, main: bool) -> None:
+        """Write the file, or complete it; all processes must, though one alone does."""
+        assert self.statistics is not None
+        assert self.file is not None
+        assert self.fingerprint is not None
+        with self._world.together(FAILED):
+            if not main:
+                return
+            fingerprint, others = self.fingerprint, []
+            if self.stored is not None:
+                fingerprint, others = fingerprint.beside(self.stored.fingerprint), [self.stored]
+            save_statistics(self.statistics, fingerprint, self.file, *others)
+        tell(f"statistics of {len(self.statistics.named())} moments were written to {self.file}")
+
+    def _rescue(self, gathered: Statistics) -> None:
+        """Keep what the user's file has no room for where unfinished work is kept, perhaps on another disk."""
+        assert self.fingerprint is not None
+        path = self._passes()[1]
+        with suppress(StorageError):
+            save_statistics(gathered, self.fingerprint, path)
 
     def _matching(self) -> StoredStatistics | None:
         """The file, if there is one that matches."""
@@ -266,12 +337,20 @@ class Gathering:
 
     def _keep(self, collector: Collector, progress: Progress) -> None:
         """Copy an unfinished pass as it is, samples that wait and all, so that it goes on bit for bit."""
+        assert self.shares is not None
         moments = {}
         for name, moment in collector.held.named().items():
             totals, pending = moment.unflushed
             moments[name] = {"totals": totals, "pending": pending, "count": moment.count}
         pictures = dict(collector.held.pictures)
-        progress.keep(UNFINISHED, {"moments": moments, "pictures": pictures, "batches": self.batches})
+        content = {"moments": moments, "pictures": pictures, "batches": self.batches}
+        try:
+            check_space(
+                {progress.folder: tensor_bytes(content) + self.file_bytes(self.shares[0])}
+            )  # which the end will need
+            progress.keep(UNFINISHED, content)
+        except StorageError as error:  # nothing is lost but the chance to go on from here
+            warn(f"gathering goes on without a copy from which an interrupted run could: {error}")
 
     def _restore(self, collector: Collector, unfinished: Mapping[str, object], device: torch.device) -> None:
         """Go on where an interrupted pass stopped."""
@@ -286,3 +365,12 @@ class Gathering:
 
     def _collector(self, only: Collection[str] | None, device: torch.device | str) -> Collector:
         return Collector(self.spec, self.sources, self.needs, self.domains, self.owners, self.columns, only, device)
+
+
+def _mark(file: Path | None) -> tuple[int, ...] | None:
+    """What tells whether a file is still the same; None where there is none."""
+    try:
+        found = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)

@@ -10,6 +10,7 @@ from torch import nn
 from project.errors import ConfigurationError, MergeError
 from project.merging.calibration import Gathering
 from project.merging.data import MergeData
+from project.merging.disk_plan import disk_needs
 from project.merging.lineage import lineage
 from project.merging.memory_plan import Planner
 from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, ReestimationPass, Site, read_batch
@@ -18,7 +19,8 @@ from project.merging.settings import Place, Settings
 from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
-from project.runtime import PhaseClock, Progress, World, tell
+from project.runtime import MemoryPlan, PhaseClock, Progress, World, tell
+from project.runtime.space import check_space
 from project.student import batch_norms, running_variances
 
 
@@ -54,13 +56,13 @@ class Engine:
         ended: How many passes have come to their end.
 
     Raises:
-        PleasError: If sources, settings and data do not go together, or the memory does not suffice.
+        PleasError: If sources, settings and data do not go together, or memory or disk space do not suffice.
     """
 
     def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
         self.settings, self.data, self.place = settings, data, place
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
-        self.problem, self.sources, estimate = prepare(loaded, settings, data, pictures)
+        self.problem, self.sources, estimate, fits = prepare(loaded, settings, data, pictures)
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
@@ -74,7 +76,9 @@ class Engine:
         self.ended = 0
         self._fingerprint = self._depends()
         self._progress = self._unfinished()
-        self.gathering = self._to_gather()
+        self.gathering, plan = self._to_gather()
+        folder = self._progress.folder if self._progress is not None else None
+        check_space(disk_needs(self.problem, settings, pictures, self.gathering, plan, place, folder, fits))
         self._site: Site | None = None
         self._open = ExitStack()  # the clock of the pass under way
         self._started = self._failed = False
@@ -155,12 +159,12 @@ class Engine:
             batch: domain -> pictures (batch, channels, height, width), or these and their labels (batch,), or None.
 
         Raises:
-            ConfigurationError: If it maps no domains.
+            ConfigurationError: If it maps no domains, or others than calibrate, or lacks labels that a method reads.
             MergeError: If no pass was started, as by a trainer without MergeCallback.
         """
         if self._pass is None or not self._started:
             raise MergeError("no pass of the merge was started; a trainer needs a MergeCallback, and validate.")
-        self._pass.step(number, read_batch(batch))
+        self._pass.step(number, read_batch(batch, self.data.calibration_domains, self.labelled))
 
     def end(self) -> None:
         """End a pass, and do all that needs no further one; all processes must."""
@@ -264,8 +268,8 @@ class Engine:
             return None
         return progress_of(self.problem, self._fingerprint, self.data, self.place)
 
-    def _to_gather(self) -> Gathering:
-        """What is to be gathered, less what a file holds already.
+    def _to_gather(self) -> tuple[Gathering, MemoryPlan]:
+        """What is to be gathered, less what a file holds already, and in how many passes.
 
         Raises:
             ConfigurationError: If something must wait on disk and there is no folder for it.
@@ -279,4 +283,4 @@ class Engine:
         if self.place.folder is None and (plan.shelve or plan.spill):
             raise ConfigurationError(f"{plan}, but there is no folder in which anything could wait; give it one.")
         tell(f"{plan}; {self.planner.free}")
-        return gathering
+        return gathering, plan

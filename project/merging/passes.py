@@ -4,7 +4,7 @@ A pass is started, stepped through its batches, and ended; one that broke off is
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,47 @@ Batch = Mapping[str, tuple[Tensor, Tensor | None]]
 """Domain -> pictures (batch, channels, height, width) and, where there are any, their labels (batch,)."""
 
 
-def read_batch(batch: object) -> Batch:
+def read_batch(batch: object, domains: Collection[str], labelled: bool = False) -> Batch:
     """The pictures and labels of a batch, domains that have no more left out.
 
     Args:
         batch: domain -> pictures, or these and their labels, or None.
+        domains: The calibration domains.
+        labelled: Whether labels are read.
 
     Raises:
-        ConfigurationError: If it maps no domains.
+        ConfigurationError: If it maps no domains, or others, or lacks labels that are read.
     """
     if not isinstance(batch, Mapping):
         raise ConfigurationError(
             "calibration batches must map domains to pictures; validate on the data module's calibration_dataloader()."
         )
     parts = {domain: part for domain, part in batch.items() if part is not None}
-    return {d: (part, None) if isinstance(part, Tensor) else (part[0], part[1]) for d, part in parts.items()}
+    if unknown := [domain for domain in parts if domain not in domains]:
+        raise ConfigurationError(
+            f"a calibration batch holds pictures of {unknown[0]!r}; allowed: {', '.join(domains) or 'none'}."
+        )
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for domain, part in parts.items():
+        pictures, labels = (part, None) if isinstance(part, Tensor) else part if _is_pair(part) else (None, None)
+        if pictures is None:
+            raise ConfigurationError(
+                f"a calibration batch holds a {type(part).__name__} for {domain!r}; allowed: pictures, or a pair of "
+                f"these and their labels."
+            )
+        found[domain] = pictures, labels
+        if labelled and (labels is None or labels.shape != (len(pictures),) or labels.is_floating_point()):
+            what = "without labels" if labels is None else f"with labels of shape {tuple(labels.shape)}, {labels.dtype}"
+            raise ConfigurationError(
+                f"a calibration batch holds {len(pictures)} pictures of {domain!r} {what}, but a method reads the "
+                f"class of each; validate on the data module's calibration_dataloader(module.labelled)."
+            )
+    return found
+
+
+def _is_pair(part: object) -> bool:
+    """Whether something is pictures and their labels."""
+    return isinstance(part, list | tuple) and len(part) == 2 and all(isinstance(one, Tensor) for one in part)
 
 
 @dataclass(frozen=True)
@@ -135,6 +161,9 @@ class GatheringPass(Pass):
 
     def start(self, site: Site) -> None:
         """Take up the next share of the moments."""
+        with site.world.together("could not write statistics"):
+            if site.world.rank == 0:
+                self.gathering.claim()
         self.gathering.begin(lambda moments: site.planner.plan(moments).shares, site.device)
         if self.kept is not None:
             self.kept.start(site.scratch)

@@ -20,7 +20,7 @@ from project.methods.shared import Arithmetic
 from project.models import LabelSpace
 from project.moments import Fingerprint, network_hash
 from project.runtime import MemoryEstimate, Progress, tell
-from project.runtime.progress import FOLDER
+from project.runtime.progress import FOLDER, unfinished_work
 from project.student import Source, common_spec
 from project.symmetry import Spec, check_equivalence
 
@@ -70,7 +70,7 @@ def go_together(
 
 def prepare(
     loaded: Loaded, settings: Settings, data: MergeData, pictures: PictureCounts
-) -> tuple[Problem, list[Source], MemoryEstimate]:
+) -> tuple[Problem, list[Source], MemoryEstimate, int]:
     """Check that everything goes together as far as names and shapes tell, and say what is planned.
 
     Args:
@@ -80,7 +80,8 @@ def prepare(
         pictures: How many of their pictures there will be to calibrate with.
 
     Returns:
-        The problem, the sources under their names, and the most memory that any method's fit takes in one process.
+        The problem, the sources under their names, the most memory that any method's fit takes in one process, and the
+        bytes that methods keep there of unfinished students.
 
     Raises:
         PleasError: If something does not go together.
@@ -102,7 +103,8 @@ def prepare(
     prepared = _prepare_methods(settings, problem, pictures)
     for message in filter(None, (preparation.message for preparation in prepared)):
         tell(message)
-    return problem, sources, MemoryEstimate.most(*(preparation.memory for preparation in prepared))
+    estimate = MemoryEstimate.most(*(preparation.memory for preparation in prepared))
+    return problem, sources, estimate, sum(preparation.kept for preparation in prepared)
 
 
 def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: MergeData) -> dict[str, float]:
@@ -151,10 +153,10 @@ def progress_of(problem: Problem, fingerprint: Fingerprint, data: MergeData, pla
     }
     unfinished = place.folder / FOLDER
     progress = Progress(unfinished).below("merge", depends)
-    if any(other != progress.folder for other in unfinished.glob("merge-*")):
+    if progress.others:
         raise ConfigurationError(
-            f"run is {place.folder}, which holds an unfinished merge with other arguments; choose another folder, or "
-            f"remove {unfinished}."
+            f"run is {place.folder}, which holds {unfinished_work(place.folder, 'merge with other arguments')}; choose "
+            f"another folder, or remove {unfinished}."
         )
     return progress
 

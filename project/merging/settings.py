@@ -10,7 +10,7 @@ from project.allocation import Budget
 from project.errors import ConfigurationError, at_least
 from project.methods import Method
 from project.runtime import read_bytes
-from project.runtime.saving import check_writable
+from project.runtime.saving import check_target
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Settings:
             )
         if self.memory is not None:
             read_bytes(self.memory)
-        if self.statistics is not None and not self.statistics.exists():
-            check_writable(self.statistics.parent, f"statistics is {self.statistics}")
+        if self.statistics is not None and not self.statistics.is_file():
+            check_target(self.statistics, f"statistics is {self.statistics}")
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
     @property
@@ -77,6 +77,8 @@ class Place:
         processes: Processes that share the calibration pictures.
         sharing: Processes that share the memory.
         precision: In which the sources run, as Lightning's trainer names it.
+        students: Folder that the students are going to be written to; None for none.
+        beside: Processes that share the disk of the folder, at least.
     """
 
     folder: Path | None = None
@@ -84,3 +86,5 @@ class Place:
     processes: int = 1
     sharing: int = 1
     precision: str = "32-true"
+    students: Path | None = None
+    beside: int = 1

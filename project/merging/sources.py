@@ -10,6 +10,7 @@ from typing import Any
 from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
+from project.models.labels import check_several
 from project.models.reading.choosing import Which
 from project.models.reading.folder import weights_file
 from project.moments import network_hash
@@ -110,6 +111,7 @@ def place_sources(
     Raises:
         ConfigurationError: If they do not go together with the data.
     """
+    check_several(labels)
     owned = settle_domains(files, loaded, labels, without_source)
     for file, domains in zip(files, owned, strict=True):
         tell(f"{file.path} is the source of {', '.join(domains)}")

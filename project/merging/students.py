@@ -118,7 +118,7 @@ def _kept(
             if merged.name not in students:
                 _keep(merged, progress)
                 students[merged.name] = merged
-    progress.keep("finished", {"names": list(students)})
+    progress.keep_together("finished", {"names": list(students)})
     order = {budget: index for index, budget in enumerate(budgets)}
     yield from sorted(students.values(), key=lambda merged: order.get(merged.budget, 0))
 
@@ -138,7 +138,7 @@ def _keep(merged: Merged, progress: Progress) -> None:
         "zipped": merged.student.zipped,
         "kind": kind_entries(merged.student),
     }
-    progress.keep(merged.name, content)
+    progress.keep_together(merged.name, content)
 
 
 def _recalled(name: str, problem: Problem, progress: Progress) -> Merged | None:

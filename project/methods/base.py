@@ -55,10 +55,12 @@ class Preparation:
     Args:
         memory: About what it takes beside the statistics.
         message: What it is going to do, in words, for those who wait; None where there is nothing to tell.
+        kept: About how many bytes of unfinished students it keeps in files.
     """
 
     memory: MemoryEstimate = field(default_factory=MemoryEstimate)
     message: str | None = None
+    kept: int = 0
 
     def adding(self, whole: int, least: int) -> "Preparation":
         """Add memory to the estimate.

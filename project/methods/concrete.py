@@ -13,6 +13,7 @@ from project.methods.shared.aligned import Align, Space
 from project.methods.shared.blend import Blend, MaskedBlend
 from project.methods.shared.curves import ALL
 from project.methods.shared.entropy import Norms, Objective
+from project.runtime import ALONE, World
 from project.student import Student
 
 Coefficients = Literal["fixed", "learned"]
@@ -90,7 +91,7 @@ class Concrete(Learned):
         masks, coefficients = blend.masks(blend.uniform(self.seed, step)), None
         if self.coefficients == "learned":
             still = {name: mask.detach() for name, mask in masks.items()}
-            first, batch = halves(batch)
+            first, batch = halves(batch, objective.world)
             gradient, _ = objective.gradient(blend.tensors(masks=still), first, blend.coefficients)
             coefficients = (blend.coefficients - self.inner_rate * gradient).detach()
         blend.logits.grad, entropies = objective.gradient(blend.tensors(coefficients, masks), batch, blend.logits)
@@ -128,7 +129,22 @@ class Concrete(Learned):
         return blend.masks(binarise=self.binarise)
 
 
-def halves(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split the pictures of every domain in two halves, which share the middle one of an odd number."""
-    first = {domain: pictures[: (len(pictures) + 1) // 2] for domain, pictures in batch.items()}
-    return first, {domain: pictures[len(pictures) // 2 :] for domain, pictures in batch.items()}
+def halves(batch: Mapping[str, Tensor], world: World = ALONE) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the pictures of every domain in two halves, which share the middle one of an odd number.
+
+    Of several processes, to which the pictures were dealt out in turn, each gets its share of the halves of all; where
+    there are not two pictures for each of them, each splits what it has.
+
+    Args:
+        batch: domain -> this process' pictures.
+        world: The processes that share the batch, which all must ask.
+    """
+    counts = torch.tensor([len(pictures) for pictures in batch.values()])
+    world.reduce(counts)
+    first, second = {}, {}
+    for (domain, pictures), count in zip(batch.items(), counts.tolist(), strict=True):
+        end, start = (len(pictures) + 1) // 2, len(pictures) // 2
+        if count >= 2 * world.size:
+            end, start = (-((world.rank - limit) // world.size) for limit in ((count + 1) // 2, count // 2))
+        first[domain], second[domain] = pictures[:end], pictures[start:]
+    return first, second

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from project.allocation import Budget, stored_bytes
-from project.errors import between
+from project.errors import whole
 from project.methods.base import Merged, Method, Preparation
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
@@ -32,7 +32,7 @@ class Interpolation(Aligned):
 
     def __init__(self, steps: int = 10, align: Align = "none", label: str | None = None) -> None:
         super().__init__(align, label)
-        between(1, 1000, steps=steps)
+        whole(1, 1000, steps=steps)
         self.steps = steps
 
     def prepare(

@@ -39,8 +39,8 @@ class PCB(TaskVectors):
     ) -> None:
         super().__init__(align, label)
         share(keep=keep)
-        at_least(0, scale=scale)
-        if not 0 <= clamp < 0.5:
+        at_least(0, scale=scale, clamp=clamp)
+        if clamp >= 0.5:
             raise ConfigurationError(f"clamp is {clamp}; allowed: 0 up to, but without, 0.5.")
         self.keep, self.scale, self.clamp = keep, scale, clamp
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
 from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, why_not_larger, widest_maps
-from project.errors import ConfigurationError, at_least, one_of
+from project.errors import ConfigurationError, one_of, whole
 from project.fit import separation_gains
 from project.methods.base import Merged, Method, Preparation
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
@@ -53,7 +53,7 @@ class Permutation(Method):
         one_of(By, matching=matching)
         one_of(Separate, separate=separate)
         if step is not None:
-            at_least(1, step=step)
+            whole(1, step=step)
         self.matched = Matching(matching, similarity, alpha, seed)
         self.matching: By = matching
         self.similarity: Similarity = similarity

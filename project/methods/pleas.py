@@ -6,7 +6,7 @@ from typing import Literal
 
 from project.alignment import Similarity, UnitMap
 from project.allocation import Budget
-from project.errors import ConfigurationError, at_least, one_of, share
+from project.errors import ConfigurationError, at_least, one_of, share, whole
 from project.fit import KeptFits, SequentialFit, stages, unfitted
 from project.methods.base import Merged, Method, Preparation
 from project.methods.permutation import Permutation, Separate
@@ -87,7 +87,8 @@ class PLeaS(Permutation):
         label: str | None = None,
     ) -> None:
         super().__init__(matching, similarity, alpha, separate, step, seed, label)
-        at_least(0, ridge=ridge, rounds=rounds, restyle_steps=restyle_steps)
+        at_least(0, ridge=ridge)
+        whole(0, rounds=rounds, restyle_steps=restyle_steps)
         if excess is not None:
             share(whole=False, excess=excess)
         one_of(Fit, fit=fit)
@@ -141,7 +142,11 @@ class PLeaS(Permutation):
         unknowns = {layer: self._unknowns(layer, problem, shapes) for layer in problem.spec.layers}
         self._check_samples(problem, pictures.domains, unknowns, max(map(problem.times, budgets)) > 1)
         memory = MemoryEstimate.most(preparation.memory, self._fit_memory(problem, pictures, shapes, unknowns))
-        return Preparation(memory, self._message(problem))
+        kept = 0
+        if self.sequential:  # every layer's fit in float64, see KeptFits
+            parameters = sum(one.numel() for one in problem.sources[0].parameters())
+            kept = int(8 * parameters * sum(map(problem.times, budgets)))
+        return Preparation(memory, self._message(problem), kept)
 
     def _check_pictures(self, problem: Problem, counts: Mapping[str, int]) -> None:
         unknown = sorted(set(self.weights) - set(counts))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, at_least, one_of
+from project.errors import ConfigurationError, one_of, whole
 from project.methods.base import Merged, Method, Preparation
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.aligned import Align, Space
@@ -65,7 +65,7 @@ class SMILE(Aligned):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        at_least(1, rank=rank, gate_rank=gate_rank, top=top)
+        whole(1, rank=rank, gate_rank=gate_rank, top=top)
         one_of(Norms, norms=norms)
         self.rank, self.gate_rank, self.top = rank, gate_rank, top
         self.norms: Norms = norms

@@ -122,6 +122,7 @@ class Tuned(Method):
         most = Preparation(
             MemoryEstimate.most(*(preparation.memory for preparation in prepared)),
             "; ".join(filter(None, (message, prepared[0].message))),
+            sum(preparation.kept for preparation in prepared),
         )
         return most.adding(kept + copies, kept)
 

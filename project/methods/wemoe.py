@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, above, at_least, share
+from project.errors import ConfigurationError, above, at_least, seeds, share, whole
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
 from project.methods.base import Merged, Method, Preparation
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
@@ -71,8 +71,10 @@ class WEMoE(Aligned):
                 raise ConfigurationError(f"blocks is {blocks!r}, which is no regular expression: {error}.") from error
         else:
             share(blocks=blocks)
-        at_least(0, scale=scale, steps=steps, seed=seed)
-        at_least(1, hidden=hidden, batch=batch)
+        at_least(0, scale=scale)
+        whole(0, steps=steps)
+        whole(1, hidden=hidden, batch=batch)
+        seeds(seed=seed)
         above(0, rate=rate)
         self.scale, self.blocks, self.hidden = scale, blocks, hidden
         self.steps, self.rate, self.batch, self.seed = steps, rate, batch, seed

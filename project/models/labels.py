@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from project.errors import ConfigurationError, one_of
+from project.errors import ConfigurationError, encodable, one_of
 
 LabelMode = Literal["shared", "different"]
 OWN, JOINT = HEAD_WORDS = ("own", "joint")  # what to ask of the heads in place of one domain's
@@ -21,7 +21,7 @@ class LabelSpace:
 
     Raises:
         ConfigurationError: In shared mode, where the domains' classes differ; the message lists the difference. Where a
-            domain has a name that means something else when a head is asked for.
+            domain has a name that means something else when a head is asked for. Where a name is not UTF-8.
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -30,9 +30,12 @@ class LabelSpace:
     def __post_init__(self) -> None:
         """Refuse unequal classes in shared mode."""
         one_of(LabelMode, label_space=self.mode)
-        for domain in self.classes:
+        for domain, classes in self.classes.items():
             if domain in HEAD_WORDS:
                 raise ConfigurationError(f"a domain is called {domain!r}, which asks for no single head; rename it.")
+            for name in (domain, *classes):
+                if not encodable(str(name)):
+                    raise ConfigurationError(f"{name!r} of domain {domain!r} is not UTF-8; rename its folder.")
         if self.mode == "different" or not self.classes:
             return
         first, *others = self.classes
@@ -80,3 +83,16 @@ class LabelSpace:
                 return slice(start, start + len(names))
             start += len(names)
         raise ConfigurationError(f"domain is {domain!r}; known: {', '.join(self.classes)}.")
+
+
+def check_several(labels: LabelSpace) -> None:
+    """Refuse a single class over all heads, of which every network is sure.
+
+    Raises:
+        ConfigurationError: With the class.
+    """
+    if labels.width == 1:
+        (name,) = next(iter(labels.classes.values()))
+        raise ConfigurationError(
+            f"the data have one class, {name!r}; allowed: two or more, or there is nothing to tell apart."
+        )

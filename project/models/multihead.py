@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from project.errors import ConfigurationError, at_least, one_of
+from project.errors import ConfigurationError, one_of, whole
 from project.models import heads
 from project.models.heads import Joint, Prediction
 from project.models.labels import LabelSpace
@@ -116,7 +116,7 @@ class MultiHead(nn.Module, ABC):
         Raises:
             ConfigurationError: If none are asked for, there is no such head or way, or pictures is not a batch.
         """
-        at_least(1, top=top)
+        whole(1, top=top)
         head = heads.known_head(head, self.labels)
         shares = self.probabilities(pictures, head, joint)
         return heads.most_likely(shares, heads.column_labels(self.labels, head), top)

@@ -134,7 +134,7 @@ def untrained_network(
     else:
         return _made(architecture, arguments, known, weights)
     with (
-        sized_like(weights),
+        sized_like(weights.state_dict),
         torch.device("meta"),
     ):  # no random numbers are drawn, so a seed means the same with and without loading
         return found.build().eval(), found
@@ -204,19 +204,19 @@ def _own_names(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
 
 
 @contextmanager
-def sized_like(weights: Weights) -> Iterator[None]:
+def sized_like(state_dict: Mapping[str, Tensor]) -> Iterator[None]:
     """Refuse to build, in the ``with`` statement, what is far larger than the file whose description asks for it.
 
     A few bytes can describe a network that no machine holds, or one of so many layers that building it never ends.
 
     Args:
-        weights: What was read of the file.
+        state_dict: The tensors of the file.
 
     Raises:
         CheckpointError: With the number of parameters that the description has led to so far.
     """
-    held = sum(tensor.numel() for tensor in weights.state_dict.values())
-    most, layers = ROOM + LARGER * held, ROOM + LARGER * len(weights.state_dict)
+    held = sum(tensor.numel() for tensor in state_dict.values())
+    most, layers = ROOM + LARGER * held, ROOM + LARGER * len(state_dict)
     built = [0, 0]
 
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
@@ -226,7 +226,7 @@ def sized_like(weights: Weights) -> Iterator[None]:
         if built[0] > most or built[1] > layers:
             raise CheckpointError(
                 f"its description is of a network of more than {built[0]} parameters in {built[1]} tensors, but it "
-                f"holds {held} in {len(weights.state_dict)}."
+                f"holds {held} in {len(state_dict)}."
             )
 
     hook = register_module_parameter_registration_hook(count)
@@ -279,7 +279,7 @@ def _made(
         )
     if arguments is None and known is not None and known.name == name:
         arguments = known.arguments
-    with sized_like(weights), torch.random.fork_rng(devices=[]):
+    with sized_like(weights.state_dict), torch.random.fork_rng(devices=[]):
         network, found = build_custom(named, arguments)
     return network.eval(), found
 

@@ -1,6 +1,5 @@
 """How a picture becomes a network's input: what a checkpoint must remember to be fed rightly."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LARGEST_SIDE = 2**14  # of a picture, in pixels: a batch of larger ones no machine holds
+LARGEST_SHIFT, SMALLEST_SPREAD = 1e6, 1e-6  # beyond, squares of what a network reads leave float32
 
 Crop = Literal["center", "squash"]
 
@@ -39,9 +39,15 @@ class Preprocessing:
         whole(1, LARGEST_SIDE, image_size=self.image_size)
         one_of(Crop, crop=self.crop)
         for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
-            if len(values) != 3 or not all(map(math.isfinite, values)):
-                raise ConfigurationError(f"{name} is {values}; allowed: three finite numbers, for red, green and blue.")
+            given = getattr(self, name)
+            try:
+                values = () if isinstance(given, str) else tuple(float(value) for value in given)
+            except (TypeError, ValueError, OverflowError):
+                values = ()
+            if len(values) != 3 or not all(abs(value) <= LARGEST_SHIFT for value in values):
+                raise ConfigurationError(
+                    f"{name} is {given}; allowed: three numbers, for red, green and blue, for values from 0 to 1."
+                )
             object.__setattr__(self, name, values)
-        if min(self.std) <= 0:
-            raise ConfigurationError(f"std is {self.std}; allowed: three positive numbers.")
+        if min(self.std) < SMALLEST_SPREAD:
+            raise ConfigurationError(f"std is {self.std}; allowed: three numbers of {SMALLEST_SPREAD:g} or more.")

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
-from project.allocation import Budget
+from project.allocation import Budget, stored_bytes
 from project.data import UnlabelledDataModule
 from project.errors import ConfigurationError, one_of
 from project.merging import SourceFile
@@ -27,7 +27,9 @@ from project.methods.shared.aligned import Space
 from project.methods.shared.arithmetic import write
 from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Objective, entropies
-from project.models import DomainScores
+from project.models import DomainScores, read_weights
+from project.models.reading.folder import weights_file
+from project.modules.common import FitBytes
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World, free_bytes
 from project.student import Source, Student, renormalise, save_student, student_entries
@@ -103,7 +105,7 @@ class CoefficientModule(LightningModule):
         """Settle what is learned, and where it starts."""
         loaded = go_together(self.files, read_sources(self.files), self.settings, data.picture)
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, self.trainer.world_size)
-        self.problem, self.loaded, _ = prepare(loaded, self.settings, data, pictures)
+        self.problem, self.loaded, *_ = prepare(loaded, self.settings, data, pictures)
         prove(self.loaded, loaded.spec, self.settings.tolerance, data)
         self.world, base = World.current(), loaded.base
         networks = nn.ModuleList([*self.problem.sources, *([base] if isinstance(base, nn.Module) else [])])
@@ -138,6 +140,11 @@ class CoefficientModule(LightningModule):
         gathering.end(self.world.reduce, self.world.rank == 0)
         assert gathering.statistics is not None
         return gathering.statistics
+
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes: students of a source's size."""
+        size = stored_bytes(read_weights(weights_file(self.files[0].path)).state_dict)
+        return FitBytes(size, student=size)
 
     def configure_optimizers(self) -> optim.Optimizer:
         """The method's own optimizer."""

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from project.data import ClientDataModule
 from project.errors import CheckpointError, ConfigurationError
 from project.models.scope import Fusion, fused_scope, layer_weights, scope_divergence
+from project.modules.common import FitBytes
 from project.modules.fine_tune import FineTuneModule
 
 
@@ -59,6 +61,15 @@ class FederatedModule(FineTuneModule):
             )
         if self.lr_interval != "epoch":
             raise ConfigurationError(f"lr_interval is {self.lr_interval!r}; rounds have one rate each: use 'epoch'.")
+
+    def logged(self) -> set[str]:
+        """Name the figures that a fit logs on the data of the trainer."""
+        clients = {f"train/loss/{name}" for name in self.trainer.datamodule.client_names}  # type: ignore[attr-defined]
+        return super().logged() | clients | {"round/scope gap"}
+
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes: at the end of a round, optimizers hold nothing."""
+        return replace(super().writes(), optimizer=0)
 
     def configure_optimizers(self) -> Any:
         """Make the clients, and for each its optimizer and schedule."""

@@ -1,23 +1,31 @@
 """Fine-tuning a network on one domain, or on several at once."""
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
+from project.allocation import stored_bytes
 from project.data import ClientDataModule
-from project.errors import CheckpointError, ConfigurationError, between
+from project.errors import CheckpointError, ConfigurationError, between, present
 from project.models import Architecture, Description, DomainScores, LabelSpace, pretrained, read_weights
 from project.models.architecture import Stem
+from project.models.custom import find_maker
 from project.models.freezing import freeze as freeze_parts
 from project.models.heads import column_labels
+from project.models.labels import check_several
+from project.models.network import build_custom, sized_like
 from project.models.pretrained import find_weights
 from project.models.scope import Scope
 from project.models.strict import load_body
+from project.modules.checks import OTHERS, check_monitor, check_optimizer, check_watched, made_optimizer
+from project.modules.common import FitBytes, optimizer_bytes
 from project.modules.weight_scope import WeightScope
 
 
@@ -31,7 +39,8 @@ class FineTuneModule(LightningModule):
 
     Args:
         architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet8, 20, 32, 44, 56, 110,
-            or another classification network by torchvision's name.
+            another classification network by torchvision's name, or the dotted path of a class or function of your own
+            that builds one, such as mypackage.models.MyNet.
         weights: ImageNet weights to start from, by torchvision's name, such as IMAGENET1K_V1. Random by default.
         base: File of weights to start from; its head is left out where it has another number of classes.
         stem: First layers of resnet18 to resnet152: imagenet, or small (no early downsampling) for small pictures.
@@ -44,6 +53,8 @@ class FineTuneModule(LightningModule):
         freeze: Names of parts that are left as they are, batch norm statistics included, such as conv1 or layer1.0.
         scope: Pull of the weights of every convolution and linear layer towards a weight scope (WSA, which claims that
             networks trained apart average better then). None by default; ``train/scope`` is logged where there is one.
+        arguments: Keyword arguments of a dotted path, or of torchvision's other networks; where a dotted path takes
+            ``num_classes``, the data give it.
 
     Raises:
         ConfigurationError: If the arguments contradict each other, or a name is not known.
@@ -66,6 +77,7 @@ class FineTuneModule(LightningModule):
         label_smoothing: float = 0.0,
         freeze: tuple[str, ...] = (),
         scope: WeightScope | None = None,
+        arguments: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["scope"])
@@ -75,10 +87,9 @@ class FineTuneModule(LightningModule):
         if weights is not None and base is not None:
             raise ConfigurationError(f"weights is {weights!r} and base is {str(base)!r}; only one of them is allowed.")
         between(0, 1, label_smoothing=label_smoothing)
+        check_optimizer(optimizer, lr_scheduler)
         # the classes may come later, but a name that is not known is refused now
-        self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width)
-        if self.draft.custom:
-            raise ConfigurationError(f"architecture is {architecture!r}; a fit trains networks that have a name.")
+        self.draft = Architecture(architecture, 1 if num_classes is None else num_classes, stem, width, arguments)
         if weights is not None:
             find_weights(self.draft, weights)
         self.weights, self.base, self.num_classes = weights, base, num_classes
@@ -86,6 +97,21 @@ class FineTuneModule(LightningModule):
         self.label_smoothing, self.freeze_names = label_smoothing, freeze
         self.scope, self.scope_targets = scope, dict[str, Scope]()
         self.description = Description()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether nobody has said where its weights come from, so that they are random until a fit or a checkpoint."""
+        return self.weights is None and self.base is None
+
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes; the head counts little where the data are to say how many classes there are."""
+        if self.draft.custom:  # which may not run on a device without values
+            return FitBytes(0)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            network = self.draft.build()
+        freeze_parts(network, self.freeze_names)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return FitBytes(stored_bytes(network.state_dict()), optimizer_bytes(self.optimizer, trained))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (batch, columns of the label space) of pictures (batch, 3, height, width)."""
@@ -100,10 +126,23 @@ class FineTuneModule(LightningModule):
         if data is not None:
             if not hasattr(data, "label_space"):
                 raise ConfigurationError(f"data is a {type(data).__name__}, which has no label_space.")
+            check_several(data.label_space)
             self._check_classes(data.label_space)
             self.description = replace(self.description, label_space=data.label_space, preprocessing=data.preprocessing)
         if self.description.label_space is not None:
             self.scores = DomainScores(self.description.label_space)
+        if stage == "fit" and self.scope is not None:
+            present(*self.scope.target)
+        if stage == "fit" and data is not None and type(self).__module__.startswith(OTHERS):
+            check_watched(self.trainer.callbacks, self.logged())  # type: ignore[attr-defined]
+
+    def logged(self) -> set[str]:
+        """Name the figures that a fit logs on the data of the trainer."""
+        names = {"train/loss", "epoch", "step"} | ({"train/scope"} if self.scope is not None else set())
+        labels, data = self.description.label_space, self.trainer.datamodule  # type: ignore[attr-defined]
+        if labels is None or self.trainer.limit_val_batches == 0 or getattr(data, "validation_fraction", 1) == 0:
+            return names
+        return names | {"val/loss", "val/accuracy", *(f"val/{domain}/accuracy" for domain in labels.domains)}
 
     def configure_model(self) -> None:
         """Build the network; without a trainer, loading the checkpoint does."""
@@ -113,10 +152,37 @@ class FineTuneModule(LightningModule):
         if self.weights is not None:
             self._adopt(architecture, pretrained(architecture, self.weights))
             return
-        network = architecture.build()
+        network, architecture = self._built(architecture)
         if self.base is not None:
             load_body(network, read_weights(self.base).state_dict, f"base {self.base}")
         self._adopt(architecture, network)
+
+    def check_architecture(self) -> None:
+        """Refuse a dotted path that names nothing; for a user's own arguments, as what it names is imported.
+
+        Raises:
+            ConfigurationError: If there is no such class or function.
+        """
+        if self.draft.custom and not callable(find_maker(self.draft.name)):
+            raise ConfigurationError(
+                f"architecture is {self.draft.name!r}, which names no class or function; allowed: one that builds a "
+                f"network."
+            )
+
+    def _built(self, architecture: Architecture) -> tuple[nn.Module, Architecture]:
+        """The network, randomly initialised, and what it is; code of the user's is called here and nowhere else."""
+        if not architecture.custom:
+            return architecture.build(), architecture
+        arguments, maker = dict(architecture.arguments or {}), find_maker(architecture.name)
+        if callable(maker) and "num_classes" in signature(maker).parameters:
+            arguments.setdefault("num_classes", architecture.num_classes)
+        network, found = build_custom(architecture.name, arguments)
+        if found.num_classes != architecture.num_classes:
+            raise ConfigurationError(
+                f"architecture is {architecture.name!r}, which makes {found.num_classes} logits for "
+                f"{architecture.num_classes} classes; set its arguments so that it makes as many."
+            )
+        return network, found
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer of all parameters that are not frozen, and its schedule."""
@@ -130,13 +196,15 @@ class FineTuneModule(LightningModule):
         """
         if not parameters:
             raise ConfigurationError(f"freeze is {', '.join(self.freeze_names)}, which leaves nothing to train.")
-        optimizer = self.optimizer(parameters)
+        optimizer = made_optimizer(self.optimizer, parameters)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor
+            if getattr(self._trainer, "datamodule", None) is not None:
+                check_monitor("lr_scheduler", scheduler.monitor, self.logged())
         elif isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigurationError(
                 "lr_scheduler is PyTorch's ReduceLROnPlateau, which does not say what it watches; use "
@@ -223,6 +291,12 @@ class FineTuneModule(LightningModule):
                 "The checkpoint does not say which architecture it holds, so FineTuneModule did not write it."
             )
         if self.description.architecture is None:
+            held = {name: one for name, one in checkpoint["state_dict"].items() if isinstance(one, Tensor)}
+            try:
+                with sized_like(held), torch.device("meta"):
+                    saved.architecture.build()
+            except CheckpointError as error:
+                raise CheckpointError(f"The checkpoint cannot be loaded: {error}") from error
             self._adopt(saved.architecture, saved.architecture.build())
         elif self.description.architecture != saved.architecture:
             raise CheckpointError(

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError, share
@@ -17,7 +18,8 @@ from project.fit import Distillation
 from project.fit.distil import check_loss_weights
 from project.merging.classes import check_classes, warn_of_preprocessing
 from project.models import DomainScores
-from project.modules.common import data_labels
+from project.modules.checks import check_optimizer, made_optimizer
+from project.modules.common import FitBytes, data_labels, optimizer_bytes
 from project.student import Student, load_student, original_owners, original_sources, save_student, student_entries
 
 
@@ -63,6 +65,7 @@ class RefineModule(LightningModule):
         super().__init__()
         check_loss_weights(features, logits, temperature)
         share(none=True, whole=False, warmup=warmup)
+        check_optimizer(optimizer)
         self.path, self.source_paths = Path(student), [Path(source) for source in sources]
         self.options = {"features": features, "logits": logits, "temperature": temperature}
         self.optimizer, self.warmup, self.architecture = optimizer, warmup, architecture
@@ -106,12 +109,18 @@ class RefineModule(LightningModule):
         warn_of_preprocessing(str(self.path), self.student.preprocessing, data.preprocessing)
         self.domains, self.scores = labels.domains, DomainScores(labels)
 
+    def writes(self) -> FitBytes:
+        """Estimate what the fit writes, from the size of the student's file."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        parameters = [nn.Parameter(torch.empty(size // 4, device="meta"))]
+        return FitBytes(size, optimizer_bytes(self.optimizer, parameters), size)
+
     def configure_optimizers(self) -> Any:
         """Make the optimizer of all the student's parameters, its learning rate rising and falling over the run."""
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ConfigurationError("trainer.max_epochs is -1; set it, or max_steps: the learning rate falls over it.")
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = made_optimizer(self.optimizer, list(self.network.parameters()))
         schedule = optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(min(1.0, step / total), self.warmup)
         )

@@ -21,13 +21,14 @@ from project.moments.statistics import (
     entry_name,
     own_domains,
 )
-from project.moments.store import StoredStatistics, add_statistics, read_statistics, save_statistics
+from project.moments.store import StoredStatistics, add_statistics, lock_of, read_statistics, save_statistics
 
 __all__ = [
     "DIAGONAL", "FACTORS", "INPUTS", "LAYERS", "PICTURES", "UNITS", "BatchNorm", "Classes", "Collector",
     "Fingerprint", "ForwardPass", "GroupedMoment", "InputMoment", "LayerMoment", "Lockstep", "Moment", "PictureSum",
     "Positions", "Pull", "SecondMoment", "SquareMoment", "Statistics", "StoredStatistics", "Sums", "add_statistics",
-    "check_finite", "cross_moment", "drawn_count", "entry_name", "exact_products", "fisher_need", "flat", "gram_costs",
-    "joint_columns", "layer_moment", "needs_gradients", "network_hash", "norm_scale_and_shift", "own_domains", "pays",
-    "read_statistics", "save_statistics", "tensor_sums", "unit_columns",
+    "check_finite", "cross_moment", "drawn_count", "entry_name", "exact_products", "fisher_need", "flat",
+    "gram_costs", "joint_columns", "layer_moment", "lock_of", "needs_gradients", "network_hash",
+    "norm_scale_and_shift", "own_domains", "pays", "read_statistics", "save_statistics", "tensor_sums",
+    "unit_columns",
 ]  # fmt: skip

@@ -47,9 +47,14 @@ class Sums(ABC):
         return [total.to(self.device) for total in self._totals]
 
     @property
+    def total_bytes(self) -> int:
+        """Bytes of the totals, as a file holds them."""
+        return sum(8 * total.numel() for total in self._totals)
+
+    @property
     def bytes(self) -> int:
         """Bytes of the totals, and at most of what waits for one more batch."""
-        return sum(8 * total.numel() for total in self._totals)
+        return self.total_bytes
 
     @property
     def unflushed(self) -> tuple[list[Tensor], list[Tensor]]:

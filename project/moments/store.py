@@ -17,11 +17,14 @@ from torch import Tensor
 from project.errors import CheckpointError, ConfigurationError, MergeError
 from project.moments.fingerprint import Fingerprint, PictureSum
 from project.moments.statistics import UNITS, Statistics, domain_of
+from project.runtime.lock import only_writer
 from project.runtime.opening import open_file
-from project.runtime.saving import atomic_path
+from project.runtime.saving import atomic_path, check_target
+from project.runtime.space import check_space
 
 FORMAT = "pleas-statistics"
 VERSION = "1"
+FLOAT64_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +122,9 @@ def save_statistics(
         fingerprint: What it depends on.
         path: The file.
         others: Files of the same fingerprint whose further moments are to be kept along.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
     totals = {name: moment.totals for name, moment in statistics.named().items()}
     counts = {name: moment.count for name, moment in statistics.named().items()}
@@ -153,7 +159,7 @@ def read_statistics(path: str | Path) -> StoredStatistics:
         shards = [{domain: PictureSum.read(one) for domain, one in part.items()} for part in parts]
     except (OSError, SafetensorError, struct.error, LookupError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no file of statistics: {error}.") from error
-    stored = StoredStatistics(path, fingerprint, pictures, moments, shards or [fingerprint.pictures])
+    stored = StoredStatistics(path, fingerprint, pictures, moments, shards or [dict(fingerprint.pictures)])
     _check_contents(stored, found)
     return stored
 
@@ -202,9 +208,11 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
     Raises:
         ConfigurationError: If they do not belong together.
         CheckpointError: If one cannot be read, or holds what no pictures can leave.
+        StorageError: If there is no room for the sum, or the disk fails.
     """
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
+    check_target(out, f"out is {out}")
     files = [read_statistics(path) for path in paths]
     first = files[0]
     names = [name for file in files for name in file.moments]
@@ -232,6 +240,8 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
                     f"{file.path} and {other} cannot be added: both are of the same {shown.count} pictures of "
                     f"{domain}, which count once."
                 )
+    shapes = {name: moment.shapes for file in files for name, moment in file.moments.items()}
+    check_space({Path(out): sum(FLOAT64_BYTES * math.prod(shape) for found in shapes.values() for shape in found)})
     pictures: dict[str, int] = {}
     totals: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
@@ -247,8 +257,16 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
                 raise ConfigurationError(f"{file.path} and {first.path} cannot be added: {name} has other shapes.")
             totals[name] = [mine + theirs for mine, theirs in zip(totals[name], file.checked_totals(name), strict=True)]
     fingerprint = reduce(lambda one, other: one + other, (file.fingerprint for file in files))
-    _write(out, fingerprint, pictures, totals, counts, [part for file in files for part in file.parts])
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(lock_of(out), f"out is {out}, which another run is gathering; name another file."):
+        _write(out, fingerprint, pictures, totals, counts, [part for file in files for part in file.parts])
     return read_statistics(out)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of whoever is going to write a file of statistics."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _write(
@@ -275,7 +293,7 @@ def _write(
         for name, found in totals.items()
         for index, total in enumerate(found)
     }
-    with atomic_path(path) as draft:
+    with atomic_path(path, sum(tensor.nbytes for tensor in tensors.values())) as draft:
         draft.touch()
         mode = draft.stat().st_mode
         save_file(tensors, draft, metadata)

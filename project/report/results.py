@@ -126,11 +126,16 @@ Cells = Mapping[str, str | float | int | None]
 
 def write_csv(rows: Sequence[Cells], path: Path) -> None:
     """Write rows of cells as CSV, whole or not at all; the first row names the columns."""
+    atomic_text(csv_text(rows), path)
+
+
+def csv_text(rows: Sequence[Cells]) -> str:
+    """Format rows of cells as CSV; the first row names the columns."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    atomic_text(text.getvalue(), path)
+    return text.getvalue()
 
 
 def text_table(rows: Sequence[Cells]) -> str:

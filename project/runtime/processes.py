@@ -5,6 +5,7 @@ unknowns, which no process need spend for another: layers that do not wait for e
 single layer its row blocks, in runs of rows where there are more processes than blocks. What was solved is broadcast.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor, distributed
 
 from project.errors import MergeError
+
+LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|remote process exited", re.IGNORECASE)
+"""What collectives tell of where another process has gone."""
 
 Reduce = Callable[[Tensor], object]
 """Sums a tensor over all processes in place."""
@@ -113,6 +117,11 @@ class World:
             Rank of the process that does each piece.
         """
         return deal_out(costs, self.size)[0]
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process, with which this one was about to share something, has gone."""
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 ALONE = World()

@@ -8,18 +8,73 @@ is computed as it would have been. Every process keeps its own files, and what n
 import hashlib
 import json
 import pickle
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from project.runtime.processes import ALONE, World
-from project.runtime.saving import atomic_save
+from project.runtime.messages import first_process
+from project.runtime.processes import ALONE, World, lost
+from project.runtime.saving import atomic_save, atomic_text
+from project.runtime.space import writing
 
 FOLDER = "progress"
+FAILED = "failed.txt"
+
+
+@contextmanager
+def taken_up_again(folder: Path | None) -> Iterator[None]:
+    """While open, keep unfinished work below a folder; once all is done, nothing of it stays.
+
+    What fails by itself, and is not interrupted from without, leaves a note that says why.
+
+    Args:
+        folder: The run's folder; None for nowhere.
+
+    Raises:
+        StorageError: If there can be no such folder.
+    """
+    if folder is None:
+        yield
+        return
+    unfinished = folder / FOLDER
+    with writing(unfinished):
+        unfinished.mkdir(parents=True, exist_ok=True)
+    if first_process():
+        (unfinished / FAILED).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if first_process() and not lost(error):
+            with suppress(OSError):  # such as a full disk, of which the error tells
+                atomic_text(" ".join((str(error) or type(error).__name__).split()), unfinished / FAILED)
+        raise
+    shutil.rmtree(unfinished, ignore_errors=True)  # by every process, should each have a disk of its own
+
+
+def unfinished_work(folder: Path, what: str = "merge") -> str | None:
+    """Name what a run's folder holds that did not come to its end.
+
+    Args:
+        folder: The run's folder.
+        what: What to call it.
+
+    Returns:
+        Such as ``an interrupted merge``, or ``a merge that failed (…)``; None where there is none.
+    """
+    unfinished = folder / FOLDER
+    if not unfinished.is_dir():
+        return None
+    try:
+        reason = (unfinished / FAILED).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return f"an interrupted {what}"
+    return f"a {what} that failed ({reason.rstrip('.')})"
 
 
 @dataclass(frozen=True)
@@ -52,8 +107,22 @@ class Progress:
         return self.folder / f"{name}.pt"
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write plain values and tensors to a file."""
+        """Write plain values and tensors to a file.
+
+        Raises:
+            StorageError: If there is no room for it, or the disk fails.
+        """
         atomic_save(dict(content), self.path(name))
+
+    def keep_together(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write plain values and tensors to a file where all processes do the same, so that all fail if one does.
+
+        Raises:
+            StorageError: If there is no room for it, or the disk fails.
+            MergeError: If that happened in another process.
+        """
+        with self.world.together("could not keep what it has finished"):
+            self.keep(name, content)
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """Load what was kept under a name, tensors on the CPU; None where not every process has it."""
@@ -69,6 +138,12 @@ class Progress:
     def forget(self, name: str) -> None:
         """Delete the file of a name, if there is one."""
         self.path(name).unlink(missing_ok=True)
+
+    @property
+    def others(self) -> bool:
+        """Whether anything was kept of other work beside this one's."""
+        beside = (other for other in self.folder.parent.glob("*") if other.is_dir() and other != self.folder)
+        return any(one.is_file() for other in beside for one in other.rglob("*"))
 
     def everywhere(self, holds: bool) -> bool:
         """Find out whether something holds in every process; all must ask."""

@@ -1,15 +1,21 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all: the one door through which a run writes."""
 
+import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import torch
+from torch import Tensor, nn
 
 from project.errors import ConfigurationError
+from project.runtime.space import check_space, writing
+
+NAMES = "PC_NAME_MAX"  # the length of a file's name that its disk takes, in bytes
 
 
 def check_writable(folder: Path, given: str) -> None:
@@ -23,40 +29,81 @@ def check_writable(folder: Path, given: str) -> None:
         ConfigurationError: With the folder that is in the way.
     """
     there = folder.absolute()
-    while not there.exists():
+    while not os.path.lexists(there):
         there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is no folder" if not there.is_dir() else "does not allow it"
-        raise ConfigurationError(f"{given}, which cannot be written to: {there} {what}.")
+    missing = folder.absolute().relative_to(there).parts
+    reason = ""
+    try:
+        if not there.is_dir():
+            reason = f"{there} is no folder"
+        elif "\0" in str(folder) or max(map(len, map(os.fsencode, missing)), default=0) > os.pathconf(there, NAMES):
+            reason = os.strerror(errno.ENAMETOOLONG) if "\0" not in str(folder) else "its name holds a zero byte"
+        else:
+            with TemporaryFile(dir=there):
+                pass
+    except PermissionError:
+        reason = f"{there} does not allow it"
+    except OSError as error:
+        reason = f"{there}: {error.strerror}"
+    if reason:
+        raise ConfigurationError(f"{given}, which cannot be written to: {reason}.")
+
+
+def check_target(path: str | Path, given: str) -> None:
+    """Refuse a file that can be neither written nor made, see :func:`check_writable`.
+
+    Args:
+        path: The file.
+        given: What the user has given, such as ``out is here``, for the message.
+
+    Raises:
+        ConfigurationError: With what is in the way.
+    """
+    if os.path.isdir(path):
+        raise ConfigurationError(f"{given}, which is a folder; allowed: a file.")
+    check_writable(Path(path).parent if os.path.exists(path) else Path(path), given)
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, needed: int = 0, *, lasting: bool = True) -> Iterator[Path]:
     """Open a path to write a file at, which takes its name when the ``with`` statement ends and vanishes when it fails.
 
     Args:
         path: Where the file is to be; a file that is there already is replaced. Missing folders are made.
+        needed: Bytes that it is going to have, as far as they are known; where there is no room, nothing is written.
+        lasting: Whether to wait until the disk holds it, so that it is whole after a power cut, too.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # the same folder: replacing works on one disk only
-    try:
-        yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with writing(path):
+        check_space({path: needed})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # the same folder: replacing works on one disk only
+        try:
+            yield draft
+            if lasting:
+                with draft.open("rb") as file:
+                    os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            with suppress(OSError):  # of a disk that fails in this, too
+                draft.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, needed: int = 0) -> Iterator[BinaryIO]:
     """Open a binary file, which takes its name when the ``with`` statement ends and vanishes when it fails.
 
     Args:
         path: See :func:`atomic_path`.
+        needed: See :func:`atomic_path`.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
-    with atomic_path(path) as draft, draft.open("xb") as file:
+    with atomic_path(path, needed) as draft, draft.open("xb") as file:
         yield file
 
 
@@ -66,8 +113,11 @@ def atomic_save(content: Any, path: str | Path) -> None:
     Args:
         content: Tensors and plain values, so that ``torch.load(weights_only=True)`` reads them again.
         path: Where the file is to be.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
-    with atomic_file(path) as file:
+    with atomic_file(path, tensor_bytes(content)) as file:
         torch.save(content, file)
 
 
@@ -77,6 +127,29 @@ def atomic_text(text: str, path: str | Path) -> None:
     Args:
         text: Its content.
         path: Where the file is to be.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
-    with atomic_file(path) as file:
-        file.write(text.encode())
+    content = text.encode()
+    with atomic_file(path, len(content)) as file:
+        file.write(content)
+
+
+def tensor_bytes(content: Any) -> int:
+    """Count the bytes of all tensors in mappings and lists, each memory once, as ``torch.save`` writes it."""
+    found: dict[int, int] = {}
+
+    def count(value: Any) -> None:
+        if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided:
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, Mapping):
+            for one in value.values():
+                count(one)
+        elif isinstance(value, list | tuple):
+            for one in value:
+                count(one)
+
+    count(content)
+    return sum(found.values())

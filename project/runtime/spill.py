@@ -3,13 +3,20 @@
 The files are gone with the tensors, or with the process, however that ends.
 """
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 from uuid import uuid4
 
 import torch
 from torch import Tensor, fx
+
+from project.runtime.space import writing
+
+ZEROS = bytes(2**20)
 
 
 class Spilled:
@@ -18,16 +25,22 @@ class Spilled:
     Args:
         tensor: Of any shape, dtype and device; not empty.
         folder: Of the file; made where it is missing.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
     """
 
     def __init__(self, tensor: Tensor, folder: Path) -> None:
         self.device = tensor.device
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / uuid4().hex
-        try:
-            flat = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
-        finally:
-            path.unlink(missing_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                _reserve(path, tensor.nbytes)
+                flat = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+            finally:
+                with suppress(OSError):  # of a disk that fails in this, too
+                    path.unlink(missing_ok=True)
         layout = torch.empty_like(tensor, device="meta")  # the same order of axes in memory, on which kernels depend
         self.mapped = flat.as_strided(layout.size(), layout.stride()).copy_(tensor)
 
@@ -111,6 +124,23 @@ def lengths(tensors: Sequence[Tensor]) -> list[int]:
     """Count the rows of every tensor, shape (rows, ...); those on disk are not loaded for it."""
     entries = tensors._entries if isinstance(tensors, Waiting) else tensors
     return [len(entry.mapped if isinstance(entry, Spilled) else entry) for entry in entries]
+
+
+def _reserve(path: Path, count: int) -> None:
+    """Make a file of so many bytes that the disk has set aside.
+
+    Into a mapped file with holes a full disk lets nobody write: the process would die of SIGBUS, not of an error.
+    """
+    with path.open("xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, count)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot set aside
+                    raise
+        for start in range(0, count, len(ZEROS)):
+            file.write(ZEROS[: count - start])
 
 
 def _loaded(value: Any) -> Any:

@@ -71,7 +71,7 @@ def _normalised(norm: BatchNorm, world: World, values: Tensor) -> Tensor:
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     others, shape = [0, *range(2, values.dim())], (-1, *(1,) * (values.dim() - 2))
     count = exact.new_tensor([values.numel() // values.shape[1]])
-    sums = _Summed.apply(torch.cat([exact.sum(others), count]), world)
+    sums: Tensor = _Summed.apply(torch.cat([exact.sum(others), count]), world)
     total = float(sums[-1].detach())
     if total > 1:
         centred = exact - (sums[:-1] / total).view(shape)
@@ -80,7 +80,7 @@ def _normalised(norm: BatchNorm, world: World, values: Tensor) -> Tensor:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         centred, variance = exact - norm.running_mean.view(shape), norm.running_var
-    scale = (variance + norm.eps).rsqrt()
+    scale: Tensor = (variance + norm.eps).rsqrt()
     if norm.affine:
         return (centred * (scale * norm.weight).view(shape) + norm.bias.view(shape)).to(values.dtype)
     return (centred * scale.view(shape)).to(values.dtype)

@@ -145,7 +145,8 @@ def check_finite(student: Student) -> None:
     Raises:
         MergeError: With the tensor, whose name says which layer it belongs to.
     """
-    for name, tensor in student.state_dict().items():
+    gate = {} if student.gate is None else {f"gate.{name}": one for name, one in student.gate.state_dict().items()}
+    for name, tensor in {**student.state_dict(), **gate}.items():
         if tensor.is_floating_point() and tensor.numel():
             least, most = map(float, torch.aminmax(tensor.detach()))
             if not -math.inf < least <= most < math.inf:

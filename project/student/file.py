@@ -16,7 +16,7 @@ from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.network import load_weights, name_of, on_cpu, sized_like, untrained_network
 from project.models.preprocessing import LARGEST_SIDE
 from project.models.reading.packing import write_packed
-from project.runtime.saving import atomic_save
+from project.runtime.saving import atomic_save, check_target
 from project.student.build import Student, blank_network, check_finite
 from project.student.masked import MaskedStudent
 from project.student.mixture import MixtureStudent
@@ -40,8 +40,10 @@ def save_student(student: Student, path: str | Path) -> None:
     Raises:
         CheckpointError: If nothing tells what the student's network was before it was merged, or the student holds
             values that are not finite.
+        ConfigurationError: If the path is a folder, or below a file.
     """
     path = Path(path)
+    check_target(path, f"path is {path}")
     try:
         entries = student_entries(student)
     except CheckpointError as error:
@@ -162,20 +164,24 @@ def build_student(
         raise CheckpointError(f"{path} is a student whose {error}") from error
     try:
         maps = {name: UnitMap.sorted(members) for name, members in content["unit_maps"].items()}
-        lineage = _mapping(content, "lineage")
+        lineage = content["lineage"]
+        if not isinstance(lineage, dict):
+            raise CheckpointError(f"lineage is a {type(lineage).__name__}; allowed: a mapping.")
         picture = _picture(content["picture"])
-        with sized_like(weights):
+        with sized_like(weights.state_dict):
             network, spec = _resized(plain, maps, picture, built.custom and "zipped" not in content)
     except (PleasError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is a student with an entry that is missing or does not fit its architecture: {error}"
         ) from error
+    if (rows := maps[spec.output.name].units) != labels.width and "masked" not in content:
+        raise CheckpointError(f"{path} is a student of {rows} logits, but of {labels.width} classes.")
     student = Student(network, spec, maps, labels, built, weights.preprocessing, lineage).eval()
     student.zipped = "zipped" in content
     if "masked" in content:
         _check_masks(student, content["masked"], str(path))
     try:
-        with sized_like(weights):
+        with sized_like(weights.state_dict):
             student = of_its_kind(student, content)
     except PleasError as error:
         raise CheckpointError(f"{path} is a student that cannot be put together: {error}") from error
@@ -204,13 +210,6 @@ def _plain_network(
             f"arguments is {given}, but {weights.path} is a student of {known.name} with {dict(known.arguments or {})}."
         )
     return untrained_network(weights)
-
-
-def _mapping(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = entries[name]
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{name} is a {type(found).__name__}; allowed: a mapping.")
-    return found
 
 
 def _picture(given: Any) -> tuple[int, int, int]:

@@ -1,9 +1,9 @@
 """The sources that a student was made of, found again by what its file says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, Named, Weights, read_weights
@@ -43,7 +43,10 @@ def original_sources(student: Student, paths: Sequence[Path], architecture: Name
 
 
 def _source(weights: Weights, entry: dict[str, Any], architecture: Named | None) -> Source:
-    merged_as = Architecture(**entry["architecture"])
+    try:
+        merged_as = Architecture(**entry["architecture"])
+    except (TypeError, ConfigurationError) as error:
+        raise CheckpointError(f"the student says of {entry['name']} what cannot be: {error}") from error
     if not is_student(weights):
         weights = replace(weights, architecture=merged_as)
     return read_source(weights, entry["name"], architecture if merged_as.custom else None)
@@ -59,10 +62,14 @@ def original_owners(student: Student) -> dict[str, int]:
 
 
 def _entries(student: Student) -> list[dict[str, Any]]:
-    entries = cast(list[dict[str, Any]], student.lineage.get("sources", []))
-    wanted = ("name", "sha256", "architecture", "domains")
-    if not entries or any(key not in entry for entry in entries for key in wanted):
+    entries = student.lineage.get("sources")
+    wanted = {"name": str, "sha256": str, "architecture": dict, "domains": list}
+    if not isinstance(entries, list) or not entries or not all(_holds(entry, wanted) for entry in entries):
         raise CheckpointError(
             f"the student does not say which sources it was made of (their {', '.join(wanted)}); merge them again."
         )
     return entries
+
+
+def _holds(entry: object, wanted: Mapping[str, type]) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in wanted.items())

@@ -183,7 +183,7 @@ class UnitMoments:
     def add(self, values: Tensor) -> None:
         """Add values, shape (batch, units) or (batch, units, …)."""
         step = max(1, CHUNK_VALUES * len(values) // max(1, values.numel()))
-        for part in values.detach().split(step):
+        for part in torch.split(values.detach(), step):
             units = part.transpose(0, 1).flatten(1).to(self.device, torch.float64)
             mean = units.mean(1)
             squares = (units - mean[:, None]).square_().sum(1)

@@ -150,7 +150,7 @@ def _watched(network: nn.Module) -> Iterator[None]:
 
     leaves = ((name, module) for name, module in network.named_modules() if not any(module.children()))
     hooks = [
-        module.register_forward_hook(lambda module, _, result, name=name: look(name, module, result))  # type: ignore[misc]
+        module.register_forward_hook(lambda module, _, result, name=name: look(name, module, result))
         for name, module in leaves
     ]
     try:

@@ -87,6 +87,9 @@ class _Walk:
     def records(self) -> Records:
         """Walk, and hand over what was found on the way."""
         for node in self.graph.graph.nodes:
+            shape = node.meta.get("shape")
+            if isinstance(shape, torch.Size) and 0 in shape:
+                raise TraceError(f"{node.name!r} makes values of shape {tuple(shape)}, which are none{code_of(node)}.")
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "get_attr":

@@ -60,7 +60,7 @@ def test_without_several_clients_each_is_its_domain(tmp_path: Path) -> None:
 
 def test_what_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
     for options, message in (
-        ({"clients": 0}, "clients is 0; allowed: 1 or more"),
+        ({"clients": 0}, "clients is 0; allowed: whole numbers from 1 to 10000"),
         ({"alpha": 0.0}, r"alpha is 0\.0; allowed: above 0"),
         ({"label_space": "different"}, "label_space is 'different'; clients share one head"),
     ):

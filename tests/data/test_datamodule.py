@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from torch.utils.data import DataLoader
 
 from project.data import DomainDataModule, ImageFolders
+from project.data.sharding import Shuffled
 from project.errors import ConfigurationError, DataError
 
 Make = Callable[..., ImageFolders]
@@ -73,6 +75,66 @@ def test_shuffling_and_augmentation_repeat_with_the_seed(folders: Make) -> None:
         runs.append(torch.cat([pictures for pictures, _ in data.train_dataloader()]))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
+
+
+def epoch(loader: DataLoader[Any], number: int) -> list[Any]:
+    """The pictures and labels of an epoch, which Lightning has announced."""
+    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_shows_the_same_whatever_came_before_it(workers: int, folders: Make) -> None:
+    """And whoever loads it."""
+    sets = folders(EQUAL)
+    alone = module(sets).train_dataloader()
+    whole = [epoch(alone, number) for number in range(3)]
+    assert not torch.equal(whole[0][0], whole[1][0])
+    loader = module(sets, num_workers=workers).train_dataloader()
+    for number in (0, 1, 2) if workers else (2,):
+        before = torch.get_rng_state()
+        assert all(map(torch.equal, epoch(loader, number), whole[number]))
+        assert torch.equal(torch.get_rng_state(), before), "nothing was drawn from torch's generator"
+
+
+def test_every_view_of_an_epoch_is_another(folders: Make) -> None:
+    loader = module(folders(EQUAL)).train_dataloader()
+    orders = [epoch(loader, 0), epoch(loader, 1)]
+    rows = [{tuple(picture.flatten().tolist()) for picture in pictures} for pictures, _ in orders]
+    assert not rows[0] & rows[1]
+    plain = module(folders(EQUAL), augment=False).train_dataloader()
+    shown = [{tuple(picture.flatten().tolist()) for picture in epoch(plain, number)[0]} for number in (0, 1)]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_an_order_evenly(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = list("abcdefghijk")
+    whole = list(Shuffled(items, 5))
+    assert sorted(whole) == list(range(len(items)))
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr("project.data.sharding._place", lambda rank=rank: (rank, size))
+        sampler = Shuffled(items, 5)
+        shares.append(list(sampler))
+        assert len(shares[-1]) == len(sampler)
+    assert len({len(share) for share in shares}) == 1
+    assert set().union(*shares) == set(whole)
+    dealt = [index for parts in zip(*shares, strict=True) for index in parts]
+    assert dealt[: len(items)] == whole
+
+
+def test_rounds_within_an_epoch_differ_and_repeat() -> None:
+    """A loader that comes round again before the others are through; Lightning announces the first epoch late."""
+    late, early = Shuffled(range(20), 5, epoch=3), Shuffled(range(20), 5)
+    first = list(late)
+    late.set_epoch(3)
+    second = list(late)
+    early.set_epoch(3)
+    assert [list(early), list(early)] == [first, second]
+    assert [index % 20 for index in first] != [index % 20 for index in second]
+    late.set_epoch(4)
+    assert list(late) not in (first, second)
 
 
 def test_no_batch_of_one_picture_in_training(folders: Make) -> None:

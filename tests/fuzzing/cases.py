@@ -238,8 +238,8 @@ def paths(place: Place) -> Case:
     """Something else than what is expected at a path that is read or written."""
     random, folder = place.random, place.folder
     which = random.choice(
-        ("source", "source", "base", "pictures", "statistics", "statistics", "out", "out", "config", "checked", "network",
-         "loose", "sum", "shard", "moved")
+        ("source", "source", "base", "pictures", "statistics", "statistics", "out", "out", "config", "checked",
+         "network", "loose", "sum", "shard", "moved")
     )  # fmt: skip
     place.take("weights", "pictures")
     options, files = short_options(random), ["art.pth", "toy.pth"]
@@ -294,7 +294,7 @@ def checks(place: Place) -> Case:
     """``pleas check`` of odd names, arguments and files."""
     random = place.random
     model = random.choice(
-        ("art.pth", "students/plain.safetensors", "students/masked.safetensors", "resnet18", "resnet20", "nothing",
+        ("art.pth", "students/plain.safetensors", "students/masked.safetensors", "resnet18", "resnet8", "nothing",
         "", ".",
          "a.b", "os.getcwd", "builtins.dict", "torch.nn.Linear", "torch.nn.ReLU", "torch.nn.Identity", "alexnet",
          "pictures",
@@ -307,7 +307,7 @@ def checks(place: Place) -> Case:
                          '{"in_features": 3, "out_features": 2}', "null", '{"num_classes": 1000000000000}', "[" * 5000),
         "--image-size": ("32", "0", "-1", "1", "x", "1.5", "99999999999", "nan", ""),
         "--tolerance": ("0.001", "0", "-1", "nan", "inf", "x", ""),
-        "--architecture": ("resnet20", "resnet18", "nothing", "", "torch.nn.Linear", "os.getcwd", "nope.Nope"),
+        "--architecture": ("resnet8", "resnet18", "nothing", "", "torch.nn.Linear", "os.getcwd", "nope.Nope"),
     }  # fmt: skip
     given = {"--model": model, "--image-size": "32"}
     for name in random.sample(list(options), random.choice((0, 1, 1, 2))):

@@ -1,6 +1,6 @@
 """What can be wrong inside a file: its bytes, its tensors, and the plain values beside them.
 
-Everything is drawn from a ``random.Random``, so that a seed replays it and hypothesis can draw, and shrink, it too.
+Everything is drawn from a ``random.Random``, so that a seed replays it, whoever draws that: a case or hypothesis.
 Nothing here can harm: what names a class names one that merely leaves a trace where somebody imports it.
 """
 

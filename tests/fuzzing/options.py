@@ -206,7 +206,7 @@ def config(random: Random, command: str) -> dict[str, Any]:
     elif command == "fit":
         arguments |= {"domains": ["art"], "validation_fraction": 0.25}
         inner = {
-            "architecture": "resnet20",
+            "architecture": "resnet8",
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}},
         }
         model = {"class_path": "project.modules.FineTuneModule", "init_args": inner}

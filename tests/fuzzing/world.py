@@ -29,7 +29,7 @@ PICTURES = 6
 def make_weights(folder: Path) -> None:
     """Networks that say nothing, ``art.pth`` and ``toy.pth``, and such that do, ``.safetensors`` and ``.ckpt``."""
     for seed, domain in enumerate(DOMAINS):
-        state = resnet("resnet20", seed, len(CLASSES)).state_dict()
+        state = resnet("resnet8", seed, len(CLASSES)).state_dict()
         torch.save(state, folder / f"{domain}.pth")
         save_described(state, folder / f"{domain}.safetensors", domain)
         network = {f"network.{name}": tensor for name, tensor in state.items()}
@@ -39,7 +39,7 @@ def make_weights(folder: Path) -> None:
 def described(domain: str) -> dict[str, Any]:
     """What the file of a domain's network says."""
     labels = LabelSpace({domain: CLASSES})
-    return Description(Architecture("resnet20", len(CLASSES)), labels, Preprocessing(SIZE)).to_entries()
+    return Description(Architecture("resnet8", len(CLASSES)), labels, Preprocessing(SIZE)).to_entries()
 
 
 def save_described(state: Mapping[str, Tensor], path: Path, domain: str) -> None:

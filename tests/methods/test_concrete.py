@@ -263,6 +263,22 @@ def test_processes_have_one_student_and_that_of_one(norms: Norms, batch: int) ->
     assert same_state(found[0], found[1])
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("count", [6, 7, 11])
+def test_processes_split_a_batch_as_one_does(count: int, size: int) -> None:
+    whole = torch.arange(count)
+    shares = together(size, lambda world: halves({"art": whole[world.rank :: size]}, world))
+    first, second = (sorted(torch.cat([share[half]["art"] for share in shares]).tolist()) for half in (0, 1))
+    assert first == list(range((count + 1) // 2))
+    assert second == list(range(count // 2, count))
+    assert all(len(half["art"]) for share in shares for half in share)
+
+
+def test_a_process_with_one_picture_has_it_in_both_halves() -> None:
+    shares = together(3, lambda world: halves({"art": torch.tensor([world.rank])}, world))
+    assert [[half["art"].tolist() for half in share] for share in shares] == [[[r], [r]] for r in range(3)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

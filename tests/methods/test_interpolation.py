@@ -69,5 +69,5 @@ def test_points_are_held_until_they_are_scored() -> None:
 def test_a_path_without_a_step_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="method is Interpolation, which makes several students"):
         Tuned(Interpolation(), {"steps": [1, 2]})
-    with pytest.raises(ConfigurationError, match="steps is 0; allowed: 1 to 1000"):
+    with pytest.raises(ConfigurationError, match="steps is 0; allowed: whole numbers from 1 to 1000"):
         Interpolation(steps=0)

@@ -236,9 +236,9 @@ def test_what_is_not_routed_is_told() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"rank": 0}, "rank is 0; allowed: 1 or more"),
-        ({"gate_rank": 0}, "gate_rank is 0; allowed: 1 or more"),
-        ({"top": 0}, "top is 0; allowed: 1 or more"),
+        ({"rank": 0}, "rank is 0; allowed: whole numbers from 1"),
+        ({"gate_rank": 0}, "gate_rank is 0; allowed: whole numbers from 1"),
+        ({"top": 0}, "top is 0; allowed: whole numbers from 1"),
         ({"norms": "base"}, "norms is 'base'; allowed: 'routed', 'merged'"),
         ({"align": "hope"}, "align is 'hope'"),
     ],

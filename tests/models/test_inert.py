@@ -291,6 +291,18 @@ def test_what_a_file_is_instead_is_said_with_what_to_do(tmp_path: Path) -> None:
             read_weights(path)
 
 
+def test_names_are_shown_in_one_line_whatever_they_hold(tmp_path: Path) -> None:
+    module, names = b"X\x01\x00\x00\x00m", (b"X\x06\x00\x00\x00a\nb\x1b[1", b"X\xe8\x03\x00\x00" + b"y" * 1000)
+    stand_ins = b"".join(module + name + b"\x93" for name in names)
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x04}(X\x01\x00\x00\x00x(" + stand_ins + b"tu.")
+    found = read_content(path)
+    assert found.passed == ("m.a\\nb\\x1b[1", f"m.{'y' * 78}…")
+    with pytest.raises(CheckpointError, match=r"its entry 'x' is a tuple") as refused:
+        read_weights(path)
+    assert "\n" not in str(refused.value)
+
+
 def test_modules_of_the_standard_library_are_not_imported_either(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     path.write_bytes(b"\x80\x02}(X\x01\x00\x00\x00acthis\nd\nX\x01\x00\x00\x00bcantigravity\nfly\nu.")

@@ -1,8 +1,10 @@
 import pytest
+from helpers import resnet
 
+import project
 from project.errors import ConfigurationError
 from project.models import LabelSpace
-from project.models.labels import LabelMode
+from project.models.labels import LabelMode, check_several
 
 
 def test_shared_columns() -> None:
@@ -39,3 +41,12 @@ def test_what_does_not_go_together(classes: dict[str, tuple[str, ...]], mode: La
 def test_words_for_heads_are_no_domains(word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):
         LabelSpace({"photo": ("cat",), word: ("dog",)}, "different")
+
+
+def test_one_class_over_all_heads_is_nothing_to_tell_apart() -> None:
+    with pytest.raises(ConfigurationError, match="the data have one class, 'cat'; allowed: two or more"):
+        check_several(LabelSpace({"photo": ("cat",), "sketch": ("cat",)}))
+    check_several(LabelSpace({"photo": ("cat",), "cars": ("bus",)}, "different"))
+    check_several(LabelSpace({"photo": ("cat", "dog")}))
+    with pytest.raises(ConfigurationError, match="one class"):
+        project.merge([resnet("resnet20", seed, 1) for seed in range(2)], None, method="average", image_size=16)

@@ -11,7 +11,6 @@ from descent import AdaMergingByDescent, ConcreteByDescent
 from helpers import budgets_of, close, gathered, permuted_copy, resnet, same_state
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import RandomSampler
 
 from project.data import DomainDataModule, Shapes, UnlabelledDataModule
 from project.errors import ConfigurationError
@@ -172,11 +171,8 @@ def test_nothing_but_coefficients_is_trained_and_scored(place: Place) -> None:
     assert set(trainer.callback_metrics) == logged | {f"val/{d}/accuracy" for d in DOMAINS}
 
 
-def test_checkpoints_are_students_and_an_interrupted_fit_goes_on(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the mask, which is learned first, to its coefficients; on all pictures at once, in one order."""
-    monkeypatch.setattr(RandomSampler, "__iter__", lambda sampler: iter(range(len(sampler.data_source))))  # type: ignore[arg-type]
+def test_checkpoints_are_students_and_an_interrupted_fit_goes_on(place: Place, tmp_path: Path) -> None:
+    """From the mask, which is learned first, to its coefficients; on all pictures at once."""
     method, data = ConcreteByDescent("learned", rate=1.0), place.data(batch_size=24)
     module, whole = place.module(method), place.trainer(max_epochs=4)
     module.on_train_epoch_end = lambda: whole.save_checkpoint(tmp_path / f"{module.current_epoch}.ckpt")  # type: ignore[method-assign]

@@ -164,6 +164,71 @@ def test_students_that_contradict_themselves_are_refused(tmp_path: Path, content
             load_student(path)
 
 
+def told(part: str, **changes: Any) -> dict[str, Any]:
+    """A change of what a file says of its architecture, its classes or its pictures."""
+    return {"pleas": {part: changes}}
+
+
+def arrangement(**arguments: Any) -> dict[str, Any]:
+    return told("architecture", name="mobilenet_v2", arguments=arguments)
+
+
+IMPOSSIBLE: dict[str, Any] = {
+    "a billion classes": told("architecture", num_classes=10**9),
+    "a billion classes, built in memory": told("architecture", name="regnet_y_400mf", num_classes=10**9),
+    "a million times as wide": told("architecture", width=10**6),
+    "a billion layers": arrangement(inverted_residual_setting=[[1, 16, 10**9, 1]]),
+    "a layer of a trillion": arrangement(width_mult=1e10),
+    "pictures of a million": told("architecture", name="vit_b_16", arguments={"image_size": 10**6}),
+    "more than there are numbers": told("architecture", name="vit_b_16", arguments={"image_size": 10**12}),
+    "arguments nobody takes": told("architecture", name="vgg11", arguments={"nobody": 1}),
+    "no arguments": told("architecture", arguments=3),
+    "no classes": told("architecture", num_classes=0),
+    "half a class": told("architecture", num_classes=2.5),
+    "classes in words": told("architecture", num_classes="3"),
+    "classes that are true": told("architecture", num_classes=True),
+    "a name that is none": told("architecture", name=5),
+    "a name among names": told("architecture", name=["resnet20"]),
+    "a stem of numbers": told("architecture", stem=[3]),
+    "names that are numbers": told("classes", art=[1, 2, 3], birds=[1, 2, 3]),
+    "names in one word": told("classes", art="cat", birds="cat"),
+    "names of one class more": told("classes", art=["a", "b", "c", "d"], birds=["a", "b", "c", "d"]),
+    "names of none": told("classes", art=[], birds=[]),
+    "a mode that is none": {"pleas": {"label_mode": {}}},
+    "large pictures": told("preprocessing", image_size=10**9),
+    "pictures in words": told("preprocessing", image_size="16"),
+    "pictures of nan": told("preprocessing", image_size=torch.nan),
+    "means in words": told("preprocessing", mean=["a", "b", "c"]),
+    "a mean that is none": told("preprocessing", mean=3),
+    "nothing": {"pleas": None},
+    "a list": {"pleas": [1]},
+    "maps of a million": {"unit_maps": {"conv1": torch.arange(10**6)[:, None].expand(-1, 2)}},
+    "maps of halves": {"unit_maps": {"conv1": torch.full((16, 2), 0.5)}},
+    "maps of words": {"unit_maps": {"conv1": "units"}},
+    "no maps": {"unit_maps": 7},
+    "a picture of a billion": {"picture": [3, 10**9, 10**9]},
+    "a picture of two": {"picture": [3, 16]},
+    "a picture in words": {"picture": "3x16x16"},
+    "a picture of halves": {"picture": [3.0, 16.0, 16.0]},
+    "a lineage of numbers": {"lineage": 3},
+    "zipped, but not": {"zipped": True, "masked": {"names": "x"}},
+}
+
+
+@pytest.mark.parametrize("kind", list(IMPOSSIBLE))
+def test_descriptions_that_cannot_be_are_refused_before_memory_is_taken(
+    tmp_path: Path, content: dict[str, Any], kind: str
+) -> None:
+    def changed(old: Any, new: Any) -> Any:
+        whole = isinstance(old, dict) and isinstance(new, dict)
+        return {**old, **{key: changed(old.get(key), one) for key, one in new.items()}} if whole else new
+
+    path = tmp_path / "student.ckpt"
+    torch.save(changed(content, IMPOSSIBLE[kind]), path)
+    with pytest.raises(CheckpointError, match=r"student\.ckpt"):
+        load_student(path)
+
+
 def test_a_student_merges_again(tmp_path: Path) -> None:
     """Merged with itself, a student of a partial budget is itself, saved, loaded and all."""
     first = student(1.4)

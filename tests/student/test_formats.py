@@ -21,7 +21,15 @@ from project.models.description import DESCRIPTION, ENTRY
 from project.models.reading import files
 from project.models.reading.files import bare_names
 from project.models.reading.packing import REFERENCE, unpacked, write_packed
-from project.student import Student, load_source, load_student, original_sources, save_student, student_entries
+from project.student import (
+    Student,
+    load_source,
+    load_student,
+    original_owners,
+    original_sources,
+    save_student,
+    student_entries,
+)
 
 SHAPE = (3, 16, 16)
 KINDS: dict[str, Callable[[], Method]] = {
@@ -215,6 +223,17 @@ def test_truncated_files_are_refused(kept: float, tmp_path: Path) -> None:
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(CheckpointError, match=r"student\.safetensors"):
         load_student(path)
+
+
+@pytest.mark.parametrize(
+    "sources", [None, 3, {}, [], [3], ["abc"], [{"name": 3, "sha256": "0", "architecture": {}, "domains": []}]]
+)
+def test_a_lineage_that_tells_of_no_sources(sources: Any) -> None:
+    student = made("plain")
+    student.lineage = {"sources": sources}
+    for read in (lambda: original_sources(student, []), lambda: original_owners(student)):
+        with pytest.raises(CheckpointError, match="does not say which sources it was made of"):
+            read()
 
 
 def test_names_without_a_common_prefix() -> None:

@@ -312,7 +312,8 @@ def test_from_its_file_alone(name: str, mode: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="others for every picture"):
         load_source(path)
     content = torch.load(path, weights_only=True)
-    for spoil in ({"layers": {"nothing": 0}}, {"router": {}}, {"router": {"hidden": 7}}):
+    spoils = ({"layers": {"nothing": 0}}, {"router": {}}, {"router": {"hidden": 7}})
+    for spoil in spoils if name in ("smile", "wemoe") else spoils[:0]:  # one of each kind
         spoilt = {**content, "mixture": [{**content["mixture"][0], **spoil}, *content["mixture"][1:]]}
         torch.save(spoilt, path)
         with pytest.raises(CheckpointError, match=r"not its architecture's|does not fit the architecture"):

@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from datetime import timedelta
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import make_problem, only, pictures, random_network, resnet, same_state, space_of
 from meeting import together
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from project.student import (
     Reestimation,
     batch_norms,
     batches_of_all,
+    own_statistics,
     reestimate,
     renormalise,
     running_variances,
@@ -225,3 +229,37 @@ def test_mixtures_take_the_statistics_under_their_gates() -> None:
     for name, values in read(student.network, given).items():
         norm = batch_norms(student.network)[name]
         assert torch.allclose(norm.running_var.double(), values.var(1), rtol=1e-4), name  # type: ignore[union-attr]
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    net, learner = small_resnet(), small_resnet()
+    Reestimation(net).finish(lambda: small_pictures()[rank::2].split(8), World.current())
+    with own_statistics(learner, world=World.current()):
+        learner(small_pictures()[rank::2]).square().sum().backward()
+    for parameter in learner.parameters():
+        World.current().reduce(parameter.grad)  # type: ignore[arg-type]
+    found = [net.state_dict(), {name: parameter.grad for name, parameter in learner.named_parameters()}]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_real_processes_do_what_one_does(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    net, learner = small_resnet(), small_resnet()
+    reestimate(net, small_pictures().split(64))
+    with own_statistics(learner):
+        learner(small_pictures()).square().sum().backward()
+    largest = max(float(parameter.grad.abs().max()) for parameter in learner.parameters())  # type: ignore[union-attr]
+    states, gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    for found in (states, gradients):
+        assert same_state(*found), "bit for bit in both"
+    for name, tensor in net.state_dict().items():
+        assert torch.allclose(states[0][name], tensor, rtol=1e-5, atol=1e-5 * float(tensor.abs().max())), name
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(gradients[0][name], parameter.grad, rtol=0, atol=1e-3 * largest), name

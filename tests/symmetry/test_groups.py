@@ -1,6 +1,8 @@
 """Which axes move together, and that moving them leaves the function alone."""
 
+import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from project.models import Architecture
 from project.symmetry import Spec, check_equivalence, permute_axis, permute_state, trace
 
 
+@cache
 def case(name: str, seed: int) -> tuple[nn.Module, Spec]:
+    """The same for every test, which is to leave it as it is."""
     network = random_network(seed, seed) if name == "random" else resnet(name, seed)
     return network, trace(network, PICTURE if name != "resnet18" else (3, 40, 33))
 
@@ -77,7 +81,7 @@ def test_every_unit_axis_is_in_one_group(name: str, seed: int) -> None:
 
 
 def test_layers_count_their_positions() -> None:
-    network, spec = case("random", 3)
+    network, spec = copy.deepcopy(case("random", 3))
     sizes = {}
     for name, module in network.named_modules():
         module.register_forward_hook(lambda _m, _i, out, name=name: sizes.update({name: out.shape[2:].numel()}))
@@ -89,8 +93,7 @@ def test_layers_count_their_positions() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_wrong_spec_is_found_and_named(seed: int) -> None:
-    network = random_network(seed, seed) if seed else resnet("resnet20", 0)
-    spec = trace(network, PICTURE)
+    network, spec = case("random", seed) if seed else case("resnet20", 0)
     weights = {layer.name + ".weight" for layer in spec.layers}
     for group in spec.free[:8]:
         axis = next(axis for axis in group.axes[seed % 2 :] if axis.tensor in weights)

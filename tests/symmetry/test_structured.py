@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
+from helpers import traced
 from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -28,7 +29,7 @@ def worst(network: nn.Module, spec: Spec, orders: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("name", KINDS)
 def test_any_group_may_be_permuted(name: str) -> None:
     network = kind(name, 0)
-    spec = trace(network, SHAPE)
+    spec = traced(network, SHAPE)
     assert list(check_equivalence(network, spec, tolerance=1e-4)) == [group.name for group in spec.free]
     assert worst(network, spec, random_orders(spec, spec.free, torch.Generator().manual_seed(1))) < 1e-4
 
@@ -37,7 +38,7 @@ def test_any_group_may_be_permuted(name: str) -> None:
 def test_every_group_moves_what_it_should(name: str) -> None:
     """Left where it is, any of a group's axes breaks the function: none is there for nothing."""
     network = kind(name, 0).double()
-    spec = trace(network, SHAPE)
+    spec = traced(network, SHAPE)
     state = network.state_dict()
     for group in spec.free:
         orders = random_orders(spec, [group], torch.Generator().manual_seed(3))
@@ -64,7 +65,7 @@ def test_every_group_moves_what_it_should(name: str) -> None:
     [("grouped", {1, 4}), ("depthwise", {1}), ("multiplied", {1, 6}), ("group norm", {1, 3}), ("attention", {1, 2})],
 )
 def test_blocks_are_those_of_the_layers(name: str, blocks: set[int]) -> None:
-    spec = trace(kind(name, 0), SHAPE)
+    spec = traced(kind(name, 0), SHAPE)
     assert {group.blocks for group in spec.free} == blocks
     for group in spec.free:
         assert group.size % group.blocks == 0
@@ -73,7 +74,7 @@ def test_blocks_are_those_of_the_layers(name: str, blocks: set[int]) -> None:
 
 
 def test_tied_blocks_must_move_together() -> None:
-    spec = trace(kind("grouped", 0), SHAPE)
+    spec = traced(kind("grouped", 0), SHAPE)
     group = next(g for g in spec.free if g.blocks > 1 and len(spec.tied(g)) > 1)
     size = group.size // group.blocks
     turned = torch.arange(group.size).roll(size)

@@ -11,8 +11,9 @@ from project.data.sets.domainnet import DomainNet
 from project.data.shapes.render import render
 from project.data.shapes.scene import OBJECTS
 from project.data.shapes.styles import STYLES
-from project.errors import ConfigurationError, DataError, at_least
-from project.runtime.saving import atomic_text
+from project.errors import ConfigurationError, DataError, seeds, whole
+from project.models.preprocessing import LARGEST_SIDE
+from project.runtime.saving import atomic_path, atomic_text
 
 RECIPE = 1
 """Counts the changes to how pictures are drawn; pictures drawn by another recipe are not mixed in."""
@@ -42,8 +43,9 @@ class Shapes(DomainSet):
         seed: int = 0,
         domains: list[str] | None = None,
     ) -> None:
-        at_least(1, size=size, train_per_class=train_per_class, test_per_class=test_per_class)
-        at_least(0, seed=seed)
+        whole(1, LARGEST_SIDE, size=size)
+        whole(1, train_per_class=train_per_class, test_per_class=test_per_class)
+        seeds(seed=seed)
         self.root = Path(root)
         self.size = size
         self.train_per_class = train_per_class
@@ -121,10 +123,10 @@ class Shapes(DomainSet):
         self._mark(domain, complete=False)
         lists: dict[str, list[str]] = {"train": [], "test": []}
         for label, name in enumerate(OBJECTS):
-            (self.root / domain / name).mkdir(parents=True, exist_ok=True)
             for index in range(self.train_per_class + self.test_per_class):
                 picture = f"{domain}/{name}/{name}_{index:06d}.png"
-                render(domain, name, index, self.size, self.seed).save(self.root / picture)
+                with atomic_path(self.root / picture, lasting=False) as draft:
+                    render(domain, name, index, self.size, self.seed).save(draft, format="PNG")
                 lists["train" if index < self.train_per_class else "test"].append(f"{picture} {label}\n")
                 yield self.root / picture
         for split, lines in lists.items():

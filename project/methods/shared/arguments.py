@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import inf
+from numbers import Real
 
 from project.errors import ConfigurationError
 from project.methods.problem import Problem
@@ -14,8 +15,11 @@ def check_weights(weights: Sequence[float] | None) -> None:
     Raises:
         ConfigurationError: With what is allowed.
     """
-    if weights is not None and not (all(0 <= weight < inf for weight in weights) and sum(weights) > 0):
-        raise ConfigurationError(f"weights is {list(weights)}; allowed: 0 or more each, and not all 0.")
+    if weights is None:
+        return
+    numbers = isinstance(weights, Sequence) and all(isinstance(weight, Real) for weight in weights)
+    if not (numbers and all(0 <= weight < inf for weight in weights) and 0 < sum(weights) < inf):
+        raise ConfigurationError(f"weights is {weights}; allowed: a list of numbers, 0 or more each, and not all 0.")
 
 
 def check_count(weights: Sequence[float] | None, problem: Problem) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.allocation import Budget
-from project.errors import above, at_least, one_of
+from project.errors import above, at_least, one_of, seeds, whole
 from project.fit.memory_estimate import gradient_bytes, picture_bytes
 from project.methods.base import Method, Preparation
 from project.methods.problem import PictureCounts, Problem, Run
@@ -53,8 +53,10 @@ class Learned(FromBase):
         label: str | None = None,
     ) -> None:
         super().__init__(align, label)
-        at_least(0, scale=scale, steps=steps, seed=seed)
-        at_least(1, batch=batch)
+        at_least(0, scale=scale)
+        whole(0, steps=steps)
+        whole(1, batch=batch)
+        seeds(seed=seed)
         above(0, rate=rate)
         one_of(Norms, norms=norms)
         self.scale, self.steps, self.batch, self.rate, self.seed = scale, steps, batch, rate, seed

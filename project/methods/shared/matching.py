@@ -11,7 +11,7 @@ from project.alignment import (
     align_by_weights,
     similarity_bytes,
 )
-from project.errors import ConfigurationError, between, one_of
+from project.errors import ConfigurationError, between, one_of, seeds
 from project.methods.problem import Evidence, Problem
 from project.moments import UNITS
 from project.runtime import MemoryEstimate, World
@@ -43,6 +43,7 @@ class Matching:
         one_of(By, by=self.by)
         one_of(Similarity, similarity=self.similarity)
         between(0, 1, alpha=self.alpha)
+        seeds(seed=self.seed)
 
     @property
     def needs(self) -> frozenset[str]:

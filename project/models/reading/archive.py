@@ -25,6 +25,7 @@ from project.runtime.opening import open_file
 MAGIC = 0x1950A86A20F9469CFC6C  # first number of files from before torch 1.6
 PROTOCOL = 1001
 ALIGNMENT = 16  # bytes of the widest number, a complex one
+LONGEST = 80  # characters of a name in a message
 HEADER = 30  # bytes of a zip file's header before a name
 TENSORS = re.compile(r"torch\.(.+\.)?(\w*Tensor|Parameter|Buffer)")  # classes of tensors, whatever they do beside
 CONVERT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt"
@@ -128,8 +129,14 @@ def read_content(path: str | Path, copied: bool = False) -> Content:
             raise CheckpointError(f"{path} is not a file of weights, neither of PyTorch nor safetensors.")
     except DamagedError as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}.") from error
-    passed = (name for name in reader.passed if not TENSORS.fullmatch(name))
+    passed = (shown(name) for name in reader.passed if not TENSORS.fullmatch(name))
     return Content(opened, tree, passed=tuple(sorted(passed)))
+
+
+def shown(name: str) -> str:
+    """A name that a file holds, fit for a line of text, whatever it holds."""
+    plain = name if name.isprintable() else ascii(name)[1:-1]
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}…"
 
 
 def folder_that_is_none(path: Path) -> str | None:
@@ -281,7 +288,7 @@ def _file(data: mmap.mmap) -> Any:
 
 def _swapped(data: memoryview, size: int) -> memoryview:
     """Numbers in the other order of bytes."""
-    return memoryview(np.frombuffer(data, f"u{size}").byteswap()).cast("B") if size > 1 else data
+    return memoryview(bytearray(np.frombuffer(data, f"u{size}").byteswap().tobytes())) if size > 1 else data
 
 
 def _no_weights(records: Mapping[str, Any], path: Path | None) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
-from project.models.reading.archive import Content, Opened, read_content
+from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Held, Which, bare
 from project.models.reading.inert import DamagedError, StandIn, Unusable, module_state
 from project.models.reading.packing import unpacked
@@ -292,9 +292,9 @@ def _joined(content: Content, parts: Parts) -> Any:
 def _kind(value: object) -> str:
     """What a value is, as a sentence goes on behind ``holds``."""
     if isinstance(value, StandIn):
-        return f"an object of {value.name or 'numpy'}"
+        return f"an object of {shown(value.name or 'numpy')}"
     if isinstance(value, type) and issubclass(value, StandIn):
-        return f"the name {value.name}"
+        return f"the name {shown(value.name)}"
     return f"a {type(value).__name__}"
 
 

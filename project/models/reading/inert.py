@@ -12,7 +12,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -264,15 +264,15 @@ class NumpyType(Inert):
     __slots__ = ("code", "order")
 
     def __init__(self, code: object, *_: object) -> None:
-        plain = isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)
-        self.code, self.order = code if plain else "", "="
+        self.code = code if isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code) else ""
+        self.order = "="
 
     def __setstate__(self, state: object) -> None:
         """Take the order of bytes."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
-    def read(self, raw: object, shape: Any, order: str = "C") -> "np.ndarray[Any, Any] | None":
+    def read(self, raw: object, shape: Any, order: Literal["C", "F"] = "C") -> "np.ndarray[Any, Any] | None":
         """Numbers of this type; None where they are none.
 
         Raises:
@@ -284,7 +284,7 @@ class NumpyType(Inert):
             return None
         try:
             # the buffer must hold as many; without one, a shape would make room of any size
-            return np.ndarray(shape, np.dtype(self.order + self.code), buffer=raw, order=order)  # type: ignore[call-overload, no-any-return]
+            return np.ndarray(shape, np.dtype(self.order + self.code), buffer=raw, order=order)
         except (TypeError, ValueError) as error:
             raise DamagedError(f"numbers are said to be of shape {shape}: {error}") from error
 
@@ -299,7 +299,9 @@ class NumpyArray(Inert):
 
     def __setstate__(self, state: object) -> None:
         """Take the numbers."""
-        _, shape, kind, fortran, raw = state  # type: ignore[misc]
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise DamagedError("an array of numpy is said to be of what is none")
+        _, shape, kind, fortran, raw = state
         if isinstance(kind, NumpyType):
             self.array = kind.read(raw, shape, "F" if fortran else "C")
 
@@ -348,7 +350,7 @@ def _numpy_scalar(kind: NumpyType, raw: object = b"") -> object:
     return StandIn() if numbers is None else numbers.item()
 
 
-def _numpy_buffer(raw: object, kind: NumpyType, shape: Any, order: str = "C") -> object:
+def _numpy_buffer(raw: object, kind: NumpyType, shape: Any, order: Literal["C", "F"] = "C") -> object:
     return NumpyArray(kind.read(raw, shape, order) if isinstance(kind, NumpyType) else None)
 
 
@@ -483,7 +485,8 @@ class InertUnpickler(pickle._Unpickler):
             return Function(self.nested)
         full = f"{module}.{name}"
         if full not in self.passed:
-            self.passed[full] = Sealed(name, (StandIn,), {"__slots__": (), "name": full})
+            made = Sealed(name, (StandIn,), {"__slots__": (), "name": full})
+            self.passed[full] = cast(type[StandIn], made)
         return self.passed[full]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -542,8 +545,8 @@ def _plain(value: Any, depth: int, made: dict[int, Any]) -> Any:
     if isinstance(value, Record):
         return value.tensor()
     if isinstance(value, NumpyArray):
-        found = value.tensor()
-        return StandIn() if found is None else found
+        numbers = value.tensor()
+        return StandIn() if numbers is None else numbers
     if not isinstance(value, dict | list | tuple | set | frozenset):
         return value
     if id(value) in made:  # what is referred to many times is made once
@@ -553,6 +556,7 @@ def _plain(value: Any, depth: int, made: dict[int, Any]) -> Any:
     if depth > DEPTH:
         raise DamagedError(f"containers lie in each other more than {DEPTH} deep")
     made[id(value)] = made
+    found: Any
     if isinstance(value, dict):
         filled = {_plain(key, depth + 1, made): _plain(one, depth + 1, made) for key, one in value.items()}
         found = Counter(filled) if isinstance(value, Tally) else filled
@@ -574,7 +578,7 @@ def module_state(value: object) -> dict[str, Any] | None:
     if not _is_module(value):
         return None
     found: dict[str, Any] = {}
-    left = [("", value)]
+    left: list[tuple[str, StandIn]] = [("", value)]
     for _ in range(MODULES):
         prefix, module = left.pop(0)
         attributes = module.attributes
@@ -588,7 +592,7 @@ def module_state(value: object) -> dict[str, Any] | None:
     raise DamagedError(f"it holds more than {MODULES} modules")
 
 
-def _is_module(value: object) -> bool:
+def _is_module(value: object) -> TypeGuard[StandIn]:
     return isinstance(value, StandIn) and all(
         isinstance(value.attributes.get(part), dict) for part in ("_parameters", "_buffers", "_modules")
     )

@@ -26,6 +26,7 @@ def write_packed(key: str, entries: Mapping[str, Any], state_dict: Mapping[str, 
 
     Raises:
         CheckpointError: If a value is neither plain nor a tensor.
+        StorageError: If there is no room for it, or the disk fails.
     """
     tensors = dict(state_dict)
     try:
@@ -33,7 +34,7 @@ def write_packed(key: str, entries: Mapping[str, Any], state_dict: Mapping[str, 
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
     seen: set[int] = set()
-    with atomic_path(path) as draft:
+    with atomic_path(path, len(text) + sum(tensor.nbytes for tensor in tensors.values())) as draft:
         save_file({name: _alone(tensor, seen) for name, tensor in tensors.items()}, draft, metadata={key: text})
 
 
