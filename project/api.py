@@ -23,9 +23,9 @@ from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.folder import weights_file
 from project.models.labels import LabelMode
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
+from project.models.reading.folder import weights_file
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
 from project.runtime.progress import taken_up_again
@@ -287,7 +287,7 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     arguments = options.get("arguments") if file.arguments is None else file.arguments
     if isinstance(source, nn.Module):
         return source_of(source, str(file.path), architecture, arguments)
-    return load_source(weights_file(file.path), file.name, architecture, arguments)
+    return load_source(weights_file(file.path), file.name, architecture, arguments, file.weights)
 
 
 def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | GivenPictures:

@@ -21,7 +21,7 @@ from project.data import ImageFolders
 from project.errors import CheckpointError, ConfigurationError, DataError, nearest
 from project.methods.names import find_method
 from project.models import Description, read_description
-from project.models.folder import weights_file
+from project.models.reading.folder import weights_file
 
 MODULE = "project.modules.MergeModule"
 DATA = "project.data.DomainDataModule"

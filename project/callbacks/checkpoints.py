@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from project.errors import CheckpointError, ConfigurationError
 from project.models import read_checkpoint
-from project.models.archive import read_content
+from project.models.reading.archive import read_content
 from project.runtime import atomic_save
 
 SCORED = {"state_dict": Mapping, "pytorch-lightning_version": str}

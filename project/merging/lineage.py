@@ -1,7 +1,6 @@
 """Where a student comes from, as its file tells; ``project.student.lineage`` reads it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -34,7 +33,7 @@ def lineage(
             {
                 "name": source.name,
                 "sha256": source.sha256,
-                "architecture": asdict(source.architecture),
+                "architecture": source.architecture.plain,
                 "domains": [domain for domain, owner in owners.items() if owner == index],
             }
             for index, source in enumerate(sources)

@@ -10,8 +10,9 @@ from typing import Any
 from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
-from project.models.folder import weights_file
 from project.models.labels import check_several
+from project.models.reading.choosing import Which
+from project.models.reading.folder import weights_file
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source
@@ -32,6 +33,8 @@ class SourceFile:
             mypackage.models.MyNet; default: what the file says, else what its shapes tell. A file that says a dotted
             path needs it here, too: files choose no code.
         arguments: Keyword arguments of the class or function; default: what the file says.
+        weights: Of a file with several sets of weights, the averaged ones (ema) or the others (raw); default: the
+            averaged ones.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class SourceFile:
     name: str | None = None
     architecture: str | None = None
     arguments: dict[str, Any] | None = None
+    weights: Which | None = None
 
 
 def as_files(sources: Sequence[SourceFile | Path]) -> list[SourceFile]:
@@ -59,7 +63,10 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     Raises:
         ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
-    sources = [load_source(weights_file(file.path), file.name, file.architecture, file.arguments) for file in files]
+    sources = [
+        load_source(weights_file(file.path), file.name, file.architecture, file.arguments, file.weights)
+        for file in files
+    ]
     check_distinct(sources)
     return sources
 

@@ -3,12 +3,12 @@
 from project.models.architecture import Architecture, architectures
 from project.models.attention import Heads, written_out
 from project.models.description import Description
-from project.models.files import Weights, read_checkpoint, read_description, read_weights
 from project.models.labels import LabelSpace
 from project.models.multihead import MultiHead
 from project.models.network import Named, build_network, load_network
 from project.models.preprocessing import Preprocessing
 from project.models.pretrained import pretrained
+from project.models.reading.files import Weights, read_checkpoint, read_description, read_weights
 from project.models.recognise import architecture_of, recognise
 from project.models.scores import DomainScores, JointScores
 

@@ -3,21 +3,25 @@
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
 
 import torch
 import torchvision
 from torch import nn
 
 from project.errors import ConfigurationError, nearest, one_of, whole
-from project.models.cifar import CifarResNet
+from project.models.cifar import CifarResNet, Shortcut
 from project.models.custom import make
 
 Stem = Literal["imagenet", "small"]
 
 IMAGENET_NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 # Blocks per stage; the smallest is none of the paper's.
+IMAGENET_BLOCKS = {
+    "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}  # fmt: skip
 CIFAR_NETS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
@@ -52,6 +56,10 @@ class Architecture:
         width: Factor on all channels of the networks for small pictures.
         arguments: Keyword arguments, as JSON has them, that torchvision's builder or the dotted path is called with;
             None where they are not known.
+        hidden: Units of a hidden layer with ReLU in the head of a ResNet; 0 for a head of one layer.
+        head_bias: Whether the layers of a ResNet's head have biases.
+        shortcut: Of the networks for small pictures where the shape changes: ``projection`` (option B), or ``padding``
+            with channels of zeros (option A).
 
     Raises:
         ConfigurationError: If the name is not known, or a value does not go with it.
@@ -62,6 +70,9 @@ class Architecture:
     stem: Stem = "imagenet"
     width: int = 1
     arguments: Mapping[str, Any] | None = field(default=None, hash=False)
+    hidden: int = 0
+    head_bias: bool = True
+    shortcut: Shortcut = "projection"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -87,11 +98,29 @@ class Architecture:
             raise ConfigurationError(
                 f"width is {self.width}, but {self.name} has one width; only {', '.join(CIFAR_NETS)} take another."
             )
+        one_of(Shortcut, shortcut=self.shortcut)
+        whole(0, hidden=self.hidden)
+        if self.shortcut != "projection" and self.name not in CIFAR_NETS:
+            raise ConfigurationError(
+                f"shortcut is {self.shortcut!r}, but {self.name} has one kind; only {', '.join(CIFAR_NETS)} take "
+                f"another."
+            )
+        if (self.hidden or self.head_bias is not True) and self.name not in architectures():
+            raise ConfigurationError(
+                f"hidden is {self.hidden} and head_bias {self.head_bias}, but {self.name} has a head of its own; "
+                f"allowed for: {', '.join(architectures())}."
+            )
         if self.arguments and self.name in CIFAR_NETS:
             raise ConfigurationError(f"arguments is {self.arguments}, but {self.name} takes none; allowed: width.")
         for taken in ("weights", "num_classes"):
             if not self.custom and taken in (self.arguments or {}):
                 raise ConfigurationError(f"arguments holds {taken!r}, which {self.name} takes from its file.")
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Its fields as files keep them: those that came later only where they say something."""
+        later = {"hidden": 0, "head_bias": True, "shortcut": "projection"}
+        return {name: value for name, value in asdict(self).items() if value != later.get(name, ...)}
 
     @property
     def custom(self) -> bool:
@@ -107,7 +136,7 @@ class Architecture:
         if self.custom:
             raise ConfigurationError(f"{self.name} is code that nobody has named; pass it as architecture.")
         if self.name in CIFAR_NETS:
-            return CifarResNet(CIFAR_NETS[self.name], self.num_classes, self.width)
+            return self._headed(CifarResNet(CIFAR_NETS[self.name], self.num_classes, self.width, self.shortcut))
         options = {"aux_logits": False, "init_weights": True} if self.name in WITH_AUXILIARY_HEADS else {}
         # RegNets compute their widths with tensors, which need values wherever the parameters are to lie.
         with torch.device("cpu") if self.name.startswith("regnet") else nullcontext():
@@ -120,6 +149,17 @@ class Architecture:
             network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
+        return self._headed(network)
+
+    def _headed(self, network: nn.Module) -> nn.Module:
+        """The network with the head that is asked for in place of one linear layer."""
+        if self.hidden or not self.head_bias:
+            inputs = cast(nn.Linear, network.fc).in_features
+            layers = [nn.Linear(self.hidden or inputs, self.num_classes, self.head_bias)]
+            if self.hidden:
+                network.fc = nn.Sequential(nn.Linear(inputs, self.hidden, self.head_bias), nn.ReLU(), *layers)
+            else:
+                network.fc = layers[0]
         return network
 
 

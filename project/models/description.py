@@ -41,7 +41,7 @@ class Description:
         """The entry to add to a checkpoint: dictionaries, lists, strings and numbers only."""
         inside: dict[str, Any] = {}
         if self.architecture:
-            inside["architecture"] = asdict(self.architecture)
+            inside["architecture"] = self.architecture.plain
         if self.label_space:
             inside["classes"] = {domain: list(names) for domain, names in self.label_space.classes.items()}
             inside["label_mode"] = self.label_space.mode

@@ -13,9 +13,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from project.errors import CheckpointError, ConfigurationError
-from project.models.architecture import Architecture
+from project.models.architecture import Architecture, others
 from project.models.custom import Maker, count_logits, dotted_path, find_maker, make
-from project.models.files import Weights, bare_names, read_weights
+from project.models.reading.files import Weights, bare_names, read_weights
+from project.models.reading.kin import kin
 from project.models.recognise import architecture_of, candidate, recognise
 from project.models.strict import check_strictly, differences, load_strictly, summary
 
@@ -45,7 +46,7 @@ def load_network(
     """Read a file of weights and build the network that they belong to.
 
     Args:
-        path: File of weights, see :func:`~project.models.files.read_weights`.
+        path: File of weights, see :func:`~project.models.reading.files.read_weights`.
         architecture: The network, its name, a dotted path to a class or function that builds it, the class or function
             itself, or a network to copy; by default what the file says, or else what the shapes tell.
         arguments: What to build it with; by default what the file says.
@@ -68,7 +69,8 @@ def build_network(
     try:
         network, built = untrained_network(weights, architecture, arguments)
     except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
+        raise CheckpointError(f"{weights.path}: {weights.remark or error}".rstrip(".") + ".") from error
+    weights = weights.fitted(bare_names(network.state_dict()))
     try:
         check_strictly(network, _own_names(network, weights), str(weights.path))  # before memory is taken for it
         network = on_cpu(network)
@@ -76,6 +78,10 @@ def build_network(
     except CheckpointError as error:
         if built.custom and not built.arguments:
             raise CheckpointError(f"{str(error).rstrip('.')}; its arguments may be others, give them.") from error
+        own = set(bare_names(network.state_dict()))
+        if other := weights.remark or kin(name for name in weights.state_dict if name not in own):
+            what = other if weights.remark else f"its tensors are named as {other}"
+            raise CheckpointError(f"{weights.path} does not fit {built.name}: {what}.") from error
         raise
     return network.eval(), replace(weights, architecture=built)
 
@@ -107,7 +113,18 @@ def untrained_network(
             raise ConfigurationError(f"arguments is {dict(arguments)}, but architecture is a network, built already.")
         return _copied(architecture, known)
     if isinstance(architecture, str) and "." not in architecture:
-        found = candidate(architecture, weights.state_dict, arguments)
+        if architecture in others() and arguments is None:
+            with torch.device("meta"):
+                weights = weights.fitted(bare_names(Architecture(architecture, 1).build().state_dict()))
+        try:
+            found = candidate(architecture, weights.state_dict, arguments)
+        except CheckpointError as error:
+            other = kin(weights.state_dict)
+            raise CheckpointError(
+                f"its tensors are named as {other}"
+                if other
+                else f"it is no {architecture}: {str(error).partition(';')[0]}"
+            ) from error
     elif architecture is None or isinstance(architecture, Architecture):
         found = architecture or known or recognise(weights.state_dict)
         if arguments is not None:
@@ -181,8 +198,9 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
 def _own_names(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
     """The tensors of a file under the names that a network gives them."""
     own = list(network.state_dict())
+    names = dict(zip(bare_names(own), own, strict=True))
     prefix = own[0].removesuffix(bare_names(own)[0]) if own else ""
-    return {prefix + name: tensor for name, tensor in weights.state_dict.items()}
+    return {names.get(name, prefix + name): tensor for name, tensor in weights.state_dict.items()}
 
 
 @contextmanager

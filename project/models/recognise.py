@@ -1,5 +1,6 @@
 """Telling an architecture from the shapes of its tensors, or from a network in memory."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -12,12 +13,22 @@ from torchvision.models import get_model_weights
 
 from project.errors import CheckpointError
 from project.models.alike import built_alike
-from project.models.architecture import CIFAR_NETS, WITH_AUXILIARY_HEADS, Architecture, architectures
-from project.models.cifar import CifarResNet
+from project.models.architecture import (
+    CIFAR_NETS,
+    IMAGENET_BLOCKS,
+    WITH_AUXILIARY_HEADS,
+    Architecture,
+    Stem,
+    architectures,
+)
+from project.models.cifar import CifarResNet, Shortcut
 from project.models.custom import count_logits, dotted_path, last_layer
+from project.models.reading.kin import kin
 from project.models.strict import differences, summary
 
 SAY_SO = "{path: FILE, architecture: NAME}, where NAME is torchvision's or a dotted path to what builds it"
+HEADS = ("fc.weight", "fc.2.weight")
+BLOCK = re.compile(r"layer(\d)\.\d+\.conv1\.weight")
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> Architecture:
@@ -26,16 +37,40 @@ def recognise(state_dict: Mapping[str, Tensor]) -> Architecture:
     Raises:
         CheckpointError: If none has; the message names the nearest one and how it differs.
     """
+    if fits := fitting(state_dict):
+        return fits
+    if other := kin(state_dict):
+        raise CheckpointError(f"The weights are named as {other}.")
     candidates = [candidate(name, state_dict) for name in architectures()]
-    for architecture in candidates:
-        if not differences(blueprint(architecture), state_dict):
-            return architecture
     nearest = max(candidates, key=lambda architecture: _agreement(blueprint(architecture), state_dict))
     found = summary(differences(blueprint(nearest), state_dict))
     raise CheckpointError(
         f"The weights are of none of the known architectures ({', '.join(architectures())}); nearest is "
         f"{nearest.name}, but {found}; if it is another, say so: {SAY_SO}."
     )
+
+
+def fitting(shapes: Mapping[str, Tensor]) -> Architecture | None:
+    """The one of the ResNets whose tensors have exactly these names and shapes; None where there is none.
+
+    Args:
+        shapes: Tensors, which may lie on the meta device.
+    """
+    blocks: dict[str, int] = {}
+    for name in shapes:
+        if match := BLOCK.fullmatch(name):
+            blocks[match[1]] = blocks.get(match[1], 0) + 1
+    counts = tuple(blocks[stage] for stage in sorted(blocks))
+    for name in architectures():
+        expected = (CIFAR_NETS[name],) * 3 if name in CIFAR_NETS else IMAGENET_BLOCKS[name]
+        if counts == expected:
+            try:
+                found = candidate(name, shapes)
+            except CheckpointError:
+                return None
+            if not differences(blueprint(found), shapes):
+                return found
+    return None
 
 
 def architecture_of(network: nn.Module, arguments: Mapping[str, Any] | None = None) -> Architecture:
@@ -71,7 +106,7 @@ def _namesakes(network: nn.Module, logits: int) -> list[Architecture]:
         for name in torchvision.models.list_models(module=torchvision.models)
         if torchvision.models.get_model_builder(name).__module__ == module
     ]
-    if "conv1.weight" not in state or "fc.weight" not in state:
+    if "conv1.weight" not in state or not any(head in state for head in HEADS):
         named = [name for name in named if name not in architectures()]
     return [
         candidate(name, state) if name in architectures() else Architecture(name, logits)
@@ -113,14 +148,20 @@ def candidate(name: str, state_dict: Mapping[str, Tensor], arguments: Mapping[st
     if name not in architectures():
         head = state_dict.get(f"{_head(name)}.weight")
         return Architecture(name, 1 if head is None else len(head))  # what does not fit is told on loading
-    first, head = state_dict.get("conv1.weight"), state_dict.get("fc.weight")
+    first, head = state_dict.get("conv1.weight"), next((state_dict[one] for one in HEADS if one in state_dict), None)
     if first is None or first.ndim != 4 or head is None or head.ndim != 2:
         raise CheckpointError(
             "The weights hold no convolution 'conv1.weight' or no linear head 'fc.weight', so they are of none of the "
             f"known architectures: {', '.join(architectures())}; if it is another, say so: {SAY_SO}."
         )
     width = max(1, len(first) // 16) if name in CIFAR_NETS else 1
-    return Architecture(name, len(head), "small" if first.shape[-1] == 3 else "imagenet", width)
+    below = state_dict.get("fc.0.weight")
+    hidden = 0 if below is None or "fc.weight" in state_dict else len(below)
+    biased = ("fc.2.bias" if hidden else "fc.bias") in state_dict
+    padded = name in CIFAR_NETS and not any(".downsample." in one for one in state_dict)
+    stem: Stem = "small" if first.shape[-1] == 3 else "imagenet"
+    shortcut: Shortcut = "padding" if padded else "projection"
+    return Architecture(name, len(head), stem, width, None, hidden, biased, shortcut)
 
 
 @lru_cache

@@ -28,7 +28,7 @@ from project.methods.shared.arithmetic import write
 from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores, read_weights
-from project.models.folder import weights_file
+from project.models.reading.folder import weights_file
 from project.modules.common import FitBytes
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World, free_bytes

@@ -14,8 +14,8 @@ from project.models.architecture import plain_arguments
 from project.models.custom import dotted_path
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.network import load_weights, name_of, on_cpu, sized_like, untrained_network
-from project.models.packing import write_packed
 from project.models.preprocessing import LARGEST_SIDE
+from project.models.reading.packing import write_packed
 from project.runtime.saving import atomic_save, check_target
 from project.student.build import Student, blank_network, check_finite
 from project.student.masked import MaskedStudent

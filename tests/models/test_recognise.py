@@ -43,4 +43,6 @@ def test_nearest_is_named_with_its_differences() -> None:
 
 def test_networks_of_another_kind_are_refused() -> None:
     with pytest.raises(CheckpointError, match="no convolution 'conv1"):
+        recognise({"stem.0.weight": torch.empty(3)})
+    with pytest.raises(CheckpointError, match=r"torchvision's VGG.* \(features\.0\.weight\); say which it is"):
         recognise({"features.0.weight": torch.empty(3)})

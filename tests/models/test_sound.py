@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import project
 from project.errors import CheckpointError, ConfigurationError, PleasError
 from project.models import Architecture
-from project.models.sound import check_varied, sound_state
+from project.models.reading.sound import check_varied, sound_state
 from project.student import load_source, source_of
 
 Change = Callable[[dict[str, Tensor]], object]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from project.data import DomainDataModule, Shapes
 from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, LabelSpace, Preprocessing
-from project.models.files import file_hash
+from project.models.reading.files import file_hash
 from project.modules import RefineModule
 from project.modules.refine import warmup_cosine
 from project.student import Student, load_source, load_student, save_student

@@ -8,7 +8,7 @@ import pytest
 
 from project.errors import CheckpointError
 from project.models import read_checkpoint, read_description, read_weights
-from project.models.folder import weights_file
+from project.models.reading.folder import weights_file
 from project.moments import read_statistics
 from project.runtime.opening import open_file
 

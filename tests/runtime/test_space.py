@@ -14,7 +14,7 @@ from meeting import together
 from safetensors.torch import save_file
 
 from project.errors import MergeError, StorageError
-from project.models.packing import write_packed
+from project.models.reading.packing import write_packed
 from project.runtime import Progress, World, atomic_file, atomic_save, atomic_text, waiting
 from project.runtime.saving import atomic_path, tensor_bytes
 from project.runtime.space import FAILING, check_space, present_bytes

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from project.errors import CheckpointError
 from project.methods import EMR, SMILE, Merged, Method, Permutation, WEMoE, ZipIt
-from project.models import Architecture, Preprocessing, files, read_weights
+from project.models import Architecture, Preprocessing, read_weights
 from project.models.description import DESCRIPTION, ENTRY
-from project.models.files import bare_names
-from project.models.packing import REFERENCE, unpacked, write_packed
+from project.models.reading import files
+from project.models.reading.files import bare_names
+from project.models.reading.packing import REFERENCE, unpacked, write_packed
 from project.student import (
     Student,
     load_source,

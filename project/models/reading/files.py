@@ -2,29 +2,25 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from project.errors import CheckpointError
-from project.models.archive import Content, Opened, read_content, shown
+from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
-from project.models.inert import DamagedError, StandIn, Unusable, module_state
-from project.models.packing import unpacked
-from project.models.sound import sound_state
+from project.models.reading.archive import Content, Opened, read_content, shown
+from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Held, Which, bare
+from project.models.reading.inert import DamagedError, StandIn, Unusable, module_state
+from project.models.reading.packing import unpacked
+from project.models.reading.sound import sound_state
 from project.runtime import tell
 
 WRAPPERS = ("network.", "module.", "model.", "_orig_mod.")  # FineTuneModule, DataParallel, custom, torch.compile
-HOLDERS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "weights")
-"""Keys under which scripts keep the state dict, or the network itself, beside what else they save."""
 NAMES_SHOWN = 4
-NOT_TAKEN = frozenset(
-    f"{owner}{entry}" for owner in ("", "datamodule_") for entry in ("hyper_parameters", "hparams_name", "hparams_type")
-)
-"""What a checkpoint says of the arguments of those who wrote it: nobody takes them from there."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,17 +33,51 @@ class Weights(Description):
         path: The file.
         entries: What else stands in the file beside the tensors.
         opened: The file, as it was when the tensors were read.
+        content: What it holds, and ``held`` all tensors in it, where they may be taken in another way.
+        which: Whether the user wants the averaged weights or the others.
+        names: The file's names of the tensors, by ours, where a network was recognised.
     """
 
     state_dict: dict[str, Tensor]
     path: Path
     entries: Mapping[str, Any]
     opened: Opened
+    content: Content | None = None
+    held: Held | None = None
+    which: Which | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def remark(self) -> str:
+        """What the file is, where its tensors are those of no network that is known by them; empty if nothing tells."""
+        return (self.held.trunk() or "") if self.held is not None and not self.names else ""
+
+    def fitted(self, names: Iterable[str]) -> "Weights":
+        """The tensors that have the names of a network, wherever in the file; all where none have.
+
+        Args:
+            names: Of all tensors of the network, as :func:`bare_names` has them.
+
+        Raises:
+            CheckpointError: If there are several kinds, and the user wants one that is not there.
+        """
+        names = list(names)
+        if self.held is None or self.content is None or not names or set(names) == self.state_dict.keys():
+            return self
+        if choice := _chosen(self.held, self.held.named(names), self.which, self.path, ()):
+            return replace(self, state_dict=_clean(self.content, _values(self.held, choice)), names=choice.names)
+        return self
 
     @property
     def sha256(self) -> str:
         """Hash of the file's content, in hexadecimal."""
         return self.opened.sha256
+
+
+class Parts(tuple[Any, ...]):
+    """What a file holds of one tensor, one part after the other."""
+
+    __slots__ = ()
 
 
 class Entries(Mapping[str, Any]):
@@ -73,30 +103,78 @@ class Entries(Mapping[str, Any]):
         return len(self.content.tree)
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, which: Which | None = None) -> Weights:
     """Read a file of weights, whatever its suffix, without importing or calling anything that it names.
 
     Objects of classes that are not torch's tensors, such as the arguments of a training script, are passed over; a
-    message says of which. A whole pickled network gives its state dict.
+    message says of which. A whole pickled network gives its state dict. The largest group of tensors under one prefix
+    that is a known network is taken, under our names, whoever wrote it; a message says what was passed over. Modules
+    that others put around modules, such as ``module.`` and ``_orig_mod.``, go wherever they stand in a name.
 
     Args:
-        path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or under one of ``HOLDERS``),
-            or a safetensors file. A prefix that all tensors share, such as ``module.``, is taken off.
+        path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or in mappings), or a
+            safetensors file.
+        which: Of a file with several, the averaged weights (``ema``) or the others (``raw``); by default the averaged.
 
     Raises:
         CheckpointError: If there is no such file, or it is damaged, of another kind, or holds values that no weights
-            can have.
+            can have, or not those that are asked for.
     """
     path = Path(path)
+    if which is not None:
+        one_of(Which, weights=which)
     content = read_content(path)
     tensors, entries = _split(content)
-    state_dict = _clean(content, tensors)
     description = _described(path, entries)
+    objects = []
     if content.passed:
         more = len(content.passed) - NAMES_SHOWN
         names = ", ".join(content.passed[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        tell(f"{path}: its tensors are taken; passed over, and not imported, is what it holds of {names}")
-    return Weights(state_dict=state_dict, path=path, entries=entries, opened=content.opened, **vars(description))
+        objects.append(f"passed over, and not imported, is what it holds of {names}")
+    held: Held | None = None
+    choice: Choice | None = None
+    if description.architecture is None and "unit_maps" not in entries:
+        try:
+            held = Held(content.tree)
+        except DamagedError as error:
+            raise CheckpointError(f"{path} is truncated or damaged: {error}.") from error
+        choice = _chosen(held, held.recognised(), which, path, objects)
+    if choice is None and objects:
+        tell(f"{path}: its tensors are taken; {objects[0]}")
+    if held is not None and choice is not None:
+        tensors = _values(held, choice)
+    elif held is not None and tensors is content.tree and any(isinstance(one, dict) for one in tensors.values()):
+        tensors = held.largest() or tensors
+    state_dict = _clean(content, tensors)
+    return Weights(
+        state_dict=state_dict, path=path, entries=entries, opened=content.opened, content=content, held=held,
+        which=which, names=choice.names if choice else {}, **vars(description),
+    )  # fmt: skip
+
+
+def _chosen(held: Held, found: list[Choice], which: Which | None, path: Path, objects: Iterable[str]) -> Choice | None:
+    """The averaged weights or the others, as asked for; and a line on what is taken and what is not."""
+    if not found:
+        return None
+    averaged, raw = ([one for one in found if one.averaged is kind] for kind in (True, False))
+    taken = {"ema": averaged, "raw": raw, None: averaged or raw}[which]
+    if not taken:
+        has = "averaged ones alone" if which == "raw" else "none that are averaged"
+        raise CheckpointError(f"weights is {which!r}, but {path} holds {has}.")
+    choice = taken[0]
+    told = [*held.account(choice), *objects]
+    if averaged and raw:
+        kind, other = ("averaged", "raw") if choice.averaged else ("raw", "ema")
+        told.insert(0, f"of its two sets the {kind} weights are taken; weights: {other} takes the others")
+    if told:
+        where = f" under {choice.prefix.removesuffix('.')!r}" if choice.prefix else ""
+        tell(f"{path}: its tensors{where} are taken; {'; '.join(told)}")
+    return choice
+
+
+def _values(held: Held, choice: Choice) -> dict[str, Any]:
+    """The tensors of a choice, as they lie in the file."""
+    return {our: Parts(held.keys[name] for name in names) for our, names in choice.names.items()}
 
 
 def read_description(path: str | Path) -> Description:
@@ -193,7 +271,7 @@ def _clean(content: Content, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no tensors.")
     state_dict: dict[str, Tensor] = {}
     for name, held in tensors.items():
-        value = held if isinstance(held, Unusable) else content.plain(held)
+        value = _joined(content, held) if isinstance(held, Parts) else content.plain(held)
         if isinstance(value, Unusable):
             raise CheckpointError(f"{path} holds {name!r}, which is {value.kind}; allowed: plain tensors.")
         if not isinstance(value, Tensor):
@@ -201,6 +279,14 @@ def _clean(content: Content, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
         state_dict[str(name)] = value
     state_dict = sound_state(state_dict, str(path), CheckpointError)
     return dict(zip(bare_names(state_dict), state_dict.values(), strict=True))
+
+
+def _joined(content: Content, parts: Parts) -> Any:
+    """One tensor of those that it was written as."""
+    values = [content.plain(part) for part in parts]
+    if len(values) > 1 and all(isinstance(value, Tensor) and value.ndim for value in values):
+        return torch.cat(values)
+    return values[0]
 
 
 def _kind(value: object) -> str:
@@ -224,8 +310,8 @@ def _foreign(value: object) -> str | None:
 
 
 def bare_names(names: Iterable[str]) -> list[str]:
-    """Names of tensors without the prefixes that all of them share and that modules around a network put there."""
-    found = list(names)
+    """Names of tensors without modules that others put around modules, and without prefixes that all of them share."""
+    found = bare(names)
     while prefix := next((p for p in WRAPPERS if found and all(name.startswith(p) for name in found)), None):
         found = [name.removeprefix(prefix) for name in found]
     return found

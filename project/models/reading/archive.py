@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from project.errors import CheckpointError
-from project.models.inert import DamagedError, Record, StandIn, Storage, StorageKind, plain, unpickle
+from project.models.reading.inert import DamagedError, Record, StandIn, Storage, StorageKind, plain, unpickle
 from project.runtime.opening import open_file
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first number of files from before torch 1.6
@@ -71,7 +71,7 @@ class Opened:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a file holds; see :func:`project.models.inert.plain`.
+    """What a file holds; see :func:`project.models.reading.inert.plain`.
 
     Args:
         opened: The file.
@@ -175,7 +175,7 @@ class Reader:
         self.fetched: dict[Any, memoryview] = {}
 
     def unpickle(self, file: Any, persistent: Callable[[Any], object]) -> Any:
-        """Read one pickle; see :func:`~project.models.inert.unpickle`."""
+        """Read one pickle; see :func:`~project.models.reading.inert.unpickle`."""
         return unpickle(file, persistent, self.inner, self.passed)
 
     def number(self, file: Any, persistent: Callable[[Any], object]) -> int:
