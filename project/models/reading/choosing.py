@@ -135,6 +135,8 @@ class Held:
                         continue
                     placed = {our: tuple(prefix + name for name in written) for our, written in short.items()}
                     own = {our: written for our, written in placed.items() if all(one in self.keys for one in written)}
+                    if self._deeper(prefix, {name for written in placed.values() for name in written}):
+                        continue
                     found[prefix] = Choice(own, prefix, table.writer if table else "", self._averaged(prefix))
             if found:
                 break
@@ -258,6 +260,18 @@ class Held:
             writer = "" if table is TORCHVISION else table.writer
             return Choice(names, prefix, writer, self._averaged(prefix), architecture)
         return None
+
+    def _deeper(self, prefix: str, taken: Collection[str]) -> bool:
+        """Whether the modules of a network hold more here than the network does, so that this is a larger one."""
+        tops = {name.removeprefix(prefix).partition(".")[0] for name in taken}
+        counted = any(top.isdigit() for top in tops)
+        for name in self.keys:
+            rest = name.removeprefix(prefix)
+            top = rest.partition(".")[0]
+            inside = name.startswith(prefix) and name not in taken and (top in tops or (counted and top.isdigit()))
+            if inside and not HARMLESS.fullmatch(rest):
+                return True
+        return False
 
     def _unsupervised(self, prefix: str) -> bool:
         """Whether what seems a head makes no classes: networks that learn without have such, too."""
