@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from project.entrance import check_words
-from project.errors import PleasError, ProcessError, TraceError
+from project.errors import PleasError, ProcessError, TraceError, printable
 from project.signals import Ending
 
 
@@ -21,7 +21,7 @@ def _told(
 ) -> str:
     """Our own warnings are for users, to whom files and lines of ours say nothing."""
     ours = Path(filename).is_relative_to(Path(__file__).parent)
-    return f"pleas: warning: {message}\n" if ours else shown(message, category, filename, lineno, line)
+    return f"pleas: warning: {printable(str(message))}\n" if ours else shown(message, category, filename, lineno, line)
 
 
 def console() -> int:
@@ -30,7 +30,7 @@ def console() -> int:
         try:
             check_words(sys.argv[1:])
         except PleasError as error:
-            sys.stderr.write(f"pleas: error: {error}\n")
+            sys.stderr.write(f"pleas: error: {printable(str(error))}\n")
             return 2
         # only now: these take seconds
         from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -52,7 +52,8 @@ def console() -> int:
                 return 128 + signal.SIGTERM
             if not isinstance(error, PleasError | MisconfigurationException):
                 raise
-            sys.stderr.write(f"pleas: error: {error}\n")
+            told = str(error) if isinstance(error, PleasError) else " ".join(str(error).split())  # Lightning's in lines
+            sys.stderr.write(f"pleas: error: {printable(told)}\n")
             return 1 if isinstance(error, TraceError | ProcessError) else 2
     return 0
 

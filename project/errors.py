@@ -81,6 +81,15 @@ def encodable(text: str) -> bool:
     return True
 
 
+def printable(text: str) -> str:
+    """A text as it may be written to a terminal, in one line.
+
+    Names of files, domains and classes may hold characters that end a line, move the cursor or turn the direction of
+    what follows; they are written as Python escapes them.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def one_of(allowed: Any, **arguments: object) -> None:
     """Refuse arguments that are none of a few values.
 

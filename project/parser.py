@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from project.entrance import config_words
-from project.errors import nearest
+from project.errors import nearest, printable
 
 FRAME = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with given class_path"
@@ -58,7 +58,7 @@ class OneSentenceParser(LightningArgumentParser):
         known = [option.lstrip("-") for option in parser._option_string_actions]
         subcommands = parser._subcommands_action.choices if parser._subcommands_action else ()
         told = sentence(message, parser.prog.replace(" [options]", ""), ex, known, subcommands)
-        sys.stderr.write(f"pleas: error: {told}\n")
+        sys.stderr.write(f"pleas: error: {printable(told)}\n")
         self.exit(2)
 
 

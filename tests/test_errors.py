@@ -15,6 +15,7 @@ from project.errors import (
     between,
     one_of,
     present,
+    printable,
     seeds,
     share,
     whole,
@@ -29,6 +30,11 @@ def test_what_is_allowed_passes() -> None:
     between(0, 1, alpha=0, beta=1)
     share(keep=1)
     share(none=True, whole=False, test_fraction=0)
+
+
+def test_what_is_written_to_a_terminal_is_one_line_of_what_can_be_seen() -> None:
+    assert printable("Zebra, Äpfel 象 – 'x'") == "Zebra, Äpfel 象 – 'x'"
+    assert printable("a\nb\x1b[2J\u202ec\udcff") == r"a\nb\x1b[2J\u202ec\udcff"
 
 
 @pytest.mark.parametrize("value", [0, -1, nan, -inf, inf])

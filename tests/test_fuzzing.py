@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import torch
 from fuzzing import world
@@ -29,10 +30,12 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from project.allocation import Budget
+from project.data.pictures import defect, open_picture
 from project.errors import PleasError
 from project.methods import Permutation
 from project.models import Architecture, Preprocessing, read_weights
@@ -182,7 +185,36 @@ def test_statistics_can_be_or_are_refused(place: Path, statistics: Path, random:
     found = read_or_refused(place / "sums.safetensors", content, filled)
     if found is not None:
         assert not impossible
-        assert all(total.isfinite().all() for moment in found.moments() for total in moment.totals)
+        held = [total for moment in found.moments() for total in moment.totals if not total.is_meta]
+        assert all(total.isfinite().all() for total in held)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def picture(suffix: str) -> bytes:
+    """A picture with what a camera notes of it."""
+    exif, file = Image.Exif(), BytesIO()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    exif[0x9204] = 0.5
+    values = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
+    Image.fromarray(values).save(file, format=suffix, **({"exif": exif} if suffix in EXIF else {}))
+    return file.getvalue()
+
+
+EXIF = ("JPEG", "PNG", "WEBP", "TIFF")
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd heads
+@given(random=RANDOMS)
+def test_pictures_are_opened_or_refused(place: Path, random: Random) -> None:
+    path = place / "picture.png"
+    content, _ = damaged(random, picture(random.choice([*EXIF, "BMP", "GIF", "PPM"])))
+    opened = read_or_refused(path, content, open_picture)
+    assert opened is None or opened.mode == "RGB"
+    reason = defect(path)
+    assert opened is not None or reason
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

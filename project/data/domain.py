@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from filelock import FileLock
@@ -112,6 +112,42 @@ def require(path: Path, name: str, source: str, root: Path) -> Path:
     if not path.exists():
         raise DataError(f"{path} is missing; fetch {name} from {source} and unpack it into {root}.")
     return path
+
+
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """The lines of a list of pictures, with their numbers, from 1 on.
+
+    Raises:
+        DataError: Where it is no file, or no text in UTF-8.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path} is no file.")
+        return list(enumerate(path.read_text(encoding="utf-8").splitlines(), start=1))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a list: {error}.") from error
+
+
+def is_label(text: str) -> bool:
+    """Whether a text in a list is a class's number."""
+    return text.isdecimal() and len(text) < 10  # Python refuses to read numbers of thousands of digits
+
+
+def listed(folder: Path, picture: str, place: str | Path) -> Path:
+    """The path of a picture that a list names.
+
+    Args:
+        folder: What the list's paths are relative to.
+        picture: The path, with slashes.
+        place: The list, for messages.
+
+    Raises:
+        DataError: Where it leads out of the folder, or can be no path.
+    """
+    path = PurePosixPath(picture)
+    if path.is_absolute() or ".." in path.parts or "\0" in picture:
+        raise DataError(f"{place}: {picture!r} leads out of {folder}; allowed: paths in it.")
+    return folder / path
 
 
 def choose(domains: list[str] | None, known: list[str]) -> list[str]:

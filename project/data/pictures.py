@@ -1,5 +1,7 @@
 """Pictures as torch data sets."""
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,8 @@ from project.data.sharding import seed_of
 from project.data.transforms import Transform
 from project.errors import DataError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is missing, truncated or no picture."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What pictures are decoded as, whatever their suffix: Pillow would hand others on to programs, such as Ghostscript."""
 
 
 class Pictures(Dataset[Any]):
@@ -149,9 +151,9 @@ def open_picture(path: str | Path) -> Image.Image:
         DataError: Where the file cannot be read as a picture.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except UNREADABLE as error:
+    except Exception as error:  # whatever a decoder raises that is given nonsense
         raise DataError(f"{path} cannot be read as a picture: {_reason(error)}.") from error
 
 
@@ -161,13 +163,24 @@ def defect(path: Path) -> str | None:
     A JPEG is decoded at an eighth of its size, which finds truncation as well and is several times faster.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             image.draft("RGB", (image.width // 8, image.height // 8))
-            image.load()
-    except UNREADABLE as error:
+            ImageOps.exif_transpose(image)
+    except Exception as error:  # whatever a decoder raises that is given nonsense
         return _reason(error)
     return None
 
 
+def _opened(path: str | Path) -> Image.Image:
+    """A picture whose head has been read.
+
+    Raises:
+        OSError: If it is no file: opening a pipe would wait for ever.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no file")
+    return Image.open(path, formats=FORMATS)
+
+
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from project.errors import printable
 from project.runtime import atomic_text
 
 
@@ -151,7 +152,7 @@ def text_table(rows: Sequence[Cells]) -> str:
 def _shown(value: str | float | int | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def _aligned(text: str, column: str, width: int) -> str:

@@ -7,6 +7,8 @@ import warnings
 
 from torch import distributed
 
+from project.errors import printable
+
 LOGGER = logging.getLogger("project")
 LOGGER.setLevel(logging.INFO)  # whether it is shown anywhere, whoever runs the code decides with a handler
 
@@ -24,7 +26,7 @@ def first_process() -> bool:
 def tell(message: str) -> None:
     """Log a message, from the first process alone, to the logger named ``project``."""
     if first_process():
-        LOGGER.info(message)
+        LOGGER.info(printable(message))
 
 
 class Heartbeat:

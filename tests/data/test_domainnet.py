@@ -9,6 +9,7 @@ from project.errors import ConfigurationError, DataError
 
 
 def lists(root: Path, **texts: str) -> DomainNet:
+    root.mkdir(exist_ok=True)
     for name, text in texts.items():
         (root / f"{name}.txt").write_text(text)
     return DomainNet(root)
@@ -29,11 +30,29 @@ def test_classes_agree_where_a_domain_lacks_one(tmp_path: Path) -> None:
     assert DomainNet(tmp_path, ["painting"]).read() == [painting]
 
 
-@pytest.mark.parametrize("line", ["real/axe/1.jpg", "real/axe/1.jpg one", "1.jpg 0", "real/axe/1.jpg -1", " 3"])
+@pytest.mark.parametrize(
+    "line", ["real/axe/1.jpg", "real/axe/1.jpg one", "1.jpg 0", "real/axe/1.jpg -1", " 3", "a/b.jpg " + "9" * 5000]
+)
 def test_a_malformed_line_is_named(tmp_path: Path, line: str) -> None:
     data = lists(tmp_path, real_train=f"real/axe/1.jpg 0\n{line}\n", real_test="")
     with pytest.raises(DataError, match=r"real_train.txt, line 2: .* is not of the form"):
         data.read()
+
+
+@pytest.mark.parametrize("path", ["../axe/1.jpg", "/etc/axe/1.jpg", "real/../../1.jpg", "real/axe/\0.jpg"])
+def test_a_list_leads_nowhere_else(tmp_path: Path, path: str) -> None:
+    data = lists(tmp_path / "root", real_train=f"real/axe/1.jpg 0\n{path} 0\n", real_test="")
+    with pytest.raises(DataError, match=r"real_train.txt, line 2: .* leads out of .*root") as caught:
+        data.read()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_no_text_is_told(tmp_path: Path) -> None:
+    data = lists(tmp_path, real_train="", real_test="")
+    for spoil in (lambda path: path.write_bytes(b"\xff\xfe"), lambda path: (path.unlink(), path.mkdir())):
+        spoil(tmp_path / "real_train.txt")
+        with pytest.raises(DataError, match=r"real_train.txt (cannot be read as a list|is no file)"):
+            data.read()
 
 
 def test_labels_that_disagree_are_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Opening, transforming and checking pictures."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from project.data.checking import PictureCheck
-from project.data.pictures import Pictures, open_picture
+from project.data.pictures import Pictures, defect, open_picture
 from project.data.transforms import evaluation_transform, training_transform
 from project.errors import ConfigurationError, DataError
 from project.models.preprocessing import Preprocessing
@@ -75,6 +76,22 @@ def test_a_picture_stands_as_its_camera_held_it(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned a quarter to the right
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(np.asarray(open_picture(tmp_path / "turned.png")), np.asarray(upright))
+
+
+def test_a_picture_is_handed_to_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would let Ghostscript draw PostScript, whatever its file is called."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program is called"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="EPS")
+    assert defect(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png cannot be read as a picture"):
+        open_picture(tmp_path / "a.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert defect(tmp_path / "a.png") == "it is no file"
+    with pytest.raises(DataError, match=r"a\.png cannot be read as a picture: it is no file"):
+        open_picture(tmp_path / "a.png")
 
 
 def test_an_unreadable_picture_is_named(bad: Path) -> None:

@@ -83,7 +83,7 @@ def prepare(base: Path) -> None:
     for part in world.PARTS:
         _, status = os.waitpid(fork(lambda part=part: _quietly(base, part)), 0)  # type: ignore[misc]
         if status:
-            sys.exit(f"the good inputs cannot be made: {part}; see {base / 'log'}")
+            sys.exit(f"the good inputs cannot be made: {part}\n{(base / 'log').read_text()[-2000:]}")
 
 
 def _quietly(base: Path, part: str) -> None:

@@ -33,8 +33,8 @@ from fuzzing.options import (
     spoilt_words,
     words,
 )
-from fuzzing.trees import path_to_read, path_to_write, spoilt_tree
-from fuzzing.world import SIZE
+from fuzzing.trees import SPECIAL, path_to_read, path_to_write, special, spoilt_list, spoilt_tree
+from fuzzing.world import CLASSES, DOMAINS, PICTURES, SIZE
 
 
 @dataclass
@@ -224,6 +224,34 @@ def trees(place: Place) -> Case:
     return Case("trees", command_of(command), [f"{command}: {told}"], {*named, "art", "toy", "domain"})
 
 
+def lists(place: Place) -> Case:
+    """Lists of pictures, of which one is damaged or says something odd."""
+    random, folder = place.random, place.folder
+    place.take("weights", "pictures")
+    for domain in DOMAINS:
+        for split, numbers in (("train", range(1, PICTURES)), ("test", range(1))):
+            lines = [
+                f"{domain}/{kind}/{number}.png {label}\n" for label, kind in enumerate(CLASSES) for number in numbers
+            ]
+            (folder / "pictures" / f"{domain}_{split}.txt").write_text("".join(lines))
+    path = folder / "pictures" / random.choice(("art_train.txt", "toy_train.txt", "toy_test.txt"))
+    if random.random() < 0.3:
+        content, told = damaged(random, path.read_bytes())
+        path.write_bytes(content)
+    elif random.random() < 0.3:
+        path.unlink()
+        told = random.choice(SPECIAL)
+        special(path, told)
+    else:
+        told = spoilt_list(random, path)
+    command = random.choice(("merge", "test", "predict", "fit"))
+    content = config(random, command)
+    content["data"] = config(random, "merge" if command == "predict" else command)["data"]
+    content["data"]["init_args"]["sets"] = {"class_path": "project.data.DomainNet", "init_args": {"root": "pictures"}}
+    named = {path.name, *DOMAINS, *CLASSES, "Label", "pictures"}
+    return _of_config(folder, content, command, [f"{command}, {path.name}: {told}"], named, "lists")
+
+
 def _here(folder: Path, work: Callable[[], Any]) -> Any:
     """What some work gives that is done in a folder."""
     before = Path.cwd()
@@ -372,6 +400,7 @@ KINDS: dict[str, Callable[[Place], Case]] = {
     "configurations": configurations,
     "students": students,
     "paths": paths,
+    "lists": lists,
     "statistics": statistics,
     "descriptions": descriptions,
     "checks": checks,

@@ -204,6 +204,30 @@ def spoilt_tree(random: Random, root: Path) -> tuple[str, set[str]]:
     return random.choice(kinds)(), told
 
 
+LINES = (
+    "", " ", "art/cat/1.png", "0", "art/cat/1.png 7", "art/cat/1.png -1", "art/cat/1.png 1.5", "art/cat/1.png one",
+    "art/cat/nowhere.png 0", "../pictures/art/cat/1.png 0", "/etc/cat/1.png 0", "art/dog/1.png 0", "cat/1.png 0",
+    "1.png 0", f"art/cat/1.png {'9' * 5000}", f"{'x' * 5000}/cat/1.png 0", "art/cat/1.png\t0", "art/cat/1.png 0 0",
+    "art/cat/\0.png 0", "art/c\u2028at/1.png 0", "art/cat 0", "./art/cat/1.png 0", "art//cat/1.png 0",
+    "# art/cat/1.png 0", "art/CAT/1.png 3",
+)  # fmt: skip
+
+
+def spoilt_list(random: Random, path: Path) -> str:
+    """Spoil a line of a list of pictures; returns in words what was done."""
+    lines = path.read_text().splitlines()
+    place = random.randrange(len(lines))
+    what, line = random.choice(("other", "more", "lost", "twice", "none")), random.choice(LINES)
+    if what == "none":
+        lines = []
+    elif what == "lost":
+        lines = lines[place + 1 :]
+    else:
+        lines[place : place + (what == "other")] = [lines[place] if what == "twice" else line]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return f"{what}, line {place + 1}: {line!r:.60}"
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from project.data.domain import Domain, DomainSet, Sample, class_names, require
+from project.data.domain import Domain, DomainSet, Sample, class_names, listed, require
 from project.errors import DataError
 
 SOURCE = "http://vision.stanford.edu/aditya86/ImageNetDogs"
@@ -45,4 +45,4 @@ class StanfordDogs(DomainSet):
                 f"{path} is not a list of Stanford Dogs ({error}); fetch it again from {SOURCE}."
             ) from error
         pairs = zip(files, labels, strict=True)
-        return [(self.root / "Images" / str(name.item()), int(label) - 1) for name, label in pairs]
+        return [(listed(self.root / "Images", str(name.item()), path), int(label) - 1) for name, label in pairs]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from project.data.domain import Domain, DomainSet, Sample, choose, require
+from project.data.domain import Domain, DomainSet, Sample, choose, is_label, listed, read_list, require
 from project.errors import DataError
 
 SOURCE = "http://ai.bu.edu/M3SDA"
@@ -47,8 +47,10 @@ class DomainNet(DomainSet):
 
     def _entries(self, file: str) -> list[Entry]:
         path = require(self.root / file, "DomainNet", SOURCE, self.root)
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        return [_entry(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        found = [_entry(line, f"{path}, line {number}") for number, line in read_list(path) if line.strip()]
+        for picture, _, place in found:
+            listed(self.root, picture, place)
+        return found
 
     def _samples(self, entries: list[Entry]) -> list[Sample]:
         return [(self.root / picture, label) for picture, label, _ in entries]
@@ -56,7 +58,7 @@ class DomainNet(DomainSet):
 
 def _entry(line: str, place: str) -> Entry:
     picture, _, label = line.strip().rpartition(" ")
-    if not label.isdecimal() or len(PurePosixPath(picture).parts) < 2:
+    if not is_label(label) or len(PurePosixPath(picture).parts) < 2:
         raise DataError(f"{place}: {line!r} is not of the form '<domain>/<class>/<picture> <label>'.")
     return picture, int(label), place
 

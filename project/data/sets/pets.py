@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torchvision.datasets import OxfordIIITPet
 
-from project.data.domain import Domain, DomainSet, Sample, alone, class_names, require
+from project.data.domain import Domain, DomainSet, Sample, alone, class_names, is_label, listed, read_list, require
 from project.errors import DataError
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/pets"
@@ -55,11 +55,12 @@ class OxfordPets(DomainSet):
 def _samples(folder: Path, split: str) -> list[Sample]:
     path = require(folder / "annotations" / f"{split}.txt", "Oxford-IIIT Pets (or set download: true)", SOURCE, folder)
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_list(path):
         fields = line.split()
-        if len(fields) != 4 or not fields[1].isdecimal():
+        if len(fields) != 4 or not is_label(fields[1]):
             raise DataError(
                 f"{path}, line {number}: {line!r} is not of the form '<picture> <class> <species> <breed>'."
             )
-        samples.append((folder / "images" / f"{fields[0]}.jpg", int(fields[1]) - 1))
+        picture = listed(folder / "images", f"{fields[0]}.jpg", f"{path}, line {number}")
+        samples.append((picture, int(fields[1]) - 1))
     return samples

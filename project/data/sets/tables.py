@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from project.data.domain import Domain, require
+from project.data.domain import Domain, is_label, listed, read_list, require
 from project.errors import DataError
 
 FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
@@ -27,13 +27,16 @@ def read_tables(root: Path, name: str, source: str, display: Callable[[str], str
     for file, table in zip(FILES[1:3], (labels, training), strict=True):
         if odd := images.keys() ^ table.keys():
             raise DataError(f"{root / file} and {root / FILES[0]} differ on {len(odd)} pictures, such as {min(odd)}.")
-    _allow(root / FILES[1], labels, str.isdecimal, "class numbers")
+    _allow(root / FILES[1], labels, is_label, "class numbers")
     _allow(root / FILES[2], training, lambda value: value in ("0", "1"), "0, 1")
     if nameless := set(labels.values()) - classes.keys():
         raise DataError(f"{root / FILES[3]} has no line for class {min(nameless)}, which {FILES[1]} uses.")
     used = sorted(set(labels.values()), key=int)
     label = {identifier: number for number, identifier in enumerate(used)}
-    samples = {picture: (root / "images" / path, label[labels[picture]]) for picture, path in images.items()}
+    samples = {
+        picture: (listed(root / "images", path, root / FILES[0]), label[labels[picture]])
+        for picture, path in images.items()
+    }
     return Domain(
         name,
         tuple(display(classes[identifier]) for identifier in used),
@@ -50,7 +53,7 @@ def _allow(path: Path, table: dict[str, str], fine: Callable[[str], bool], allow
 
 def _table(path: Path) -> dict[str, str]:
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_list(path):
         key, _, value = line.strip().partition(" ")
         if key and not value:
             raise DataError(f"{path}, line {number}: {line!r} is not of the form '<identifier> <value>'.")
