@@ -26,12 +26,12 @@ def _told(
 
 def console() -> int:
     """Run the command; what the user can mend is told in one sentence, and so is that somebody has ended it."""
-    try:
-        check_words(sys.argv[1:])
-    except PleasError as error:
-        sys.stderr.write(f"pleas: error: {printable(str(error))}\n")
-        return 2
     with Ending() as ending:
+        try:
+            check_words(sys.argv[1:])
+        except PleasError as error:
+            sys.stderr.write(f"pleas: error: {printable(str(error))}\n")
+            return 2
         # only now: these take seconds
         from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch.utilities.exceptions import SIGTERMException
