@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from project.errors import StorageError
 from project.runtime.messages import first_process
 from project.runtime.processes import ALONE, World, lost
 from project.runtime.saving import atomic_save, atomic_text
@@ -51,7 +52,7 @@ def taken_up_again(folder: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         if first_process() and not lost(error):
-            with suppress(OSError):  # such as a full disk, of which the error tells
+            with suppress(OSError, StorageError):  # such as a full disk, of which the error tells
                 atomic_text(" ".join((str(error) or type(error).__name__).split()), unfinished / FAILED)
         raise
     shutil.rmtree(unfinished, ignore_errors=True)  # by every process, should each have a disk of its own

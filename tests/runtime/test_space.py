@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from project.errors import MergeError, StorageError
 from project.models.reading.packing import write_packed
 from project.runtime import Progress, World, atomic_file, atomic_save, atomic_text, waiting
+from project.runtime.progress import taken_up_again
 from project.runtime.saving import atomic_path, tensor_bytes
 from project.runtime.space import FAILING, check_space, present_bytes
 from project.runtime.spill import Spilled
@@ -187,4 +188,12 @@ def test_where_one_process_cannot_keep_its_work_all_stop(tmp_path: Path) -> None
         == told[2]
         == "MergeError: another process could not keep what it has finished; its own message " + ("says why.")
     )
+    assert not drafts(tmp_path)
+
+
+def test_a_note_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
+    cause = pytest.raises(MergeError, match="the cause")
+    with failing(r"failed\.txt$", errno.ENOSPC) as failed, cause, taken_up_again(tmp_path):
+        raise MergeError("the cause")
+    assert len(failed) == 1
     assert not drafts(tmp_path)
