@@ -23,6 +23,7 @@ from project.fit import SequentialFit
 from project.methods import MaTS
 from project.moments import Collector, read_statistics
 from project.runtime.spill import Spilled
+from project.trainer import MergeTrainer
 
 EXACT = True  # see tests/conftest.py
 METHODS: list[dict[str, Any]] = [{"class_path": f"project.methods.{name}"} for name in ("Permutation", "PLeaS")]
@@ -282,7 +283,7 @@ def test_a_killed_merge_of_two_processes_goes_on(workplace: Path, two: dict[str,
 
 
 def test_the_folder_of_an_interrupted_merge_is_for_no_other(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted by an error this time, after five layers. Nor does one begin that would see too little."""
+    """Interrupted by an error this time, after five layers. Nor is anything kept of passes that saw too little."""
     plain, solved = SequentialFit._solve, [0]
     given = ("--model.budgets", "[1.0]")
 
@@ -298,8 +299,12 @@ def test_the_folder_of_an_interrupted_merge_is_for_no_other(workplace: Path, mon
             main(arguments(workplace, "other", *given, methods=METHODS[1:]))
     with pytest.raises(ConfigurationError, match=r"a merge with other arguments that failed \(InterruptedError\)"):
         main(arguments(workplace, "other", *given, "--data.calibration", "8", methods=METHODS[1:]))
+    few = arguments(workplace, "few", *given, "--trainer.limit_val_batches", "1", methods=[JOINT])
     with pytest.raises(ConfigurationError, match=r"limit_val_batches is 1, but a merge looks at all"):
-        main(arguments(workplace, "few", *given, "--trainer.limit_val_batches", "1", methods=[JOINT]))
+        main(few)
+    monkeypatch.setattr(MergeTrainer, "_check_passes", lambda *_: None)  # a user's own loop has none
+    with pytest.raises(ConfigurationError, match=r"saw 4 of the 12 .*limit_val_batches"):
+        main(few)
 
 
 def test_statistics_in_a_file_are_not_gathered_again(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from project.errors import CheckpointError
 from project.models import Architecture, read_checkpoint, read_weights
 from project.models.reading.archive import read_content
-from project.models.reading.inert import DamagedError, StandIn, plain, unpickle
+from project.models.reading.inert import plain, unpickle
+from project.models.reading.stand_ins import DamagedError, StandIn
 
 NETWORK = Architecture("resnet20", 3).build().eval()
 TENSORS = {name: tensor.clone() for name, tensor in NETWORK.state_dict().items()}

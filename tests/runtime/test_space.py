@@ -186,7 +186,7 @@ def test_where_one_process_cannot_keep_its_work_all_stop(tmp_path: Path) -> None
     assert (
         told[0]
         == told[2]
-        == "MergeError: another process could not keep what it has finished; its own message " + ("says why.")
+        == "MergeError: another process could not keep what it has finished; its own message says why."
     )
     assert not drafts(tmp_path)
 

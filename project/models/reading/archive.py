@@ -1,4 +1,4 @@
-"""The forms that files of weights have: torch's archives, its older files, safetensors; and what else lies about."""
+"""The forms that files of weights have: torch's archives, its older files, safetensors."""
 
 import hashlib
 import io
@@ -19,7 +19,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from project.errors import CheckpointError
-from project.models.reading.inert import DamagedError, Record, StandIn, Storage, StorageKind, plain, unpickle
+from project.models.reading.foreign import archive_that_is_none, file_that_is_none
+from project.models.reading.inert import plain, unpickle
+from project.models.reading.stand_ins import DamagedError, Record, StandIn, Storage, StorageKind
 from project.runtime.opening import open_file
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first number of files from before torch 1.6
@@ -27,20 +29,6 @@ PROTOCOL = 1001
 LONGEST = 80  # characters of a name in a message
 HEADER = 30  # bytes of a zip file's header before a name
 TENSORS = re.compile(r"torch\.(.+\.)?(\w*Tensor|Parameter|Buffer)")  # classes of tensors, whatever they do beside
-CONVERT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt"
-STARTS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file it stands for; fetch that: git lfs pull"),
-    (b"<!doctype html", "a web page, not weights: what was downloaded is a page about the file, or an error"),
-    (b"<html", "a web page, not weights: what was downloaded is a page about the file, or an error"),
-    (b"<?xml", "an XML page, not weights: what was downloaded may be an error of the server"),
-    (b"\x1f\x8b", "compressed by gzip; unpack it: gunzip --keep {path}"),
-    (b"BZh", "compressed by bzip2; unpack it: bunzip2 --keep {path}"),
-    (b"\xfd7zXZ", "compressed by xz; unpack it: unxz --keep {path}"),
-    (b"(\xb5/\xfd", "compressed by zstd; unpack it: unzstd {path}"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes them; only files of PyTorch and safetensors are read"),
-    (b"\x93NUMPY", "an array of numpy; only files of PyTorch and safetensors are read"),
-)
-"""First bytes, whatever their case, and what a file that begins so is."""
 
 
 class Opened:
@@ -113,9 +101,8 @@ def read_content(path: str | Path, copied: bool = False) -> Content:
     start = opened.bytes[:256]
     if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 100_000_000:
         return _safetensors(opened)
-    for words, what in STARTS:
-        if start.lstrip().lower().startswith(words.lower()):
-            raise CheckpointError(f"{path} is {what.format(path=path)}.")
+    if what := file_that_is_none(start):
+        raise CheckpointError(f"{path} is {what.format(path=path)}.")
     reader = Reader(opened.bytes, copied)
     try:
         if start.startswith(b"PK\x03\x04"):
@@ -136,26 +123,6 @@ def shown(name: str) -> str:
     """A name that a file holds, fit for a line of text, whatever it holds."""
     plain = name if name.isprintable() else ascii(name)[1:-1]
     return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}…"
-
-
-def folder_that_is_none(path: Path) -> str | None:
-    """What a folder is that holds weights in another form than files that are read, and what to do; None if nothing.
-
-    Args:
-        path: The folder.
-    """
-    if (path / "zero_to_fp32.py").is_file():
-        return f"a checkpoint of DeepSpeed, in pieces; put them together: cd {path} && python zero_to_fp32.py . weights"
-    if (path / "meta.pt").is_file() and (path / ".metadata").is_file():
-        return (
-            "a distributed checkpoint of Lightning, in pieces; put them together: "
-            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
-        )
-    if (path / ".metadata").is_file():
-        return f"a distributed checkpoint, in pieces; put them together: {CONVERT.format(path=path)}"
-    if any(path.glob("*.index.json")):
-        return "a model in several files (its index names them); save its state dict into one"
-    return None
 
 
 class Reader:
@@ -255,7 +222,7 @@ def _archive(reader: Reader, path: Path | None) -> Any:
     if f"{folder}constants.pkl" in records or f"{folder}archive_format" in records or not folder:
         if path is None:
             raise DamagedError("a file in it holds no tensors")
-        raise CheckpointError(_no_weights(records, path))
+        raise CheckpointError(archive_that_is_none(records, path))
     if sum(info.file_size for info in records.values()) > len(reader.view):
         raise DamagedError("its parts are larger than itself; they are compressed, or lie in each other")
     checked = records[pickles[0]].CRC != 0  # torch can be told to write none, and writes zeros then
@@ -296,22 +263,6 @@ def _file(data: mmap.mmap) -> Any:
 def _swapped(data: memoryview, size: int) -> memoryview:
     """Numbers in the other order of bytes."""
     return memoryview(bytearray(np.frombuffer(data, f"u{size}").byteswap().tobytes())) if size > 1 else data
-
-
-def _no_weights(records: Mapping[str, Any], path: Path | None) -> str:
-    """What an archive without weights is."""
-    if any(name.endswith("/constants.pkl") for name in records):
-        return (
-            f'{path} is a program of TorchScript, not weights alone; take them out: python -c "import torch; '
-            f"torch.save(torch.jit.load('{path}').state_dict(), 'weights.pt')\"."
-        )
-    if any(name.endswith("archive_format") for name in records):
-        return (
-            f'{path} is a program of torch.export, not weights alone; take them out: python -c "import torch; '
-            f"torch.save(torch.export.load('{path}').state_dict, 'weights.pt')\"."
-        )
-    held = ", ".join(list(records)[:3]) or "nothing"
-    return f"{path} is a zip archive that torch did not write (in it: {held}); unpack it: unzip {path}."
 
 
 def _pickles(reader: Reader) -> Any:

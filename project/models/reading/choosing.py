@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from project.models.architecture import Architecture
-from project.models.reading.inert import NumpyArray, Record, Unusable, module_state
+from project.models.reading.inert import module_state
 from project.models.reading.kin import OWN, self_supervision
 from project.models.reading.renaming import TABLES, TORCHVISION, Renaming
+from project.models.reading.stand_ins import NumpyArray, Record, Unusable
 from project.models.recognise import fitting
 
 Which = Literal["ema", "raw"]

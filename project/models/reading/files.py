@@ -14,9 +14,10 @@ from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Held, Which, bare
-from project.models.reading.inert import DamagedError, StandIn, Unusable, module_state
+from project.models.reading.inert import module_state
 from project.models.reading.packing import unpacked
 from project.models.reading.sound import sound_state
+from project.models.reading.stand_ins import DamagedError, StandIn, Unusable
 from project.runtime import tell
 
 WRAPPERS = ("network.", "module.", "model.", "_orig_mod.")  # FineTuneModule, DataParallel, custom, torch.compile

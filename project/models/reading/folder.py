@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from project.errors import CheckpointError
-from project.models.reading.archive import folder_that_is_none
+from project.models.reading.foreign import folder_that_is_none
 
 USUAL = (
     "checkpoints/best.ckpt", "best.ckpt", "model.safetensors", "pytorch_model.bin", "model_best.pth.tar",
