@@ -58,6 +58,8 @@ def check_words(arguments: Sequence[str]) -> None:
     files = takewhile(lambda word: not word.startswith("-"), others)
     if subcommand == "add-statistics":
         present(*files, what="The file of statistics")
+    elif subcommand == "export":
+        present(*files, what="The student")
     elif subcommand == "check":
         check_network_word(*(following for word, following in pairwise(others) if word == "--model"))
     else:
