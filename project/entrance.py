@@ -56,6 +56,8 @@ def check_words(arguments: Sequence[str]) -> None:
     files = takewhile(lambda word: not word.startswith("-"), others)
     if subcommand == "add-statistics":
         present(*files, what="The file of statistics")
+    elif subcommand == "average":
+        present(*files)
     elif subcommand == "check":
         check_network_word(*(following for word, following in pairwise(others) if word == "--model"))
     else:

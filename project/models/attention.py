@@ -4,6 +4,8 @@
 layers like any other: they can be matched, resized, fitted and counted.
 """
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
@@ -11,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.errors import TraceError
+
+PROJECTIONS = ("query", "key", "value")
 
 
 class Heads(nn.Module):
@@ -117,3 +121,28 @@ def written_out(network: nn.Module) -> nn.Module:
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, Attention(module))
     return network
+
+
+def fused(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a network whose attention is written out, under the names that they had before.
+
+    Args:
+        state: Tensors of what :func:`written_out` gave.
+        names: Of the tensors of what it was given.
+
+    Returns:
+        Names -> tensors; of those that are no attention's, as they are.
+    """
+    found = {}
+    for name in names:
+        stem, _, leaf = name.rpartition(".")
+        inner = f"{stem}." if stem else ""
+        if name in state:
+            found[name] = state[name]
+        elif match := re.fullmatch(r"in_proj_(weight|bias)", leaf):
+            found[name] = torch.cat([state[f"{inner}{one}.{match[1]}"] for one in PROJECTIONS])
+        elif match := re.fullmatch(r"([qkv])_proj_weight", leaf):
+            found[name] = state[f"{inner}{PROJECTIONS['qkv'.index(match[1])]}.weight"]
+        else:
+            found[name] = state[f"{stem.removesuffix('out_proj')}output.{leaf}"]
+    return found

@@ -82,16 +82,20 @@ class Held:
 
     Args:
         tree: What it holds.
-        keys: Names without the modules around, with the keys that lead there.
+        keys: Names without the modules around, with the tensors.
+        places: These names, with the keys that lead there in the file, joined by dots.
     """
 
     tree: Any
     keys: Mapping[str, Any] = field(init=False)
+    places: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Find the tensors."""
         found = dict(_tensors(self.tree, set()))
-        object.__setattr__(self, "keys", dict(zip(bare(found), found.values(), strict=True)))
+        names = bare(found)
+        object.__setattr__(self, "keys", dict(zip(names, found.values(), strict=True)))
+        object.__setattr__(self, "places", dict(zip(names, found, strict=True)))
 
     @cached_property
     def shapes(self) -> dict[str, Tensor]:
