@@ -363,4 +363,4 @@ def _safetensors(opened: Opened) -> Content:
             return Content(opened, tensors, metadata, form="safetensors")
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged: {reason}.") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {shown(reason)}.") from error
