@@ -68,9 +68,13 @@ class Weights(Description):
             CheckpointError: If there are several kinds, and the user wants one that is not there.
         """
         names = list(names)
-        if self.held is None or self.content is None or not names or set(names) == self.state_dict.keys():
+        counted = {name for name in names if not name.endswith("num_batches_tracked")}
+        if self.held is None or self.content is None or not names or counted <= self.names.keys() <= set(names):
             return self
-        if choice := _chosen(self.held, self.held.named(names), self.which, self.path, (), told):
+        found = self.held.named(names)
+        if set(names) == self.state_dict.keys() and len(found) < 2 and self.which is None:
+            return self
+        if choice := _chosen(self.held, found, self.which, self.path, (), told):
             return replace(self, state_dict=_clean(self.content, _values(self.held, choice)), names=choice.names)
         return self
 
