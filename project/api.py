@@ -167,7 +167,7 @@ def merges(
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))
-    place = Place(_path(options.get("folder")), _device(options.get("device")))
+    place = Place(_path(options.get("folder")), device_of(options.get("device")))
     with ExitStack() as alone:
         if place.folder is not None:
             check_writable(place.folder, f"folder is {place.folder}")
@@ -254,7 +254,7 @@ def _files(
         if not isinstance(domain, str | None):
             raise ConfigurationError(f"sources holds the domain {domain!r}; allowed: names, as text.")
         if isinstance(source, Mapping):
-            source = _described(source)
+            source = described(source)
         if isinstance(source, SourceFile):
             file = source
         elif isinstance(source, nn.Module):
@@ -270,7 +270,7 @@ def _files(
     return files
 
 
-def _described(source: Mapping[str, Any]) -> SourceFile:
+def described(source: Mapping[str, Any]) -> SourceFile:
     """What YAML says of a file, in Python.
 
     Raises:
@@ -324,7 +324,7 @@ def _mode(folders: ImageFolders) -> LabelMode:
     return "shared" if len({domain.classes for domain in folders.read()}) == 1 else "different"
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def device_of(device: torch.device | str | None) -> torch.device:
     """Where to run: a GPU with float64, in which layers are solved, else the CPU."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from project.errors import ConfigurationError, nearest, one_of, whole
 from project.models.cifar import CifarResNet, Shortcut
 from project.models.custom import make
+from project.models.pooled import PooledLayer
 from project.models.zoo import TIMM, build_timm, check_timm, plain_name
 
 Stem = Literal["imagenet", "small"]
+Head = Literal["plain", "fastai"]
 
 IMAGENET_NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 # Blocks per stage; the smallest is none of the paper's.
@@ -62,6 +64,8 @@ class Architecture:
         head_bias: Whether the layers of a ResNet's head have biases.
         shortcut: Of the networks for small pictures where the shape changes: ``projection`` (option B), or ``padding``
             with channels of zeros (option A).
+        head: Of a ResNet: ``plain``, or ``fastai``, which has a hidden layer that reads the largest and the mean value
+            of every channel, and a batch norm before each of its layers.
 
     Raises:
         ConfigurationError: If the name is not known, or a value does not go with it.
@@ -75,6 +79,7 @@ class Architecture:
     hidden: int = 0
     head_bias: bool = True
     shortcut: Shortcut = "projection"
+    head: Head = "plain"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -110,10 +115,13 @@ class Architecture:
                 f"shortcut is {self.shortcut!r}, but {self.name} has one kind; only {', '.join(CIFAR_NETS)} take "
                 f"another."
             )
-        if (self.hidden or self.head_bias is not True) and self.name not in architectures():
+        one_of(Head, head=self.head)
+        if self.head == "fastai" and not self.hidden:
+            raise ConfigurationError("head is 'fastai', which has a hidden layer, but hidden is 0; allowed: 1 or more.")
+        if (self.hidden or self.head_bias is not True or self.head != "plain") and self.name not in architectures():
             raise ConfigurationError(
-                f"hidden is {self.hidden} and head_bias {self.head_bias}, but {self.name} has a head of its own; "
-                f"allowed for: {', '.join(architectures())}."
+                f"hidden is {self.hidden}, head_bias {self.head_bias} and head {self.head!r}, but {self.name} has a "
+                f"head of its own; allowed for: {', '.join(architectures())}."
             )
         if self.arguments and self.name in CIFAR_NETS:
             raise ConfigurationError(f"arguments is {self.arguments}, but {self.name} takes none; allowed: width.")
@@ -124,7 +132,7 @@ class Architecture:
     @property
     def plain(self) -> dict[str, Any]:
         """Its fields as files keep them: those that came later only where they say something."""
-        later = {"hidden": 0, "head_bias": True, "shortcut": "projection"}
+        later = {"hidden": 0, "head_bias": True, "shortcut": "projection", "head": "plain"}
         return {name: value for name, value in asdict(self).items() if value != later.get(name, ...)}
 
     @property
@@ -176,7 +184,13 @@ class Architecture:
 
     def _headed(self, network: nn.Module) -> nn.Module:
         """The network with the head that is asked for in place of one linear layer."""
-        if self.hidden or not self.head_bias:
+        if self.head == "fastai":
+            channels = cast(nn.Linear, network.fc).in_features
+            network.avgpool = PooledLayer(channels, self.hidden, self.head_bias)
+            network.fc = nn.Sequential(
+                nn.ReLU(), nn.BatchNorm1d(self.hidden), nn.Linear(self.hidden, self.num_classes, self.head_bias)
+            )
+        elif self.hidden or not self.head_bias:
             inputs = cast(nn.Linear, network.fc).in_features
             layers = [nn.Linear(self.hidden or inputs, self.num_classes, self.head_bias)]
             if self.hidden:

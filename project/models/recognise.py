@@ -29,6 +29,7 @@ from project.models.zoo import FETCHING, TIMM, build_timm, head_of_timm, plain_n
 
 SAY_SO = "{path: FILE, architecture: NAME}, where NAME is torchvision's, timm/NAME or a dotted path to what builds it"
 HEADS = ("fc.weight", "fc.2.weight")
+POOLED = "avgpool.linear.weight"
 BLOCK = re.compile(r"layer(\d)\.\d+\.conv1\.weight")
 
 
@@ -175,13 +176,14 @@ def candidate(name: str, state_dict: Mapping[str, Tensor], arguments: Mapping[st
             f"known architectures: {', '.join(architectures())}; if it is another, say so: {SAY_SO}."
         )
     width = max(1, len(first) // 16) if name in CIFAR_NETS else 1
-    below = state_dict.get("fc.0.weight")
+    pooled = POOLED in state_dict
+    below = state_dict.get(POOLED if pooled else "fc.0.weight")
     hidden = 0 if below is None or "fc.weight" in state_dict else len(below)
     biased = ("fc.2.bias" if hidden else "fc.bias") in state_dict
     padded = name in CIFAR_NETS and not any(".downsample." in one for one in state_dict)
     stem: Stem = "small" if first.shape[-1] == 3 else "imagenet"
     shortcut: Shortcut = "padding" if padded else "projection"
-    return Architecture(name, len(head), stem, width, None, hidden, biased, shortcut)
+    return Architecture(name, len(head), stem, width, None, hidden, biased, shortcut, "fastai" if pooled else "plain")
 
 
 @lru_cache

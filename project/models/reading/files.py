@@ -68,9 +68,13 @@ class Weights(Description):
             CheckpointError: If there are several kinds, and the user wants one that is not there.
         """
         names = list(names)
-        if self.held is None or self.content is None or not names or set(names) == self.state_dict.keys():
+        counted = {name for name in names if not name.endswith("num_batches_tracked")}
+        if self.held is None or self.content is None or not names or counted <= self.names.keys() <= set(names):
             return self
-        if choice := _chosen(self.held, self.held.named(names), self.which, self.path, (), told):
+        found = self.held.named(names)
+        if set(names) == self.state_dict.keys() and len(found) < 2 and self.which is None:
+            return self
+        if choice := _chosen(self.held, found, self.which, self.path, (), told):
             return replace(self, state_dict=_clean(self.content, _values(self.held, choice)), names=choice.names)
         return self
 
@@ -212,7 +216,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     content = read_content(path, copied=True)
     if not isinstance(content.tree, dict):
-        raise CheckpointError(f"{path} holds {_kind(content.tree)}, not a checkpoint.")
+        raise CheckpointError(f"{path} holds {kind_of(content.tree)}, not a checkpoint.")
     taken = {name: content.plain(value) for name, value in content.tree.items() if name not in NOT_TAKEN}
     for name, value in taken.items():
         if (found := _foreign(value)) is not None:
@@ -260,7 +264,7 @@ def _split(content: Content) -> tuple[Mapping[Any, Any], Mapping[str, Any]]:
         if (state := module_state(tree)) is not None:
             return state, {}
         if not isinstance(tree, dict):
-            raise CheckpointError(f"{path} holds {_kind(tree)}, not a state dict.")
+            raise CheckpointError(f"{path} holds {kind_of(tree)}, not a state dict.")
         for key in HOLDERS:
             if isinstance(tree.get(key), dict):
                 return tree[key], Entries(content)
@@ -297,7 +301,7 @@ def _clean(content: Content, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
         if isinstance(value, Unusable):
             raise CheckpointError(f"{path} holds {name!r}, which is {value.kind}; allowed: plain tensors.")
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} is not a state dict: its entry {name!r} is {_kind(value)}.")
+            raise CheckpointError(f"{path} is not a state dict: its entry {name!r} is {kind_of(value)}.")
         state_dict[str(name)] = value
     state_dict = sound_state(state_dict, str(path), CheckpointError)
     return dict(zip(bare_names(state_dict), state_dict.values(), strict=True))
@@ -311,7 +315,7 @@ def _joined(content: Content, parts: Parts) -> Any:
     return values[0]
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What a value is, as a sentence goes on behind ``holds``."""
     if isinstance(value, StandIn):
         return f"an object of {shown(value.name or 'numpy')}"
@@ -328,7 +332,7 @@ def _foreign(value: object) -> str | None:
         return next((found for one in value if (found := _foreign(one))), None)
     if isinstance(value, Tensor | str | bytes | bytearray | int | float | complex | torch.dtype | None):
         return None
-    return f"a tensor that is {value.kind}" if isinstance(value, Unusable) else _kind(value)
+    return f"a tensor that is {value.kind}" if isinstance(value, Unusable) else kind_of(value)
 
 
 def bare_names(names: Iterable[str]) -> list[str]:
