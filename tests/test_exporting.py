@@ -222,11 +222,8 @@ def test_a_folder_that_timm_and_transformers_load(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(hub(given).logits, logits, atol=1e-5 * scale, rtol=0)
     assert [hub.config.id2label[index] for index in range(5)] == names
     data = timm.data.resolve_data_config({}, model=theirs)
-    assert (tuple(data["input_size"]), tuple(data["mean"]), data["interpolation"]) == (
-        (3, 32, 32),
-        PREPARED.mean,
-        "bicubic",
-    )
+    assert (tuple(data["input_size"]), tuple(data["mean"])) == (SHAPE, PREPARED.mean)
+    assert data["interpolation"] == "bicubic"
     assert int(32 / data["crop_pct"]) == 36
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "f")
     assert processor is not None
