@@ -24,7 +24,7 @@ from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.labels import LabelMode
+from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
@@ -93,7 +93,9 @@ def merge(
 
     Args:
         sources: Two or more: files of weights, folders that hold one, mappings such as ``{"path": FILE, "architecture":
-            NAME}``, or modules in memory, which stay as they are.
+            NAME}``, or modules in memory, which stay as they are. ``{"path": FILE, "head": "none"}`` is the trunk of a
+            ResNet alone, such as one that learnt without classes: students give each one's pooled values in place of
+            logits.
             As a mapping, domain -> the source that was trained on it; else the domain that its file says, or the one
             in its place among the pictures'.
         pictures: Domain -> pictures (n, channels, height, width) prepared as the sources expect them, or a DataLoader
@@ -183,10 +185,15 @@ def _students(
     options: MergeOptions,
 ) -> dict[str, Student]:
     """The students of one merge, by name."""
+    headless = {file.head for file, _ in files} == {"none"}
+    if not headless and (one := next((file for file, _ in files if file.head), None)):
+        raise ConfigurationError(
+            f"head of {one.path} is 'none', but others have heads; allowed: none of all, or of none."
+        )
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
     prepared = _common(loaded)
-    data = _data(pictures, loaded, options)
+    data: Any = _data(pictures, loaded, options)
     claims = [file for file, _ in files]
     if isinstance(data, GivenPictures):
         domains = list(data.calibration_domains)
@@ -196,6 +203,9 @@ def _students(
         said = (options.get("classes"), options.get("label_space"))
         labels = label_space_of(claims, loaded, domains, settings.without_source, *said)
         data.adopt(labels, prepared)
+    elif headless:
+        names, mode = list(data.label_space.domains), options.get("label_space")
+        data = Trunks(data, label_space_of(claims, loaded, names, settings.without_source, None, mode))
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
     with taken_up_again(place.folder):
@@ -232,6 +242,22 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return check_network(source.network, source.name, picture, tolerance, fresh=never_trained(source.network))
+
+
+class Trunks:
+    """Domains whose pictures trunks without heads are merged on: in place of their classes stand pooled values.
+
+    Args:
+        data: The domains.
+        labels: Their pooled values.
+    """
+
+    def __init__(self, data: Domains, labels: LabelSpace) -> None:
+        self._data, self.label_space = data, labels
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is that of the domains."""
+        return getattr(self._data, name)
 
 
 def _files(
@@ -289,7 +315,7 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     arguments = options.get("arguments") if file.arguments is None else file.arguments
     if isinstance(source, nn.Module):
         return source_of(source, str(file.path), architecture, arguments)
-    return load_source(file.path, file.name, architecture, arguments, file.weights)
+    return load_source(file.path, file.name, architecture, arguments, file.weights, file.head)
 
 
 def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions) -> Domains | GivenPictures:

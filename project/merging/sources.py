@@ -11,7 +11,7 @@ from project.errors import ConfigurationError
 from project.merging.classes import check_classes, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
-from project.models.reading.choosing import Which
+from project.models.reading.choosing import Headless, Which
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source
@@ -36,6 +36,8 @@ class SourceFile:
         arguments: Keyword arguments of the class or function; default: what the file says.
         weights: Of a file with several sets of weights, the averaged ones (ema) or the others (raw); default: the
             averaged ones.
+        head: none takes the trunk of a ResNet alone, whatever head its file has or lacks: its pooled values stand in
+            the place of logits. For project.merge.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class SourceFile:
     architecture: str | None = None
     arguments: dict[str, Any] | None = None
     weights: Which | None = None
+    head: Headless | None = None
 
 
 def as_files(sources: Sequence[SourceFile | Path]) -> list[SourceFile]:
@@ -64,7 +67,9 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     Raises:
         ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
-    sources = [load_source(file.path, file.name, file.architecture, file.arguments, file.weights) for file in files]
+    sources = [
+        load_source(file.path, file.name, file.architecture, file.arguments, file.weights, file.head) for file in files
+    ]
     check_distinct(sources)
     return sources
 

@@ -64,6 +64,10 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         self.files = as_files(sources)
+        if trunk := next((file for file in self.files if file.head), None):
+            raise ConfigurationError(
+                f"head of {trunk.path} is 'none', so that there are no classes to score; project.merge takes trunks."
+            )
         self.settings = Settings(
             list(methods) or [Average(), Permutation(), PLeaS()],
             [Budget.of(budget) for budget in budgets],

@@ -110,6 +110,8 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> ScoredNetwork:
+    if file.head:
+        raise ConfigurationError(f"head of {file.path} is 'none', which leaves no classes to score or to answer with.")
     weights = read_weights(file.path, file.weights)
     if is_student(weights):
         student = build_student(weights, file.architecture, file.arguments)
