@@ -182,7 +182,7 @@ def test_what_is_rewritten_stays(there: Path) -> None:
         (["photo.pth", "net.pth", "--pictures", "absent"], "--pictures is absent, which is not there."),
         (["photo.pth", "net.pth", "--pictures", "photo.pth"], "--pictures is photo.pth, which is no folder."),
         (["photo.pth", "net.pth", "--pictures", "empty"], "empty holds no domains; put pictures there as"),
-        (["photo.pth", "net.pth", "--pictures", "pictures/photo"], "has no pictures in pictures/photo/cat"),
+        (["photo.pth", "net.pth", "--pictures", "pictures/photo"], "Domain cat holds pictures and no folders"),
         (["--budget", "1.2", "photo.pth", "net.pth"], "photo.pth stands behind --budget, as one of its values"),
         ([*FILES, "--budget", "big"], "budgets holds 'big'; allowed: a number of times"),
         ([*FILES, "--budget", "900", "MMAC"], "budgets holds 'MMAC'"),

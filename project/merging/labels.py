@@ -46,8 +46,14 @@ def label_space_of(
             by_domain.setdefault(domain, _classes(source, domain, names, classes))
     for domain in without_source:
         by_domain.setdefault(domain, next(iter(by_domain.values())))
-    ordered = {domain: by_domain[domain] for domain in domains}
+    ordered = _agreed({domain: by_domain[domain] for domain in domains})
     return LabelSpace(ordered, mode or ("shared" if len(set(ordered.values())) == 1 else "different"))
+
+
+def _agreed(by_domain: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Domains of the same classes have them in one order, that of the first of them, whatever their sources'."""
+    orders: dict[frozenset[str], tuple[str, ...]] = {}
+    return {domain: orders.setdefault(frozenset(names), names) for domain, names in by_domain.items()}
 
 
 def _classes(source: Source, domain: str, domains: Sequence[str], classes: Classes | None) -> tuple[str, ...]:
@@ -56,6 +62,8 @@ def _classes(source: Source, domain: str, domains: Sequence[str], classes: Class
     known = source.description.label_space
     if given is None and known is not None:
         given = known.classes.get(domain) or (next(iter(known.classes.values())) if len(known.heads) == 1 else None)
+    elif given is None and len(source.description.class_names or ()) == source.logits:
+        given = source.description.class_names
     if given is None:
         heads = len(domains) if known is not None and len(known.heads) > 1 else 1
         return tuple(map(str, range(source.logits // heads)))

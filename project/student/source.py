@@ -108,7 +108,7 @@ def read_source(
         student = build_student(weights, architecture, arguments)
         return Source(name, _dense(student, str(weights.path)), _described(student), weights.sha256, weights.path)
     network, weights = build_network(weights, architecture, arguments)
-    description = Description(weights.architecture, weights.label_space, weights.preprocessing)
+    description = Description(weights.architecture, weights.label_space, weights.preprocessing, weights.class_names)
     return Source(name, written_out(network), description, weights.sha256, weights.path)
 
 

@@ -14,6 +14,7 @@ from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Held, Which, bare
+from project.models.reading.classes import named
 from project.models.reading.inert import module_state
 from project.models.reading.packing import unpacked
 from project.models.reading.sound import sound_state
@@ -126,7 +127,7 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
         one_of(Which, weights=which)
     content = read_content(path)
     tensors, entries = _split(content)
-    description = _described(path, entries)
+    description = named(_described(path, entries), content.tree)
     objects = []
     if content.passed:
         more = len(content.passed) - NAMES_SHOWN
@@ -184,7 +185,8 @@ def read_description(path: str | Path) -> Description:
     Raises:
         CheckpointError: If there is no such file, or it is damaged or of another kind.
     """
-    return _described(Path(path), _split(read_content(path))[1])
+    content = read_content(path)
+    return named(_described(Path(path), _split(content)[1]), content.tree)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
