@@ -12,7 +12,7 @@ from torch import nn
 from project.allocation import Budget, check_budgets
 from project.data.calibration import Calibration
 from project.data.domains import Domains
-from project.data.folders import ImageFolders
+from project.data.folders import ClassOrder, ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
 from project.merging.classes import agreed_preprocessing
@@ -24,7 +24,7 @@ from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.labels import LabelMode, LabelSpace
+from project.models.labels import CODE_POINTS, LabelMode, LabelSpace
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
@@ -51,6 +51,8 @@ class MergeOptions(TypedDict, total=False):
         image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
             where there are no pictures (default: what the sources' files say, else 224). How pictures in folders are
             cropped and normalised the files say, too.
+        class_order: Which class of pictures in folders is which logit: ``code points`` (default), ``natural``, as timm
+            sorts folders, or a list of all names.
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
         batch_size: Pictures of each domain in a batch (default: 64).
         architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
@@ -70,6 +72,7 @@ class MergeOptions(TypedDict, total=False):
     base: str | Path | None
     without_source: Sequence[str]
     image_size: int
+    class_order: ClassOrder
     calibration: Calibration
     batch_size: int
     architecture: Any
@@ -326,7 +329,7 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
     if isinstance(pictures, str | Path):
         known = {source.origin: source.description.preprocessing for source in loaded}
         agreed = {"image_size": DEFAULT_SIZE, **agreed_preprocessing(known, stated), **stated}
-        folders = ImageFolders(pictures)
+        folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
         mode = options.get("label_space") or _mode(folders)
         data = Domains(
             folders,
@@ -378,14 +381,14 @@ def _check_options(pictures: AnyPictures, options: MergeOptions) -> None:
     for name in options:
         if name not in known:
             raise ConfigurationError(f"{name!r} is no option of a merge{nearest(name, known)}.")
-    idle: tuple[str, ...] = ("image_size", "calibration")
+    idle: tuple[str, ...] = ("image_size", "class_order", "calibration")
     kind = "in memory"
     if isinstance(pictures, Domains):
-        kind, idle = "Domains", ("classes", "label_space", "image_size", "batch_size", "calibration")
+        kind, idle = "Domains", ("classes", "class_order", "label_space", "image_size", "batch_size", "calibration")
     elif isinstance(pictures, str | Path):
         kind, idle = "in class folders", ("classes",)
     elif pictures is None:
-        kind, idle = "None", ("batch_size", "calibration")
+        kind, idle = "None", ("class_order", "batch_size", "calibration")
     given: dict[str, Any] = {**options}
     for name in idle:
         if given.get(name) is not None:

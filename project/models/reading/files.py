@@ -14,6 +14,7 @@ from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Headless, Held, Which, bare
+from project.models.reading.classes import named
 from project.models.reading.config import Said, said_beside, said_by_training
 from project.models.reading.folder import weights_file
 from project.models.reading.inert import module_state
@@ -265,7 +266,7 @@ def file_hash(path: str | Path) -> str:
 def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Description, Said | None]:
     """What a file says of itself, and where it does not, what stands beside it or its training says."""
     try:
-        found = Description.from_entries(entries)
+        found = named(Description.from_entries(entries), tree)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if found.architecture is not None:
@@ -276,7 +277,7 @@ def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Descr
     known = replace(
         found,
         preprocessing=found.preprocessing or said.preprocessing,
-        class_names=said.class_names if found.label_space is None else None,
+        class_names=(found.class_names or said.class_names) if found.label_space is None else None,
     )
     return known, said
 
