@@ -20,7 +20,7 @@ from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
 from project.merging.preparation import go_together
-from project.merging.settings import Place, Settings
+from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
@@ -63,6 +63,8 @@ class MergeOptions(TypedDict, total=False):
             emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
         memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
+        audit: Where a source's running statistics fit clearly better to another reading of it, such as another order
+            of colours: ``stop``, ``warn``, or do not look (``off``; default: stop).
         renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
         progress: Whether bars show how far it is, on a terminal (default: true).
     """
@@ -81,6 +83,7 @@ class MergeOptions(TypedDict, total=False):
     folder: str | Path | None
     statistics: str | Path | None
     memory: str | None
+    audit: Audit
     renormalise: bool
     progress: bool
 
@@ -169,6 +172,7 @@ def merges(
         base=_base(options.get("base")),
         statistics=_path(options.get("statistics")),
         memory=options.get("memory"),
+        audit=options.get("audit", "stop"),
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))

@@ -1,10 +1,12 @@
 """Domains of any data sets: listed, split, checked, and handed out to calibrate with; needs no trainer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
@@ -12,7 +14,7 @@ from project.data.checking import OnError, PictureCheck, check_loading
 from project.data.domain import Domain, DomainSet, Sample, choose
 from project.data.fingerprint import picture_sums, transform_entries
 from project.data.mixed import MixedLoader
-from project.data.pictures import CalibrationPictures
+from project.data.pictures import CalibrationPictures, Pictures
 from project.data.sharding import EachOnce
 from project.data.splits import Splits, by_class, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
@@ -80,6 +82,8 @@ class Domains:
     Raises:
         ConfigurationError: Where an argument has an impossible value.
     """
+
+    prepares = True
 
     def __init__(
         self,
@@ -243,6 +247,25 @@ class Domains:
             self.samples(domain, "test")
         for domain, samples in found.items():
             self._check.account(samples, self.preprocessing, f"domain {domain}" if domain != PUBLIC else PUBLIC)
+
+    def sample(self, domain: str, count: int, scale: float = 1.0) -> Tensor:
+        """Some of the calibration pictures of a domain, evenly over them: at most (count, 3, image_size, image_size).
+
+        Args:
+            domain: One of ``calibration_domains``.
+            count: How many, at most.
+            scale: Factor on their side; they are prepared anew, as larger or smaller ones.
+
+        Raises:
+            DataError: If one cannot be read, or there are none.
+        """
+        samples, prepared = self.samples(domain, "calibration"), self.preprocessing
+        if scale != 1:
+            sides = [round(side * scale) for side in (prepared.image_size, prepared.resized)]
+            prepared = replace(prepared, image_size=sides[0], resize=max(sides))
+        count = min(count, len(samples))
+        pictures = Pictures(samples, evaluation_transform(prepared))
+        return torch.stack([pictures.picture(place * len(samples) // count) for place in range(count)])
 
     def calibration_batches(self, labelled: bool = False) -> MixedLoader:
         """Batches that map every domain to pictures (B, 3, image_size, image_size), or None once it has no more.
