@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.errors import TraceError
+from project.models.plain_layers import linear
+from project.models.projections import projected
+from project.models.standardised import weights_computed
 
 
 class Heads(nn.Module):
@@ -56,10 +59,10 @@ class Attention(nn.Module):
         device = fused.out_proj.weight.device
         biases = (None,) * 3 if fused.in_proj_bias is None else fused.in_proj_bias.detach().chunk(3)
         self.query, self.key, self.value = (
-            _linear(weight, bias, device) for weight, bias in zip(_projections(fused), biases, strict=True)
+            linear(weight, bias, device) for weight, bias in zip(_projections(fused), biases, strict=True)
         )
         self.heads = Heads(size // fused.num_heads, batch_first=fused.batch_first, dropout=fused.dropout)
-        self.output = _linear(fused.out_proj.weight, cast(Tensor | None, fused.out_proj.bias), device)
+        self.output = linear(fused.out_proj.weight, cast(Tensor | None, fused.out_proj.bias), device)
         self.train(fused.training)
 
     def forward(
@@ -89,17 +92,8 @@ def _projections(fused: nn.MultiheadAttention) -> tuple[Tensor, ...]:
     return tuple(cast(Tensor, one).detach() for one in (fused.q_proj_weight, fused.k_proj_weight, fused.v_proj_weight))
 
 
-@torch.no_grad()
-def _linear(weight: Tensor, bias: Tensor | None, device: torch.device) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device, weight.dtype)
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
-    return layer
-
-
 def written_out(network: nn.Module) -> nn.Module:
-    """The network with every multi-head attention in it written out.
+    """The network with what its modules do at once written out, as a layer each: attention, computed weights.
 
     Args:
         network: Changed in place.
@@ -116,4 +110,6 @@ def written_out(network: nn.Module) -> nn.Module:
             return Attention(module)
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, Attention(module))
+    projected(network)
+    weights_computed(network)
     return network
