@@ -28,6 +28,7 @@ from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.models.reading.folder import weights_file
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
+from project.runtime.memory import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
@@ -58,7 +59,8 @@ class MergeOptions(TypedDict, total=False):
         folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
             emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
-        memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
+        memory: Most memory to take beside what the process holds before, mapped files apart, such as '16 GB'; what
+            takes more waits in the folder. Default: what is free.
         renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
         progress: Whether bars show how far it is, on a terminal (default: true).
     """
@@ -196,7 +198,7 @@ def _students(
         data.adopt(labels, prepared)
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    with taken_up_again(place.folder):
+    with taken_up_again(place.folder), held_tight(settings.memory is not None):
         drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 

@@ -1,7 +1,10 @@
 """How much memory a merge takes, planned before it begins: what is gathered together, and what waits on disk."""
 
+import ctypes
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -24,6 +27,10 @@ class MemoryEstimate:
 
     whole: int = 0
     least: int = 0
+
+    def adding(self, count: int) -> "MemoryEstimate":
+        """Add bytes that are in memory in any case."""
+        return MemoryEstimate(self.whole + count, self.least + count)
 
     @staticmethod
     def most(*estimates: "MemoryEstimate") -> "MemoryEstimate":
@@ -146,6 +153,49 @@ def _group_bytes() -> list[int]:
         caches = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
         left.append(int(limit.read_text()) - int(used.read_text()) + (int(caches[1]) if caches else 0))
     return [max(0, count) for count in left]
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's ``mallopt``."""
+
+LARGE = 2**20
+"""Bytes of blocks that go back to the system at once where memory is limited."""
+
+USUAL = 32 * 2**20
+"""Where glibc's own limit for these ends, in a process that has freed large blocks; it cannot be made to move again."""
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, which glibc keeps for blocks to come: up to all that a pass has held."""
+    if (trim := _glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+@contextmanager
+def held_tight(limited: bool) -> Iterator[None]:
+    """While open, large blocks that are freed go back to the system at once, or the limit would count them, too.
+
+    Every one of them then has pages of its own, which take time to come by.
+
+    Args:
+        limited: Whether there is a limit; else nothing is done.
+    """
+    options = _glibc("mallopt") if limited else None
+    if options is None:
+        yield
+        return
+    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        options(option, LARGE)
+    try:
+        yield
+    finally:
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            options(option, USUAL)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    """A function of the C library, where that is glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def read_bytes(text: str) -> int:
