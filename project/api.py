@@ -28,7 +28,7 @@ from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.models.reading.folder import weights_file
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
-from project.runtime.memory import held_tight
+from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of

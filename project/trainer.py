@@ -31,7 +31,7 @@ from project.report import (
 )
 from project.report.collect import collect
 from project.runtime import World, atomic_file, warn
-from project.runtime.memory import held_tight
+from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.runtime.space import writing

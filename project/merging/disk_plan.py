@@ -47,7 +47,7 @@ def disk_needs(
         if plan.spill:
             waiting = plan.estimate.whole - plan.estimate.least
             if PICTURES in settings.needs:
-                waiting += picture_bytes(problem.spec, sum(pictures.local.values()))
+                waiting = max(waiting, picture_bytes(problem.spec, sum(pictures.local.values())))
         each = _passes(gathering, plan, settings) + waiting + fits + students
         needs[progress] = each * place.beside - present_bytes(progress)
     if place.students is not None:

@@ -20,7 +20,7 @@ from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import MemoryPlan, PhaseClock, Progress, World, tell
-from project.runtime.memory import give_back
+from project.runtime.allocator import give_back
 from project.runtime.space import check_space
 from project.student import batch_norms, running_variances
 

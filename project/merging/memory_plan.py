@@ -7,10 +7,10 @@ from math import ceil
 import torch
 
 from project.allocation import Budget, stored_bytes
-from project.fit.memory_estimate import gather_bytes, gradient_bytes, walk_bytes, widest
+from project.fit.memory_estimate import gather_bytes, gradient_bytes, picture_bytes, walk_bytes, widest
 from project.merging.settings import Place, Settings
 from project.methods import PictureCounts, Problem
-from project.moments import needs_gradients
+from project.moments import PICTURES, needs_gradients
 from project.moments.fisher import chunk
 from project.runtime import MemoryEstimate, MemoryPlan, free_bytes, plan_memory, read_bytes
 from project.runtime.memory import size
@@ -23,10 +23,11 @@ class Planner:
     Args:
         room: Bytes that the merge may take.
         batch: Bytes that running the sources on one batch takes.
-        estimate: Most that a fit takes, or running a student on a batch, with the students beside it.
+        estimate: Most that making students takes, or running one on a batch, with all of them beside it.
         free: What was free, in words.
         running: Bytes that running a student on a batch takes.
         students: Bytes of all students.
+        kept: Bytes of pictures that methods look at again.
     """
 
     room: int
@@ -35,6 +36,7 @@ class Planner:
     free: str
     running: int = 0
     students: int = 0
+    kept: int = 0
 
     @classmethod
     def of(
@@ -72,11 +74,12 @@ class Planner:
         running = walk_bytes(max(_widest(problem, budget) for budget in settings.budgets), together)
         students = student_bytes(problem, settings)
         most = MemoryEstimate.most(estimate, MemoryEstimate(running, running)).adding(students)
-        return cls(room, batch, most, message, running, students)
+        kept = picture_bytes(problem.spec, sum(pictures.local.values())) if PICTURES in settings.needs else 0
+        return cls(room, batch, most, message, running, students, kept)
 
     def plan(self, moments: Mapping[str, int]) -> MemoryPlan:
         """For some moments, by name, with the bytes of each; see :func:`~project.runtime.memory.plan_memory`."""
-        return plan_memory(moments, self.batch if moments else 0, self.estimate, self.room)
+        return plan_memory(moments, self.batch if moments else 0, self.estimate, self.room, self.kept)
 
     def within(self, room: int) -> "Planner":
         """The same with other room."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from anonymous import STATUS, held
+from anonymous import STATUS
 from helpers import make_problem, pictures, random_network, resnet, run
 from live import peak_bytes
 
@@ -22,7 +22,7 @@ from project.merging.passes import GatheringPass
 from project.merging.settings import Place, Settings
 from project.methods import Average, Permutation, PictureCounts, PLeaS
 from project.runtime import MemoryEstimate
-from project.runtime.memory import _glibc, give_back, held_tight, read_bytes
+from project.runtime.memory import read_bytes
 
 needs_linux = pytest.mark.skipif(
     not STATUS.exists() or "RssAnon" not in STATUS.read_text(), reason="Linux alone tells mapped files apart"
@@ -32,6 +32,7 @@ FIT = {"class_path": "project.methods.PLeaS"}
 METHODS: dict[str, list[dict[str, Any]]] = {
     "sequential": [FIT],
     "joint": [{**FIT, "init_args": {"fit": "joint"}}],
+    "permutation": [{"class_path": "project.methods.Permutation"}],
 }
 
 
@@ -67,20 +68,8 @@ def test_a_plan_counts_students_and_what_runs_beside_them() -> None:
     assert scored.running == 10 * small.running, "of 120 pictures, where re-estimation has 3 times 4"
     narrow = Planner.of(problem, Settings([Average()], budgets[:1]), counts, MemoryEstimate(), Place())
     assert 3 * narrow.running == small.running
-    with pytest.raises(ConfigurationError, match="the fit takes about"):
+    with pytest.raises(ConfigurationError, match="making and running students takes about"):
         small.within(small.estimate.least - 1).plan({})
-
-
-@needs_linux
-@pytest.mark.skipif(_glibc("malloc_trim") is None, reason="another C library than glibc")
-def test_freed_memory_goes_back_to_the_system() -> None:
-    """Though blocks between are still in use."""
-    blocks = [torch.ones(2**14) for _ in range(2000)]  # 64 KiB each, which no allocator maps by themselves
-    full = held()
-    del blocks[::2]
-    give_back()
-    assert full - held() > 2000 * 2**16 // 4
-    assert len(blocks) == 1000
 
 
 def arguments(folder: Path, memory: str, methods: list[dict[str, Any]]) -> list[str]:
@@ -96,19 +85,6 @@ def arguments(folder: Path, memory: str, methods: list[dict[str, Any]]) -> list[
         "--data.domains", "[clipart, sketch]", "--data.image_size", "32", "--data.validation_fraction", "0",
         "--data.batch_size", "8",
     ]  # fmt: skip
-
-
-@needs_linux
-@pytest.mark.skipif(_glibc("mallopt") is None, reason="another C library than glibc")
-def test_under_a_limit_large_blocks_go_back_at_once() -> None:
-    with held_tight(True):
-        blocks = [torch.ones(2**19) for _ in range(40)]  # 2 MiB each
-        full = held()
-        del blocks[::2]
-        assert full - held() > 0.9 * 20 * 2**21
-        assert len(blocks) == 20
-    with held_tight(False):
-        assert torch.ones(2**19).sum() == 2**19
 
 
 def least(folder: Path, methods: list[dict[str, Any]], patch: pytest.MonkeyPatch) -> int:
@@ -136,14 +112,10 @@ def began(*_: object) -> None:
 @pytest.mark.filterwarnings("ignore:layer .* may have")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_merge_holds_its_memory(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least with which it begins is not exceeded by more than a fifth, by all that it does.
-
-    Or 100 MB where that is less: what libraries take once they are first used, for scores among them, is no small part
-    of a smaller limit.
-    """
+    """The least with which it begins is not exceeded by more than a fifth, by all that it does."""
     for seed in range(2):
         torch.save(resnet("resnet20", seed, 12, 2).state_dict(), tmp_path / f"{seed}.pth")
-    limit = max(10**8, least(tmp_path, METHODS[method], monkeypatch))
+    limit = least(tmp_path, METHODS[method], monkeypatch)
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parents[1] / "anonymous.py"),
          *arguments(tmp_path, f"{limit} B", METHODS[method])],
