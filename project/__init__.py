@@ -4,6 +4,7 @@ Five lines of it, without a command and without Lightning::
 
     student = project.merge(["photo.pth", "sketch.pth"], {"photo": photos, "sketch": sketches}, budget=1.2)
     students = project.merges(sources, pictures, budgets=[1, 1.5], methods=["pleas", "average"])
+    project.average(["photo.pth", "sketch.pth"], "mean.pth", "my_pictures")
     report = project.check(network)
     project.save_student(student, "merged.safetensors")
     student = project.load_student("merged.safetensors")
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from project.api import check, merge, merges
+    from project.averaging import average
     from project.report.check import CheckReport
     from project.student import Student, load_student, save_student
 
-__all__ = ["CheckReport", "Student", "check", "load_student", "merge", "merges", "save_student"]
+__all__ = ["CheckReport", "Student", "average", "check", "load_student", "merge", "merges", "save_student"]
 
 _PLACES = {
     "project.api": ("check", "merge", "merges"),
+    "project.averaging": ("average",),
     "project.report.check": ("CheckReport",),
     "project.student": ("Student", "load_student", "save_student"),
 }

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from project.adding import add_statistics_parser, run_add_statistics
+from project.averaging import average_parser, run_average
 from project.callbacks import (
     LAST,
     AtomicConfig,
@@ -69,6 +70,7 @@ class Command:
 
 COMMANDS = {
     "check": Command(check_parser, run_check),
+    "average": Command(average_parser, run_average),
     "add-statistics": Command(add_statistics_parser, run_add_statistics),
 }
 

@@ -108,12 +108,14 @@ def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = " ".join(capsys.readouterr().out.split())
-    assert "{fit,validate,test,predict,merge,check,add-statistics}" in listed
+    assert "{fit,validate,test,predict,merge,check,average,add-statistics}" in listed
     assert "check Show the permutation groups of a network, and prove that they hold on it." in listed
     assert "add-statistics Add the statistics of shards" in listed
 
 
-@pytest.mark.parametrize(("name", "option"), [("check", "--image-size"), ("add-statistics", "--out")])
+@pytest.mark.parametrize(
+    ("name", "option"), [("check", "--image-size"), ("average", "--pictures"), ("add-statistics", "--out")]
+)
 def test_its_help(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([name, "--help"])
@@ -129,6 +131,8 @@ def test_its_help(name: str, option: str, capsys: pytest.CaptureFixture[str]) ->
         (["check"], "model is missing; see 'pleas check --help'."),
         (["check", "--model", "resnet18", "--image-size", "big"], "image_size: expected int; got value: big"),
         (["add-statistics"], "see 'pleas add-statistics --help'."),
+        (["average", "a.pth", "b.pth"], "out is missing; see 'pleas average --help'."),
+        (["average", "a.pth", "b.pth", "--out", "c", "--align", "luck"], "align: expected "),
     ],
 )
 def test_misspelt_arguments(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,9 @@ def test_options_overrule_a_file_behind_them(tmp_path: Path, capsys: pytest.Capt
 def test_an_unknown_subcommand() -> None:
     with pytest.raises(ConfigurationError, match=r"no subcommand 'merg'; nearest: merge; see 'pleas --help'\."):
         main(["merg", "--config", "x"])
-    with pytest.raises(ConfigurationError, match=r"'xyz'; allowed: fit, .*, merge, check, add-statistics; see"):
+    with pytest.raises(
+        ConfigurationError, match=r"'xyz'; allowed: fit, .*, merge, check, average, add-statistics; see"
+    ):
         main(["xyz"])
 
 

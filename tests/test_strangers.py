@@ -102,6 +102,7 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
     evaluation = ["--model", "project.modules.EvaluationModule", *data(place)]
     refine = ["fit", *quiet(out / "refined"), "--trainer.max_epochs", "1", "--model", "project.modules.RefineModule"]
     refine += [*data(place, kind="UnlabelledDataModule"), "--model.student", str(files["student"])]
+    average = ["average", str(files["clipart"]), str(files["sketch"])]
     one, networks = f"[{files['student']}]", f"[{files['student']}, {files['sketch']}]"
     return {
         "merge": ([*merge, "--model.base", str(files["base"])], None),
@@ -110,6 +111,7 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
             "damaged or no file of statistics",
         ),
         "merge, base": ([*merge, "--overwrite", "true", "--model.base", str(files["objects"])], "is not a state dict"),
+        "average": ([*average, "--out", str(out / "mean.pth"), "--image-size", "16"], None),
         "check": (["check", "--model", str(files["clipart"]), "--image-size", "16"], None),
         "check, a module": (["check", "--model", str(files["sketch"]), "--image-size", "16"], None),
         "add": (

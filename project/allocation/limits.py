@@ -24,7 +24,7 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
 
     Args:
         spec: Groups of the sources.
-        fixed: Unit maps of the picture and of the logits.
+        fixed: Unit map of the logits, and perhaps of the picture.
         budgets: The budgets.
 
     Raises:
@@ -35,7 +35,7 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
         return
     heads = fixed[spec.output.name]
     grown = {group.name: UnitMap.apart((group.size,) * heads.sources) for group in growing(spec)}
-    merged = {group.name: UnitMap.identity(group.size, heads.sources) for group in spec.free}
+    merged = {group.name: UnitMap.identity(group.size, heads.sources) for group in spec.groups.values()}
     for budget in budgets:
         size = source_size(spec, heads, budget.unit)
         largest = nominal_size(spec, {**merged, **fixed, **grown}, budget.unit) / size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from project.data.domain import Domain, DomainSet, Sample
 from project.data.domains import Domains
 from project.data.folders import ImageFolders, PictureFolder
-from project.data.pictures import open_picture
+from project.data.opening import open_picture
 from project.data.sets.cub import CUB
 from project.data.sets.dogs import StanfordDogs
 from project.data.sets.domainnet import DomainNet

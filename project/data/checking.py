@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from torch import distributed
 
 from project.data.domain import Sample
-from project.data.pictures import defect
+from project.data.opening import defect
 from project.errors import DataError, one_of, whole
 from project.runtime import warn
 

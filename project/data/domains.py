@@ -18,7 +18,16 @@ from project.data.splits import Splits, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
 from project.errors import ConfigurationError, DataError, seeds, share, whole
 from project.models.labels import LabelMode, LabelSpace
-from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Crop, Preprocessing
+from project.models.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    Crop,
+    Interpolation,
+    Orientation,
+    Preprocessing,
+    resize_of,
+)
 from project.moments import Fingerprint
 from project.symmetry import Spec
 
@@ -41,6 +50,16 @@ class Domains:
         std: Standard deviation of red, green and blue, by which every picture is divided.
         crop: How pictures that are not square are fitted: ``center`` resizes the shorter side and keeps the middle,
             ``squash`` resizes the whole.
+        resize: Side to which they are resized before the middle of ``image_size`` is kept, such as 256 for 224;
+            ``image_size`` when null.
+        crop_pct: The same as a share, as timm tells it: the side is image_size / crop_pct, rounded down.
+        interpolation: How they are resized: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` or
+            ``lanczos``.
+        orientation: ``applied``: pictures stand as their camera noted (EXIF); ``ignored``: as their pixels lie.
+        ground: Colour on which transparent pictures are laid: ``white``, ``grey``, ``black`` or ``#rrggbb``; when null
+            their transparency is dropped.
+        channels: Order in which the networks read channels, ``RGB`` or ``BGR``; ``mean`` and ``std`` stay those of
+            red, green and blue.
         batch_size: Pictures in a batch.
         num_workers: Processes that load pictures, for each loader.
         augment: Whether training pictures are cropped and mirrored at random.
@@ -69,6 +88,12 @@ class Domains:
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop: Crop = "center",
+        resize: int | None = None,
+        crop_pct: float | None = None,
+        interpolation: Interpolation = "bilinear",
+        orientation: Orientation = "applied",
+        ground: str | None = None,
+        channels: Channels = "RGB",
         batch_size: int = 64,
         num_workers: int = 0,
         augment: bool = True,
@@ -89,7 +114,13 @@ class Domains:
             self.sets[0].root = Path(root)
         self.domains = domains
         self.label_mode = label_space
-        self.preprocessing = Preprocessing(image_size, mean, std, crop)
+        if crop_pct is not None:
+            if resize is not None:
+                raise ConfigurationError(f"resize is {resize} and crop_pct {crop_pct}; allowed: one of them.")
+            resize = resize_of(image_size, crop_pct)
+        self.preprocessing = Preprocessing(
+            image_size, mean, std, crop, resize, interpolation, orientation, ground, channels
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augment = augment

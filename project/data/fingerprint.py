@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 from project.data.domain import Sample
@@ -35,4 +34,4 @@ def picture_sums(
 
 def transform_entries(preprocessing: Preprocessing, views: int, seed: int) -> dict[str, Any]:
     """What pictures go through, as plain values; the seed counts where there are views at random."""
-    return {**asdict(preprocessing), "views": views, **({"seed": seed} if views > 1 else {})}
+    return {**preprocessing.plain, "views": views, **({"seed": seed} if views > 1 else {})}

@@ -1,24 +1,17 @@
 """Pictures as torch data sets."""
 
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from project.data.domain import Sample
+from project.data.opening import open_picture
 from project.data.sharding import seed_of
 from project.data.transforms import Transform
-from project.errors import DataError
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What pictures are decoded as, whatever their suffix: Pillow would hand others on to programs, such as Ghostscript."""
 
 
 class Pictures(Dataset[Any]):
@@ -46,7 +39,11 @@ class Pictures(Dataset[Any]):
 
     def picture(self, index: int) -> Tensor:
         """The picture alone."""
-        return self.transform(open_picture(self.samples[index][0]))
+        return self._shown(index, self.transform)
+
+    def _shown(self, index: int, transform: Transform) -> Tensor:
+        """A picture, opened and transformed in one way."""
+        return transform(open_picture(self.samples[index][0], transform.preprocessing))
 
 
 class CalibrationPictures(Pictures):
@@ -93,7 +90,7 @@ class CalibrationPictures(Pictures):
         if view == 0:
             return self.picture(number)
         with drawing(self.seed, view, number):
-            return self.varied(open_picture(self.samples[number][0]))
+            return self._shown(number, self.varied)
 
 
 class TrainingPictures(Pictures):
@@ -142,45 +139,3 @@ def drawing(*numbers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Open and decode a picture as RGB, the way up that its camera has noted (EXIF).
-
-    Raises:
-        DataError: Where the file cannot be read as a picture.
-    """
-    try:
-        with _opened(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # whatever a decoder raises that is given nonsense
-        raise DataError(f"{path} cannot be read as a picture: {_reason(error)}.") from error
-
-
-def defect(path: Path) -> str | None:
-    """Why a file cannot be decoded as a picture; None where it can.
-
-    A JPEG is decoded at an eighth of its size, which finds truncation as well and is several times faster.
-    """
-    try:
-        with _opened(path) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))
-            ImageOps.exif_transpose(image)
-    except Exception as error:  # whatever a decoder raises that is given nonsense
-        return _reason(error)
-    return None
-
-
-def _opened(path: str | Path) -> Image.Image:
-    """A picture whose head has been read.
-
-    Raises:
-        OSError: If it is no file: opening a pipe would wait for ever.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("it is no file")
-    return Image.open(path, formats=FORMATS)
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")

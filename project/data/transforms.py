@@ -1,17 +1,34 @@
 """From an opened picture to a normalised tensor."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from project.models.preprocessing import Preprocessing
 
-Transform: TypeAlias = Callable[[Image.Image], Tensor]
-"""Makes float32 of shape (3, image_size, image_size) of an RGB picture."""
+
+class Transform:
+    """Makes float32 of shape (3, image_size, image_size) of an RGB picture.
+
+    Args:
+        preprocessing: What it goes through; files are opened as it says, too.
+        steps: What fits it to the input's size.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, steps: Sequence[v2.Transform]) -> None:
+        self.preprocessing = preprocessing
+        mean, std = map(list, (preprocessing.mean, preprocessing.std))
+        self._steps = v2.Compose([
+            *steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)
+        ])  # fmt: skip
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """The network's input, its channels in the order in which the network reads them."""
+        made: Tensor = self._steps(picture)
+        return made.flip(0) if self.preprocessing.channels == "BGR" else made
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
@@ -20,7 +37,7 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     Args:
         preprocessing: Size, normalisation and how a picture that is not square is fitted.
     """
-    return _compose(_fit(preprocessing), preprocessing)
+    return Transform(preprocessing, _fit(preprocessing))
 
 
 def mirroring_transform(preprocessing: Preprocessing) -> Transform:
@@ -29,27 +46,24 @@ def mirroring_transform(preprocessing: Preprocessing) -> Transform:
     Args:
         preprocessing: Size, normalisation and how a picture that is not square is fitted.
     """
-    return _compose([*_fit(preprocessing), v2.RandomHorizontalFlip()], preprocessing)
+    return Transform(preprocessing, [*_fit(preprocessing), v2.RandomHorizontalFlip()])
 
 
 def training_transform(preprocessing: Preprocessing) -> Transform:
     """A random part of the picture, at least half of it, resized and mirrored by lot; draws from torch's generator.
 
     Args:
-        preprocessing: Size and normalisation.
+        preprocessing: Size, interpolation and normalisation.
     """
-    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(0.5, 1.0))
-    return _compose([zoom, v2.RandomHorizontalFlip()], preprocessing)
+    mode = InterpolationMode(preprocessing.interpolation)
+    zoom = v2.RandomResizedCrop(preprocessing.image_size, scale=(0.5, 1.0), interpolation=mode)
+    return Transform(preprocessing, [zoom, v2.RandomHorizontalFlip()])
 
 
 def _fit(preprocessing: Preprocessing) -> list[v2.Transform]:
-    side = preprocessing.image_size
+    side, before = preprocessing.image_size, preprocessing.resized
+    mode = InterpolationMode(preprocessing.interpolation)
     if preprocessing.crop == "center":
-        return [v2.Resize(side), v2.CenterCrop(side)]
-    return [v2.Resize((side, side))]
-
-
-def _compose(steps: list[v2.Transform], preprocessing: Preprocessing) -> Transform:
-    normalise = v2.Normalize(list(preprocessing.mean), list(preprocessing.std))
-    transform: Transform = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalise])
-    return transform
+        return [v2.Resize(before, mode), v2.CenterCrop(side)]
+    middle = [v2.CenterCrop(side)] if before > side else []
+    return [v2.Resize((before, before), mode), *middle]

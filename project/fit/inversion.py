@@ -67,7 +67,8 @@ def restyled(source: nn.Module, pictures: Tensor, steps: int, preprocessing: Pre
     Returns:
         Float32, of the pictures' shape.
     """
-    mean, std = (pictures.new_tensor(getattr(preprocessing, key, ())).view(-1, 1, 1) for key in ("mean", "std"))
+    read = preprocessing.read if preprocessing is not None else ((), ())
+    mean, std = (pictures.new_tensor(values).view(-1, 1, 1) for values in read)
     changed = pictures.clone().requires_grad_()
     optimizer = torch.optim.Adam([changed], LEARNING_RATE)
     for _ in range(steps):

@@ -4,6 +4,8 @@
 layers like any other: they can be matched, resized, fitted and counted.
 """
 
+import re
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
@@ -11,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.errors import TraceError
+from project.models.pooled import PooledLayer, PooledSum, whole
+
+PROJECTIONS = ("query", "key", "value")
 
 
 class Heads(nn.Module):
@@ -99,7 +104,7 @@ def _linear(weight: Tensor, bias: Tensor | None, device: torch.device) -> nn.Lin
 
 
 def written_out(network: nn.Module) -> nn.Module:
-    """The network with every multi-head attention in it written out.
+    """The network with every multi-head attention in it written out, and fastai's layers over two halves.
 
     Args:
         network: Changed in place.
@@ -108,12 +113,44 @@ def written_out(network: nn.Module) -> nn.Module:
         TraceError: If one attends to keys of its own.
     """
     for name, module in list(network.named_modules()):
-        if not isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, PooledLayer):
+            written: nn.Module = PooledSum(module)
+        elif isinstance(module, nn.MultiheadAttention):
+            if module.bias_k is not None or module.add_zero_attn:
+                raise TraceError(f"layer {name!r} attends to added keys; unknown here.")
+            written = Attention(module)
+        else:
             continue
-        if module.bias_k is not None or module.add_zero_attn:
-            raise TraceError(f"layer {name!r} attends to added keys; unknown here.")
         if not name:
-            return Attention(module)
+            return written
         parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, Attention(module))
+        setattr(network.get_submodule(parent), leaf, written)
     return network
+
+
+def fused(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a network that is written out, under the names that they had before.
+
+    Args:
+        state: Tensors of what :func:`written_out` gave.
+        names: Of the tensors of what it was given.
+
+    Returns:
+        Names -> tensors; of those that are no attention's, as they are.
+    """
+    found = dict(state)
+    for name in state:
+        if name.endswith(".of_mean.weight"):
+            inner = name.removesuffix("of_mean.weight")
+            own = {one.removeprefix(inner): tensor for one, tensor in state.items() if one.startswith(inner)}
+            found |= {inner + one: tensor for one, tensor in whole(own).items()}
+    for name in (one for one in names if one not in found):
+        stem, _, leaf = name.rpartition(".")
+        inner = f"{stem}." if stem else ""
+        if match := re.fullmatch(r"in_proj_(weight|bias)", leaf):
+            found[name] = torch.cat([state[f"{inner}{one}.{match[1]}"] for one in PROJECTIONS])
+        elif match := re.fullmatch(r"([qkv])_proj_weight", leaf):
+            found[name] = state[f"{inner}{PROJECTIONS['qkv'.index(match[1])]}.weight"]
+        else:
+            found[name] = state[f"{stem.removesuffix('out_proj')}output.{leaf}"]
+    return {name: found[name] for name in names}

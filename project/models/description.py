@@ -1,7 +1,7 @@
 """What a file of weights says about itself, as plain values that load without running code."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from project.errors import CheckpointError, ConfigurationError
@@ -21,11 +21,13 @@ class Description:
         architecture: The network.
         label_space: What its output columns mean.
         preprocessing: What its pictures went through.
+        class_names: Of its logits, in their order, where the file names them but no domains.
     """
 
     architecture: Architecture | None = None
     label_space: LabelSpace | None = None
     preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ class Description:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Name of the class behind each output column; None where they are not known."""
-        return column_names(self.label_space) if self.label_space else None
+        return column_names(self.label_space) if self.label_space else self.class_names
 
     def to_entries(self) -> dict[str, Any]:
         """The entry to add to a checkpoint: dictionaries, lists, strings and numbers only."""
@@ -46,7 +48,7 @@ class Description:
             inside["classes"] = {domain: list(names) for domain, names in self.label_space.classes.items()}
             inside["label_mode"] = self.label_space.mode
         if self.preprocessing:
-            inside["preprocessing"] = asdict(self.preprocessing)
+            inside["preprocessing"] = self.preprocessing.plain
         return {ENTRY: inside}
 
     @classmethod

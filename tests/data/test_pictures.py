@@ -1,20 +1,25 @@
 """Opening, transforming and checking pictures."""
 
 import os
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
+from torchvision import transforms
 
 from project.data.checking import PictureCheck
-from project.data.pictures import Pictures, defect, open_picture
+from project.data.opening import defect, examine, open_picture
+from project.data.pictures import Pictures
 from project.data.transforms import evaluation_transform, training_transform
 from project.errors import ConfigurationError, DataError
-from project.models.preprocessing import Preprocessing
+from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
 
 Draw = Callable[..., Path]
 
@@ -76,6 +81,113 @@ def test_a_picture_stands_as_its_camera_held_it(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned a quarter to the right
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(np.asarray(open_picture(tmp_path / "turned.png")), np.asarray(upright))
+
+
+def test_an_orientation_may_be_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
+    lying.save(tmp_path / "a.png", exif=exif)
+    shown = open_picture(tmp_path / "a.png", Preprocessing(4, orientation="ignored"))
+    assert np.array_equal(np.asarray(shown), np.asarray(lying))
+    pictures = Pictures([(tmp_path / "a.png", 0)], evaluation_transform(Preprocessing(4, orientation="ignored")))
+    assert torch.equal(pictures[0][0], pictures.transform(lying))
+    assert not torch.equal(Pictures(pictures.samples, evaluation_transform(Preprocessing(4)))[0][0], pictures[0][0])
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 200])
+def test_no_picture_fails_for_its_metadata(tmp_path: Path, orientation: int) -> None:
+    """Turning a picture, Pillow writes all metadata anew: a rational of -1/0 it reads, and cannot write."""
+    entries = struct.pack("<HHIHxx", 0x0112, 3, 1, orientation) + struct.pack("<HHII", 0x011A, 10, 1, 38)
+    content = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<Iii", 0, -1, 0)
+    lying = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3))
+    for name, exif_content in (("broken", content), ("nonsense", b"Exif\0\0nonsense"), ("short", content[:20])):
+        lying.save(tmp_path / f"{name}.png", exif=exif_content)
+        assert defect(tmp_path / f"{name}.png") is None
+        turned = name == "broken" and orientation == 6
+        if turned:
+            with Image.open(tmp_path / "broken.png") as image, pytest.raises(struct.error):
+                ImageOps.exif_transpose(image)
+        assert open_picture(tmp_path / f"{name}.png").size == ((6, 4) if turned else (4, 6))
+
+
+def test_deep_pictures_keep_their_greys(tmp_path: Path) -> None:
+    greys = np.arange(64, dtype=np.float64).reshape(8, 8) / 63
+    saved = {
+        "a.png": Image.fromarray(np.rint(greys * 65535).astype(np.uint16)),
+        "b.tif": Image.fromarray(np.rint(greys * 65535).astype(np.uint16)),
+        "c.tif": Image.fromarray(greys.astype(np.float32)),
+    }
+    for name, image in saved.items():
+        image.save(tmp_path / name)
+    height = b"P5 8 8 65535\n" + np.rint(greys * 65535).astype(">u2").tobytes()
+    (tmp_path / "d.pgm").write_bytes(height)
+    for name in (*saved, "d.pgm"):
+        shown = np.asarray(open_picture(tmp_path / name))
+        assert np.abs(shown - 255 * greys[:, :, None]).max() <= 0.51  # half a step, and what 16 bits round
+        assert examine(tmp_path / name)[1].deep
+
+
+def test_values_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    saved = {"a.tif": np.full((4, 4), 70_000, np.int32), "b.tif": np.full((4, 4), 1.5, np.float32)}
+    saved |= {"c.tif": np.full((4, 4), np.nan, np.float32), "d.tif": np.full((4, 4), -0.5, np.float32)}
+    for name, values in saved.items():
+        Image.fromarray(values).save(tmp_path / name)
+        words = "integers of 32 bits" if name == "a.tif" else r"floating point, from .*; allowed: 0 to 1"
+        assert re.search(words, defect(tmp_path / name) or "")
+        with pytest.raises(DataError, match=words):
+            open_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_pictures_lie_on_the_ground_of_choice(tmp_path: Path, mode: str) -> None:
+    """Black strokes of which some are half, some wholly transparent."""
+    alpha = np.array([[0, 255], [0, 0]], np.uint8) if mode == "P" else np.array([[0, 64], [128, 255]], np.uint8)
+    image = Image.fromarray(np.zeros((2, 2, 4), np.uint8))
+    image.putalpha(Image.fromarray(alpha))
+    options = {}
+    if mode == "P":  # one colour of the palette is transparent
+        image = Image.fromarray((alpha == 0).astype(np.uint8)).convert("P")
+        image.putpalette([0, 0, 0] * 256)
+        options = {"transparency": 1}
+    (image if mode == "P" else image.convert(mode)).save(tmp_path / "a.png", **options)
+    for ground, colour in (("white", (255,) * 3), ("black", (0,) * 3), ("#ff8000", (255, 128, 0))):
+        shown = np.asarray(open_picture(tmp_path / "a.png", Preprocessing(4, ground=ground))).astype(float)
+        expected = (1 - alpha[:, :, None] / 255) * colour
+        assert np.abs(shown - expected).max() <= 1
+    assert np.asarray(open_picture(tmp_path / "a.png")).max() == 0
+    assert examine(tmp_path / "a.png")[1].transparent
+
+
+def test_a_channel_that_hides_nothing_is_no_transparency(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "a.png")
+    assert not examine(tmp_path / "a.png")[1].transparent
+    assert open_picture(tmp_path / "a.png", Preprocessing(4, ground="white")).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33)])
+def test_resize_and_crop_are_those_of_torchvision(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    for mode in get_args(Interpolation):
+        reference = transforms.Compose([
+            transforms.Resize(16, transforms.InterpolationMode(mode)), transforms.CenterCrop(14), transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ])  # fmt: skip
+        made = evaluation_transform(Preprocessing(14, resize=16, interpolation=mode))(image)
+        assert torch.allclose(made, reference(image), atol=1e-6)
+    squashed = evaluation_transform(Preprocessing(14, crop="squash", resize=16))(image)
+    whole = evaluation_transform(Preprocessing(16, crop="squash"))(image)
+    assert torch.equal(squashed, whole[:, 1:15, 1:15])
+
+
+def test_channels_are_turned_after_all_else() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    known = Preprocessing(8, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    turned = replace(known, channels="BGR")
+    assert torch.equal(evaluation_transform(turned)(image), evaluation_transform(known)(image).flip(0))
+    black = evaluation_transform(turned)(Image.new("RGB", (8, 8)))[:, 0, 0]
+    mean, std = map(torch.tensor, turned.read)
+    assert torch.allclose(black, -mean / std)
 
 
 def test_a_picture_is_handed_to_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

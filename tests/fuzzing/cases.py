@@ -411,10 +411,15 @@ KINDS: dict[str, Callable[[Place], Case]] = {
 def _of_file(place: Place, name: str, notes: list[str], impossible: bool, kind: str) -> Case:
     """One of the commands that read a file of weights or a student."""
     random, folder, student = place.random, place.folder, kind == "students"
-    command = random.choice(("merge", "merge", "merge", "test", "predict", "check", "base", "refine"))
+    command = random.choice(("merge", "merge", "merge", "test", "predict", "check", "average", "base", "refine"))
     named = {name, Path(name).name}
     if command == "check":
         return Case(kind, ["check", "--model", name, "--image-size", str(SIZE)], notes, named, impossible)
+    if command == "average":
+        out = f"mean{Path(name).suffix}"
+        line = ["average", name, "toy.pth", "--out", out, "--image-size", str(SIZE)]
+        more = ["--pictures", "pictures"] if random.random() < 0.5 else []
+        return Case(kind, [*line, *more], notes, {*named, "toy.pth"}, impossible, [out])
     if command == "base":
         options = short_options(random) | {"--method": ["taskarithmetic"], "--base": [name], "--budget": ["1.0"]}
         sources = ["art.ckpt" if name == "art.pth" else "art.pth", "toy.pth"]
@@ -454,6 +459,18 @@ def sound(place: Place, what: str) -> Case:
         line = ["add-statistics", "shard-0.safetensors", "shard-1.safetensors", "--out", "sum.safetensors"]
     elif what == "check":
         line = ["check", "--model", "art.pth", "--image-size", str(SIZE)]
+    elif what == "average":
+        line = [
+            "average",
+            "art.pth",
+            "toy.pth",
+            "--out",
+            "mean.pth",
+            "--image-size",
+            str(SIZE),
+            "--pictures",
+            "pictures",
+        ]
     else:
         content = refining(random, "students/plain.safetensors") if name == "refine" else config(random, command)
         inner = content["model"]["init_args"]
@@ -466,7 +483,7 @@ def sound(place: Place, what: str) -> Case:
 
 
 SOUND = (
-    "merge", "test", "validate", "predict", "fit", "short", "add", "check", "fit refine", "fit fit.ckpt",
+    "merge", "test", "validate", "predict", "fit", "short", "add", "check", "average", "fit refine", "fit fit.ckpt",
     "merge students/plain.safetensors", "merge students/plain.ckpt",
     *(f"test students/{name}.safetensors" for name in ("plain", "wider", "heads", "masked", "experts")),
 )  # fmt: skip

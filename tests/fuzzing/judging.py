@@ -215,8 +215,17 @@ def _of_answer(folder: Path, new: list[str]) -> Iterator[str]:
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as stored:
                 yield from _of_tensors(name, {key: stored.get_tensor(key) for key in stored.keys()})  # noqa: SIM118
-        elif path.suffix == ".ckpt":
-            yield from _of_tensors(name, torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        elif path.suffix in (".ckpt", ".pth"):
+            yield from _of_tensors(name, _flat(torch.load(path, map_location="cpu", weights_only=True)))
+
+
+def _flat(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """All tensors in mappings."""
+    found: dict[str, Any] = {}
+    for key, one in content.items():
+        name = f"{prefix}{key}"
+        found |= _flat(one, f"{name}.") if isinstance(one, dict) else {name: one} if torch.is_tensor(one) else {}
+    return found
 
 
 def _of_json(name: str, text: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ KNOWN = [
     ),
     *(Architecture(name, 1, width=width) for name in CIFAR_NETS for width in (1, 4)),
     Architecture("resnet18", 345),
+    *(Architecture("resnet34", 5, hidden=7, head_bias=biased, head="fastai") for biased in (True, False)),
 ]
 
 

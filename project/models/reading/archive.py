@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,8 @@ MAGIC = 0x1950A86A20F9469CFC6C  # first number of files from before torch 1.6
 PROTOCOL = 1001
 LONGEST = 80  # characters of a name in a message
 HEADER = 30  # bytes of a zip file's header before a name
+Form = Literal["archive", "older", "safetensors"]
+"""Torch's archives; what torch wrote before 1.6, and other pickles; safetensors."""
 TENSORS = re.compile(r"torch\.(.+\.)?(\w*Tensor|Parameter|Buffer)")  # classes of tensors, whatever they do beside
 
 
@@ -66,12 +68,14 @@ class Content:
         tree: What it holds, tensors as records of where they lie; of safetensors name -> tensor.
         metadata: Strings that stand beside the tensors of safetensors.
         passed: Names of classes and functions that the file names and that were not looked for.
+        form: How it is packed.
     """
 
     opened: Opened
     tree: Any
     metadata: Mapping[str, str] = field(default_factory=dict)
     passed: tuple[str, ...] = ()
+    form: Form = "archive"
 
     def plain(self, value: Any) -> Any:
         """A part of the tree with its tensors, on the CPU: they are the file's own bytes, not a copy.
@@ -116,7 +120,8 @@ def read_content(path: str | Path, copied: bool = False) -> Content:
     except DamagedError as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}.") from error
     passed = (shown(name) for name in reader.passed if not TENSORS.fullmatch(name))
-    return Content(opened, tree, passed=tuple(sorted(passed)))
+    form: Form = "archive" if start.startswith(b"PK") else "older"
+    return Content(opened, tree, passed=tuple(sorted(passed)), form=form)
 
 
 def shown(name: str) -> str:
@@ -354,7 +359,8 @@ def _safetensors(opened: Opened) -> Content:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return Content(opened, {name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Content(opened, tensors, metadata, form="safetensors")
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged: {reason}.") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {shown(reason)}.") from error

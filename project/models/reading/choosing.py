@@ -30,6 +30,10 @@ NETWORKS = 64  # of a file, at most, that are looked at
 SHOWN = 4
 AVERAGED = re.compile(r"(?:.*[._])?(?:ema|averaged|average|avg|swa|shadow)(?:[._].*)?", re.IGNORECASE)
 LIGHTNING_RAW, LIGHTNING = "current_model_state.", "state_dict."  # of its WeightAveraging, which swaps them
+POOLED_HEAD = ("avgpool.norm", "avgpool.linear", "fc.1", "fc.2")
+"""The layers of fastai's own head, under our names."""
+TIMM_BODY = "0.model."
+"""Where fastai has networks of timm, their head being in 1."""
 HARMLESS = re.compile(
     r"n_averaged|(?:[^.]*_)?(?:criterion|\w*loss|loss\w*|metrics?|acc\w*|confmat|auroc|precision|recall|f1)"
     r"(?:_[^.]*)?(?:\..*)?",
@@ -64,7 +68,7 @@ class Choice:
     def assumed(self) -> list[str]:
         """What files do not say of such a network."""
         told = []
-        if self.architecture and self.architecture.hidden:
+        if self.architecture and self.architecture.hidden and self.architecture.head == "plain":
             told.append("ReLU between the two layers of its head")
         if self.architecture and self.architecture.shortcut == "padding":
             told.append("zeros on both sides of the channels where its shortcuts widen (option A)")
@@ -82,16 +86,20 @@ class Held:
 
     Args:
         tree: What it holds.
-        keys: Names without the modules around, with the keys that lead there.
+        keys: Names without the modules around, with the tensors.
+        places: These names, with the keys that lead there in the file, joined by dots.
     """
 
     tree: Any
     keys: Mapping[str, Any] = field(init=False)
+    places: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Find the tensors."""
         found = dict(_tensors(self.tree, set()))
-        object.__setattr__(self, "keys", dict(zip(bare(found), found.values(), strict=True)))
+        names = bare(found)
+        object.__setattr__(self, "keys", dict(zip(names, found.values(), strict=True)))
+        object.__setattr__(self, "places", dict(zip(names, found, strict=True)))
 
     @cached_property
     def shapes(self) -> dict[str, Tensor]:
@@ -241,13 +249,17 @@ class Held:
         used = {name for (name,) in trunk.values()}
         parent = prefix[: prefix.rstrip(".").rfind(".") + 1]
         words = (*table.rows_of("fc"), *HEADS)
-        for start in dict.fromkeys(place + word for place in (prefix, parent) for word in words):
+        starts = dict.fromkeys(place + word for place in (prefix, parent) for word in words)
+        if prefix.endswith(TIMM_BODY):
+            starts[f"{prefix.removesuffix(TIMM_BODY)}1"] = None
+        for start in starts:
             parts = {
                 name: one for name, one in self.shapes.items() if name.startswith(f"{start}.") and name not in used
             }
             if not parts:
                 continue
-            head = _head(parts, start, width)
+            fastai = start.removeprefix(prefix) == "1" or prefix.endswith(TIMM_BODY)
+            head = _head(parts, start, width) or (_pooled_head(parts, start, width) if fastai else None)
             if head is None:
                 return None
             names = trunk | {our: (theirs,) for our, theirs in head.items()}
@@ -336,13 +348,28 @@ def _width(shapes: Mapping[str, Tensor]) -> int:
     return shapes[".".join(last)].numel()
 
 
-def _head(parts: Mapping[str, Tensor], start: str, width: int) -> dict[str, str] | None:
-    """One linear layer, or two with a hidden one between them, under our names; None for anything else."""
+def _layers(parts: Iterable[str], start: str) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """What stands below a name: the layers' own names -> their tensors, and these names in their order."""
     layers: dict[str, dict[str, str]] = {}
     for name in parts:
         stem, _, leaf = name.removeprefix(f"{start}.").rpartition(".")
         layers.setdefault(stem, {})[leaf] = name
-    stems = sorted(layers, key=lambda stem: (int(stem), "") if stem.isdigit() else (0, stem))
+    return layers, sorted(layers, key=lambda stem: (int(stem), "") if stem.isdigit() else (0, stem))
+
+
+def _pooled_head(parts: Mapping[str, Tensor], start: str, width: int) -> dict[str, str] | None:
+    """Own head of fastai, under our names: a norm before each of two linear layers; None for anything else."""
+    layers, stems = _layers(parts, start)
+    norms = [stem for stem in stems if "running_mean" in layers[stem]]
+    if len(stems) != 4 or norms != stems[::2] or parts[layers[stems[0]]["running_mean"]].numel() != 2 * width:
+        return None
+    pairs = zip(POOLED_HEAD, stems, strict=True)
+    return {f"{our}.{leaf}": name for our, stem in pairs for leaf, name in layers[stem].items()}
+
+
+def _head(parts: Mapping[str, Tensor], start: str, width: int) -> dict[str, str] | None:
+    """One linear layer, or two with a hidden one between them, under our names; None for anything else."""
+    layers, stems = _layers(parts, start)
     linear = all(layer.keys() <= {"weight", "bias"} and "weight" in layer for layer in layers.values())
     if not linear or any(parts[layer["weight"]].ndim != 2 for layer in layers.values()):
         return None

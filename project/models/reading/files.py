@@ -14,6 +14,8 @@ from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Held, Which, bare
+from project.models.reading.config import Said, said_beside, said_by_training
+from project.models.reading.folder import weights_file
 from project.models.reading.inert import module_state
 from project.models.reading.packing import unpacked
 from project.models.reading.sound import sound_state
@@ -37,6 +39,7 @@ class Weights(Description):
         content: What it holds, and ``held`` all tensors in it, where they may be taken in another way.
         which: Whether the user wants the averaged weights or the others.
         names: The file's names of the tensors, by ours, where a network was recognised.
+        said: What a config.json beside it says, or the arguments of a training in it.
     """
 
     state_dict: dict[str, Tensor]
@@ -47,17 +50,19 @@ class Weights(Description):
     held: Held | None = None
     which: Which | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    said: Said | None = None
 
     @cached_property
     def remark(self) -> str:
         """What the file is, where its tensors are those of no network that is known by them; empty if nothing tells."""
         return (self.held.trunk() or "") if self.held is not None and not self.names else ""
 
-    def fitted(self, names: Iterable[str]) -> "Weights":
+    def fitted(self, names: Iterable[str], told: bool = True) -> "Weights":
         """The tensors that have the names of a network, wherever in the file; all where none have.
 
         Args:
             names: Of all tensors of the network, as :func:`bare_names` has them.
+            told: Whether a message says what is taken and what is passed over.
 
         Raises:
             CheckpointError: If there are several kinds, and the user wants one that is not there.
@@ -65,7 +70,7 @@ class Weights(Description):
         names = list(names)
         if self.held is None or self.content is None or not names or set(names) == self.state_dict.keys():
             return self
-        if choice := _chosen(self.held, self.held.named(names), self.which, self.path, ()):
+        if choice := _chosen(self.held, self.held.named(names), self.which, self.path, (), told):
             return replace(self, state_dict=_clean(self.content, _values(self.held, choice)), names=choice.names)
         return self
 
@@ -113,20 +118,20 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
     that others put around modules, such as ``module.`` and ``_orig_mod.``, go wherever they stand in a name.
 
     Args:
-        path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or in mappings), or a
-            safetensors file.
+        path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or in mappings), a
+            safetensors file, or a folder that holds one, see :func:`~project.models.reading.folder.weights_file`.
         which: Of a file with several, the averaged weights (``ema``) or the others (``raw``); by default the averaged.
 
     Raises:
         CheckpointError: If there is no such file, or it is damaged, of another kind, or holds values that no weights
             can have, or not those that are asked for.
     """
-    path = Path(path)
+    path = weights_file(Path(path))
     if which is not None:
         one_of(Which, weights=which)
     content = read_content(path)
     tensors, entries = _split(content)
-    description = _described(path, entries)
+    description, said = _described(path, entries, content.tree)
     objects = []
     if content.passed:
         more = len(content.passed) - NAMES_SHOWN
@@ -149,11 +154,13 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
     state_dict = _clean(content, tensors)
     return Weights(
         state_dict=state_dict, path=path, entries=entries, opened=content.opened, content=content, held=held,
-        which=which, names=choice.names if choice else {}, **vars(description),
+        which=which, names=choice.names if choice else {}, said=said, **vars(description),
     )  # fmt: skip
 
 
-def _chosen(held: Held, found: list[Choice], which: Which | None, path: Path, objects: Iterable[str]) -> Choice | None:
+def _chosen(
+    held: Held, found: list[Choice], which: Which | None, path: Path, objects: Iterable[str], telling: bool = True
+) -> Choice | None:
     """The averaged weights or the others, as asked for; and a line on what is taken and what is not."""
     if not found:
         return None
@@ -167,7 +174,7 @@ def _chosen(held: Held, found: list[Choice], which: Which | None, path: Path, ob
     if averaged and raw:
         kind, other = ("averaged", "raw") if choice.averaged else ("raw", "ema")
         told.insert(0, f"of its two sets the {kind} weights are taken; weights: {other} takes the others")
-    if told:
+    if told and telling:
         where = f" under {choice.prefix.removesuffix('.')!r}" if choice.prefix else ""
         tell(f"{path}: its tensors{where} are taken; {'; '.join(told)}")
     return choice
@@ -184,7 +191,9 @@ def read_description(path: str | Path) -> Description:
     Raises:
         CheckpointError: If there is no such file, or it is damaged or of another kind.
     """
-    return _described(Path(path), _split(read_content(path))[1])
+    path = weights_file(Path(path))
+    content = read_content(path)
+    return _described(path, _split(content)[1], content.tree)[0]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -203,7 +212,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     content = read_content(path, copied=True)
     if not isinstance(content.tree, dict):
-        raise CheckpointError(f"{path} holds {_kind(content.tree)}, not a checkpoint.")
+        raise CheckpointError(f"{path} holds {kind_of(content.tree)}, not a checkpoint.")
     taken = {name: content.plain(value) for name, value in content.tree.items() if name not in NOT_TAKEN}
     for name, value in taken.items():
         if (found := _foreign(value)) is not None:
@@ -223,11 +232,23 @@ def file_hash(path: str | Path) -> str:
     return Opened(Path(path)).sha256
 
 
-def _described(path: Path, entries: Mapping[str, Any]) -> Description:
+def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Description, Said | None]:
+    """What a file says of itself, and where it does not, what stands beside it or its training says."""
     try:
-        return Description.from_entries(entries)
+        found = Description.from_entries(entries)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if found.architecture is not None:
+        return found, None
+    said = said_beside(path) or said_by_training(path, tree)
+    if said is None:
+        return found, None
+    known = replace(
+        found,
+        preprocessing=found.preprocessing or said.preprocessing,
+        class_names=said.class_names if found.label_space is None else None,
+    )
+    return known, said
 
 
 def _split(content: Content) -> tuple[Mapping[Any, Any], Mapping[str, Any]]:
@@ -239,7 +260,7 @@ def _split(content: Content) -> tuple[Mapping[Any, Any], Mapping[str, Any]]:
         if (state := module_state(tree)) is not None:
             return state, {}
         if not isinstance(tree, dict):
-            raise CheckpointError(f"{path} holds {_kind(tree)}, not a state dict.")
+            raise CheckpointError(f"{path} holds {kind_of(tree)}, not a state dict.")
         for key in HOLDERS:
             if isinstance(tree.get(key), dict):
                 return tree[key], Entries(content)
@@ -276,7 +297,7 @@ def _clean(content: Content, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
         if isinstance(value, Unusable):
             raise CheckpointError(f"{path} holds {name!r}, which is {value.kind}; allowed: plain tensors.")
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} is not a state dict: its entry {name!r} is {_kind(value)}.")
+            raise CheckpointError(f"{path} is not a state dict: its entry {name!r} is {kind_of(value)}.")
         state_dict[str(name)] = value
     state_dict = sound_state(state_dict, str(path), CheckpointError)
     return dict(zip(bare_names(state_dict), state_dict.values(), strict=True))
@@ -290,7 +311,7 @@ def _joined(content: Content, parts: Parts) -> Any:
     return values[0]
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What a value is, as a sentence goes on behind ``holds``."""
     if isinstance(value, StandIn):
         return f"an object of {shown(value.name or 'numpy')}"
@@ -307,7 +328,7 @@ def _foreign(value: object) -> str | None:
         return next((found for one in value if (found := _foreign(one))), None)
     if isinstance(value, Tensor | str | bytes | bytearray | int | float | complex | torch.dtype | None):
         return None
-    return f"a tensor that is {value.kind}" if isinstance(value, Unusable) else _kind(value)
+    return f"a tensor that is {value.kind}" if isinstance(value, Unusable) else kind_of(value)
 
 
 def bare_names(names: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ def write_packed(key: str, entries: Mapping[str, Any], state_dict: Mapping[str, 
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
     seen: set[int] = set()
     with atomic_path(path, len(text) + sum(tensor.nbytes for tensor in tensors.values())) as draft:
-        save_file({name: _alone(tensor, seen) for name, tensor in tensors.items()}, draft, metadata={key: text})
+        save_file({name: alone(tensor, seen) for name, tensor in tensors.items()}, draft, metadata={key: text})
 
 
 def unpacked(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -83,8 +83,13 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor], placed: set[str]) -> An
     return [_unpacked(one, tensors, placed) for one in value] if isinstance(value, list) else value
 
 
-def _alone(tensor: Tensor, seen: set[int]) -> Tensor:
-    """The tensor on the CPU with memory that is all its own, as safetensors asks."""
+def alone(tensor: Tensor, seen: set[int]) -> Tensor:
+    """The tensor on the CPU with memory that is all its own, as safetensors asks.
+
+    Args:
+        tensor: The tensor, copied only where it must be.
+        seen: Where memory lies that others have; this tensor's is added.
+    """
     tensor = tensor.detach().cpu()
     storage = tensor.untyped_storage()
     if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
