@@ -28,6 +28,7 @@ from project.models.labels import CODE_POINTS, LabelMode, LabelSpace
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
+from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
@@ -62,7 +63,8 @@ class MergeOptions(TypedDict, total=False):
         folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
             emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
-        memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
+        memory: Most memory to take beside what the process holds before, mapped files apart, such as '16 GB'; what
+            takes more waits in the folder. Default: what is free.
         audit: Where a source's running statistics fit clearly better to another reading of it, such as another order
             of colours: ``stop``, ``warn``, or do not look (``off``; default: stop).
         renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
@@ -215,7 +217,7 @@ def _students(
         data = Trunks(data, label_space_of(claims, loaded, names, settings.without_source, None, mode))
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    with taken_up_again(place.folder):
+    with taken_up_again(place.folder), held_tight(settings.memory is not None):
         drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
