@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class Settings:
             )
         if self.memory is not None:
             read_bytes(self.memory)
-        if self.statistics is not None and not self.statistics.is_file():
+        if self.statistics is not None and not isfile(self.statistics):
             check_target(self.statistics, f"statistics is {self.statistics}")
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
