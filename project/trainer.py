@@ -109,6 +109,7 @@ class MergeTrainer(Trainer):
             self._calibrate(model, datamodule)
         with engine.clock.phase("test"):
             scored = self._score(model.scored_networks(), datamodule)
+            scored.warn_of_orders()
             after, others = scored.accuracies(), scored.joint_accuracies()
         warn_of_swapped_domains(engine.problem.owners, [source.name for source in engine.sources], after)
         if probe:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from project.errors import ConfigurationError, MergeError
+from project.merging.audit import audit
 from project.merging.calibration import Gathering
 from project.merging.data import MergeData
 from project.merging.disk_plan import disk_needs
@@ -52,6 +53,7 @@ class Engine:
         clock: What each phase costs.
         variances: ``before`` and ``after`` re-estimation -> student -> batch norm -> mean running variance.
         gathering: The statistics, and what is still to be gathered of them.
+        audited: What the sources' batch norms say of how they are read; empty where nobody asked.
         equivalence: Source -> largest relative change of its logits that permuting a group makes.
         renormalise: Whether batch norms are re-estimated.
         ended: How many passes have come to their end.
@@ -63,10 +65,11 @@ class Engine:
     def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
         self.settings, self.data, self.place = settings, data, place
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
-        self.problem, self.sources, estimate, fits = prepare(loaded, settings, data, pictures)
+        self.problem, self.sources, domains, estimate, fits = prepare(loaded, settings, data, pictures)
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
+        self.audited = audit(self.sources, domains, data, settings.audit, place.device)
         self.lockstep = Lockstep(self.problem.sources).requires_grad_(False)
         self.ensemble = Ensemble(self.problem.sources, self.problem.labels, self.problem.spec.head.name).eval()
         self.networks = nn.ModuleList([self.lockstep])

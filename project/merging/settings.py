@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, at_least
+from project.errors import ConfigurationError, at_least, one_of
 from project.methods import Method
 from project.runtime import read_bytes
 from project.runtime.saving import check_target
+
+Audit = Literal["stop", "warn", "off"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Settings:
         statistics: File of what calibration leaves behind, read if it exists, else written; None for none.
         memory: Most memory to take beside what the process holds before, such as '16 GB'; None for what is free.
         keep_every: Seconds, at least, between two copies of unfinished statistics.
+        audit: What to do where a source's running statistics fit clearly better to another reading of it: ``stop``,
+            ``warn``, or do not look (``off``).
 
     Raises:
         ConfigurationError: If a value is impossible, no method is named, or two have one name.
@@ -40,6 +45,7 @@ class Settings:
     statistics: Path | None = None
     memory: str | None = None
     keep_every: float = 60.0
+    audit: Audit = "stop"
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any file is read."""
@@ -54,6 +60,7 @@ class Settings:
             read_bytes(self.memory)
         if self.statistics is not None and not isfile(self.statistics):
             check_target(self.statistics, f"statistics is {self.statistics}")
+        one_of(Audit, audit=self.audit)
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
     @property

@@ -59,7 +59,7 @@ class PooledSum(nn.Module):
 
 def halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a :class:`PooledSum`, from those of a :class:`PooledLayer`."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         kind, _, leaf = name.partition(".")
         if kind == "linear":

@@ -144,6 +144,15 @@ def test_a_named_network_is_found_by_its_own_names(around: str, tmp_path: Path) 
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in made.state_dict().items())
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_of_a_named_network_the_averaged_set_is_taken_too(pair: str, tmp_path: Path) -> None:
+    raw, ema = (Wrapped().state_dict() for _ in range(2))
+    torch.save(PAIRS[pair](raw, ema), tmp_path / "w.pt")
+    for which, expected in ((None, ema), ("ema", ema), ("raw", raw)):
+        found = load_source(tmp_path / "w.pt", None, Wrapped, which=which).network.state_dict()  # type: ignore[arg-type]
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_torchvisions_other_networks_are_found_by_name(tmp_path: Path) -> None:
     made = network(0, Architecture("squeezenet1_1", 3))
     torch.save({"state_dict": {**prefixed("net.", made.state_dict()), **OTHERS}}, tmp_path / "w.pt")
