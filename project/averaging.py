@@ -17,7 +17,8 @@ from project.data.calibration import check_mode
 from project.data.given import Given, GivenPictures, NoPictures
 from project.data.pictures import Pictures
 from project.data.splits import shuffled
-from project.errors import CheckpointError, ConfigurationError, one_of, whole
+from project.errors import CheckpointError, ConfigurationError, MergeError, one_of, whole
+from project.exports.common import compared
 from project.merging.engine import Engine
 from project.merging.loop import drive
 from project.merging.preparation import go_together
@@ -146,7 +147,9 @@ def average(
     labels = _labels(read)
     data = _data(read, pictures, samples, options)
     student = _mean([one.source for one in read], labels, data, options)
-    tensors = _tensors(student, read)
+    own = _own(student, read[0])
+    _check_same(student, own, files[0], read[0])
+    tensors = _tensors(own, read)
     left_out = form.write(tensors, out, _description(read))
     tell(
         f"{out}: the mean of {len(read)} networks, as {read[0].weights.path} has them" + _told(left_out, student, data)
@@ -333,11 +336,41 @@ def _mean(sources: Sequence[Source], labels: LabelSpace, data: GivenPictures, op
     return engine.merged[0].student.eval()
 
 
-def _tensors(student: Student, read: Sequence[Read]) -> dict[str, Tensor]:
-    """The student's tensors under the names that files have, its units in the order of the first network's."""
+def _own(student: Student, first: Read) -> dict[str, Tensor]:
+    """The student's tensors under the first network's own names, its units in the order of that network's.
+
+    Raises:
+        ConfigurationError: If the network computes with tensors that a student does not keep.
+    """
     orders = {group.name: student.maps[group.name].members[:, 0].argsort() for group in student.spec.free}
-    state = permute_tensors(student.dense().state_dict(), student.spec, orders)
-    own = fused(state, read[0].names)
+    own = fused(permute_tensors(student.dense().state_dict(), student.spec, orders), first.names)
+    for name in first.names:
+        if name not in own and not name.endswith(COUNTER):
+            raise ConfigurationError(
+                f"{first.weights.path} computes weights with {name!r}, for which there is no mean; use pleas merge."
+            )
+    return own
+
+
+def _check_same(student: Student, own: Mapping[str, Tensor], file: SourceFile, first: Read) -> None:
+    """Refuse tensors with which the network does not do what the student does: it computes its weights from them.
+
+    Raises:
+        ConfigurationError: With the file.
+    """
+    network, _ = build_network(first.weights, file.architecture, file.arguments)
+    network.load_state_dict(own, strict=False)
+    try:
+        compared(student, network.eval(), str(first.weights.path))
+    except MergeError as error:
+        raise ConfigurationError(
+            f"{first.weights.path} computes its weights from its tensors, so that theirs is not the mean of what the "
+            f"networks do; use pleas merge."
+        ) from error
+
+
+def _tensors(own: Mapping[str, Tensor], read: Sequence[Read]) -> dict[str, Tensor]:
+    """The mean under the names that files have."""
     found = {}
     for name, written in read[0].names.items():
         if written not in read[0].weights.state_dict:  # counters that files from before torch 0.4.1 have not
