@@ -15,6 +15,7 @@ from project.data.domains import Domains
 from project.data.folders import ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
+from project.merging.classes import agreed_preprocessing
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
@@ -25,13 +26,13 @@ from project.methods import Method
 from project.methods.names import find_method
 from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
-from project.models.reading.folder import weights_file
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
 
+DEFAULT_SIZE = 224
 AnySource = str | Path | nn.Module | SourceFile | Mapping[str, Any]
 AnyPictures = str | Path | Domains | Mapping[str, Given] | Given | None
 
@@ -48,11 +49,12 @@ class MergeOptions(TypedDict, total=False):
             or ``mean``.
         without_source: Domains of pictures that no source was trained on.
         image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
-            where there are no pictures (default: what the sources' files say, else 224).
+            where there are no pictures (default: what the sources' files say, else 224). How pictures in folders are
+            cropped and normalised the files say, too.
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
         batch_size: Pictures of each domain in a batch (default: 64).
         architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
-            a dotted path, a class or a function.
+            ``timm/`` and one of timm's, a folder whose config.json says it, a dotted path, a class or a function.
         arguments: Keyword arguments of the architecture.
         device: Where networks run and layers are solved; default: a GPU where there is one.
         folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
@@ -191,7 +193,7 @@ def _students(
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
     prepared = _common(loaded)
-    data: Any = _data(pictures, options.get("image_size", prepared.image_size if prepared else 224), options)
+    data: Any = _data(pictures, loaded, options)
     claims = [file for file, _ in files]
     if isinstance(data, GivenPictures):
         domains = list(data.calibration_domains)
@@ -313,26 +315,31 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     arguments = options.get("arguments") if file.arguments is None else file.arguments
     if isinstance(source, nn.Module):
         return source_of(source, str(file.path), architecture, arguments)
-    return load_source(weights_file(file.path), file.name, architecture, arguments, file.weights, file.head)
+    return load_source(file.path, file.name, architecture, arguments, file.weights, file.head)
 
 
-def _data(pictures: AnyPictures, size: int, options: MergeOptions) -> Domains | GivenPictures:
-    """The pictures, wherever they are; those in folders are brought to a size."""
+def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions) -> Domains | GivenPictures:
+    """The pictures, wherever they are; those in folders are prepared as the sources say."""
     if isinstance(pictures, Domains):
         return pictures
+    stated = {"image_size": options["image_size"]} if "image_size" in options else {}
     if isinstance(pictures, str | Path):
+        known = {source.origin: source.description.preprocessing for source in loaded}
+        agreed = {"image_size": DEFAULT_SIZE, **agreed_preprocessing(known, stated), **stated}
         folders = ImageFolders(pictures)
         mode = options.get("label_space") or _mode(folders)
         data = Domains(
             folders,
             label_space=mode,
-            image_size=size,
+            **agreed,
             batch_size=options.get("batch_size", 64),
             calibration=options.get("calibration", 512),
         )
         data.read()
         return data
     if pictures is None:
+        prepared = _common(loaded)
+        size = stated.get("image_size", prepared.image_size if prepared else DEFAULT_SIZE)
         whole(1, LARGEST_SIDE, image_size=size)
         return NoPictures((3, size, size))
     return GivenPictures(pictures, options.get("batch_size", 64))

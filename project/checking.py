@@ -11,10 +11,11 @@ import torchvision
 from torch import nn
 
 from project.entrance import check_network_word
-from project.errors import ConfigurationError, at_least, nearest, whole
-from project.models import written_out
+from project.errors import HUB_NAMES, LOCAL_FOLDER, ConfigurationError, at_least, nearest, whole
+from project.models import Architecture, written_out
 from project.models.custom import Maker, find_maker, make
 from project.models.preprocessing import LARGEST_SIDE
+from project.models.zoo import TIMM, plain_name
 from project.parser import OneSentenceParser
 from project.report.check import CheckReport, check_network
 from project.student import load_source
@@ -28,7 +29,8 @@ def check_parser() -> OneSentenceParser:
     parser.add_argument(
         "--model",
         required=True,
-        help="A torchvision name, a dotted path to a class or function that builds the network, or a file of weights.",
+        help="A torchvision name, timm/NAME, a dotted path to a class or function that builds the network, a file of "
+        "weights, a folder that holds one, or hf-hub:OWNER/NAME.",
     )
     parser.add_argument("--model-args", default="{}", help="Keyword arguments of the network, as JSON.")
     parser.add_argument("--architecture", help="What the network of a file is: a name, or a dotted path to your code.")
@@ -63,7 +65,7 @@ def check_model(
     """Trace a network, permute each of its groups, and say what that does.
 
     Args:
-        model: A torchvision name, a dotted path to what builds the network, or a file of weights.
+        model: A torchvision name, timm/NAME, a dotted path to what builds the network, a file of weights or a folder.
         model_args: What to build it with.
         image_size: Height and width of the pictures.
         tolerance: Largest change of the logits, relative to the largest logit, that passes.
@@ -81,7 +83,7 @@ def check_model(
     at_least(0, tolerance=tolerance)
     torch.manual_seed(0)
     check_network_word(model)
-    if Path(model).is_file():
+    if _holds_weights(model):
         if model_args and architecture is None:
             raise ConfigurationError(
                 f"model-args is {model_args}, but model {model!r} is a file, which needs none unless architecture is "
@@ -98,13 +100,16 @@ def check_model(
 
 
 def build(model: str, arguments: dict[str, Any]) -> nn.Module:
-    """The network that a torchvision name or a dotted path stands for.
+    """The network that a name of torchvision's or timm's or a dotted path stands for.
 
     Raises:
         ConfigurationError: If there is none, or it does not take the arguments.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     maker: Maker | None = None
+    if model.startswith(TIMM):
+        return Architecture(model, arguments.get("num_classes", 1000), arguments=_unnumbered(arguments)).build()
+    model = plain_name(model)
     if model in names:
         maker, arguments = torchvision.models.get_model_builder(model), {"weights": None, **arguments}
     elif "." in model:
@@ -114,10 +119,22 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
         missing = "" if maker is not None else f"there is none of that name{like}; "
         listed = f"{len(names)} names" if like else f"names: {', '.join(names)}"
         raise ConfigurationError(
-            f"model is {model!r}; {missing}allowed: a file of weights, a "
+            f"model is {model!r}; {missing}allowed: a file of weights, timm/NAME, a "
             f"dotted path to a class or function, or one of torchvision's {listed}."
         )
     return make(maker, arguments, f"model {model!r}")
+
+
+def _holds_weights(model: str) -> bool:
+    """Whether a word names a file of weights, or a folder that holds one."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model.startswith((*HUB_NAMES, LOCAL_FOLDER)):
+        return True
+    return Path(model).is_file() or (Path(model).is_dir() and model not in names)
+
+
+def _unnumbered(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "num_classes"}
 
 
 def _keywords(text: str) -> dict[str, Any]:

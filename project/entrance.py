@@ -19,6 +19,8 @@ WEIGHTS = (".bin", ".ckpt", ".pth", ".pt", ".safetensors", ".tar")
 """What files of weights end in."""
 FITTED = ("FineTuneModule", "FederatedModule")
 """Modules whose base is a file: to others it may be a name."""
+LIBRARIES = ("timm/", "torchvision/")
+"""What stands before a library's name of a network."""
 LATER = ("best", "last", "hpc", "registry")
 """Checkpoints that only a trainer finds."""
 
@@ -71,7 +73,8 @@ def check_network_word(*words: str) -> None:
     Raises:
         CheckpointError: With the first that is missing.
     """
-    present(*(word for word in words if "/" in word or word.lower().endswith(WEIGHTS)))
+    files = (word for word in words if "/" in word or word.lower().endswith(WEIGHTS))
+    present(*(word for word in files if not word.startswith(LIBRARIES)))
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:

@@ -14,6 +14,10 @@ SEEDS = 2**32 - 1
 """The largest seed that all generators take."""
 TOLD = 80
 """Characters of a value that a message repeats."""
+HUB_NAMES = ("hf-hub:", "hf_hub:")
+"""What stands before names of folders on the Hugging Face Hub."""
+LOCAL_FOLDER = "local-dir:"
+"""What may stand before a folder, as timm has it."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -58,7 +62,7 @@ class ProcessError(PleasError):
 
 
 def present(*paths: str | PathLike[str], what: str = "The file of weights") -> None:
-    """Refuse files and folders that are not there; they are not opened.
+    """Refuse files and folders that are not there; they are not opened, and what lies on the Hub is not looked for.
 
     Args:
         paths: Of the files.
@@ -68,7 +72,8 @@ def present(*paths: str | PathLike[str], what: str = "The file of weights") -> N
         CheckpointError: With the first that is missing.
     """
     for path in paths:
-        if not exists(path):
+        named = str(path)
+        if not named.startswith(HUB_NAMES) and not exists(named.removeprefix(LOCAL_FOLDER)):
             raise CheckpointError(f"{what} {path} is not there.")
 
 

@@ -7,8 +7,8 @@ becomes what a user would have written with the paths of all options: ``--model.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import yaml  # type: ignore[import-untyped]
 from project import methods
 from project.allocation import Budget, check_budgets
 from project.data import ImageFolders
-from project.errors import CheckpointError, ConfigurationError, DataError, nearest
+from project.errors import ConfigurationError, DataError, nearest, present
+from project.merging.classes import agreed_preprocessing
 from project.methods.names import find_method
-from project.models import Description, read_description
-from project.models.reading.folder import weights_file
+from project.models import Description, Preprocessing, read_description
 
 MODULE = "project.modules.MergeModule"
 DATA = "project.data.DomainDataModule"
@@ -135,7 +135,7 @@ def described(path: Path) -> Description:
     Raises:
         CheckpointError: If it cannot be read.
     """
-    return read_description(weights_file(path))
+    return read_description(path)
 
 
 def expand(
@@ -178,9 +178,10 @@ def expand(
     if given.files:
         values["model.sources"] = _json(given.files)
     messages = []
-    if not has_data and IMAGE_SIZE.path not in {*values, *given.paths}:
-        values[IMAGE_SIZE.path], reason = _image_size(descriptions)
-        messages.append(f"image size {values[IMAGE_SIZE.path]}, {reason}; {IMAGE_SIZE.option} takes another")
+    if not has_data:
+        found, said = _preprocessing(given, descriptions, {*values, *given.paths})
+        values |= found
+        messages += said
     classes = [] if has_model else ["--model", MODULE]
     classes += [] if has_data else ["--data", DATA]
     options = [word for path, value in values.items() for word in (f"--{path}", value)]
@@ -265,9 +266,7 @@ def _check_files(given: Given, configs: Sequence[Mapping[str, Any]], has_data: b
         ConfigurationError: If their number, or what stands beside them, does not make a merge.
         CheckpointError: If one is not there.
     """
-    for path in given.files:
-        if not Path(path).exists():
-            raise CheckpointError(f"The file of weights {path} is not there.")
+    present(*given.files)
     for file, config in zip(given.configs, configs, strict=True):
         model = config.get("model")
         inner = model.get("init_args", model) if isinstance(model, Mapping) else {}
@@ -316,12 +315,32 @@ def _class_path(name: str) -> str:
     return name if "." in name else f"{methods.__name__}.{type(find_method(name)).__name__}"
 
 
-def _image_size(descriptions: Sequence[Description]) -> tuple[str, str]:
-    """The side of pictures that nobody named, and why it is taken."""
-    sizes = {description.preprocessing.image_size for description in descriptions if description.preprocessing}
-    if len(sizes) == 1:
-        return str(sizes.pop()), "for which the sources were made"
-    return str(DEFAULT_SIZE), "as none was given"
+def _preprocessing(
+    given: Given, descriptions: Sequence[Description], stated: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Options for what pictures go through that nobody stated, and what to say of them.
+
+    Raises:
+        ConfigurationError: If the files do not agree.
+    """
+    known = {file: one.preprocessing for file, one in zip(given.files, descriptions, strict=True)}
+    agreed = agreed_preprocessing(known, {path.removeprefix("data.") for path in stated})
+    defaults = {field.name: field.default for field in fields(Preprocessing)} | {"crop_pct": 1.0}
+    told = {name: value for name, value in agreed.items() if value != defaults[name]}
+    options = {f"data.{name}": value if isinstance(value, str) else _json(value) for name, value in told.items()}
+    silent = [file for file, one in known.items() if one is None]
+    reason = "for which the sources were made"
+    if silent and len(silent) < len(known):
+        reason = f"for which {next(file for file in known if file not in silent)} was made; {silent[0]} does not say"
+    messages = []
+    if IMAGE_SIZE.path not in stated:
+        size = options.setdefault(IMAGE_SIZE.path, str(DEFAULT_SIZE))
+        why = reason if "image_size" in told else "as none was given"
+        messages.append(f"image size {size}, {why}; {IMAGE_SIZE.option} takes another")
+    if others := {name: value for name, value in told.items() if name != "image_size"}:
+        words = ", ".join(f"{name} {value}" for name, value in others.items())
+        messages.append(f"pictures have {words}, {reason}; --data.{next(iter(others))} and its kin take others")
+    return options, messages
 
 
 def _json(value: Any) -> str:

@@ -35,7 +35,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from project.allocation import Budget
-from project.data.pictures import defect, open_picture
+from project.data.opening import defect, open_picture
 from project.errors import PleasError
 from project.methods import Permutation
 from project.models import Architecture, Preprocessing, read_weights

@@ -1,6 +1,7 @@
 """The short form of a merge, as the options with paths that it stands for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from project.cli import main
 from project.errors import PleasError
 from project.models import Description, LabelSpace, Preprocessing
+from project.models.preprocessing import resize_of
 from project.parser import OneSentenceParser
 from project.shorthand import FLAGS, PLAIN, expand, usage
 
@@ -132,8 +134,30 @@ def test_the_image_size_is_told(there: Path) -> None:
     assert message == "image size 224, as none was given; --image-size takes another"
     assert expand(["merge", *FILES, "--image-size", "64"], lambda _: SILENT)[1] == []
     differing = iter((32, 64))
-    (message,) = expand(["merge", *FILES], lambda _: Description(preprocessing=Preprocessing(next(differing))))[1]
-    assert "224" in message
+    with pytest.raises(PleasError, match=r"photo.pth was made for image_size 32, but net.pth for 64; say which"):
+        expand(["merge", *FILES], lambda _: Description(preprocessing=Preprocessing(next(differing))))
+
+
+def test_pictures_are_prepared_as_files_say(there: Path) -> None:
+    """The user's word comes first; a share of the picture goes with any size."""
+    said = Preprocessing(224, (0.5, 0.5, 0.5), resize=248, interpolation="bicubic")
+    found = options(*FILES, photo=Description(preprocessing=said))
+    assert {name: value for name, value in found.items() if name.startswith("data.") and name != "data.sets"} == {
+        "data.image_size": "224", "data.mean": [0.5, 0.5, 0.5], "data.resize": "248", "data.interpolation": "bicubic"
+    }  # fmt: skip
+    _, (size, rest) = expand(
+        ["merge", *FILES], lambda path: Description(preprocessing=said if path.stem == "photo" else None)
+    )
+    assert "for which photo.pth was made; net.pth does not say" in size
+    assert "mean (0.5, 0.5, 0.5), interpolation bicubic, resize 248" in rest
+    found = options(*FILES, "--image-size", "128", "--data.mean", "[0,0,0]", photo=Description(preprocessing=said))
+    assert found["data.mean"] == [0, 0, 0]
+    assert "data.resize" not in found
+    assert resize_of(128, float(str(found["data.crop_pct"]))) == 141  # of 224 in 248
+    other = {"net": Description(preprocessing=replace(said, mean=(0.4, 0.5, 0.5)))}
+    with pytest.raises(PleasError, match="mean"):
+        options(*FILES, photo=Description(preprocessing=said), **other)
+    options(*FILES, "--data.mean", "[0,0,0]", photo=Description(preprocessing=said), **other)
 
 
 def test_options_beside_a_configuration(there: Path) -> None:

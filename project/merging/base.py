@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from project.errors import ConfigurationError
+from project.errors import HUB_NAMES, LOCAL_FOLDER, ConfigurationError
 from project.models import pretrained, written_out
 from project.student import Source, common_spec, load_source
 
@@ -14,7 +14,7 @@ def load_base(base: str, like: Source, picture: tuple[int, int, int]) -> nn.Modu
     """Load the base of a merge.
 
     Args:
-        base: A file, or torchvision's name of weights.
+        base: A file, a folder that holds one (on the Hub, too), or torchvision's name of weights.
         like: A source: the architecture that it must have, but for the number of its logits.
         picture: Shape of the pictures.
 
@@ -25,7 +25,7 @@ def load_base(base: str, like: Source, picture: tuple[int, int, int]) -> nn.Modu
         ConfigurationError: If it is neither a file nor such weights, or of another architecture.
         CheckpointError: If it cannot be read or downloaded.
     """
-    if Path(base).exists():
+    if Path(base).exists() or base.startswith((*HUB_NAMES, LOCAL_FOLDER)):
         base_source = load_source(base, None, like.architecture.name, like.architecture.arguments)
     else:
         try:

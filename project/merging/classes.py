@@ -1,11 +1,14 @@
 """Which classes the columns of a network mean, and whether they and its pictures are the data's."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
 
 from project.errors import ConfigurationError
 from project.models import Description, LabelSpace, Preprocessing
 from project.runtime import warn
+
+RESIZE, CROP_PCT = "resize", "crop_pct"  # two ways to say one thing
 
 
 def own_labels(
@@ -78,6 +81,38 @@ def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
             f"{name} was trained on {len(mine)} classes that are not the {len(theirs)} of domain {domain} "
             f"({what if extra or lacking else 'the same ones in another order'})."
         )
+
+
+def agreed_preprocessing(known: Mapping[str, Preprocessing | None], stated: Collection[str] = ()) -> dict[str, Any]:
+    """What pictures must go through for all networks that say it, where the user does not.
+
+    Args:
+        known: File -> what it says; None where it says nothing.
+        stated: Fields of Preprocessing that the user has stated.
+
+    Returns:
+        The other fields, as plain values, ``crop_pct`` in place of ``resize`` where the size is stated; empty where no
+        file says any.
+
+    Raises:
+        ConfigurationError: If two files say different things.
+    """
+    saying = {name: {**asdict(one), CROP_PCT: one.crop_pct} for name, one in known.items() if one is not None}
+    # A side to which pictures are resized goes with one size of what is kept of them; a share goes with any.
+    asked = [field.name for field in fields(Preprocessing) if field.name not in {*stated, RESIZE}]
+    if not {RESIZE, CROP_PCT} & set(stated):
+        asked.append(CROP_PCT if "image_size" in stated else RESIZE)
+    agreed: dict[str, Any] = {}
+    for key in asked:
+        for name, values in saying.items():
+            first = next(iter(saying))
+            if values[key] != saying[first][key]:
+                raise ConfigurationError(
+                    f"{first} was made for {key} {saying[first][key]}, but {name} for {values[key]}; say which the "
+                    f"pictures are to have: {key} of the data."
+                )
+            agreed[key] = values[key]
+    return agreed
 
 
 def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing | None) -> None:

@@ -58,6 +58,8 @@ def _classes(source: Source, domain: str, domains: Sequence[str], classes: Class
     known = source.description.label_space
     if given is None and known is not None:
         given = known.classes.get(domain) or (next(iter(known.classes.values())) if len(known.heads) == 1 else None)
+    elif given is None and len(source.description.class_names or ()) == source.logits:
+        given = source.description.class_names
     if given is None:
         heads = len(domains) if known is not None and len(known.heads) > 1 else 1
         return tuple(map(str, range(source.logits // heads)))

@@ -12,7 +12,6 @@ from project.merging.classes import check_classes, own_labels, warn_of_preproces
 from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
 from project.models.reading.choosing import Headless, Which
-from project.models.reading.folder import weights_file
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source
@@ -23,15 +22,17 @@ class SourceFile:
     """The file of a network: a source of a merge, or one to be scored.
 
     Args:
-        path: Lightning checkpoint, state dict, safetensors file or student, or a folder that holds one of these.
+        path: Lightning checkpoint, state dict, safetensors file or student, or a folder that holds one of these; a
+            folder on the Hugging Face Hub by hf-hub:OWNER/NAME.
         domains: Domains it was trained on, in the order of its heads; default: what its file says, else the one whose
             name the file's name holds, else, where as many sources as domains are left without each other, the domain
             in its place among those. Outside a merge: else
             those that alone have as many classes as it has logits.
         name: Name in tables; default: its domains, outside a merge its file's name.
-        architecture: Name of the network, or the dotted path of a class or function that builds it, such as
-            mypackage.models.MyNet; default: what the file says, else what its shapes tell. A file that says a dotted
-            path needs it here, too: files choose no code.
+        architecture: Name of the network (torchvision's, timm/NAME for timm's), a folder whose config.json says it, or
+            the dotted path of a class or function that builds it, such as mypackage.models.MyNet; default: what the
+            file says, or the config.json beside it, else what its shapes tell. A file that says a dotted path needs it
+            here, too: files choose no code.
         arguments: Keyword arguments of the class or function; default: what the file says.
         weights: Of a file with several sets of weights, the averaged ones (ema) or the others (raw); default: the
             averaged ones.
@@ -67,8 +68,7 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
         ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
     sources = [
-        load_source(weights_file(file.path), file.name, file.architecture, file.arguments, file.weights, file.head)
-        for file in files
+        load_source(file.path, file.name, file.architecture, file.arguments, file.weights, file.head) for file in files
     ]
     check_distinct(sources)
     return sources

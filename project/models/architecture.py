@@ -8,12 +8,13 @@ from typing import Any, Literal, cast
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from project.errors import ConfigurationError, nearest, one_of, whole
 from project.models.cifar import CifarResNet, Shortcut
 from project.models.custom import make
 from project.models.pooled import PooledLayer
+from project.models.zoo import TIMM, build_timm, check_timm, plain_name
 
 Stem = Literal["imagenet", "small"]
 Head = Literal["plain", "fastai"]
@@ -49,15 +50,16 @@ class Architecture:
 
     Args:
         name: ``resnet18``, ``34``, ``50``, ``101`` or ``152`` as torchvision has them, ``resnet8``, ``20``, ``32``,
-            ``44``, ``56`` or ``110`` for small pictures, another classification network by torchvision's name, or the
-            dotted path of a class or function that builds one.
+            ``44``, ``56`` or ``110`` for small pictures, another classification network by torchvision's name
+            (``torchvision/`` may stand before it), one of timm's behind ``timm/``, or the dotted path of a class or
+            function that builds one.
         num_classes: Number of logits.
         stem: ``imagenet`` begins with a 7×7 convolution of stride 2 and max pooling; ``small`` with a 3×3 convolution
             of stride 1 and no pooling. The networks for small pictures always have the small one, torchvision's other
             networks their own, called ``imagenet`` here.
         width: Factor on all channels of the networks for small pictures.
-        arguments: Keyword arguments, as JSON has them, that torchvision's builder or the dotted path is called with;
-            None where they are not known.
+        arguments: Keyword arguments, as JSON has them, that torchvision's builder, timm's or the dotted path is called
+            with; None where they are not known.
         hidden: Units of a hidden layer with ReLU in the head of a ResNet; 0 for a head of one layer.
         head_bias: Whether the layers of a ResNet's head have biases.
         shortcut: Of the networks for small pictures where the shape changes: ``projection`` (option B), or ``padding``
@@ -83,19 +85,22 @@ class Architecture:
         """Refuse what cannot be built."""
         if not isinstance(self.name, str):
             raise ConfigurationError(f"architecture is {self.name!r}; allowed: a name.")
+        object.__setattr__(self, "name", plain_name(self.name))
         if self.arguments is not None:
             object.__setattr__(self, "arguments", plain_arguments(self.arguments))
-        if not self.custom and self.name not in (known := (*architectures(), *others())):
+        if self.of_timm:
+            check_timm(self.name, self.arguments or {})
+        elif not self.custom and self.name not in (known := (*architectures(), *others())):
             like = nearest(self.name, known)
             listed = "." if like else f": {', '.join(others())}."
             raise ConfigurationError(
                 f"architecture is {self.name!r}; there is none of that name{like}; allowed: "
-                f"{', '.join(architectures())}, a dotted path to a class or function that builds a network, or another "
-                f"classification network of torchvision{listed}"
+                f"{', '.join(architectures())}, timm/NAME, a dotted path to a class or function that builds a network, "
+                f"or another classification network of torchvision{listed}"
             )
         one_of(Stem, stem=self.stem)
         whole(1, num_classes=self.num_classes, width=self.width)
-        if (self.custom or self.name in others()) and self.stem != "imagenet":
+        if (self.custom or self.of_timm or self.name in others()) and self.stem != "imagenet":
             raise ConfigurationError(f"stem is {self.stem!r}, but {self.name} has one stem, called 'imagenet' here.")
         if self.name in CIFAR_NETS:
             object.__setattr__(self, "stem", "small")  # one network, one description of it
@@ -135,6 +140,11 @@ class Architecture:
         """Whether it is named by a dotted path."""
         return "." in self.name
 
+    @property
+    def of_timm(self) -> bool:
+        """Whether it is one of timm's."""
+        return self.name.startswith(TIMM)
+
     def build(self) -> nn.Module:
         """The network, randomly initialised, its parameters named as torchvision names them.
 
@@ -143,6 +153,8 @@ class Architecture:
         """
         if self.custom:
             raise ConfigurationError(f"{self.name} is code that nobody has named; pass it as architecture.")
+        if self.of_timm:
+            return build_timm(self.name, self.num_classes, self.arguments or {})
         if self.name in CIFAR_NETS:
             return self._headed(CifarResNet(CIFAR_NETS[self.name], self.num_classes, self.width, self.shortcut))
         options = {"aux_logits": False, "init_weights": True} if self.name in WITH_AUXILIARY_HEADS else {}
@@ -158,6 +170,17 @@ class Architecture:
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
         return self._headed(network)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Names and shapes of its tensors, without memory behind them, or with values that mean nothing.
+
+        Raises:
+            ConfigurationError: See :meth:`build`.
+        """
+        if self.of_timm:
+            return build_timm(self.name, self.num_classes, self.arguments or {}, shapes=True).state_dict()
+        with torch.device("meta"):
+            return self.build().state_dict()
 
     def _headed(self, network: nn.Module) -> nn.Module:
         """The network with the head that is asked for in place of one linear layer."""

@@ -21,11 +21,13 @@ class Description:
         architecture: The network.
         label_space: What its output columns mean.
         preprocessing: What its pictures went through.
+        class_names: Of its logits, in their order, where the file names them but no domains.
     """
 
     architecture: Architecture | None = None
     label_space: LabelSpace | None = None
     preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ class Description:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Name of the class behind each output column; None where they are not known."""
-        return column_names(self.label_space) if self.label_space else None
+        return column_names(self.label_space) if self.label_space else self.class_names
 
     def to_entries(self) -> dict[str, Any]:
         """The entry to add to a checkpoint: dictionaries, lists, strings and numbers only."""

@@ -13,12 +13,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from project.errors import CheckpointError, ConfigurationError
-from project.models.architecture import Architecture, others
+from project.models.architecture import Architecture, architectures, others
 from project.models.custom import Maker, count_logits, dotted_path, find_maker, make
+from project.models.reading.config import Said
 from project.models.reading.files import Weights, bare_names, read_weights
+from project.models.reading.folder import description_named
 from project.models.reading.kin import kin
 from project.models.recognise import architecture_of, candidate, recognise
 from project.models.strict import check_strictly, differences, load_strictly, summary
+from project.models.zoo import TIMM, is_name, plain_name
 
 LARGER, ROOM = 16, 4096
 """How many times a file's own numbers and tensors what is built of its description may have, and how many beside: what
@@ -37,7 +40,7 @@ def name_of(architecture: Named) -> str:
         return architecture_of(architecture).name
     if isinstance(architecture, Architecture):
         return architecture.name
-    return architecture if isinstance(architecture, str) else dotted_path(architecture)
+    return plain_name(architecture) if isinstance(architecture, str) else dotted_path(architecture)
 
 
 def load_network(
@@ -66,6 +69,10 @@ def build_network(
     weights: Weights, architecture: Named | None = None, arguments: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, Weights]:
     """Build the network that weights belong to; see :func:`load_network`."""
+    if isinstance(architecture, str) and (said := _said_by_folder(architecture)):
+        known = weights.preprocessing or said.preprocessing, weights.class_names or said.class_names
+        weights = replace(weights, architecture=None, said=said, preprocessing=known[0], class_names=known[1])
+        architecture = None
     try:
         network, built = untrained_network(weights, architecture, arguments)
     except CheckpointError as error:
@@ -84,6 +91,12 @@ def build_network(
             raise CheckpointError(f"{weights.path} does not fit {built.name}: {what}.") from error
         raise
     return network.eval(), replace(weights, architecture=built)
+
+
+def _said_by_folder(architecture: str) -> Said | None:
+    """What a folder says that a user names as an architecture; None where it is a name."""
+    name = plain_name(architecture)
+    return description_named(architecture, name.startswith(TIMM) or name in (*architectures(), *others()))
 
 
 def untrained_network(
@@ -107,15 +120,20 @@ def untrained_network(
         CheckpointError: If neither file nor user says which network it is, and the shapes do not tell.
         ConfigurationError: If it cannot be built, or is code that the user has not named.
     """
-    known = weights.architecture
+    known, said = weights.architecture, weights.said
+    if architecture is None and known is None and said is not None:
+        if said.obstacle:
+            raise CheckpointError(said.obstacle)
+        if said.name is not None:
+            architecture, arguments = said.name, {**(said.arguments or {}), **(arguments or {})} or None
     if isinstance(architecture, nn.Module):
         if arguments is not None:
             raise ConfigurationError(f"arguments is {dict(arguments)}, but architecture is a network, built already.")
         return _copied(architecture, known)
-    if isinstance(architecture, str) and "." not in architecture:
-        if architecture in others() and arguments is None:
-            with torch.device("meta"):
-                weights = weights.fitted(bare_names(Architecture(architecture, 1).build().state_dict()))
+    if isinstance(architecture, str) and is_name(architecture):
+        if plain_name(architecture) not in architectures():
+            given = {name: value for name, value in (arguments or {}).items() if name != "num_classes"}
+            weights = weights.fitted(bare_names(Architecture(architecture, 1, arguments=given).tensors()), told=False)
         try:
             found = candidate(architecture, weights.state_dict, arguments)
         except CheckpointError as error:
@@ -126,7 +144,7 @@ def untrained_network(
                 else f"it is no {architecture}: {str(error).partition(';')[0]}"
             ) from error
     elif architecture is None or isinstance(architecture, Architecture):
-        found = architecture or known or recognise(weights.state_dict)
+        found = architecture or known or _told(weights)
         if arguments is not None:
             raise ConfigurationError(f"arguments is {dict(arguments)}; name the architecture that takes them, too.")
         if found.custom:
@@ -138,6 +156,16 @@ def untrained_network(
         torch.device("meta"),
     ):  # no random numbers are drawn, so a seed means the same with and without loading
         return found.build().eval(), found
+
+
+def _told(weights: Weights) -> Architecture:
+    """The architecture that the shapes of a file's tensors tell."""
+    try:
+        return recognise(weights.state_dict)
+    except CheckpointError as error:
+        if weights.said is not None and weights.said.remark:
+            raise CheckpointError(weights.said.remark) from error
+        raise
 
 
 def built_as(
@@ -155,7 +183,7 @@ def built_as(
         ConfigurationError: If a network that is built so is of another class, or has other tensors.
     """
     state = network.state_dict()
-    if isinstance(architecture, str) and "." not in architecture:
+    if isinstance(architecture, str) and is_name(architecture):
         try:
             architecture = candidate(architecture, state, arguments)
         except CheckpointError as error:

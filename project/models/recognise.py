@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from project.errors import CheckpointError
+from project.errors import CheckpointError, ConfigurationError
 from project.models.alike import built_alike
 from project.models.architecture import (
     CIFAR_NETS,
@@ -25,8 +25,9 @@ from project.models.cifar import CifarResNet, Shortcut
 from project.models.custom import count_logits, dotted_path, last_layer
 from project.models.reading.kin import kin
 from project.models.strict import differences, summary
+from project.models.zoo import FETCHING, TIMM, build_timm, head_of_timm, plain_name
 
-SAY_SO = "{path: FILE, architecture: NAME}, where NAME is torchvision's or a dotted path to what builds it"
+SAY_SO = "{path: FILE, architecture: NAME}, where NAME is torchvision's, timm/NAME or a dotted path to what builds it"
 HEADS = ("fc.weight", "fc.2.weight")
 POOLED = "avgpool.linear.weight"
 BLOCK = re.compile(r"layer(\d)\.\d+\.conv1\.weight")
@@ -102,6 +103,8 @@ def _namesakes(network: nn.Module, logits: int) -> list[Architecture]:
     module, state = type(network).__module__, network.state_dict()
     if module == CifarResNet.__module__:
         return [candidate(name, state) for name in CIFAR_NETS] if "conv1.weight" in state else []
+    if module.startswith(f"{TIMM.removesuffix('/')}."):
+        return _timm_namesakes(network, logits)
     named = [
         name
         for name in torchvision.models.list_models(module=torchvision.models)
@@ -114,6 +117,22 @@ def _namesakes(network: nn.Module, logits: int) -> list[Architecture]:
         for name in named
         if name in (*architectures(), *WITH_AUXILIARY_HEADS) or _trunk_size(name, network) == _own_trunk_size(network)
     ]
+
+
+def _timm_namesakes(network: nn.Module, logits: int) -> list[Architecture]:
+    """What a network of timm says that it was made by, where that is plain."""
+    configuration = getattr(network, "pretrained_cfg", None)
+    name = configuration.get("architecture") if isinstance(configuration, Mapping) else None
+    arguments = getattr(network, "_model_args", None) or {}
+    try:
+        return [Architecture(f"{TIMM}{name}", logits, arguments=_own_arguments(arguments) or None)] if name else []
+    except ConfigurationError:  # an argument that no file can hold
+        return []
+
+
+def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments without those that say how many classes there are and where weights come from."""
+    return {name: value for name, value in arguments.items() if name not in FETCHING | {"num_classes"}}
 
 
 def _own_trunk_size(network: nn.Module) -> int:
@@ -142,6 +161,7 @@ def candidate(name: str, state_dict: Mapping[str, Tensor], arguments: Mapping[st
         CheckpointError: If there is no first convolution or no head to read them from.
         ConfigurationError: If there is none of that name, or it does not take the arguments.
     """
+    name = plain_name(name)
     if arguments is not None:
         rest = {key: value for key, value in arguments.items() if key != "num_classes"}
         classes = arguments.get("num_classes", candidate(name, state_dict).num_classes)
@@ -168,7 +188,9 @@ def candidate(name: str, state_dict: Mapping[str, Tensor], arguments: Mapping[st
 
 @lru_cache
 def _head(name: str) -> str:
-    """Name of the layer that makes the logits of one of torchvision's networks."""
+    """Name of the layer that makes the logits of one of torchvision's networks, or of timm's."""
+    if name.startswith(TIMM):
+        return head_of_timm(name, build_timm(name, 2, {}, shapes=True))
     with torch.device("meta"):
         return last_layer(Architecture(name, 1).build())
 
@@ -176,8 +198,7 @@ def _head(name: str) -> str:
 @lru_cache
 def blueprint(architecture: Architecture) -> Mapping[str, Tensor]:
     """Names and shapes of the tensors of an architecture, without memory behind them."""
-    with torch.device("meta"):
-        return architecture.build().state_dict()
+    return architecture.tensors()
 
 
 def _agreement(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int:

@@ -28,7 +28,6 @@ from project.methods.shared.arithmetic import write
 from project.methods.shared.blend import Blend
 from project.methods.shared.entropy import Objective, entropies
 from project.models import DomainScores, read_weights
-from project.models.reading.folder import weights_file
 from project.modules.common import FitBytes
 from project.moments import PICTURES, Lockstep, Statistics
 from project.runtime import World, free_bytes
@@ -143,7 +142,7 @@ class CoefficientModule(LightningModule):
 
     def writes(self) -> FitBytes:
         """Estimate what the fit writes: students of a source's size."""
-        size = stored_bytes(read_weights(weights_file(self.files[0].path)).state_dict)
+        size = stored_bytes(read_weights(self.files[0].path).state_dict)
         return FitBytes(size, student=size)
 
     def configure_optimizers(self) -> optim.Optimizer:

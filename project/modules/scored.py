@@ -11,7 +11,6 @@ from project.merging import SourceFile
 from project.merging.classes import own_labels
 from project.models import LabelSpace, MultiHead, Preprocessing, build_network, heads, read_weights
 from project.models.heads import JOINT, Joint
-from project.models.reading.folder import weights_file
 from project.student import build_student, is_student
 
 
@@ -113,7 +112,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> ScoredNetwork:
     if file.head:
         raise ConfigurationError(f"head of {file.path} is 'none', which leaves no classes to score or to answer with.")
-    weights = read_weights(weights_file(file.path), file.weights)
+    weights = read_weights(file.path, file.weights)
     if is_student(weights):
         student = build_student(weights, file.architecture, file.arguments)
         known = own_labels(weights, labels, str(file.path), file.domains)

@@ -28,6 +28,7 @@ from project.models import (
 from project.models.custom import count_logits
 from project.models.network import built_as
 from project.models.reading.choosing import Headless, Which
+from project.models.reading.folder import name_of_place
 from project.models.reading.sound import check_varied, sound_state, unusable_kind
 from project.moments import network_hash
 from project.student.build import Student
@@ -82,8 +83,8 @@ def load_source(
     """Read a source: a Lightning checkpoint, a state dict, a safetensors file, or a student of an earlier merge.
 
     Args:
-        path: The file.
-        name: Name for tables; default: the file's stem.
+        path: The file, or a folder that holds it, see :func:`~project.models.reading.folder.weights_file`.
+        name: Name for tables; default: the file's stem, or the folder's name.
         architecture: The network, its name, the dotted path, class or function that builds it, or a network to copy;
             default: what the file says, else what its shapes tell.
         arguments: What to build it with; default: what the file says.
@@ -94,7 +95,7 @@ def load_source(
         CheckpointError: If the file cannot be read or does not fit the architecture.
         ConfigurationError: If the architecture cannot be built, or is code that the file names and the user does not.
     """
-    return read_source(read_weights(path, which, head), name, architecture, arguments)
+    return read_source(read_weights(path, which, head), name or name_of_place(Path(path)), architecture, arguments)
 
 
 def read_source(
@@ -110,7 +111,7 @@ def read_source(
         student = build_student(weights, architecture, arguments)
         return Source(name, _dense(student, str(weights.path)), _described(student), weights.sha256, weights.path)
     network, weights = build_network(weights, architecture, arguments)
-    description = Description(weights.architecture, weights.label_space, weights.preprocessing)
+    description = Description(weights.architecture, weights.label_space, weights.preprocessing, weights.class_names)
     return Source(name, written_out(network), description, weights.sha256, weights.path)
 
 

@@ -14,6 +14,8 @@ from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Headless, Held, Which, bare
+from project.models.reading.config import Said, said_beside, said_by_training
+from project.models.reading.folder import weights_file
 from project.models.reading.inert import module_state
 from project.models.reading.packing import unpacked
 from project.models.reading.sound import sound_state
@@ -38,6 +40,7 @@ class Weights(Description):
         which: Whether the user wants the averaged weights or the others.
         names: The file's names of the tensors, by ours, where a network was recognised.
         headless: Whether it is a trunk, whose head here leaves the pooled values as they are.
+        said: What a config.json beside it says, or the arguments of a training in it.
     """
 
     state_dict: dict[str, Tensor]
@@ -49,17 +52,19 @@ class Weights(Description):
     which: Which | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     headless: bool = False
+    said: Said | None = None
 
     @cached_property
     def remark(self) -> str:
         """What the file is, where its tensors are those of no network that is known by them; empty if nothing tells."""
         return (self.held.trunk() or "") if self.held is not None and not self.names else ""
 
-    def fitted(self, names: Iterable[str]) -> "Weights":
+    def fitted(self, names: Iterable[str], told: bool = True) -> "Weights":
         """The tensors that have the names of a network, wherever in the file; all where none have.
 
         Args:
             names: Of all tensors of the network, as :func:`bare_names` has them.
+            told: Whether a message says what is taken and what is passed over.
 
         Raises:
             CheckpointError: If there are several kinds, and the user wants one that is not there.
@@ -77,7 +82,7 @@ class Weights(Description):
         found = self.held.named(names)
         if set(names) == self.state_dict.keys() and len(found) < 2 and self.which is None:
             return self
-        if choice := _chosen(self.held, found, self.which, self.path, ()):
+        if choice := _chosen(self.held, found, self.which, self.path, (), told):
             return replace(self, state_dict=_clean(self.content, _values(self.held, choice)), names=choice.names)
         return self
 
@@ -125,8 +130,8 @@ def read_weights(path: str | Path, which: Which | None = None, head: Headless | 
     that others put around modules, such as ``module.`` and ``_orig_mod.``, go wherever they stand in a name.
 
     Args:
-        path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or in mappings), or a
-            safetensors file.
+        path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or in mappings), a
+            safetensors file, or a folder that holds one, see :func:`~project.models.reading.folder.weights_file`.
         which: Of a file with several, the averaged weights (``ema``) or the others (``raw``); by default the averaged.
         head: ``none`` takes the trunk of a ResNet alone, whatever head it has or lacks, with one that leaves the pooled
             values as they are.
@@ -135,14 +140,14 @@ def read_weights(path: str | Path, which: Which | None = None, head: Headless | 
         CheckpointError: If there is no such file, or it is damaged, of another kind, or holds values that no weights
             can have, or not those that are asked for.
     """
-    path = Path(path)
+    path = weights_file(Path(path))
     if head is not None:
         one_of(Headless, head=head)
     if which is not None:
         one_of(Which, weights=which)
     content = read_content(path)
     tensors, entries = _split(content)
-    description = _described(path, entries)
+    description, said = _described(path, entries, content.tree)
     objects = []
     if content.passed:
         more = len(content.passed) - NAMES_SHOWN
@@ -172,7 +177,7 @@ def read_weights(path: str | Path, which: Which | None = None, head: Headless | 
     state_dict = _clean(content, tensors)
     return Weights(
         state_dict=state_dict, path=path, entries=entries, opened=content.opened, content=content, held=held,
-        which=which, names=choice.names if choice else {}, **vars(description),
+        which=which, names=choice.names if choice else {}, said=said, **vars(description),
     )  # fmt: skip
 
 
@@ -183,7 +188,9 @@ def _trunk(content: Content, held: Held, choice: Choice, weights: Weights) -> We
     return replace(weights, state_dict={**state, "fc.weight": torch.eye(choice.architecture.num_classes)})
 
 
-def _chosen(held: Held, found: list[Choice], which: Which | None, path: Path, objects: Iterable[str]) -> Choice | None:
+def _chosen(
+    held: Held, found: list[Choice], which: Which | None, path: Path, objects: Iterable[str], telling: bool = True
+) -> Choice | None:
     """The averaged weights or the others, as asked for; and a line on what is taken and what is not."""
     if not found:
         return None
@@ -197,7 +204,7 @@ def _chosen(held: Held, found: list[Choice], which: Which | None, path: Path, ob
     if averaged and raw:
         kind, other = ("averaged", "raw") if choice.averaged else ("raw", "ema")
         told.insert(0, f"of its two sets the {kind} weights are taken; weights: {other} takes the others")
-    if told:
+    if told and telling:
         where = f" under {choice.prefix.removesuffix('.')!r}" if choice.prefix else ""
         tell(f"{path}: its tensors{where} are taken; {'; '.join(told)}")
     return choice
@@ -214,7 +221,9 @@ def read_description(path: str | Path) -> Description:
     Raises:
         CheckpointError: If there is no such file, or it is damaged or of another kind.
     """
-    return _described(Path(path), _split(read_content(path))[1])
+    path = weights_file(Path(path))
+    content = read_content(path)
+    return _described(path, _split(content)[1], content.tree)[0]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -253,11 +262,23 @@ def file_hash(path: str | Path) -> str:
     return Opened(Path(path)).sha256
 
 
-def _described(path: Path, entries: Mapping[str, Any]) -> Description:
+def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Description, Said | None]:
+    """What a file says of itself, and where it does not, what stands beside it or its training says."""
     try:
-        return Description.from_entries(entries)
+        found = Description.from_entries(entries)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if found.architecture is not None:
+        return found, None
+    said = said_beside(path) or said_by_training(path, tree)
+    if said is None:
+        return found, None
+    known = replace(
+        found,
+        preprocessing=found.preprocessing or said.preprocessing,
+        class_names=said.class_names if found.label_space is None else None,
+    )
+    return known, said
 
 
 def _split(content: Content) -> tuple[Mapping[Any, Any], Mapping[str, Any]]:

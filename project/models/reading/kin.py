@@ -3,10 +3,7 @@
 import re
 from collections.abc import Iterable
 
-TIMM = (
-    "pip install timm, and say which it is: {path: FILE, architecture: timm.create_model, arguments: {model_name: "
-    "NAME, num_classes: CLASSES}}"
-)
+TIMM = "say which it is: {path: FILE, architecture: timm/NAME}"
 TORCHVISION = "say which it is: {path: FILE, architecture: NAME}"
 OWN = "name the class that builds it: {path: FILE, architecture: DOTTED.PATH}"
 WRITERS = (
