@@ -12,7 +12,7 @@ from torch import nn
 from project.allocation import Budget, check_budgets
 from project.data.calibration import Calibration
 from project.data.domains import Domains
-from project.data.folders import ImageFolders
+from project.data.folders import ClassOrder, ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
 from project.merging.classes import agreed_preprocessing
@@ -20,14 +20,15 @@ from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
 from project.merging.preparation import go_together
-from project.merging.settings import Place, Settings
+from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.labels import LabelMode, LabelSpace
+from project.models.labels import CODE_POINTS, LabelMode, LabelSpace
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
+from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
@@ -51,6 +52,8 @@ class MergeOptions(TypedDict, total=False):
         image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
             where there are no pictures (default: what the sources' files say, else 224). How pictures in folders are
             cropped and normalised the files say, too.
+        class_order: Which class of pictures in folders is which logit: ``code points`` (default), ``natural``, as timm
+            sorts folders, or a list of all names.
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
         batch_size: Pictures of each domain in a batch (default: 64).
         architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
@@ -60,7 +63,10 @@ class MergeOptions(TypedDict, total=False):
         folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
             emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
-        memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
+        memory: Most memory to take beside what the process holds before, mapped files apart, such as '16 GB'; what
+            takes more waits in the folder. Default: what is free.
+        audit: Where a source's running statistics fit clearly better to another reading of it, such as another order
+            of colours: ``stop``, ``warn``, or do not look (``off``; default: stop).
         renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
         progress: Whether bars show how far it is, on a terminal (default: true).
     """
@@ -70,6 +76,7 @@ class MergeOptions(TypedDict, total=False):
     base: str | Path | None
     without_source: Sequence[str]
     image_size: int
+    class_order: ClassOrder
     calibration: Calibration
     batch_size: int
     architecture: Any
@@ -78,6 +85,7 @@ class MergeOptions(TypedDict, total=False):
     folder: str | Path | None
     statistics: str | Path | None
     memory: str | None
+    audit: Audit
     renormalise: bool
     progress: bool
 
@@ -166,6 +174,7 @@ def merges(
         base=_base(options.get("base")),
         statistics=_path(options.get("statistics")),
         memory=options.get("memory"),
+        audit=options.get("audit", "stop"),
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))
@@ -208,7 +217,7 @@ def _students(
         data = Trunks(data, label_space_of(claims, loaded, names, settings.without_source, None, mode))
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    with taken_up_again(place.folder):
+    with taken_up_again(place.folder), held_tight(settings.memory is not None):
         drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
@@ -326,7 +335,7 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
     if isinstance(pictures, str | Path):
         known = {source.origin: source.description.preprocessing for source in loaded}
         agreed = {"image_size": DEFAULT_SIZE, **agreed_preprocessing(known, stated), **stated}
-        folders = ImageFolders(pictures)
+        folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
         mode = options.get("label_space") or _mode(folders)
         data = Domains(
             folders,
@@ -378,14 +387,14 @@ def _check_options(pictures: AnyPictures, options: MergeOptions) -> None:
     for name in options:
         if name not in known:
             raise ConfigurationError(f"{name!r} is no option of a merge{nearest(name, known)}.")
-    idle: tuple[str, ...] = ("image_size", "calibration")
+    idle: tuple[str, ...] = ("image_size", "class_order", "calibration")
     kind = "in memory"
     if isinstance(pictures, Domains):
-        kind, idle = "Domains", ("classes", "label_space", "image_size", "batch_size", "calibration")
+        kind, idle = "Domains", ("classes", "class_order", "label_space", "image_size", "batch_size", "calibration")
     elif isinstance(pictures, str | Path):
         kind, idle = "in class folders", ("classes",)
     elif pictures is None:
-        kind, idle = "None", ("batch_size", "calibration")
+        kind, idle = "None", ("class_order", "batch_size", "calibration")
     given: dict[str, Any] = {**options}
     for name in idle:
         if given.get(name) is not None:

@@ -1,10 +1,12 @@
 """Pictures that somebody holds in memory already, to calibrate with."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from project.data.calibration import PUBLIC
 from project.errors import ConfigurationError, DataError, whole
@@ -31,6 +33,7 @@ class GivenPictures:
     """
 
     seed = 0
+    prepares = False
 
     def __init__(self, pictures: Mapping[str, Given] | Given, batch_size: int = 64) -> None:
         whole(1, batch_size=batch_size)
@@ -70,6 +73,28 @@ class GivenPictures:
     def calibration_counts(self) -> dict[str, int]:
         """Domain -> number of its pictures."""
         return {domain: sum(map(len, batches)) for domain, batches in self.batches.items()}
+
+    def sample(self, domain: str, count: int, scale: float = 1.0) -> Tensor:
+        """Some of a domain's pictures, evenly over them: at most (count, channels, height, width).
+
+        Args:
+            domain: One of ``calibration_domains``.
+            count: How many, at most.
+            scale: Factor on their sides; they are resampled.
+        """
+        starts, total = [0], 0
+        for batch in self.batches[domain]:
+            total += len(batch)
+            starts.append(total)
+        places = [place * total // min(count, total) for place in range(min(count, total))]
+        owners = [bisect_right(starts, place) - 1 for place in places]
+        pictures = torch.stack(
+            [self.batches[domain][owner][place - starts[owner]] for owner, place in zip(owners, places, strict=True)]
+        )
+        if scale == 1:
+            return pictures
+        sides = [round(side * scale) for side in pictures.shape[2:]]
+        return functional.interpolate(pictures, sides, mode="bilinear", antialias=True, align_corners=False)
 
     def check_pictures(self) -> None:
         """Nothing is left to look at: all pictures were checked when they were given."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from project.models import LabelSpace, Preprocessing
 from project.moments import Fingerprint
@@ -34,6 +34,19 @@ class MergeData(Protocol):
 
     def calibration_counts(self) -> dict[str, int]:
         """Domain -> number of calibration pictures."""
+
+    @property
+    def prepares(self) -> bool:
+        """Whether pictures are prepared as options say; else they were given prepared."""
+
+    def sample(self, domain: str, count: int, scale: float = 1.0) -> Tensor:
+        """Some of the calibration pictures of a domain, evenly over them: at most (count, channels, height, width).
+
+        Args:
+            domain: One of ``calibration_domains``.
+            count: How many, at most.
+            scale: Factor on their sides.
+        """
 
     def check_pictures(self) -> None:
         """Look at every picture, so that none fails after the fit; all processes must ask.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from project.errors import ConfigurationError, MergeError
+from project.merging.audit import audit
 from project.merging.calibration import Gathering
 from project.merging.data import MergeData
 from project.merging.disk_plan import disk_needs
@@ -20,6 +21,7 @@ from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import MemoryPlan, PhaseClock, Progress, World, tell
+from project.runtime.allocator import give_back
 from project.runtime.space import check_space
 from project.student import batch_norms, running_variances
 
@@ -51,6 +53,7 @@ class Engine:
         clock: What each phase costs.
         variances: ``before`` and ``after`` re-estimation -> student -> batch norm -> mean running variance.
         gathering: The statistics, and what is still to be gathered of them.
+        audited: What the sources' batch norms say of how they are read; empty where nobody asked.
         equivalence: Source -> largest relative change of its logits that permuting a group makes.
         renormalise: Whether batch norms are re-estimated.
         ended: How many passes have come to their end.
@@ -62,10 +65,11 @@ class Engine:
     def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
         self.settings, self.data, self.place = settings, data, place
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
-        self.problem, self.sources, estimate, fits = prepare(loaded, settings, data, pictures)
+        self.problem, self.sources, domains, estimate, fits = prepare(loaded, settings, data, pictures)
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
+        self.audited = audit(self.sources, domains, data, settings.audit, place.device)
         self.lockstep = Lockstep(self.problem.sources).requires_grad_(False)
         self.ensemble = Ensemble(self.problem.sources, self.problem.labels, self.problem.spec.head.name).eval()
         self.networks = nn.ModuleList([self.lockstep])
@@ -96,7 +100,9 @@ class Engine:
         del kept  # no student reads the pictures again, and there may be many
         if self.renormalise and self.unsettled:
             self.variances["before"] = self._variances()
-            reestimation = ReestimationPass(self.unsettled, self._room_left(self.gathering.held))
+            assert self._site is not None
+            taken = self.gathering.held + self._site.planner.students + self._site.planner.running
+            reestimation = ReestimationPass(self.unsettled, self._room_left(taken))
             while not reestimation.finished:
                 yield reestimation
             self.variances["after"] = self._variances()
@@ -171,11 +177,13 @@ class Engine:
         assert self._pass is not None
         assert self._site is not None
         self._pass.end(self._site.world)
+        give_back()
         self._started = False
         self.ended += 1
         self._open.close()
         self._failed = True  # unless what follows comes to its end
         self._pass = next(self._passes, None)
+        give_back()
         self._failed = False
 
     def abandon(self, error: BaseException | None = None) -> None:
@@ -218,6 +226,7 @@ class Engine:
             merged.student.lineage = lineage(method, merged, self.sources, self.problem.owners, settings.base)
             self.merged.append(merged)
             self.networks.append(merged.student)
+            give_back()
         for merged in self.merged:
             for tensor in merged.student.state_dict().values():
                 world.broadcast(tensor, 0)  # machines may differ in the last bit

@@ -70,7 +70,7 @@ def go_together(
 
 def prepare(
     loaded: Loaded, settings: Settings, data: MergeData, pictures: PictureCounts
-) -> tuple[Problem, list[Source], MemoryEstimate, int]:
+) -> tuple[Problem, list[Source], list[list[str]], MemoryEstimate, int]:
     """Check that everything goes together as far as names and shapes tell, and say what is planned.
 
     Args:
@@ -80,14 +80,16 @@ def prepare(
         pictures: How many of their pictures there will be to calibrate with.
 
     Returns:
-        The problem, the sources under their names, the most memory that any method's fit takes in one process, and the
-        bytes that methods keep there of unfinished students.
+        The problem, the sources under their names, the domains of each, the most memory that any method's fit takes in
+        one process, and the bytes that methods keep there of unfinished students.
 
     Raises:
         PleasError: If something does not go together.
     """
     labels = data.label_space
-    sources, owned = place_sources(loaded.files, loaded.sources, labels, data.preprocessing, settings.without_source)
+    sources, owned = place_sources(
+        loaded.files, loaded.sources, labels, data.preprocessing, settings.without_source, loaded.spec
+    )
     claimed = [domain for domains in owned for domain in domains]
     ordered = {domain: labels.classes[domain] for domain in claimed}
     problem = Problem(
@@ -104,7 +106,7 @@ def prepare(
     for message in filter(None, (preparation.message for preparation in prepared)):
         tell(message)
     estimate = MemoryEstimate.most(*(preparation.memory for preparation in prepared))
-    return problem, sources, estimate, sum(preparation.kept for preparation in prepared)
+    return problem, sources, owned, estimate, sum(preparation.kept for preparation in prepared)
 
 
 def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: MergeData) -> dict[str, float]:

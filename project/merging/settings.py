@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, at_least
+from project.errors import ConfigurationError, at_least, one_of
 from project.methods import Method
 from project.runtime import read_bytes
 from project.runtime.saving import check_target
+
+Audit = Literal["stop", "warn", "off"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class Settings:
         without_source: Domains of the data that no source was trained on.
         base: What the sources were fine-tuned from, as the user named it; None where nobody did.
         statistics: File of what calibration leaves behind, read if it exists, else written; None for none.
-        memory: Most memory to take, such as '16 GB'; None for what is free.
+        memory: Most memory to take beside what the process holds before, such as '16 GB'; None for what is free.
         keep_every: Seconds, at least, between two copies of unfinished statistics.
+        audit: What to do where a source's running statistics fit clearly better to another reading of it: ``stop``,
+            ``warn``, or do not look (``off``).
 
     Raises:
         ConfigurationError: If a value is impossible, no method is named, or two have one name.
@@ -39,6 +44,7 @@ class Settings:
     statistics: Path | None = None
     memory: str | None = None
     keep_every: float = 60.0
+    audit: Audit = "stop"
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any file is read."""
@@ -53,6 +59,7 @@ class Settings:
             read_bytes(self.memory)
         if self.statistics is not None and not self.statistics.is_file():
             check_target(self.statistics, f"statistics is {self.statistics}")
+        one_of(Audit, audit=self.audit)
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
     @property
@@ -79,6 +86,7 @@ class Place:
         precision: In which the sources run, as Lightning's trainer names it.
         students: Folder that the students are going to be written to; None for none.
         beside: Processes that share the disk of the folder, at least.
+        scored: Most pictures in a batch that networks are scored on; 0 where none are.
     """
 
     folder: Path | None = None
@@ -88,3 +96,4 @@ class Place:
     precision: str = "32-true"
     students: Path | None = None
     beside: int = 1
+    scored: int = 0

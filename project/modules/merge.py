@@ -13,7 +13,7 @@ from project.merging import SourceFile
 from project.merging.data import MergeData
 from project.merging.engine import Engine
 from project.merging.preparation import Loaded, go_together
-from project.merging.settings import Place, Settings
+from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import as_files, read_sources
 from project.methods import Average, Merged, Method, Permutation, PLeaS
 from project.models import LabelSpace
@@ -44,10 +44,16 @@ class MergeModule(LightningModule):
         statistics: File of what calibration leaves behind. If it exists, it must be of the same sources, pictures and
             transform: what it holds is not gathered again, and what it lacks is gathered and added. Else it is
             written.
-        memory: Most memory to take, such as '16 GB'; default: what is free. What takes more is gathered in several
-            passes over the pictures, and waits on disk in the run's folder.
+        memory: Most memory to take beside what the process holds before the first pass (Python, torch, the sources),
+            such as '16 GB'; default: what is free. Statistics, pictures, what networks compute, equations and students
+            count; mapped files do not, which the system drops where memory is short. What takes more is gathered in
+            several passes over the pictures, and waits on disk in the run's folder.
         keep_every: Seconds, at least, between two copies of unfinished statistics, from which an interrupted run goes
             on; no more than a twentieth of the time goes into them. 0: after every batch, whatever it takes.
+        audit: Before the merge, running statistics are held against what each source's batch norms see on some of its
+            own pictures. Where they fit clearly better to another reading of the source (other values or order of
+            colours, another size, another source's pictures, another stem): ``stop``, ``warn``, or do not look
+            (``off``).
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class MergeModule(LightningModule):
         statistics: Path | None = None,
         memory: str | None = None,
         keep_every: float = 60.0,
+        audit: Audit = "stop",
     ) -> None:
         super().__init__()
         self.files = as_files(sources)
@@ -77,6 +84,7 @@ class MergeModule(LightningModule):
             None if statistics is None else Path(statistics),
             memory,
             keep_every,
+            audit,
         )
         check_budgets(self.settings.budgets, len(self.files))
         self._loaded: Loaded | None = None

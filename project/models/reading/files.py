@@ -14,6 +14,7 @@ from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
 from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Headless, Held, Which, bare
+from project.models.reading.classes import named
 from project.models.reading.config import Said, said_beside, said_by_training
 from project.models.reading.folder import weights_file
 from project.models.reading.inert import module_state
@@ -39,8 +40,8 @@ class Weights(Description):
         content: What it holds, and ``held`` all tensors in it, where they may be taken in another way.
         which: Whether the user wants the averaged weights or the others.
         names: The file's names of the tensors, by ours, where a network was recognised.
-        headless: Whether it is a trunk, whose head here leaves the pooled values as they are.
         said: What a config.json beside it says, or the arguments of a training in it.
+        headless: Whether it is a trunk, whose head here leaves the pooled values as they are.
     """
 
     state_dict: dict[str, Tensor]
@@ -51,8 +52,8 @@ class Weights(Description):
     held: Held | None = None
     which: Which | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    headless: bool = False
     said: Said | None = None
+    headless: bool = False
 
     @cached_property
     def remark(self) -> str:
@@ -265,7 +266,7 @@ def file_hash(path: str | Path) -> str:
 def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Description, Said | None]:
     """What a file says of itself, and where it does not, what stands beside it or its training says."""
     try:
-        found = Description.from_entries(entries)
+        found = named(Description.from_entries(entries), tree)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if found.architecture is not None:
@@ -276,7 +277,7 @@ def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Descr
     known = replace(
         found,
         preprocessing=found.preprocessing or said.preprocessing,
-        class_names=said.class_names if found.label_space is None else None,
+        class_names=(found.class_names or said.class_names) if found.label_space is None else None,
     )
     return known, said
 
