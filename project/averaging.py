@@ -19,6 +19,7 @@ from project.data.pictures import Pictures
 from project.data.splits import shuffled
 from project.errors import CheckpointError, ConfigurationError, MergeError, one_of, whole
 from project.exports.common import compared
+from project.merging.classes import CROP_PCT, agreed_preprocessing
 from project.merging.engine import Engine
 from project.merging.loop import drive
 from project.merging.preparation import go_together
@@ -29,7 +30,7 @@ from project.methods.shared.matching import By
 from project.models import Description, LabelSpace, Preprocessing, build_network, read_weights, written_out
 from project.models.attention import fused
 from project.models.labels import LabelMode
-from project.models.preprocessing import LARGEST_SIDE, Crop
+from project.models.preprocessing import LARGEST_SIDE, Crop, resize_of
 from project.models.reading.files import Weights, bare_names
 from project.models.reading.folder import weights_file
 from project.models.reading.rewriting import Form
@@ -241,7 +242,7 @@ def _read(file: SourceFile) -> Read:
     network, weights = build_network(weights, file.architecture, file.arguments)
     own = list(network.state_dict())
     names = dict(zip(own, bare_names(own), strict=True))
-    description = Description(weights.architecture, weights.label_space, weights.preprocessing)
+    description = Description(weights.architecture, weights.label_space, weights.preprocessing, weights.class_names)
     source = Source(file.name or file.path.stem, written_out(network), description, weights.sha256, file.path)
     return Read(source, weights, names)
 
@@ -292,25 +293,27 @@ def _data(
     """The pictures, or the size of those that there are not.
 
     Raises:
-        ConfigurationError: If nothing tells the size of pictures in a folder.
+        ConfigurationError: If nothing tells the size of pictures in a folder, or files say different things of them.
     """
-    known = {one.source.description.preprocessing for one in read} - {None}
-    agreed = known.pop() if len(known) == 1 else None
+    known = {one.source.origin: one.source.description.preprocessing for one in read}
     if pictures is None:
-        architecture = read[0].source.architecture
-        size = agreed.image_size if agreed else SMALL if architecture.stem == "small" else USUAL
-        return NoPictures((3, *[options.get("image_size") or size] * 2))  # type: ignore[arg-type]
+        stated = {one.image_size for one in known.values() if one}
+        usual = SMALL if read[0].source.architecture.stem == "small" else USUAL
+        size = options.get("image_size") or (stated.pop() if len(stated) == 1 else usual)
+        return NoPictures((3, size, size))
     if not isinstance(pictures, str | Path):
         return GivenPictures(pictures, options.get("batch_size", 64))
     asked = _asked(options)
-    if agreed is None and "image_size" not in asked:
+    agreed = agreed_preprocessing(known, asked) | asked
+    if "image_size" not in agreed:
         raise ConfigurationError(
-            "image_size is missing: the files do not say, or not alike, on pictures of which size their networks were "
-            "trained; give it, in pixels."
+            "image_size is missing: no file says on pictures of which size its network was trained; give it, in pixels."
         )
-    preprocessing = replace(agreed, **asked) if agreed else Preprocessing(**asked)
-    if agreed is None and not {"mean", "std"} <= asked.keys():
+    if "mean" not in agreed or "std" not in agreed:
         tell("pictures are normalised as ImageNet's, since the files do not say; mean and std change that")
+    if CROP_PCT in agreed:
+        agreed["resize"] = resize_of(agreed["image_size"], agreed.pop(CROP_PCT))
+    preprocessing = Preprocessing(**agreed)
     count = options.get("calibration", 512)
     taken = shuffled(samples, 0)[: None if count == "all" else count]
     return GivenPictures(_batches(Pictures(taken, evaluation_transform(preprocessing)), options.get("batch_size", 64)))

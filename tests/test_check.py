@@ -108,7 +108,7 @@ def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = " ".join(capsys.readouterr().out.split())
-    assert "{fit,validate,test,predict,merge,check,average,export,add-statistics}" in listed
+    assert "{fit,validate,test,predict,merge,check,export,average,add-statistics}" in listed
     assert "check Show the permutation groups of a network, and prove that they hold on it." in listed
     assert "add-statistics Add the statistics of shards" in listed
 
