@@ -61,7 +61,7 @@ IMAGE_SIZE = Short(
 )
 CLASS_ORDER = Short(
     ("class-order",), "data.sets.class_order", "ORDER|NAME ...",
-    "which class is which logit: 'code points' (default), 'natural' as timm sorts folders, or all names in order", True,
+    "how logits stand: 'code points' (default), natural as timm sorts, or all names", True,
 )  # fmt: skip
 BELOW = Short(
     ("below",), "data.sets.below", "FOLDER", "folder between a domain and its classes, such as images; . for none"
