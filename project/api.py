@@ -15,7 +15,7 @@ from project.data.domains import Domains
 from project.data.folders import ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
-from project.merging.classes import agreed_preprocessing
+from project.merging.classes import agreed_preprocessing, sized
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
@@ -49,8 +49,8 @@ class MergeOptions(TypedDict, total=False):
             or ``mean``.
         without_source: Domains of pictures that no source was trained on.
         image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
-            where there are no pictures (default: what the sources' files say, else 224). How pictures in folders are
-            cropped and normalised the files say, too.
+            where there are no pictures (default: what the sources' files say; without pictures else 224). How pictures
+            in folders are cropped and normalised the files say, too.
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
         batch_size: Pictures of each domain in a batch (default: 64).
         architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
@@ -303,7 +303,8 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
     stated = {"image_size": options["image_size"]} if "image_size" in options else {}
     if isinstance(pictures, str | Path):
         known = {source.origin: source.description.preprocessing for source in loaded}
-        agreed = {"image_size": DEFAULT_SIZE, **agreed_preprocessing(known, stated), **stated}
+        agreed = {**agreed_preprocessing(known, stated), **stated}
+        sized(agreed, known)
         folders = ImageFolders(pictures)
         mode = options.get("label_space") or _mode(folders)
         data = Domains(

@@ -49,7 +49,18 @@ RUNS: dict[str, tuple[str, tuple[str, Mapping[str, Any]], tuple[str, Mapping[str
               ("DomainDataModule", DATA)),
 }  # fmt: skip
 """Name -> a subcommand, its module and its data, with their arguments: each would run as it stands."""
-SHORT = ["merge", *SOURCES, "--pictures", "pictures", "--out", "runs/short", "--method", "average"]
+SHORT = [
+    "merge",
+    *SOURCES,
+    "--pictures",
+    "pictures",
+    "--out",
+    "runs/short",
+    "--method",
+    "average",
+    "--image-size",
+    "16",
+]
 
 
 def configuration(name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Names and shapes of tensors do not tell these from each other, but running statistics do; see ``audit.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -273,7 +273,7 @@ def replacing(modules: dict[str, nn.Module]) -> Change:
     return setting({"": dict(modules)})
 
 
-def anti_aliased(reads: dict[str, nn.Module]) -> Change:
+def anti_aliased(reads: Mapping[str, nn.Module]) -> Change:
     """Modules read through others while it is open; ``maxpool`` is replaced.
 
     Args:

@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import project
+from project.data.given import GivenPictures
 from project.errors import ConfigurationError
-from project.merging.audit import PICTURES, SEEN, Finding, findings_of
+from project.merging.audit import PICTURES, SEEN, Finding, audit, findings_of
 from project.merging.readings import NORMALISATIONS, Prepared, guessed, network_readings
 from project.models import Architecture, Description, Preprocessing
 from project.models.architecture import Stem
@@ -200,27 +201,30 @@ def test_what_tells_nothing_says_so() -> None:
     assert "far from all readings" in finding.sentence()
 
 
-def test_a_merge_stops_warns_or_looks_away() -> None:
+def test_it_stops_warns_or_looks_away() -> None:
     domains = ("warmer", "wet")
     given = {domain: Held(domain).sample(domain, PICTURES) for domain in domains}
     networks = [trained(network(seed), given[domain]) for seed, domain in enumerate(domains)]
-    project.merge(networks, given, method="average")
     turned = {domain: pictures.flip(1) for domain, pictures in given.items()}
     with pytest.raises(ConfigurationError, match=r"blue before red.*channels BGR of the pictures.*audit 'warn'"):
         project.merge(networks, turned, method="average")
+    sources, owned = [source(one) for one in networks], [["warmer"], ["wet"]]
     with pytest.warns(UserWarning, match="blue before red"):
-        project.merge(networks, turned, method="average", audit="warn")
-    with pytest.raises(ConfigurationError, match="pictures of wet"):
-        project.merge(networks, dict(zip(domains, reversed(given.values()), strict=True)), method="average")
+        assert len(audit(sources, owned, GivenPictures(turned), "warn")) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        project.merge(networks, turned, method="average", audit="off")
+        assert audit(sources, owned, GivenPictures(turned), "off") == []
+        assert not any(finding.better for finding in audit(sources, owned, GivenPictures(given)))
+    exchanged = GivenPictures({"warmer": given["wet"], "wet": given["warmer"]})
+    with pytest.raises(ConfigurationError, match=r"pictures of wet.*domains \[wet\]"):
+        audit(sources, owned, exchanged)
     with pytest.raises(ConfigurationError, match="audit is 'no'"):
-        project.merge(networks, given, method="average", audit="no")
+        project.merge(networks, given, method="average", audit="no")  # type: ignore[typeddict-item]
 
 
 def test_pictures_in_memory_tell_what_they_have_gone_through() -> None:
-    plain = textures("warmer")
+    plain = textures("warmer").clone()
+    plain[0, :, 0, 0], plain[0, :, 0, 1] = 0, 1
     for mean, std in NORMALISATIONS.values():
         found = guessed((plain - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1), 48)
         assert found is not None
