@@ -1,6 +1,6 @@
 """A merge without YAML: files, a folder of pictures and options without their paths, as the parser knows them.
 
-    pleas merge photo.pth sketch.pth --pictures my_data --budget 1.0 1.5 --out runs/mine
+    pleas merge photo.pth sketch.pth --pictures my_data --image-size 224 --budget 1.0 1.5 --out runs/mine
 
 becomes what a user would have written with the paths of all options: ``--model.sources``, ``--data.sets``, and so on.
 """
@@ -26,7 +26,7 @@ from project.models import Description, Preprocessing, read_description
 MODULE = "project.modules.MergeModule"
 DATA = "project.data.DomainDataModule"
 FOLDERS = "project.data.ImageFolders"
-EXAMPLE = "pleas merge photo.pth sketch.pth --pictures my_data --budget 1.0 1.5 --out runs/mine"
+EXAMPLE = "pleas merge photo.pth sketch.pth --pictures my_data --image-size 224 --budget 1.0 1.5 --out runs/mine"
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _bottleneck_readings(architecture: Architecture, network: nn.Module) -> list
                 Reading(
                     "network",
                     "anti-aliased pooling" if word == "blur" else "average pooling in place of strides",
-                    f"timm's resnet{word}{architecture.name.removeprefix('resnet')}, if it has one, as architecture",
+                    f"architecture timm/resnet{word}50" if architecture.name == "resnet50" else code,
                     change=both(setting(plain), anti_aliased(reads)),
                     after="layer1",
                 )

@@ -175,6 +175,21 @@ def test_networks_with_the_same_tensors(name: str, stem: Stem, size: int, faint:
     assert not any(torch.allclose(one, other) for one, other in combinations(logits, 2))
 
 
+@pytest.mark.slow
+def test_anti_aliased_networks_are_timms() -> None:
+    timm = pytest.importorskip("timm")
+    made = trained(network(0, "resnet50"), Held("warmer", size=64).sample("warmer", 8))
+    for reading in network_readings(Architecture("resnet50", 2), made):
+        if reading.mend.startswith("architecture timm/"):
+            other = timm.create_model(reading.mend.removeprefix("architecture timm/"), num_classes=2).eval()
+            other.load_state_dict(made.state_dict())
+            pictures = torch.randn(2, 3, 64, 64)
+            assert reading.change is not None
+            with reading.change(made):
+                assert torch.allclose(made(pictures), other(pictures), atol=1e-5)
+            assert not torch.allclose(made(pictures), other(pictures), atol=1e-2)
+
+
 def test_what_tells_nothing_says_so() -> None:
     data, pictures = Held("warmer", "wet"), Held("warmer").sample("warmer", PICTURES)
     first, second = (trained(network(seed), pictures) for seed in range(2))
