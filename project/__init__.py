@@ -8,6 +8,8 @@ Five lines of it, without a command and without Lightning::
     report = project.check(network)
     project.save_student(student, "merged.safetensors")
     student = project.load_student("merged.safetensors")
+
+and a sixth for other tools: ``project.export(student, "merged.onnx", to="onnx")``.
 """
 
 from importlib import import_module
@@ -17,14 +19,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from project.api import check, merge, merges
     from project.averaging import average
+    from project.exports import Exported, export
     from project.report.check import CheckReport
     from project.student import Student, load_student, save_student
 
-__all__ = ["CheckReport", "Student", "average", "check", "load_student", "merge", "merges", "save_student"]
+__all__ = [
+    "CheckReport", "Exported", "Student", "average", "check", "export", "load_student", "merge", "merges",
+    "save_student",
+]  # fmt: skip
 
 _PLACES = {
     "project.api": ("check", "merge", "merges"),
     "project.averaging": ("average",),
+    "project.exports": ("Exported", "export"),
     "project.report.check": ("CheckReport",),
     "project.student": ("Student", "load_student", "save_student"),
 }

@@ -12,7 +12,7 @@ from torch import nn
 from project.allocation import Budget, check_budgets
 from project.data.calibration import Calibration
 from project.data.domains import Domains
-from project.data.folders import ImageFolders
+from project.data.folders import ClassOrder, ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
 from project.merging.classes import agreed_preprocessing, sized
@@ -24,10 +24,11 @@ from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.labels import LabelMode
+from project.models.labels import CODE_POINTS, LabelMode, LabelSpace
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
+from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.student import Source, Student, load_source, source_of
@@ -51,6 +52,8 @@ class MergeOptions(TypedDict, total=False):
         image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
             where there are no pictures (default: what the sources' files say; without pictures else 224). How pictures
             in folders are cropped and normalised the files say, too.
+        class_order: Which class of pictures in folders is which logit: ``code points`` (default), ``natural``, as timm
+            sorts folders, or a list of all names.
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
         batch_size: Pictures of each domain in a batch (default: 64).
         architecture: What builds the sources, where neither their files nor their shapes tell: a name of torchvision's,
@@ -60,7 +63,8 @@ class MergeOptions(TypedDict, total=False):
         folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
             emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
-        memory: Most memory to take, such as '16 GB'; what takes more waits in the folder. Default: what is free.
+        memory: Most memory to take beside what the process holds before, mapped files apart, such as '16 GB'; what
+            takes more waits in the folder. Default: what is free.
         audit: Where a source's running statistics fit clearly better to another reading of it, such as another order
             of colours: ``stop``, ``warn``, or do not look (``off``; default: stop).
         renormalise: Whether batch norms are re-estimated where a method leaves that to do (default: true).
@@ -72,6 +76,7 @@ class MergeOptions(TypedDict, total=False):
     base: str | Path | None
     without_source: Sequence[str]
     image_size: int
+    class_order: ClassOrder
     calibration: Calibration
     batch_size: int
     architecture: Any
@@ -96,7 +101,9 @@ def merge(
 
     Args:
         sources: Two or more: files of weights, folders that hold one, mappings such as ``{"path": FILE, "architecture":
-            NAME}``, or modules in memory, which stay as they are.
+            NAME}``, or modules in memory, which stay as they are. ``{"path": FILE, "head": "none"}`` is the trunk of a
+            ResNet alone, such as one that learnt without classes: students give each one's pooled values in place of
+            logits.
             As a mapping, domain -> the source that was trained on it; else the domain that its file says, or the one
             in its place among the pictures'.
         pictures: Domain -> pictures (n, channels, height, width) prepared as the sources expect them, or a DataLoader
@@ -187,10 +194,15 @@ def _students(
     options: MergeOptions,
 ) -> dict[str, Student]:
     """The students of one merge, by name."""
+    headless = {file.head for file, _ in files} == {"none"}
+    if not headless and (one := next((file for file, _ in files if file.head), None)):
+        raise ConfigurationError(
+            f"head of {one.path} is 'none', but others have heads; allowed: none of all, or of none."
+        )
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
     prepared = _common(loaded)
-    data = _data(pictures, loaded, options)
+    data: Any = _data(pictures, loaded, options)
     claims = [file for file, _ in files]
     if isinstance(data, GivenPictures):
         domains = list(data.calibration_domains)
@@ -200,9 +212,12 @@ def _students(
         said = (options.get("classes"), options.get("label_space"))
         labels = label_space_of(claims, loaded, domains, settings.without_source, *said)
         data.adopt(labels, prepared)
+    elif headless:
+        names, mode = list(data.label_space.domains), options.get("label_space")
+        data = Trunks(data, label_space_of(claims, loaded, names, settings.without_source, None, mode))
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
-    with taken_up_again(place.folder):
+    with taken_up_again(place.folder), held_tight(settings.memory is not None):
         drive(engine, data, torch.device(place.device), options.get("progress", True))
     return {merged.name: merged.student.eval() for merged in engine.merged}
 
@@ -236,6 +251,22 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return check_network(source.network, source.name, picture, tolerance, fresh=never_trained(source.network))
+
+
+class Trunks:
+    """Domains whose pictures trunks without heads are merged on: in place of their classes stand pooled values.
+
+    Args:
+        data: The domains.
+        labels: Their pooled values.
+    """
+
+    def __init__(self, data: Domains, labels: LabelSpace) -> None:
+        self._data, self.label_space = data, labels
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is that of the domains."""
+        return getattr(self._data, name)
 
 
 def _files(
@@ -293,7 +324,7 @@ def _load(file: SourceFile, source: AnySource, options: MergeOptions) -> Source:
     arguments = options.get("arguments") if file.arguments is None else file.arguments
     if isinstance(source, nn.Module):
         return source_of(source, str(file.path), architecture, arguments)
-    return load_source(file.path, file.name, architecture, arguments, file.weights)
+    return load_source(file.path, file.name, architecture, arguments, file.weights, file.head)
 
 
 def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions) -> Domains | GivenPictures:
@@ -305,7 +336,7 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
         known = {source.origin: source.description.preprocessing for source in loaded}
         agreed = {**agreed_preprocessing(known, stated), **stated}
         sized(agreed, known)
-        folders = ImageFolders(pictures)
+        folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
         mode = options.get("label_space") or _mode(folders)
         data = Domains(
             folders,
@@ -357,14 +388,14 @@ def _check_options(pictures: AnyPictures, options: MergeOptions) -> None:
     for name in options:
         if name not in known:
             raise ConfigurationError(f"{name!r} is no option of a merge{nearest(name, known)}.")
-    idle: tuple[str, ...] = ("image_size", "calibration")
+    idle: tuple[str, ...] = ("image_size", "class_order", "calibration")
     kind = "in memory"
     if isinstance(pictures, Domains):
-        kind, idle = "Domains", ("classes", "label_space", "image_size", "batch_size", "calibration")
+        kind, idle = "Domains", ("classes", "class_order", "label_space", "image_size", "batch_size", "calibration")
     elif isinstance(pictures, str | Path):
         kind, idle = "in class folders", ("classes",)
     elif pictures is None:
-        kind, idle = "None", ("batch_size", "calibration")
+        kind, idle = "None", ("class_order", "batch_size", "calibration")
     given: dict[str, Any] = {**options}
     for name in idle:
         if given.get(name) is not None:

@@ -27,6 +27,7 @@ from project.methods import Average
 from project.methods.shared.matching import By
 from project.models import Description, LabelSpace, Preprocessing, build_network, read_weights, written_out
 from project.models.attention import fused
+from project.models.labels import LabelMode
 from project.models.preprocessing import LARGEST_SIDE, Crop
 from project.models.reading.files import Weights, bare_names
 from project.models.reading.folder import weights_file
@@ -59,6 +60,7 @@ class AverageOptions(TypedDict, total=False):
         architecture: What builds the networks, where neither their files nor their shapes tell.
         arguments: Keyword arguments of the architecture.
         weights: Of files with several sets of weights, the averaged ones (``ema``, the default) or ``raw`` ones.
+        head: ``none`` averages the trunks of ResNets alone, whatever heads they have or lack.
         device: Where networks run; default: a GPU where there is one.
         overwrite: Whether a file that is there already is replaced (default: false).
         progress: Whether bars show how far it is, on a terminal (default: true).
@@ -74,6 +76,7 @@ class AverageOptions(TypedDict, total=False):
     architecture: Any
     arguments: Mapping[str, Any] | None
     weights: Literal["ema", "raw"] | None
+    head: Literal["none"] | None
     device: torch.device | str | None
     overwrite: bool
     progress: bool
@@ -171,6 +174,7 @@ def _files(sources: object, options: AverageOptions) -> list[SourceFile]:
                 architecture=file.architecture or options.get("architecture"),
                 arguments=options.get("arguments") if file.arguments is None else file.arguments,  # type: ignore[arg-type]
                 weights=file.weights or options.get("weights"),
+                head=file.head or options.get("head"),
             )
         )
     return files
@@ -227,7 +231,7 @@ def _read(file: SourceFile) -> Read:
     Raises:
         CheckpointError: If it cannot be read, or is a student.
     """
-    weights = read_weights(file.path, file.weights)
+    weights = read_weights(file.path, file.weights, file.head)
     if is_student(weights):
         raise CheckpointError(f"{file.path} is a student of a merge, whose widths may be its own; use pleas merge.")
     check_varied(weights.state_dict, str(file.path), CheckpointError)
@@ -275,7 +279,8 @@ def _labels(read: Sequence[Read]) -> LabelSpace:
             )
     classes = known[0].source.description.classes if known else None
     names = classes or tuple(map(str, range(first.source.logits)))
-    return LabelSpace({f"network {number + 1}": names for number in range(len(read))}, "shared")
+    mode: LabelMode = "different" if first.weights.headless else "shared"  # what pooled values mean is each one's own
+    return LabelSpace({f"network {number + 1}": names for number in range(len(read))}, mode)
 
 
 def _data(
@@ -394,6 +399,7 @@ def average_parser() -> OneSentenceParser:
     parser.add_argument(
         "--weights", type=Literal["ema", "raw"] | None, help="Which set of files that have two; default: ema."
     )
+    parser.add_argument("--head", type=Literal["none"] | None, help="none averages the trunks of ResNets alone.")
     parser.add_argument("--device", help="Where networks run; default: a GPU where there is one.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Whether to replace a file that is there.")
     return parser

@@ -38,6 +38,7 @@ from project.callbacks import (
 from project.checking import check_parser, run_check
 from project.entrance import check_keys, config_files, read_config
 from project.errors import ConfigurationError, PleasError, ProcessError, nearest, seeds
+from project.exporting import export_parser, run_export
 from project.parser import OneSentenceParser, files_first, sentence
 from project.refusal import LIGHTNINGS, check_processes, check_start, in_one_sentence
 from project.runtime import LOGGER, alone_in, tell
@@ -70,6 +71,7 @@ class Command:
 
 COMMANDS = {
     "check": Command(check_parser, run_check),
+    "export": Command(export_parser, run_export),
     "average": Command(average_parser, run_average),
     "add-statistics": Command(add_statistics_parser, run_add_statistics),
 }

@@ -58,6 +58,8 @@ def check_words(arguments: Sequence[str]) -> None:
     files = takewhile(lambda word: not word.startswith("-"), others)
     if subcommand == "add-statistics":
         present(*files, what="The file of statistics")
+    elif subcommand == "export":
+        present(*files, what="The student")
     elif subcommand == "average":
         present(*files)
     elif subcommand == "check":

@@ -58,6 +58,14 @@ DOMAINS = Short(("domains",), "data.domains", "NAME ...", "which of its domains;
 IMAGE_SIZE = Short(
     ("image-size",), "data.image_size", "PIXELS", "side of a picture, in pixels; default: what the files say"
 )
+CLASS_ORDER = Short(
+    ("class-order",), "data.sets.class_order", "ORDER|NAME ...",
+    "which class is which logit: 'code points' (default), 'natural' as timm sorts folders, or all names in order", True,
+)  # fmt: skip
+BELOW = Short(
+    ("below",), "data.sets.below", "FOLDER", "folder between a domain and its classes, such as images; . for none"
+)
+TEST = Short(("test",), "data.sets.test", "FOLDER|LIST", "in each domain's folder, its test pictures; default: drawn")
 BUDGETS = Short(
     ("budget", "budgets"), "model.budgets", "SIZE ...", "largest sizes of the students, 1.2 or '14M params'", True
 )
@@ -68,6 +76,9 @@ SHORTS = (
     PICTURES,
     DOMAINS,
     IMAGE_SIZE,
+    CLASS_ORDER,
+    BELOW,
+    TEST,
     BUDGETS,
     METHODS,
     Short(("base",), "model.base", "FILE|NAME|mean", "what the sources were fine-tuned from"),
@@ -80,6 +91,8 @@ SHORTS = (
     Short(("seed",), "seed_everything", "NUMBER", "seed of the run"),
     Short(("out",), "run", "FOLDER", "everything that the run writes; default: runs/merge"),
 )
+OF_FOLDERS = (CLASS_ORDER, BELOW, TEST)
+"""Options of the data set that the folder of pictures is."""
 BY_NAME = {name: short for short in SHORTS for name in short.names}
 FIRST = frozenset({"config", "c", "data", "model"})
 """Options whose values others build upon."""
@@ -169,11 +182,19 @@ def expand(
         raise ConfigurationError(
             "no network is named; allowed: two or more files first, or --config FILE; see 'pleas merge --help'."
         )
-    values = {short.path: _value(short, texts) for short, texts in given.shorts.items()}
+    values = {short.path: _value(short, texts) for short, texts in given.shorts.items() if short not in OF_FOLDERS}
+    folders = {short: given.shorts[short] for short in OF_FOLDERS if short in given.shorts}
     if PICTURES in given.shorts:
-        domains = _domains(Path(given.shorts[PICTURES][0]), given.shorts.get(DOMAINS))
-        root = {"root": given.shorts[PICTURES][0], "domains": domains}
-        values[PICTURES.path] = _json({"class_path": FOLDERS, "init_args": root})
+        root = given.shorts[PICTURES][0]
+        options = {short.path.rpartition(".")[2]: _of_folders(texts) for short, texts in folders.items()}
+        domains = _domains(Path(root), given.shorts.get(DOMAINS), options)
+        values[PICTURES.path] = _json(
+            {"class_path": FOLDERS, "init_args": {"root": root, "domains": domains, **options}}
+        )
+    elif folders:
+        raise ConfigurationError(
+            f"{next(iter(folders)).option} goes with {PICTURES.option} FOLDER, which is not given."
+        )
     descriptions = [describe(Path(path)) for path in given.files]
     if given.files:
         values["model.sources"] = _json(given.files)
@@ -184,8 +205,8 @@ def expand(
         messages += said
     classes = [] if has_model else ["--model", MODULE]
     classes += [] if has_data else ["--data", DATA]
-    options = [word for path, value in values.items() for word in (f"--{path}", value)]
-    return ["merge", *given.first, *classes, *options, *given.others], messages
+    words = [word for path, value in values.items() for word in (f"--{path}", value)]
+    return ["merge", *given.first, *classes, *words, *given.others], messages
 
 
 def _sort(arguments: Sequence[str]) -> Given:
@@ -281,7 +302,12 @@ def _check_files(given: Given, configs: Sequence[Mapping[str, Any]], has_data: b
     check_budgets([Budget.of(text) for text in given.shorts.get(BUDGETS, ["1"])], len(given.files))
 
 
-def _domains(folder: Path, chosen: list[str] | None) -> list[str]:
+def _of_folders(texts: Sequence[str]) -> str | list[str]:
+    """The value of an option of the folder of pictures."""
+    return list(texts) if len(texts) > 1 else texts[0]
+
+
+def _domains(folder: Path, chosen: list[str] | None, options: Mapping[str, Any]) -> list[str]:
     """Names of the domains below a folder.
 
     Raises:
@@ -290,7 +316,7 @@ def _domains(folder: Path, chosen: list[str] | None) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"{PICTURES.option} is {folder}, which is {'no folder' if folder.exists() else 'not there'}.")
-    return [domain.name for domain in ImageFolders(folder, chosen).read()]
+    return [domain.name for domain in ImageFolders(folder, chosen, **options).read()]
 
 
 def _value(short: Short, texts: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from project.report import (
 )
 from project.report.collect import collect
 from project.runtime import World, atomic_file, warn
+from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
 from project.runtime.space import writing
@@ -73,7 +74,7 @@ class MergeTrainer(Trainer):
         check_strategy(self)
         self._check_passes()
         self._one_callback()
-        with ended_by(signal.SIGTERM, self):
+        with ended_by(signal.SIGTERM, self), held_tight(model.settings.memory is not None):
             return self._merge(model, datamodule, probe)
 
     def _merge(self, model: MergeModule, datamodule: DomainDataModule, probe: bool) -> Results:
@@ -87,7 +88,9 @@ class MergeTrainer(Trainer):
         device = self.strategy.root_device
         sharing = self.num_devices if device.type == "cpu" else 1
         students, beside = folder / STUDENTS, self.num_devices
-        place = Place(folder, device, self.world_size, sharing, self.precision, students, beside)
+        largest = max(len(datamodule.samples(domain, "test")) for domain in datamodule.domain_names)
+        together = min(datamodule.batch_size, largest)
+        place = Place(folder, device, self.world_size, sharing, self.precision, students, beside, together)
         model.prepare(datamodule, place)
         if probe:
             for domain in datamodule.domain_names:  # an unreadable picture is found now and not after the fit
@@ -106,6 +109,7 @@ class MergeTrainer(Trainer):
             self._calibrate(model, datamodule)
         with engine.clock.phase("test"):
             scored = self._score(model.scored_networks(), datamodule)
+            scored.warn_of_orders()
             after, others = scored.accuracies(), scored.joint_accuracies()
         warn_of_swapped_domains(engine.problem.owners, [source.name for source in engine.sources], after)
         if probe:

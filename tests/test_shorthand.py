@@ -77,6 +77,23 @@ def test_the_example_of_the_help(there: Path) -> None:
 FILES = ["photo.pth", "net.pth", "--pictures", "pictures"]
 
 
+def test_how_folders_are_read_is_said_beside_them(there: Path) -> None:
+    for domain in ("sketch", "photo"):
+        Path("deep", domain).mkdir(parents=True)
+        Path("pictures", domain).rename(Path("deep", domain, "images"))
+    files = ["photo.pth", "net.pth", "--class-order", "natural", "--below", "images", "--pictures", "deep"]
+    init = {"root": "deep", "domains": ["photo", "sketch"], "class_order": "natural", "below": "images"}
+    assert options(*files)["data.sets"] == {"class_path": "project.data.ImageFolders", "init_args": init}
+    init["class_order"] = ["dog", "cat"]
+    assert options(*files[:3], "dog", "cat", *files[4:])["data.sets"]["init_args"] == init  # type: ignore[index]
+    with pytest.raises(PleasError, match=r"deep/photo can be read in two ways"):
+        options("photo.pth", "net.pth", "--pictures", "deep")
+    with pytest.raises(PleasError, match=r"class_order is 'natrual'; allowed: 'code points', 'natural', or a list"):
+        options(*files[:3], "natrual", *files[4:])
+    with pytest.raises(PleasError, match=r"--test goes with --pictures FOLDER, which is not given"):
+        options("photo.pth", "net.pth", "--config", "silent.yaml", "--test", "test")
+
+
 @pytest.mark.parametrize(
     ("short", "long"),
     [
@@ -211,7 +228,7 @@ def test_what_is_rewritten_stays(there: Path) -> None:
         (["photo.pth", "net.pth", "--pictures", "absent"], "--pictures is absent, which is not there."),
         (["photo.pth", "net.pth", "--pictures", "photo.pth"], "--pictures is photo.pth, which is no folder."),
         (["photo.pth", "net.pth", "--pictures", "empty"], "empty holds no domains; put pictures there as"),
-        (["photo.pth", "net.pth", "--pictures", "pictures/photo"], "has no pictures in pictures/photo/cat"),
+        (["photo.pth", "net.pth", "--pictures", "pictures/photo"], "Domain cat holds pictures and no folders"),
         (["--budget", "1.2", "photo.pth", "net.pth"], "photo.pth stands behind --budget, as one of its values"),
         ([*FILES, "--budget", "big"], "budgets holds 'big'; allowed: a number of times"),
         ([*FILES, "--budget", "900", "MMAC"], "budgets holds 'MMAC'"),

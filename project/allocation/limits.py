@@ -16,7 +16,8 @@ def growing(spec: Spec) -> tuple[Group, ...]:
 
 def why_not_larger(spec: Spec) -> str | None:
     """Explain why no student holds all units of all sources; None where one can."""
-    return next((reason for group in spec.free if (reason := _reason(group)) is not None), None)
+    groups = (group for group in spec.groups.values() if group.fixed not in ("input", "output"))
+    return next((reason for group in groups if (reason := _reason(group)) is not None), None)
 
 
 def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Budget]) -> None:
@@ -51,6 +52,8 @@ def _reason(group: Group) -> str | None:
     """Explain why a group cannot grow; None where it can."""
     if group.blocks > 1:
         return f"group {group.name!r} is laid out in {group.blocks} blocks"
+    if group.fixed == "order":
+        return f"the order of group {group.name!r} has a meaning ({group.rigid})"
     if group.whole:
         return f"group {group.name!r} is normalised as a whole"
     return None if group.rigid is None else f"group {group.name!r} cannot grow ({group.rigid})"

@@ -57,6 +57,8 @@ def calibration_samples(
     if PUBLIC in train:
         raise ConfigurationError("calibration is 'public', but a domain to be merged has this name; rename its folder.")
     domains = public.read()
+    for domain in domains:
+        domain.tell()
     if shared := [domain.name for domain in domains if domain.name in train]:
         raise ConfigurationError(
             f"public holds domain {shared[0]}, which is to be merged; public pictures are of none of "

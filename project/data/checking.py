@@ -6,13 +6,14 @@ from typing import Literal, TypeAlias
 
 from torch import distributed
 
-from project.data.domain import Sample
-from project.data.opening import defect
+from project.data.domain import Sample, some, told_share
+from project.data.opening import Finding, examine
 from project.errors import DataError, one_of, whole
-from project.runtime import warn
+from project.models.preprocessing import Preprocessing
+from project.runtime import tell, warn
 
 OnError = Literal["raise", "skip"]
-Defects: TypeAlias = dict[Path, str | None]
+Findings: TypeAlias = dict[Path, Finding]
 MOST_WORKERS = 1024  # that load pictures: each is a process, and more of them no machine serves
 FILES_NAMED = 5
 """How many unreadable files a message names; the others are counted."""
@@ -36,7 +37,7 @@ class PictureCheck:
     """Decodes every picture once and remembers what it found.
 
     Args:
-        on_error: What to do about a picture that cannot be read: ``raise``, or ``skip`` it with one warning a list.
+        on_error: What to do about a picture that cannot be read: ``raise``, or ``skip`` it with a warning.
         threads: How many pictures are decoded at a time.
     """
 
@@ -44,12 +45,13 @@ class PictureCheck:
         one_of(OnError, on_error=on_error)
         self.on_error = on_error
         self.threads = threads
-        self._found: Defects = {}
+        self._found: Findings = {}
+        self._told: set[Path] = set()
 
     @property
     def unreadable(self) -> list[str]:
         """Paths of the pictures that could not be decoded so far, sorted."""
-        return sorted(str(path) for path, reason in self._found.items() if reason)
+        return sorted(str(path) for path, found in self._found.items() if found.defect)
 
     def readable(self, samples: list[Sample]) -> list[Sample]:
         """The samples whose pictures can be decoded, the same in every process; all of them must ask.
@@ -60,24 +62,56 @@ class PictureCheck:
         new = [path for path, _ in samples if path not in self._found]
         if new:
             self._found |= self._examine(new)
-        bad = [f"{path} ({self._found[path]})" for path, _ in samples if self._found[path]]
-        if not bad:
+        absent = [path for path, _ in samples if self._found[path].absent]
+        bad = [
+            f"{path} ({self._found[path].defect})"
+            for path, _ in samples
+            if self._found[path].defect and not self._found[path].absent
+        ]
+        if not bad and not absent:
             return samples
-        more = f" and {len(bad) - FILES_NAMED} more" if len(bad) > FILES_NAMED else ""
-        message = f"{len(bad)} of {len(samples)} pictures cannot be read: {', '.join(bad[:FILES_NAMED])}{more}"
+        messages = [told_share(len(absent), len(samples), "pictures", absent)] if absent else []
+        if bad:
+            messages.append(f"{len(bad)} of {len(samples)} pictures cannot be read: {some(bad, FILES_NAMED)}")
+        message = "; ".join(messages)
         if self.on_error == "raise":
             raise DataError(f"{message}; mend them, or set on_error to 'skip'.")
-        warn(f"{message}; they are left out.")
-        return [sample for sample in samples if not self._found[sample[0]]]
+        named = {path for path, _ in samples if self._found[path].defect}
+        if not named <= self._told:
+            self._told |= named
+            warn(f"{message}; they are left out.")
+        return [sample for sample in samples if not self._found[sample[0]].defect]
 
-    def _examine(self, paths: list[Path]) -> Defects:
+    def account(self, samples: list[Sample], preprocessing: Preprocessing, where: str) -> None:
+        """Say of pictures that have been examined what their pixels do not tell, and what is done about it.
+
+        Args:
+            samples: The pictures.
+            preprocessing: What they go through.
+            where: Whose they are.
+        """
+        found = [self._found[path] for path, _ in samples if path in self._found]
+        kinds = ("turned", "deep", "transparent")
+        turned, deep, transparent = (sum(getattr(one, kind) for one in found) for kind in kinds)
+        if turned:
+            how = "stand as that says" if preprocessing.orientation == "applied" else "lie as their pixels do"
+            tell(f"{where}: the camera of {turned} of {len(found)} pictures noted another way up; they {how}")
+        if deep:
+            tell(f"{where}: {deep} of {len(found)} pictures have more than 8 bits a value, and are scaled to 8")
+        if transparent and preprocessing.ground is None:
+            warn(
+                f"{where}: {transparent} of {len(found)} pictures are transparent in parts, which show the colours "
+                f"that were saved below; ground: white lays them on white."
+            )
+
+    def _examine(self, paths: list[Path]) -> Findings:
         """Decode pictures, each process its share, and tell the others."""
         spread = distributed.is_available() and distributed.is_initialized()
         mine = paths[distributed.get_rank() :: distributed.get_world_size()] if spread else paths
         with ThreadPoolExecutor(self.threads) as pool:
-            found: Defects = dict(zip(mine, pool.map(defect, mine), strict=True))
+            found: Findings = dict(zip(mine, pool.map(examine, mine), strict=True))
         if not spread:
             return found
-        shares: list[Defects] = [{} for _ in range(distributed.get_world_size())]
+        shares: list[Findings] = [{} for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(shares, found)
-        return {path: reason for share in shares for path, reason in share.items()}
+        return {path: one for share in shares for path, one in share.items()}

@@ -1,7 +1,7 @@
 """What every data set is to the rest of the project: named domains with classes and two lists of pictures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +10,7 @@ from typing import TypeAlias
 from filelock import FileLock
 
 from project.errors import ConfigurationError, DataError
+from project.runtime import tell, warn
 
 Sample: TypeAlias = tuple[Path, int]
 """A picture's file and its label."""
@@ -24,6 +25,8 @@ class Domain:
         classes: Names of the classes, in the order of the labels.
         train: Pictures to learn from.
         test: Pictures to judge by.
+        notes: What to say of how they were found.
+        doubts: What to warn of.
 
     Raises:
         DataError: Where there is no training picture, or a label has no class.
@@ -33,6 +36,15 @@ class Domain:
     classes: tuple[str, ...]
     train: list[Sample]
     test: list[Sample]
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    def tell(self) -> None:
+        """Say what is to be known of how its pictures were found."""
+        for message in self.notes:
+            tell(message)
+        for message in self.doubts:
+            warn(message)
 
     def __post_init__(self) -> None:
         """Refuse a domain without pictures and labels without a class."""
@@ -148,6 +160,26 @@ def listed(folder: Path, picture: str, place: str | Path) -> Path:
     if path.is_absolute() or ".." in path.parts or "\0" in picture:
         raise DataError(f"{place}: {picture!r} leads out of {folder}; allowed: paths in it.")
     return folder / path
+
+
+def some(names: Sequence[object], most: int = 5) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def told_share(missing: int, total: int, what: str, examples: Sequence[object]) -> str:
+    """A sentence on files that a list names and that are not there, by their share.
+
+    Args:
+        missing: How many are not there.
+        total: How many are listed.
+        what: What they are, such as ``pictures``.
+        examples: Those that are not there.
+    """
+    return (
+        f"{missing} of {total} {what} ({100 * missing / total:.3g} %) are not there: {some(examples)}; where they are "
+        f"many, the list is of another version of the data"
+    )
 
 
 def choose(domains: list[str] | None, known: list[str]) -> list[str]:

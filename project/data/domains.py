@@ -16,9 +16,9 @@ from project.data.fingerprint import picture_sums, transform_entries
 from project.data.mixed import MixedLoader
 from project.data.pictures import CalibrationPictures, Pictures
 from project.data.sharding import EachOnce
-from project.data.splits import Splits, split
+from project.data.splits import Splits, by_class, split
 from project.data.transforms import Transform, evaluation_transform, training_transform
-from project.errors import ConfigurationError, DataError, seeds, share, whole
+from project.errors import ConfigurationError, DataError, one_of, seeds, share, whole
 from project.models.labels import LabelMode, LabelSpace
 from project.models.preprocessing import (
     IMAGENET_MEAN,
@@ -34,6 +34,7 @@ from project.moments import Fingerprint
 from project.symmetry import Spec
 
 Use = Literal["train", "validation", "calibration", "test"]
+Checked = Literal["listed", "used"]
 
 
 class Domains:
@@ -75,6 +76,8 @@ class Domains:
         calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
         seed: Seed of the validation split and of the choice of calibration pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
+        check: Which pictures a merge opens before its long work: all that are ``listed`` for training, validation or
+            test, whether drawn or not, or those alone that are ``used``.
 
     Raises:
         ConfigurationError: Where an argument has an impossible value.
@@ -109,6 +112,7 @@ class Domains:
         calibration_batch_size: int | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        check: Checked = "listed",
     ) -> None:
         super().__init__()
         self.sets = [sets] if isinstance(sets, DomainSet) else sets
@@ -140,6 +144,8 @@ class Domains:
         self.calibration_batch_size = batch_size if calibration_batch_size is None else calibration_batch_size
         self.seed = seed
         self._check_values()
+        one_of(Checked, check=check)
+        self.checked = check
         self._check = PictureCheck(on_error)
         self._label_space: LabelSpace | None = None
         self._splits: dict[str, Splits] = {}
@@ -167,6 +173,8 @@ class Domains:
                     f"domain {domain.name} has one class, {domain.classes[0]!r} in {where}; allowed: two or more, each "
                     f"a folder of its own where the data are folders."
                 )
+        for domain in chosen:
+            domain.tell()
         self._label_space = LabelSpace({domain.name: domain.classes for domain in chosen}, self.label_mode)
         self._splits = {domain.name: split(domain, self.validation_fraction, self.seed) for domain in chosen}
 
@@ -225,15 +233,24 @@ class Domains:
         return 3, self.preprocessing.image_size, self.preprocessing.image_size
 
     def check_pictures(self) -> None:
-        """Open every picture to calibrate or test with, the shares of several processes together; all must ask.
+        """Open every picture, the shares of several processes together; all must ask.
 
         Raises:
-            DataError: If one cannot be read, or there are none for one of the two.
+            DataError: If one cannot be read, or there are none to calibrate or test with.
         """
+        for domain in self.label_space.domains:
+            if not self._splits[domain].test:  # what takes no time to see comes first
+                raise DataError(self._lack(domain, "test"))
+        found: dict[str, list[Sample]] = {}
+        if self.checked == "listed":
+            for domain, splits in self._splits.items():
+                found[domain] = self._check.readable([*splits.train, *splits.validation, *splits.test])
         for domain in self.calibration_domains:
-            self.samples(domain, "calibration")
+            found.setdefault(domain, self.samples(domain, "calibration"))
         for domain in self.label_space.domains:
             self.samples(domain, "test")
+        for domain, samples in found.items():
+            self._check.account(samples, self.preprocessing, f"domain {domain}" if domain != PUBLIC else PUBLIC)
 
     def sample(self, domain: str, count: int, scale: float = 1.0) -> Tensor:
         """Some of the calibration pictures of a domain, evenly over them: at most (count, 3, image_size, image_size).
@@ -290,8 +307,22 @@ class Domains:
         listed: list[Sample] = by_use
         readable = self._check.readable(listed)
         if not readable:
-            raise DataError(f"Domain {domain} has no {use} pictures.")
+            raise DataError(
+                f"Domain {domain} has no {use} picture that can be read." if listed else self._lack(domain, use)
+            )
         return readable
+
+    def _lack(self, domain: str, use: Use) -> str:
+        """A sentence on a domain without pictures for a use."""
+        splits = self._splits[domain]
+        most = max(map(len, by_class([*splits.train, *splits.validation]).values()))
+        reason = (
+            "each of its classes has one picture, which trains; allowed: two or more of a class, or a folder or list "
+            "of test pictures"
+            if use == "test" and most == 1
+            else "no share of its pictures is set aside for that"
+        )
+        return f"Domain {domain} has no {use} pictures: {reason}."
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         settings = {"batch_size": self.batch_size, "num_workers": self.num_workers, **options}

@@ -30,18 +30,22 @@ TURNS = {
 """What sets a picture upright, by its EXIF orientation."""
 
 
-class Traits(NamedTuple):
-    """What a file that can be decoded has about it that its pixels as 8 bits of red, green and blue do not tell.
+class Finding(NamedTuple):
+    """What a file is found to be, beside its pixels as 8 bits of red, green and blue.
 
     Args:
+        defect: Why it cannot be opened as a picture; None where it can.
+        absent: It is not there.
         turned: Its camera noted another way up than the pixels lie.
         deep: Its values have more than 8 bits.
         transparent: Some of it is transparent, wholly or in part.
     """
 
-    turned: bool
-    deep: bool
-    transparent: bool
+    defect: str | None = None
+    absent: bool = False
+    turned: bool = False
+    deep: bool = False
+    transparent: bool = False
 
 
 def open_picture(path: str | Path, preprocessing: Preprocessing | None = None) -> Image.Image:
@@ -71,8 +75,8 @@ def open_picture(path: str | Path, preprocessing: Preprocessing | None = None) -
         raise DataError(f"{path} cannot be read as a picture: {reason_of(error)}.") from error
 
 
-def examine(path: Path) -> tuple[str | None, Traits]:
-    """Why a file cannot be opened as a picture, None where it can, and what is to be known of one that can.
+def examine(path: Path) -> Finding:
+    """Open a file as a picture, and say what it is.
 
     A JPEG is decoded at an eighth of its size, which finds truncation as well and is several times faster.
     """
@@ -81,14 +85,14 @@ def examine(path: Path) -> tuple[str | None, Traits]:
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.load()
             shown = _eight_bits(image)
-            return None, Traits(_orientation(image) in TURNS, shown is not image, _is_transparent(shown))
+            return Finding(None, False, _orientation(image) in TURNS, shown is not image, _is_transparent(shown))
     except Exception as error:  # whatever a decoder raises that is given nonsense
-        return reason_of(error), Traits(False, False, False)
+        return Finding(reason_of(error), isinstance(error, FileNotFoundError))
 
 
 def defect(path: Path) -> str | None:
     """Why a file cannot be opened as a picture; None where it can."""
-    return examine(path)[0]
+    return examine(path).defect
 
 
 def opened(path: str | Path) -> Image.Image:

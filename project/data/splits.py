@@ -2,6 +2,9 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -48,6 +51,41 @@ def hold_out(samples: list[Sample], fraction: float, seed: int) -> tuple[list[Sa
         for index, member in enumerate(members):
             (aside if index in chosen else stay).append(member)
     return stay, aside
+
+
+def hold_out_by_path(
+    samples: list[Sample], fraction: float, seed: int, root: Path
+) -> tuple[list[Sample], list[Sample]]:
+    """Set a share of the pictures aside, each by a hash of its path, so that whether others come or go plays no part.
+
+    Of a class of two pictures or more at least one is set aside, and one stays: where the hashes alone would set none
+    aside, the smallest decides, and where they would leave none, the largest.
+
+    Args:
+        samples: What to divide.
+        fraction: Share set aside, from 0 to 1, of what is expected over all seeds.
+        seed: Seed of the hashes.
+        root: Folder from which on paths count, so that it may lie anywhere.
+
+    Returns:
+        What stays and what is set aside, each sorted by class and file.
+    """
+    stay: list[Sample] = []
+    aside: list[Sample] = []
+    for members in by_class(samples).values():
+        drawn = [_drawn(path.relative_to(root), seed) for path, _ in members]
+        least, most = (min(drawn), max(drawn)) if fraction > 0 and len(members) > 1 else (-1.0, 2.0)
+        for member, number in zip(members, drawn, strict=True):
+            out = len(members) > 1 and (number < fraction or number == least) and number != most
+            (aside if out else stay).append(member)
+    return stay, aside
+
+
+def _drawn(path: Path, seed: int) -> float:
+    """A number from 0 up to but without 1 that a path and a seed decide, on any system and in any file system."""
+    name = normalize("NFC", path.as_posix())  # some file systems keep accents as characters of their own
+    digest = sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def by_class(samples: list[Sample]) -> dict[int, list[Sample]]:

@@ -53,6 +53,7 @@ class UnsortedDataModule(LightningDataModule):
             DataError: Where there are none.
         """
         (found,) = PictureFolder(self.root).read()
+        found.tell()
         self._samples = list(found.train)
 
     def suit(self, name: str, known: Preprocessing | None) -> None:
@@ -81,5 +82,6 @@ class UnsortedDataModule(LightningDataModule):
         readable = self._check.readable(self._samples)
         if not readable:
             raise DataError(f"{self.root} holds no picture that can be read.")
+        self._check.account(readable, self.preprocessing, str(self.root))
         dataset = NamedPictures(readable, evaluation_transform(self.preprocessing))
         return DataLoader(dataset, batch_size=self.batch_size, sampler=EachOnce(dataset), num_workers=self.num_workers)

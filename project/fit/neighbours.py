@@ -36,7 +36,7 @@ def context_of(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> LayerCo
         node: The layer's call in it.
         known: Names of the values that the student has computed before the layer.
     """
-    tables = {value.name for value in graph.graph.nodes if value.op == "get_attr"}  # as large as one picture's value
+    tables = _tables(graph)  # as large as one picture's value
     norm, last, reader = None, node, _only_reader(node)
     if reader is not None and is_norm(graph, reader):
         norm, last, reader = str(reader.target), reader, _only_reader(reader)
@@ -48,6 +48,15 @@ def context_of(graph: fx.GraphModule, node: fx.Node, known: set[str]) -> LayerCo
     if reader.target in SUMS and not reader.kwargs and len(addends) == 1 and addends[0].name in known - tables:
         return LayerContext(norm, addends[0].name, all(is_rectifier(graph, user) for user in reader.users))
     return LayerContext(norm)
+
+
+def _tables(graph: fx.GraphModule) -> set[str]:
+    """Names of the values that hang on no picture."""
+    carried: set[fx.Node] = set()
+    for value in graph.graph.nodes:
+        if value.op == "placeholder" or not carried.isdisjoint(value.all_input_nodes):
+            carried.add(value)
+    return {value.name for value in graph.graph.nodes if value not in carried}
 
 
 def is_norm(graph: fx.GraphModule, node: fx.Node) -> bool:

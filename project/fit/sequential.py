@@ -30,7 +30,7 @@ from project.alignment import UnitMap
 from project.fit.activations import Activations
 from project.fit.folding import add_constant, fit_norm, fold_norm, scale_and_shift
 from project.fit.head import fit_head, own_heads
-from project.fit.layer_fit import LayerFit
+from project.fit.layer_fit import LayerFit, Measurements
 from project.fit.layer_task import LayerTask, resized_reader
 from project.fit.neighbours import LayerContext, context_of, is_norm
 from project.fit.normal_equations import damping
@@ -113,19 +113,19 @@ class SequentialFit:
         self.untouched: set[str] = set()  # norms that already do what their sources' norms do
 
     @torch.no_grad()
-    def run(self, progress: Callable[[str], object] = lambda name: name) -> dict[str, LayerFit]:
+    def run(self, progress: Callable[[str], object] = lambda name: name) -> dict[str, Measurements]:
         """Fit all layers and norms, in execution order.
 
         Args:
             progress: Called with the name of every layer when it is done.
 
         Returns:
-            layer -> its fit.
+            layer -> what is known of its fit; its weights are in the student, and there alone.
 
         Raises:
             MergeError: With ridge 0 and fewer samples than unknowns in a row.
         """
-        fits = {}
+        fits: dict[str, Measurements] = {}
         for node in self.graph.graph.nodes:
             if node.op == "output":
                 break
@@ -134,7 +134,7 @@ class SequentialFit:
             if layer is not None:
                 fit = self._fit_layer(layer, node)
                 if fit is not None:
-                    fits[layer.name] = fit
+                    fits[layer.name] = fit.measurements
                 progress(layer.name)
             elif node.op == "call_module" and str(node.target) not in self.untouched:
                 self._fit_norm(node)

@@ -1,5 +1,6 @@
 """Which classes the columns of a network mean, and whether they and its pictures are the data's."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -63,6 +64,64 @@ def _candidates(labels: LabelSpace, domains: Sequence[str] | None) -> list[Label
         [domains] if domains is not None else dict.fromkeys([*((name,) for name in labels.domains), labels.domains])
     )
     return [LabelSpace({domain: labels.classes[domain] for domain in choice}, "different") for choice in choices]
+
+
+def column_order(
+    description: Description, labels: LabelSpace, domains: Sequence[str], origin: str, logits: int
+) -> list[int] | None:
+    """Which of a network's columns comes in which place, for its classes to stand in the data's order.
+
+    Names count as equal whatever their case, and whether words are joined by spaces, underscores or hyphens.
+
+    Args:
+        description: What its file says.
+        labels: Domains and classes of the data.
+        domains: Those it has heads for, in their order.
+        origin: The file, for messages.
+        logits: How many it has.
+
+    Returns:
+        The columns by place; None where its file does not name its classes, or names others, which a message tells.
+    """
+    wanted = [labels.classes[domain] for domain in (domains if labels.mode == "different" else domains[:1])]
+    known = description.label_space
+    if known is not None:
+        said = [known.classes[domain] for domain in known.domains] if known.mode == "different" else []
+        said = said or [next(iter(known.classes.values()))]
+    elif description.class_names is not None and len(description.class_names) == logits:
+        said = [description.class_names]
+    else:
+        return None
+    if [len(names) for names in said] != [len(names) for names in wanted]:
+        return None
+    order: list[int] = []
+    for mine, theirs in zip(said, wanted, strict=True):
+        places = _places(mine, theirs)
+        if places is None:
+            if known is None:
+                extra = [name for name in mine if name not in set(theirs)]
+                warn(
+                    f"{origin} names classes that the data do not have ({len(extra)} of {len(mine)}, such as {extra[0]}"
+                    f"; the data have {theirs[mine.index(extra[0])]} and others); its columns are taken to be the "
+                    f"data's classes in their order."
+                )
+            return None
+        order += [len(order) + place for place in places]
+    return order
+
+
+def _places(mine: Sequence[str], theirs: Sequence[str]) -> list[int] | None:
+    """Where each of their names stands among mine; None where these are other names."""
+    for spelled in (str, _plain):
+        places = {spelled(name): place for place, name in enumerate(mine)}
+        found = [places.get(spelled(name)) for name in theirs]
+        if len(set(found)) == len(mine) and None not in found:
+            return [place for place in found if place is not None]
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from project.allocation import stored_bytes
 from project.fit.memory_estimate import picture_bytes
 from project.merging.calibration import Gathering
+from project.merging.memory_plan import student_bytes
 from project.merging.settings import Place, Settings
 from project.methods import PictureCounts, Problem
 from project.moments import PICTURES
@@ -41,24 +41,18 @@ def disk_needs(
     if settings.statistics is not None and gathering.missing:
         stored = gathering.stored.path.stat().st_size if gathering.stored else 0
         needs[settings.statistics] = stored + gathering.file_bytes(gathering.missing)
-    students = _students(problem, settings)
+    students = student_bytes(problem, settings)
     if progress is not None:
         waiting = 0
         if plan.spill:
             waiting = plan.estimate.whole - plan.estimate.least
             if PICTURES in settings.needs:
-                waiting += picture_bytes(problem.spec, sum(pictures.local.values()))
+                waiting = max(waiting, picture_bytes(problem.spec, sum(pictures.local.values())))
         each = _passes(gathering, plan, settings) + waiting + fits + students
         needs[progress] = each * place.beside - present_bytes(progress)
     if place.students is not None:
         needs[place.students] = students - present_bytes(place.students)
     return needs
-
-
-def _students(problem: Problem, settings: Settings) -> int:
-    """Bytes of all students; those that hold more than a network of their size take more."""
-    one, sizes = stored_bytes(problem.sources[0].state_dict()), [problem.times(budget) for budget in settings.budgets]
-    return int(one * sum(sum(sizes) if method.single else 1.0 for method in settings.methods))
 
 
 def _passes(gathering: Gathering, plan: MemoryPlan, settings: Settings) -> int:

@@ -21,6 +21,7 @@ from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
 from project.moments import PICTURES, Fingerprint, Lockstep, Statistics, needs_gradients
 from project.runtime import MemoryPlan, PhaseClock, Progress, World, tell
+from project.runtime.allocator import give_back
 from project.runtime.space import check_space
 from project.student import batch_norms, running_variances
 
@@ -99,7 +100,9 @@ class Engine:
         del kept  # no student reads the pictures again, and there may be many
         if self.renormalise and self.unsettled:
             self.variances["before"] = self._variances()
-            reestimation = ReestimationPass(self.unsettled, self._room_left(self.gathering.held))
+            assert self._site is not None
+            taken = self.gathering.held + self._site.planner.students + self._site.planner.running
+            reestimation = ReestimationPass(self.unsettled, self._room_left(taken))
             while not reestimation.finished:
                 yield reestimation
             self.variances["after"] = self._variances()
@@ -174,11 +177,13 @@ class Engine:
         assert self._pass is not None
         assert self._site is not None
         self._pass.end(self._site.world)
+        give_back()
         self._started = False
         self.ended += 1
         self._open.close()
         self._failed = True  # unless what follows comes to its end
         self._pass = next(self._passes, None)
+        give_back()
         self._failed = False
 
     def abandon(self, error: BaseException | None = None) -> None:
@@ -221,6 +226,7 @@ class Engine:
             merged.student.lineage = lineage(method, merged, self.sources, self.problem.owners, settings.base)
             self.merged.append(merged)
             self.networks.append(merged.student)
+            give_back()
         for merged in self.merged:
             for tensor in merged.student.state_dict().values():
                 world.broadcast(tensor, 0)  # machines may differ in the last bit

@@ -28,7 +28,8 @@ def label_space_of(
         without_source: Domains that no source was trained on; they have the classes of all, which must be shared.
         classes: Names of the classes, one list for all domains or domain -> list; default: what a source's file says,
             else numbers.
-        mode: ``shared`` or ``different``; default: shared where all domains have the same classes.
+        mode: ``shared`` or ``different``; default: shared where all domains have the same classes, and never for trunks
+            without heads: what a value means is each one's own.
 
     Raises:
         ConfigurationError: If classes names other domains, or a class twice; see also
@@ -46,8 +47,15 @@ def label_space_of(
             by_domain.setdefault(domain, _classes(source, domain, names, classes))
     for domain in without_source:
         by_domain.setdefault(domain, next(iter(by_domain.values())))
-    ordered = {domain: by_domain[domain] for domain in domains}
-    return LabelSpace(ordered, mode or ("shared" if len(set(ordered.values())) == 1 else "different"))
+    ordered = _agreed({domain: by_domain[domain] for domain in domains})
+    alike = len(set(ordered.values())) == 1 and not any(file.head == "none" for file in files)
+    return LabelSpace(ordered, mode or ("shared" if alike else "different"))
+
+
+def _agreed(by_domain: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Domains of the same classes have them in one order, that of the first of them, whatever their sources'."""
+    orders: dict[frozenset[str], tuple[str, ...]] = {}
+    return {domain: orders.setdefault(frozenset(names), names) for domain, names in by_domain.items()}
 
 
 def _classes(source: Source, domain: str, domains: Sequence[str], classes: Classes | None) -> tuple[str, ...]:

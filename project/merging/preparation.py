@@ -87,7 +87,9 @@ def prepare(
         PleasError: If something does not go together.
     """
     labels = data.label_space
-    sources, owned = place_sources(loaded.files, loaded.sources, labels, data.preprocessing, settings.without_source)
+    sources, owned = place_sources(
+        loaded.files, loaded.sources, labels, data.preprocessing, settings.without_source, loaded.spec
+    )
     claimed = [domain for domains in owned for domain in domains]
     ordered = {domain: labels.classes[domain] for domain in claimed}
     problem = Problem(

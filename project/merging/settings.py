@@ -27,7 +27,7 @@ class Settings:
         without_source: Domains of the data that no source was trained on.
         base: What the sources were fine-tuned from, as the user named it; None where nobody did.
         statistics: File of what calibration leaves behind, read if it exists, else written; None for none.
-        memory: Most memory to take, such as '16 GB'; None for what is free.
+        memory: Most memory to take beside what the process holds before, such as '16 GB'; None for what is free.
         keep_every: Seconds, at least, between two copies of unfinished statistics.
         audit: What to do where a source's running statistics fit clearly better to another reading of it: ``stop``,
             ``warn``, or do not look (``off``).
@@ -86,6 +86,7 @@ class Place:
         precision: In which the sources run, as Lightning's trainer names it.
         students: Folder that the students are going to be written to; None for none.
         beside: Processes that share the disk of the folder, at least.
+        scored: Most pictures in a batch that networks are scored on; 0 where none are.
     """
 
     folder: Path | None = None
@@ -95,3 +96,4 @@ class Place:
     precision: str = "32-true"
     students: Path | None = None
     beside: int = 1
+    scored: int = 0

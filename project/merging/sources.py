@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from project.errors import ConfigurationError
-from project.merging.classes import assumed, check_classes, own_labels, warn_of_preprocessing
+from project.merging.classes import assumed, check_classes, column_order, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
-from project.models.reading.choosing import Which
+from project.models.reading.choosing import Headless, Which
 from project.moments import network_hash
 from project.runtime import tell, warn
 from project.student import Source, load_source
+from project.student.columns import with_columns
+from project.symmetry import Spec
 
 
 @dataclass
@@ -36,6 +38,8 @@ class SourceFile:
         arguments: Keyword arguments of the class or function; default: what the file says.
         weights: Of a file with several sets of weights, the averaged ones (ema) or the others (raw); default: the
             averaged ones.
+        head: none takes the trunk of a ResNet alone, whatever head its file has or lacks: its pooled values stand in
+            the place of logits. For project.merge.
     """
 
     path: Path
@@ -44,6 +48,7 @@ class SourceFile:
     architecture: str | None = None
     arguments: dict[str, Any] | None = None
     weights: Which | None = None
+    head: Headless | None = None
 
 
 def as_files(sources: Sequence[SourceFile | Path]) -> list[SourceFile]:
@@ -64,7 +69,9 @@ def read_sources(files: Sequence[SourceFile]) -> list[Source]:
     Raises:
         ConfigurationError: If two of them are the same file, under one name or two, or hold the same network.
     """
-    sources = [load_source(file.path, file.name, file.architecture, file.arguments, file.weights) for file in files]
+    sources = [
+        load_source(file.path, file.name, file.architecture, file.arguments, file.weights, file.head) for file in files
+    ]
     check_distinct(sources)
     return sources
 
@@ -92,9 +99,12 @@ def place_sources(
     loaded: Sequence[Source],
     labels: LabelSpace,
     preprocessing: Preprocessing | None,
-    without_source: Sequence[str] = (),
+    without_source: Sequence[str],
+    spec: Spec,
 ) -> tuple[list[Source], list[list[str]]]:
     """Settle which domains each source was trained on, and check that its head is made for them.
+
+    A source whose file names the data's classes in another order gets its columns in the data's.
 
     Args:
         files: The files.
@@ -102,6 +112,7 @@ def place_sources(
         labels: Domains and classes of the data.
         preprocessing: What the data's pictures go through.
         without_source: Domains that need none.
+        spec: Spec of the sources.
 
     Returns:
         The sources under their names, and the domains of each.
@@ -119,6 +130,7 @@ def place_sources(
     names = [source.name for source in named]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"sources have the names {', '.join(names)}; give each a name of its own.")
+    named = [_arranged(source, labels, domains, spec) for source, domains in zip(named, owned, strict=True)]
     for source, domains in zip(named, owned, strict=True):
         if source.description.label_space is not None:
             check_classes(source.origin, own_labels(source.description, labels, source.origin), labels)
@@ -134,6 +146,25 @@ def place_sources(
         warn_of_preprocessing(source.origin, source.description.preprocessing, preprocessing)
     check_several(labels)
     return named, owned
+
+
+def _arranged(source: Source, labels: LabelSpace, domains: Sequence[str], spec: Spec) -> Source:
+    """The source with its columns in the order of the data's classes, as far as its file names its own."""
+    order = column_order(source.description, labels, domains, source.origin, source.logits)
+    if order is None or (order == sorted(order) and source.description.label_space is None):
+        return source
+    known = source.description.label_space
+    if known is not None:
+        classes = {domain: labels.classes.get(domain, labels.classes[domains[0]]) for domain in known.domains}
+        known = LabelSpace(classes, known.mode)
+    description = replace(source.description, label_space=known, class_names=None)
+    if order == sorted(order):
+        return replace(source, description=description)
+    moved = sum(place != column for place, column in enumerate(order))
+    tell(
+        f"{source.origin} has {moved} of its classes in other places than the data; its columns are put in their order"
+    )
+    return replace(source, network=with_columns(source.network, order, spec), description=description)
 
 
 def settle_domains(

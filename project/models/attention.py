@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.errors import TraceError
+from project.models.plain_layers import linear
 from project.models.pooled import PooledLayer, PooledSum, whole
+from project.models.projections import projected
+from project.models.standardised import weights_computed
 
 PROJECTIONS = ("query", "key", "value")
 
@@ -61,10 +64,10 @@ class Attention(nn.Module):
         device = fused.out_proj.weight.device
         biases = (None,) * 3 if fused.in_proj_bias is None else fused.in_proj_bias.detach().chunk(3)
         self.query, self.key, self.value = (
-            _linear(weight, bias, device) for weight, bias in zip(_projections(fused), biases, strict=True)
+            linear(weight, bias, device) for weight, bias in zip(_projections(fused), biases, strict=True)
         )
         self.heads = Heads(size // fused.num_heads, batch_first=fused.batch_first, dropout=fused.dropout)
-        self.output = _linear(fused.out_proj.weight, cast(Tensor | None, fused.out_proj.bias), device)
+        self.output = linear(fused.out_proj.weight, cast(Tensor | None, fused.out_proj.bias), device)
         self.train(fused.training)
 
     def forward(
@@ -94,17 +97,8 @@ def _projections(fused: nn.MultiheadAttention) -> tuple[Tensor, ...]:
     return tuple(cast(Tensor, one).detach() for one in (fused.q_proj_weight, fused.k_proj_weight, fused.v_proj_weight))
 
 
-@torch.no_grad()
-def _linear(weight: Tensor, bias: Tensor | None, device: torch.device) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device, weight.dtype)
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
-    return layer
-
-
 def written_out(network: nn.Module) -> nn.Module:
-    """The network with every multi-head attention in it written out, and fastai's layers over two halves.
+    """The network with what its modules do at once as a layer each: attention, computed weights, fastai's halves.
 
     Args:
         network: Changed in place.
@@ -125,6 +119,8 @@ def written_out(network: nn.Module) -> nn.Module:
             return written
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, written)
+    projected(network)
+    weights_computed(network)
     return network
 
 
@@ -136,7 +132,7 @@ def fused(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tens
         names: Of the tensors of what it was given.
 
     Returns:
-        Names -> tensors; of those that are no attention's, as they are.
+        Names -> tensors; of those that were not written out, as they are.
     """
     found = dict(state)
     for name in state:
@@ -151,6 +147,8 @@ def fused(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tens
             found[name] = torch.cat([state[f"{inner}{one}.{match[1]}"] for one in PROJECTIONS])
         elif match := re.fullmatch(r"([qkv])_proj_weight", leaf):
             found[name] = state[f"{inner}{PROJECTIONS['qkv'.index(match[1])]}.weight"]
+        elif parts := [one for one in PROJECTIONS if f"{inner}{one}.{leaf}" in state]:
+            found[name] = torch.cat([state[f"{inner}{one}.{leaf}"] for one in parts])
         else:
             found[name] = state[f"{stem.removesuffix('out_proj')}output.{leaf}"]
     return {name: found[name] for name in names}

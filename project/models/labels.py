@@ -1,5 +1,6 @@
 """Which output column means which class of which domain."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +9,8 @@ from project.errors import ConfigurationError, encodable, one_of
 
 LabelMode = Literal["shared", "different"]
 OWN, JOINT = HEAD_WORDS = ("own", "joint")  # what to ask of the heads in place of one domain's
+
+CODE_POINTS, NATURAL = ORDERS = ("code points", "natural")  # in which tools sort the folders of classes
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ class LabelSpace:
                 return slice(start, start + len(names))
             start += len(names)
         raise ConfigurationError(f"domain is {domain!r}; known: {', '.join(self.classes)}.")
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """What timm sorts names of classes by: whatever the case, numbers by their value; then by code points."""
+    parts = re.split(r"(\d+)", name.lower())  # texts and numbers in turn
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def check_several(labels: LabelSpace) -> None:

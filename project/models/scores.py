@@ -1,9 +1,11 @@
 """How often a network is right: for each domain, for each class, and among the classes of all heads."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from project.models.labels import LabelSpace
+from project.models.labels import CODE_POINTS, NATURAL, LabelSpace, natural_key
 
 
 class DomainScores(nn.Module):
@@ -107,3 +109,58 @@ class JointScores(nn.Module):
             name: torch.stack([metric.compute() for metric in metrics]).mean()
             for name, metrics in (("joint", self.classes), ("head", self.heads))
         }
+
+
+class OrderScores(nn.Module):
+    """Whether networks are right more often if their columns mean the classes of every domain in another order.
+
+    Args:
+        classes: Domain -> names of the classes, in the order that is assumed.
+    """
+
+    DEVIATIONS = 3.0  # by which the pictures that only one of two orders has right must differ, as in McNemar's test
+
+    def __init__(self, classes: Mapping[str, tuple[str, ...]]) -> None:
+        from torchmetrics import SumMetric
+
+        super().__init__()
+        self.orders = [
+            {order: means for order, means in meanings(names).items() if means != list(range(len(names)))}
+            for names in classes.values()
+        ]
+        self.known = sorted({order for orders in self.orders for order in orders})
+        self.right = {order: (SumMetric(), SumMetric()) for order in self.known}
+        self.metrics = nn.ModuleList(metric for pair in self.right.values() for metric in pair)  # to move with it
+        for now, then in self.right.values():
+            now.update(0)  # or one that sees no picture would warn
+            then.update(0)
+
+    def update(self, index: int, logits: Tensor, labels: Tensor) -> None:
+        """Take in one batch of one domain.
+
+        Args:
+            index: Which of the domains.
+            logits: (batch, classes of the domain).
+            labels: (batch,), indices of classes of the domain.
+        """
+        told = logits.argmax(1)
+        for order, means in self.orders[index].items():
+            other = torch.tensor(means, device=told.device)[told]
+            now, then = self.right[order]
+            now.update(((told == labels) & (other != labels)).sum())
+            then.update(((other == labels) & (told != labels)).sum())
+
+    def better(self) -> dict[str, tuple[int, int]]:
+        """Orders that fit clearly better -> how many pictures only this and only the assumed one have right."""
+        found = {}
+        for order in self.known:
+            now, then = (int(metric.compute()) for metric in self.right[order])
+            if then - now > self.DEVIATIONS * (then + now) ** 0.5:
+                found[order] = (then, now)
+        return found
+
+
+def meanings(names: tuple[str, ...]) -> dict[str, list[int]]:
+    """Order of classes -> for each column in it, the place of its class among the names."""
+    by_order = {CODE_POINTS: sorted(names), NATURAL: sorted(names, key=natural_key)}
+    return {order: [names.index(name) for name in found] for order, found in by_order.items()}

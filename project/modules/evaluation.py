@@ -109,6 +109,7 @@ class EvaluationModule(ScoringModule):
     def on_test_end(self) -> None:
         """Print the accuracies side by side, and write them to the run's folder as ``scores.csv``."""
         accuracies, joint = self.accuracies(), self.joint_accuracies()
+        self.warn_of_orders()
         if not self.trainer.is_global_zero:
             return
         rows = []

@@ -44,8 +44,10 @@ class MergeModule(LightningModule):
         statistics: File of what calibration leaves behind. If it exists, it must be of the same sources, pictures and
             transform: what it holds is not gathered again, and what it lacks is gathered and added. Else it is
             written.
-        memory: Most memory to take, such as '16 GB'; default: what is free. What takes more is gathered in several
-            passes over the pictures, and waits on disk in the run's folder.
+        memory: Most memory to take beside what the process holds before the first pass (Python, torch, the sources),
+            such as '16 GB'; default: what is free. Statistics, pictures, what networks compute, equations and students
+            count; mapped files do not, which the system drops where memory is short. What takes more is gathered in
+            several passes over the pictures, and waits on disk in the run's folder.
         keep_every: Seconds, at least, between two copies of unfinished statistics, from which an interrupted run goes
             on; no more than a twentieth of the time goes into them. 0: after every batch, whatever it takes.
         audit: Before the merge, running statistics are held against what each source's batch norms see on some of its
@@ -69,6 +71,10 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         self.files = as_files(sources)
+        if trunk := next((file for file in self.files if file.head), None):
+            raise ConfigurationError(
+                f"head of {trunk.path} is 'none', so that there are no classes to score; project.merge takes trunks."
+            )
         self.settings = Settings(
             list(methods) or [Average(), Permutation(), PLeaS()],
             [Budget.of(budget) for budget in budgets],

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from project.errors import ConfigurationError
 from project.merging import SourceFile
-from project.merging.classes import own_labels
+from project.merging.classes import column_order, own_labels
 from project.models import LabelSpace, MultiHead, Preprocessing, build_network, heads, read_weights
 from project.models.heads import JOINT, Joint
 from project.student import build_student, is_student
@@ -79,6 +80,25 @@ class ScoredNetwork:
         return len(self.labels.heads) > 1 and all(map(self.knows, domains))
 
 
+class Reordered(nn.Module):
+    """A network with its columns in another order.
+
+    Args:
+        network: Takes pictures, returns logits.
+        order: For each column, that of the network.
+    """
+
+    def __init__(self, network: nn.Module, order: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("order", torch.tensor(list(order)))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits of pictures."""
+        logits: Tensor = self.network(pictures)[:, self.order]
+        return logits
+
+
 def load_scored_networks(files: Sequence[SourceFile], labels: LabelSpace | None) -> list[ScoredNetwork]:
     """Load networks from any files; one that says nothing of its classes takes the data's, where these are known.
 
@@ -110,12 +130,18 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _load(file: SourceFile, name: str, labels: LabelSpace | None) -> ScoredNetwork:
+    if file.head:
+        raise ConfigurationError(f"head of {file.path} is 'none', which leaves no classes to score or to answer with.")
     weights = read_weights(file.path, file.weights)
     if is_student(weights):
         student = build_student(weights, file.architecture, file.arguments)
         known = own_labels(weights, labels, str(file.path), file.domains)
         return ScoredNetwork(name, student, known, student.preprocessing)
     network, weights = build_network(weights, file.architecture, file.arguments)
-    return ScoredNetwork(
-        name, network, own_labels(weights, labels, str(file.path), file.domains), weights.preprocessing
-    )
+    known = own_labels(weights, labels, str(file.path), file.domains)
+    if labels is not None and set(known.domains) <= set(labels.domains):
+        order = column_order(weights, labels, known.domains, str(file.path), known.width)
+        if order is not None and order != sorted(order):
+            network = Reordered(network, order).eval()
+            known = LabelSpace({domain: labels.classes[domain] for domain in known.domains}, known.mode)
+    return ScoredNetwork(name, network, known, weights.preprocessing)

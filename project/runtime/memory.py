@@ -15,7 +15,7 @@ from project.runtime.units import POWERS, split_amount
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Estimate of the bytes that a fit holds at its peak.
+    """Estimate of the bytes that making students, or running them, holds at its peak.
 
     Args:
         whole: With everything in memory.
@@ -24,6 +24,10 @@ class MemoryEstimate:
 
     whole: int = 0
     least: int = 0
+
+    def adding(self, count: int) -> "MemoryEstimate":
+        """Add bytes that are in memory in any case."""
+        return MemoryEstimate(self.whole + count, self.least + count)
 
     @staticmethod
     def most(*estimates: "MemoryEstimate") -> "MemoryEstimate":
@@ -39,17 +43,17 @@ class MemoryPlan:
     Args:
         room: Bytes that it may take.
         statistics: Bytes of all moments to be gathered.
-        batch: Bytes that running the sources on one batch takes.
-        estimate: Of the fit that takes most.
+        gathering: Bytes that running the sources on one batch takes, with the pictures that are kept in memory.
+        estimate: Of making and running students.
         shares: Names of the moments that each pass over the pictures gathers.
         shelve: Whether statistics wait on disk once they are gathered.
-        spill: Whether the sequential fit's batches wait on disk.
+        spill: Whether pictures, and what networks compute of them, wait on disk.
         peak: Bytes at most at any time.
     """
 
     room: int
     statistics: int
-    batch: int
+    gathering: int
     estimate: MemoryEstimate
     shares: tuple[tuple[str, ...], ...]
     shelve: bool
@@ -60,7 +64,7 @@ class MemoryPlan:
         """Describe the plan in one sentence."""
         clauses = [
             f"memory: at most {size(self.peak)} of {size(self.room)} beside what the process has: statistics "
-            f"{size(self.statistics)}, and with them gathering {size(self.batch)}, then the fit "
+            f"{size(self.statistics)}, and with them gathering {size(self.gathering)}, then students "
             f"{size(self.estimate.whole)}"
         ]
         if len(self.shares) > 1:
@@ -68,50 +72,55 @@ class MemoryPlan:
         elif self.shelve:
             clauses.append("statistics wait on disk while students are fitted")
         if self.spill:
-            clauses.append(f"the fit's waiting batches lie on disk, so that it takes {size(self.estimate.least)}")
+            clauses.append(f"the fit's waiting batches lie on disk, so that students take {size(self.estimate.least)}")
         return "; ".join(clauses)
 
 
-def plan_memory(moments: Mapping[str, int], batch: int, estimate: MemoryEstimate, room: int) -> MemoryPlan:
+def plan_memory(
+    moments: Mapping[str, int], batch: int, estimate: MemoryEstimate, room: int, kept: int = 0
+) -> MemoryPlan:
     """Divide what is to be gathered into as few passes as the memory allows, and settle what waits on disk.
 
     Args:
         moments: Bytes of every moment to be gathered, by name.
         batch: Bytes that running the sources on one batch takes, see :func:`gather_bytes`.
-        estimate: Of the fit that takes most.
+        estimate: Of making and running students, the pictures that are kept included.
         room: Bytes that the merge may take.
+        kept: Bytes of pictures that are kept from the first pass to the fit, unless they wait on disk.
 
     Raises:
         ConfigurationError: If it takes more, whatever waits on disk.
     """
     largest = max(moments.values(), default=0)
-    for what, needed in (("gathering statistics", batch + largest), ("the fit", estimate.least)):
+    for what, needed in (("gathering statistics", batch + largest), ("making and running students", estimate.least)):
         if needed > room:
             raise ConfigurationError(
                 f"memory is {size(room)}, but {what} takes about {size(needed)} even with all that waits on disk; use "
                 f"smaller batches, smaller budgets, or a machine with more."
             )
+    spill = max(estimate.whole, batch + kept + largest) > room
+    gathering = batch + (0 if spill else kept)
     shares: list[list[str]] = []
     left = 0
     for name, needed in moments.items():
         if not shares or needed > left:
             shares.append([])
-            left = room - batch
+            left = room - gathering
         shares[-1].append(name)
         left -= needed
     total = sum(moments.values())
-    shelve, spill = len(shares) > 1 or total + estimate.whole > room, estimate.whole > room
-    gathering = batch + max((sum(moments[name] for name in share) for share in shares), default=0)
+    shelve = len(shares) > 1 or total + estimate.whole > room
+    pass_bytes = gathering + max((sum(moments[name] for name in share) for share in shares), default=0)
     fitting = (0 if shelve else total) + (estimate.least if spill else estimate.whole)
     return MemoryPlan(
         room,
         total,
-        batch,
+        gathering,
         estimate,
         tuple(map(tuple, shares)),
         shelve=shelve,
         spill=spill,
-        peak=max(gathering, fitting),
+        peak=max(pass_bytes, fitting),
     )
 
 

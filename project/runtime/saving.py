@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -90,6 +91,33 @@ def atomic_path(path: str | Path, needed: int = 0, *, lasting: bool = True) -> I
         finally:
             with suppress(OSError):  # of a disk that fails in this, too
                 draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, needed: int = 0) -> Iterator[Path]:
+    """Open a folder to write files in, which takes its name when the ``with`` statement ends, or vanishes.
+
+    Args:
+        path: Where the folder is to be; nothing may be there yet. Missing folders above it are made.
+        needed: See :func:`atomic_path`.
+
+    Raises:
+        StorageError: If there is no room for it, or the disk fails.
+    """
+    path = Path(path)
+    with writing(path):
+        check_space({path: needed})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+        try:
+            draft.mkdir()
+            yield draft
+            for one in draft.iterdir():
+                with one.open("rb") as file:
+                    os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from project.student.joins import with_joins
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.student.norms import load_norm, student_norm
 from project.student.start import joint_matrix, start_matrix
-from project.symmetry import Spec
+from project.symmetry import Spec, note_picture
 
 Change = Callable[[Any], Any]
 """Makes the module, or the parameter, that replaces another."""
@@ -169,6 +169,7 @@ def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -
     for norm in spec.norms:
         changes[norm.name] = partial(student_norm, units=maps[norm.group])
     result = _replaced(network, changes, copy.deepcopy)  # a module that never runs must not be shared with a source
+    note_picture(result, spec.picture)
     for table in spec.parameters:
         shape = list(network.get_parameter(table.name).shape)
         shape[table.dim] = maps[table.group].units

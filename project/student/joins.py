@@ -26,12 +26,16 @@ def with_joins(spec: Spec, maps: Mapping[str, UnitMap]) -> dict[str, UnitMap]:
 def _joined(join: Join, maps: Mapping[str, UnitMap]) -> UnitMap:
     rows, places, start = [], [], 0
     for name, stands in join.parts:
-        units, numbers = maps[name], torch.tensor(stands)
-        rows.append(torch.where(units.present, numbers[units.members], -1))
-        if not join.ordered and units.units != len(stands):
-            raise MergeError(f"group {name!r} has {units.units} units, but {join.name} must find {len(stands)} there.")
-        places.append(torch.arange(start, start + units.units) if join.ordered else numbers)
-        start += units.units
+        units = maps[name]
+        times = len(stands) // units.sizes[0]  # places of one unit
+        numbers = torch.tensor(stands).view(-1, times)
+        found = torch.where(units.present[:, None], numbers.mT[:, units.members].movedim(0, 1), -1)
+        rows.append(found.flatten(0, 1))
+        count = len(rows[-1])
+        if not join.ordered and count != len(stands):
+            raise MergeError(f"group {name!r} has {count} units, but {join.name} must find {len(stands)} there.")
+        places.append(torch.arange(start, start + count) if join.ordered else numbers.flatten())
+        start += count
     members = torch.cat(rows)
     members[torch.cat(places)] = members.clone()
     return UnitMap.as_given(members)

@@ -1,5 +1,6 @@
 """Layers whose output units see only the input units they share a source with, executed without their zeros."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from project.alignment import UnitMap
+from project.symmetry import is_plain
 
 
 class BlockLayer(nn.Module):
@@ -85,6 +87,17 @@ def resized(layer: nn.Module, inputs: int, outputs: int, groups: int | None = No
     )
 
 
+def _derived(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    """A copy of a layer whose class is derived from torch's, with the tensors and widths of a plain one."""
+    result, plain = copy.copy(layer), resized(layer, inputs, outputs)
+    result.__dict__ = {**layer.__dict__, "_parameters": dict(layer._parameters), "_modules": dict(layer._modules)}
+    result._parameters |= {name: plain._parameters[name] for name in ("weight", "bias")}
+    for name in ("in_channels", "out_channels", "groups", "in_features", "out_features"):
+        if hasattr(plain, name):
+            setattr(result, name, getattr(plain, name))
+    return result
+
+
 def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
     """(height, width), which torch declares as a tuple of any length."""
     height, width = sides
@@ -103,6 +116,8 @@ def student_layer(layer: nn.Module, outputs: UnitMap, inputs: UnitMap, taps: int
     Returns:
         The layer, freshly initialised.
     """
+    if not is_plain(layer):
+        return _derived(layer, inputs.units * (taps if isinstance(layer, nn.Linear) else 1), outputs.units)
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return resized(layer, inputs.units, outputs.units)  # group by group, whatever their units stand for
     wide = taps if isinstance(layer, nn.Linear) else 1  # a linear layer after flattening has its taps on the axis

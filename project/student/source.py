@@ -27,7 +27,7 @@ from project.models import (
 )
 from project.models.custom import count_logits
 from project.models.network import built_as
-from project.models.reading.choosing import Which
+from project.models.reading.choosing import Headless, Which
 from project.models.reading.folder import name_of_place
 from project.models.reading.sound import check_varied, sound_state, unusable_kind
 from project.moments import network_hash
@@ -78,6 +78,7 @@ def load_source(
     architecture: Named | None = None,
     arguments: Mapping[str, Any] | None = None,
     which: Which | None = None,
+    head: Headless | None = None,
 ) -> Source:
     """Read a source: a Lightning checkpoint, a state dict, a safetensors file, or a student of an earlier merge.
 
@@ -88,12 +89,13 @@ def load_source(
             default: what the file says, else what its shapes tell.
         arguments: What to build it with; default: what the file says.
         which: Of a file that holds both, the averaged weights (``ema``, the default) or the others (``raw``).
+        head: ``none`` takes the trunk alone, whose logits are its pooled values.
 
     Raises:
         CheckpointError: If the file cannot be read or does not fit the architecture.
         ConfigurationError: If the architecture cannot be built, or is code that the file names and the user does not.
     """
-    return read_source(read_weights(path, which), name or name_of_place(Path(path)), architecture, arguments)
+    return read_source(read_weights(path, which, head), name or name_of_place(Path(path)), architecture, arguments)
 
 
 def read_source(

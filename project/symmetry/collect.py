@@ -55,6 +55,8 @@ class Records:
         values: Labels of the graph's values.
         pieces: Labels of values that are several tensors; None for one without units.
         parameters: Labels of the network's own tensors.
+        constants: Values that hang on buffers alone: the first one's name, and what they are, where that is known.
+        ordered: Atoms whose order has a meaning, and which.
         source, logits: Atoms of the picture's channels and of the logits.
     """
 
@@ -64,6 +66,7 @@ class Records:
     values: dict[fx.Node, Value] = field(default_factory=dict)
     pieces: dict[fx.Node, list[Value | None]] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[fx.Node, tuple[str, Tensor | None]] = field(default_factory=dict)
     axes: list[FoundAxis] = field(default_factory=list)
     layers: list[FoundLayer] = field(default_factory=list)
     norms: list[tuple[str, Tensor, tuple[int, bool]]] = field(default_factory=list)
@@ -71,6 +74,7 @@ class Records:
     ties: list[Tie] = field(default_factory=list)
     whole: list[Tensor] = field(default_factory=list)
     rigid: list[tuple[Tensor, str]] = field(default_factory=list)
+    ordered: list[tuple[Tensor, str]] = field(default_factory=list)
     source: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     logits: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
@@ -89,6 +93,10 @@ class Records:
         """The different classes of some atoms."""
         different: Tensor = torch.unique(self.units.find(atoms))
         return different
+
+    def writer(self, atom: int) -> int:
+        """Number of the layer that has made an atom."""
+        return sum(start <= atom for start, _ in self.units.writers)
 
     def along(self, node: fx.Node, value: Value, dim: int, where: str) -> Tensor:
         """Atoms on one axis of a value, the same at all positions from now on.
@@ -194,10 +202,16 @@ class _Groups:
             for root in units.find(atoms).tolist():
                 if fixed.setdefault(root, name) != name:
                     raise TraceError("the logits are tied to the picture's channels; a layer must stand between them.")
+        for atoms, _ in self.found.ordered:
+            for root in self.found.classes(atoms.flatten()).tolist():
+                fixed.setdefault(root, "order")
         self.fixed = fixed
         grouped: dict[object, list[int]] = {}
         for root in sorted(self.first, key=self.first.__getitem__):
-            grouped.setdefault(fixed.get(root) or tuple(signatures[root]), []).append(root)
+            if not signatures[root] and root not in fixed:
+                continue  # no tensor holds it: heads of attention, say, which move with what they attend by
+            kept, own = fixed.get(root), tuple(signatures[root])
+            grouped.setdefault(kept if kept in ("input", "output") else (kept, own), []).append(root)
         return [
             (torch.tensor(roots), [self.axes[i] for i in sorted({i for root in roots for i, _ in signatures[root]})])
             for roots in grouped.values()
@@ -227,7 +241,7 @@ class _Groups:
 
     def _check_fixed(self) -> None:
         for group in self.groups.values():
-            for axis in group.axes if group.fixed else ():
+            for axis in group.axes if group.fixed in ("input", "output") else ():
                 held = len(axis.entries) if axis.entries is not None else 0
                 if axis.entries is not None and held != group.size * axis.taps:
                     raise TraceError(f"only some of the {group.fixed}'s units are on {axis.tensor!r}; unknown here.")
@@ -236,7 +250,8 @@ class _Groups:
         """Blocks, which of them are tied, and what is normalised as a whole."""
         tied: list[set[str]] = []
         for tie in self.found.ties:
-            names = {self._blocked(tie, member) for member in tie.members}
+            held = [member for member in tie.members if int(self.group_of[self.found.units.find(member)].max()) >= 0]
+            names = {self._blocked(tie, member) for member in held}
             touching = [one for one in tied if one & names]
             tied = [one for one in tied if not one & names] + [names.union(*touching)]
         for names in tied:
@@ -245,8 +260,9 @@ class _Groups:
                 self.groups[name] = replace(self.groups[name], tied=label)
         for labels in self.found.whole:
             for index in torch.unique(self.group_of[self.found.units.find(labels)]).tolist():
-                name = self.names[index]
-                self.groups[name] = replace(self.groups[name], whole=True)
+                name = self.names[index] if index >= 0 else ""
+                if name:
+                    self.groups[name] = replace(self.groups[name], whole=True)
 
     def _blocked(self, tie: Tie, member: Tensor) -> str:
         """Lay a group out in blocks."""
@@ -269,7 +285,7 @@ class _Groups:
     def stiffen(self, joins: dict[str, Join], layers: list[Layer], loose: tuple[str, ...]) -> None:
         """Note which groups cannot grow, and why."""
         reasons: dict[str, str] = {}
-        for labels, reason in self.found.rigid:
+        for labels, reason in [*self.found.rigid, *self.found.ordered]:
             indices = torch.unique(self.group_of[self.found.units.find(labels)]).tolist()
             reasons |= {self.names[index]: reason for index in indices if index >= 0}
         for join in joins.values():
@@ -320,21 +336,23 @@ class _Joins:
         self._known: dict[object, str] = {}
 
     def name(self, labels: Tensor, reader: str) -> tuple[str, int]:
-        """Name of the group or join on an axis, and the entries a unit owns there.
+        """Name of the group or join on an axis, and the entries of each place there, as flattening makes them.
 
         Raises:
-            TraceError: Where units of one axis own different numbers of entries.
+            TraceError: Where nothing has written units of the axis.
         """
         labels = self.groups.found.units.find(labels)
         indices = dict.fromkeys(self.groups.group_of[labels].tolist())
+        if -1 in indices:
+            raise TraceError(f"layer {reader!r} reads units that no layer has written; unknown here.")
         places = {self.groups.names[i]: self.groups.places(labels, i) for i in indices}
         taps = {len(found) // self.groups.groups[name].size for name, found in places.items()}
-        if len(taps) > 1:
-            raise TraceError(f"layer {reader!r} reads units with different numbers of positions; unknown here.")
-        wide = taps.pop()
+        wide = taps.pop() if len(taps) == 1 else 1
+        if any(found != [one - one % wide + i % wide for i, one in enumerate(found)] for found in places.values()):
+            wide = 1  # not one run of entries a unit: they stand apart on the axis
         units = {name: tuple(found[i] // wide for i in range(0, len(found), wide)) for name, found in places.items()}
         first = next(iter(units))
-        if len(units) == 1 and units[first] == tuple(range(len(units[first]))):
+        if len(units) == 1 and units[first] == tuple(range(self.groups.groups[first].size)):
             return first, wide
         key = tuple(units.items())
         if key not in self._known:

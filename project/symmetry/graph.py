@@ -1,6 +1,7 @@
 """Networks as torch.fx graphs of leaf modules, and the line of code behind each value."""
 
 import copy
+import inspect
 import linecache
 import sys
 import traceback
@@ -16,13 +17,16 @@ from torchvision.ops.misc import Permute
 
 from project.errors import TraceError
 from project.models import Heads
+from project.symmetry.lift import lift
+from project.symmetry.sized import BATCH, SizedTracing, takes_pictures_alone
 
 LEAVES: tuple[type[nn.Module], ...] = (Heads, LayerNorm2d, StochasticDepth, Permute)
+PICTURE, CONSTANT = "_traced_picture", "_tensor_constant"
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class LeafTracer(fx.Tracer):
-    """torch.fx's tracer that also keeps some modules outside torch.nn whole.
+    """torch.fx's tracer that also keeps some modules outside torch.nn whole, and reads pictures alone.
 
     Args:
         leaves: Types to keep whole, beside torch.nn's.
@@ -44,13 +48,27 @@ class LeafTracer(fx.Tracer):
             node.meta["line"] = frame.f_code.co_filename, frame.f_lineno
         return node
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The pictures; what else the network takes keeps its default, where it has one."""
+        if not is_module or not takes_pictures_alone(root_fn):
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        name = list(inspect.signature(root_fn).parameters)[1]
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one value of the graph."""
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
+class SizedLeafTracer(SizedTracing, LeafTracer):
+    """The same, with the sizes of all values known."""
+
+
 def graph_of(network: nn.Module, *leaves: type[nn.Module], lines: bool = False) -> fx.GraphModule:
     """Trace a network into a graph of its leaf modules, which it shares.
+
+    Where the code of the network hangs on the sizes of values, they are those of the pictures that it was traced with
+    by :func:`shaped_graph` before.
 
     Args:
         network: The network.
@@ -64,11 +82,46 @@ def graph_of(network: nn.Module, *leaves: type[nn.Module], lines: bool = False) 
     try:
         graph = tracer.trace(network)
     except Exception as error:
-        places = ((frame.filename, frame.lineno or 0) for frame in reversed(_frames(error)))
-        raise TraceError(
-            f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_first_own(places)}."
-        ) from error
-    return _Uncompiled(network, graph)
+        picture = network.__dict__.get(PICTURE)
+        if picture is None:
+            raise _untraceable(network, error) from error
+        graph = _sized_graph(network, picture, *leaves, lines=lines)
+    layers = lift(network, graph)
+    result = _Uncompiled(network, graph)
+    for name, layer in layers.items():
+        owner, _, leaf = name.rpartition(".")
+        result.get_submodule(owner)._modules[leaf] = layer
+    return result
+
+
+def note_picture(network: nn.Module, picture: tuple[int, int, int]) -> None:
+    """Let a network be traced with pictures of that shape (channels, height, width) where it hangs on sizes."""
+    network.__dict__[PICTURE] = tuple(picture)
+
+
+def _sized_graph(network: nn.Module, picture: tuple[int, int, int], *leaves: type[nn.Module], lines: bool) -> fx.Graph:
+    without = copy.deepcopy(network, _on_meta(network))
+    for name in [name for name in without.__dict__ if name.startswith(CONSTANT)]:
+        del without.__dict__[name]
+    tracer = SizedLeafTracer(*leaves, lines=lines)
+    tracer.example = torch.zeros(BATCH, *picture, dtype=next(without.parameters()).dtype, device="meta")
+    try:
+        graph = tracer.trace(without)
+    except Exception as error:
+        raise _untraceable(network, error) from error
+    device = next(network.parameters()).device
+    for node in graph.nodes:
+        if node.op == "get_attr" and str(node.target).startswith(CONSTANT):
+            node.meta["constant"] = getattr(without, str(node.target))
+            network.__dict__[str(node.target)] = node.meta["constant"].to(device)
+    return graph
+
+
+def _untraceable(network: nn.Module, error: Exception) -> TraceError:
+    places = ((frame.filename, frame.lineno or 0) for frame in reversed(_frames(error)))
+    return TraceError(
+        f"{type(network).__name__} cannot be traced by torch.fx: {_first_line(error)}{_first_own(places)}."
+    )
 
 
 class _Uncompiled(fx.GraphModule):
@@ -103,10 +156,8 @@ def shaped_graph(network: nn.Module, picture: tuple[int, int, int], batch: int) 
     Raises:
         TraceError: Where the network cannot be traced or does not run on such pictures.
     """
-    # Shapes alone: no arithmetic and no copies of weights, whatever the picture's size.
-    without = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()}
-    without |= {id(b): b.to("meta") for b in network.buffers()}  # type: ignore[misc]
-    graph = graph_of(copy.deepcopy(network, without), lines=True)
+    note_picture(network, picture)
+    graph = graph_of(copy.deepcopy(network, _on_meta(network)), lines=True)
     example = torch.zeros(batch, *picture, dtype=next(graph.parameters()).dtype, device="meta")
     notes = _Notes(graph)
     try:
@@ -118,6 +169,14 @@ def shaped_graph(network: nn.Module, picture: tuple[int, int, int], batch: int) 
             f"{type(network).__name__} does not run on pictures of shape {picture}: {_first_line(error)}{place}."
         ) from error
     return graph
+
+
+def _on_meta(network: nn.Module) -> dict[int, Any]:
+    """What a deep copy is to hold for a network's tensors: shapes alone, without arithmetic and copies of weights."""
+    without: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()
+    }
+    return without | {id(b): b.to("meta") for b in network.buffers()}
 
 
 class _Notes(fx.Interpreter):

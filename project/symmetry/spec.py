@@ -41,7 +41,8 @@ class Group:
         axes: The tied (tensor, axis) pairs.
         nodes: Names of the graph's values that carry the group's units, all of them and in order, on one axis, in
             execution order; :attr:`Spec.dims` says on which.
-        fixed: ``input`` or ``output`` where the order of the units has a meaning outside the network.
+        fixed: ``input`` or ``output`` where the order of the units has a meaning outside the network, ``order`` where
+            it has one inside, ``rigid`` saying which: such units are merged as they stand.
         blocks: Number of equal runs of units that a permutation keeps together.
         tied: Name that groups share whose blocks move together; None without blocks.
         whole: Whether a layer takes statistics over all units at once, or is the only head that attends by them, so
@@ -53,7 +54,7 @@ class Group:
     size: int
     axes: tuple[Axis, ...]
     nodes: tuple[str, ...]
-    fixed: Literal["input", "output"] | None = None
+    fixed: Literal["input", "output", "order"] | None = None
     blocks: int = 1
     tied: str | None = None
     whole: bool = False
@@ -66,7 +67,8 @@ class Join:
 
     Args:
         name: The first layer that reads it, in words.
-        parts: Group and place on the axis of each of its units, in the order of the groups' first places.
+        parts: Group and place on the axis of each of its units, in the order of the groups' first places; as many
+            places for each unit, one after the other, as it has there.
     """
 
     name: str
@@ -74,7 +76,7 @@ class Join:
 
     @property
     def size(self) -> int:
-        """Number of units on the axis."""
+        """Number of places on the axis."""
         return sum(len(places) for _, places in self.parts)
 
     @property

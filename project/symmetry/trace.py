@@ -21,6 +21,8 @@ from project.errors import TraceError
 from project.symmetry.collect import Records, collect
 from project.symmetry.graph import code_of, shaped_graph
 from project.symmetry.layers import LAYERS
+from project.symmetry.lift import is_plain
+from project.symmetry.operations import OPERATIONS, along_units, resampled, spread
 from project.symmetry.spec import Spec
 from project.symmetry.units import Value
 
@@ -30,15 +32,19 @@ ENTRYWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
     nn.Tanh, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth,
 )  # fmt: skip
-POOLING_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+POOLING_MODULES = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.AvgPool1d, nn.MaxPool1d,
+    nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+)  # fmt: skip
 # Functions that work entry by entry, broadcasting: their tensor arguments carry the same units, as does the result.
 ENTRYWISE_CALLS: frozenset[Target] = frozenset(
     (
         operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, operator.isub, operator.truediv,
         operator.neg, torch.add, torch.mul, torch.sub, torch.div, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
         F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh,
-        F.dropout, "add", "add_", "mul", "mul_", "sub", "div", "relu", "relu_", "sigmoid", "tanh", "clamp",
-        "contiguous", "clone",
+        F.dropout, torch.addcmul, torch.where, torch.pow, operator.pow, torch.square, torch.sqrt, torch.exp, torch.abs,
+        "add", "add_", "mul", "mul_", "sub", "sub_", "div", "div_", "relu", "relu_", "sigmoid", "sigmoid_", "tanh",
+        "clamp", "contiguous", "clone", "pow", "square", "sqrt", "exp", "abs", "masked_fill", "float", "to", "type_as",
     )
 )  # fmt: skip
 POOLING_CALLS: frozenset[Target] = frozenset((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d))
@@ -46,12 +52,14 @@ POOLING_CALLS: frozenset[Target] = frozenset((F.max_pool2d, F.avg_pool2d, F.adap
 MOVING_CALLS: frozenset[Target] = frozenset(
     (
         torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
-        torch.split, torch.cat, torch.concat, torch.flip, torch.roll, operator.getitem, "flatten", "reshape", "view",
-        "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split", "expand", "flip", "roll",
+        torch.split, torch.cat, torch.concat, torch.stack, torch.unbind, torch.flip, torch.roll, operator.getitem,
+        "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split",
+        "expand", "flip", "roll", "unbind", "select", "narrow", "repeat", "movedim", "swapaxes",
     )
 )  # fmt: skip
+# Methods that bring a value to the shape of another.
+SHAPED_AS: dict[Target, str] = {"reshape_as": "reshape", "view_as": "reshape", "expand_as": "expand"}
 SHAPING_CALLS: frozenset[Target] = frozenset((torch.reshape, "reshape", "view", "unflatten", "expand"))
-MEANS: frozenset[Target] = frozenset((torch.mean, "mean"))
 
 
 def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
@@ -72,13 +80,14 @@ def trace(network: nn.Module, picture: tuple[int, int, int]) -> Spec:
         raise TraceError(f"network {type(network).__name__} is in training mode; tracing needs eval mode.")
     # Labels are counted, wherever the caller makes tensors; a device that is asked for slows every call down.
     with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
-        return collect(_Walk(shaped_graph(network, picture, BATCH), picture).records())
+        return collect(_Walk(network, shaped_graph(network, picture, BATCH), picture).records())
 
 
 class _Walk:
     """Walks the graph once, keeping the labels of every value."""
 
-    def __init__(self, graph: fx.GraphModule, picture: tuple[int, int, int]) -> None:
+    def __init__(self, network: nn.Module, graph: fx.GraphModule, picture: tuple[int, int, int]) -> None:
+        self.network = network
         self.graph = graph
         self.picture = picture
         self.found = Records(picture, BATCH)
@@ -114,13 +123,29 @@ class _Walk:
         if shape is None:
             return
         if name not in dict(self.graph.named_parameters()):
-            raise TraceError(f"value {name!r} is a buffer of the network used outside a known layer{_read_at(node)}.")
+            real = node.meta.get("constant")
+            self.found.constants[node] = name, dict(self.network.named_buffers()).get(name) if real is None else real
+            return
         if name in self.seen:
             raise TraceError(f"parameter {name!r} is used more than once{_read_at(node)}; shared ones are unknown.")
         self.seen.add(name)
         labels = self.found.units.new(shape.numel(), None).view(shape)
         self.found.parameters[name] = labels
         self.found.values[node] = Value(labels, free=True)
+
+    def _constant(self, node: fx.Node) -> None:
+        """What is computed of constants alone."""
+        held = [self.found.constants[one] for one in node.all_input_nodes if one in self.found.constants]
+        name = held[0][0] if held else node.name
+        if "shapes" in node.meta or any(real is None or real.device.type == "meta" for _, real in held):
+            self.found.constants[node] = name, None
+            return
+
+        def real(one: fx.Node) -> Any:
+            return self.found.constants[one][1] if one in self.found.constants else one.meta["value"]
+
+        result = _function(node)(*fx.map_arg(node.args, real), **fx.map_arg(node.kwargs, real))
+        self.found.constants[node] = name, result if isinstance(result, Tensor) else None
 
     def _output(self, node: fx.Node) -> None:
         result = node.args[0]
@@ -141,10 +166,18 @@ class _Walk:
         handler = next((act for kind, act in LAYERS.items() if isinstance(module, kind)), None)
         if handler is not None:
             handler(self.found, node, name, module, value)
+            if isinstance(module, nn.Conv2d | nn.Linear) and not is_plain(own := self.network.get_submodule(name)):
+                kind = type(own).__name__
+                done = self.found.layers[-1]
+                self.found.rigid += [(atoms, f"layer {name!r} is a {kind}") for atoms in (done.read, done.written)]
         elif isinstance(module, nn.Flatten | Permute):
             self._moved(node, module, node.args, node.kwargs)
+        elif isinstance(module, nn.Softmax) and value.varying != (cast(int, module.dim) % len(self.found.shape(node)),):
+            spread(self.found, node, module.dim)
+        elif isinstance(module, nn.Conv1d):
+            along_units(self.found, node, name, module, value)
         elif isinstance(module, POOLING_MODULES):
-            self._pooled(node, value)
+            resampled(self.found, node)
         elif isinstance(module, ENTRYWISE_MODULES):
             self.found.values[node] = value
         else:
@@ -156,6 +189,9 @@ class _Walk:
         if "value" in node.meta:
             return  # a shape, or something computed from shapes
         operands = [argument for argument in node.all_input_nodes if argument in self.found.values]
+        if not operands and all(one in self.found.constants or "value" in one.meta for one in node.all_input_nodes):
+            self._constant(node)
+            return
         if node.target is operator.getitem and node.args[0] in self.found.pieces:
             piece = self.found.pieces[cast(fx.Node, node.args[0])][cast(int, node.args[1])]
             if piece is not None:
@@ -163,10 +199,13 @@ class _Walk:
                 return
         if node.target in MOVING_CALLS and operands:
             self._moved(node, _function(node), node.args, node.kwargs)
-        elif node.target in MEANS and operands:
-            self._mean(node, operands[0])
+        elif node.target in SHAPED_AS and operands:
+            reshape = SHAPED_AS[node.target]
+            self._moved(node, lambda one, _: getattr(one, reshape)(self.found.shape(node)), node.args, node.kwargs)
+        elif node.target in OPERATIONS and operands:
+            OPERATIONS[node.target](self.found, node)
         elif node.target in POOLING_CALLS and operands:
-            self._pooled(node, self.found.values[operands[0]])
+            resampled(self.found, node)
         elif node.target in ENTRYWISE_CALLS and operands:
             self._combined(node, operands)
         else:
@@ -176,10 +215,14 @@ class _Walk:
     def _moved(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Do to the labels what is done to the values."""
         operands = [one for one in node.all_input_nodes if "value" not in one.meta]
+        places = [one for one in operands if one in self.found.constants and node.target is operator.getitem]
+        operands = [one for one in operands if one not in places]
         if any(one not in self.found.values for one in operands):
             raise TraceError(f"{node.name} reads a value without units{code_of(node)}.")
 
         def labels(one: fx.Node) -> Any:
+            if one in places:
+                return self.found.constants[one][1]
             known = self.found.values.get(one)
             return one.meta["value"] if known is None else known.labels.expand(self.found.shape(one))
 
@@ -206,25 +249,6 @@ class _Walk:
         if cut or lengths & set(literals):
             self.found.rigid += [(atoms.flatten(), f"{node.name} counts its units{code_of(node)}") for atoms in before]
 
-    def _mean(self, node: fx.Node, operand: fx.Node) -> None:
-        value = self.found.value(operand)
-        rank = value.labels.dim()
-        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        listed = given if isinstance(given, list | tuple) else [] if given is None else [given]
-        dims = [cast(int, dim) % rank for dim in listed]
-        if not dims or any(dim in value.varying for dim in dims):
-            raise TraceError(
-                f"{node.name} averages over axes {given}, which mixes units{code_of(node)}; "
-                f"only averages over positions keep them apart."
-            )
-        kept = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        shape = [1 if dim in dims else size for dim, size in enumerate(value.labels.shape) if kept or dim not in dims]
-        self.found.values[node] = Value(value.labels.reshape(shape), value.free)
-
-    def _pooled(self, node: fx.Node, value: Value) -> None:
-        channels = self.found.along(node.all_input_nodes[0], value, 1, node.name)
-        self.found.values[node] = Value(channels[None, :, None, None])
-
     def _combined(self, node: fx.Node, operands: list[fx.Node]) -> None:
         """Make the units of values that meet entry by entry the same; one that broadcasts over units has none."""
         result, at = self.found.value(operands[0]), operands[0]
@@ -250,7 +274,21 @@ class _Walk:
             united = labels if mine.varying and not mine.free else others
             result = self.found.units.value(united, free=mine.free and result.free)
             at = node
+        self._check_constants(node, result)
         self.found.values[node] = result
+
+    def _check_constants(self, node: fx.Node, result: Value) -> None:
+        """Refuse a constant that is not the same for all units which it meets: it would have to move with them."""
+        for one in node.all_input_nodes:
+            if one not in self.found.constants:
+                continue
+            shape = self.found.shape(one)
+            shape = torch.Size((1,) * (result.labels.dim() - len(shape)) + tuple(shape))
+            if any(mine > 1 and theirs > 1 for mine, theirs in zip(result.labels.shape, shape, strict=True)):
+                name = self.found.constants[one][0]
+                raise TraceError(
+                    f"value {name!r} is a buffer of the network used outside a known layer{code_of(node)}."
+                )
 
     def _aligned(self, one: tuple[Value, fx.Node], node: fx.Node) -> tuple[Tensor, torch.Size]:
         """Labels and shape of a value, with leading axes as broadcasting adds them."""

@@ -1,5 +1,6 @@
 """Calibration pictures reach a validation step each once, in one process and in two."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -12,9 +13,10 @@ from helpers import started
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
-from project.data import DomainDataModule, ImageFolders
+from project.data import DomainDataModule, Domains, ImageFolders
 from project.data.checking import PictureCheck
 from project.data.sharding import EachOnce
+from project.errors import ConfigurationError, DataError
 
 WAIT = timedelta(minutes=2)
 Draw = Callable[..., Path]
@@ -98,3 +100,28 @@ def test_two_processes_share_without_repeating_and_agree_on_what_is_readable(dra
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert shares == [([0, 2, 4, 6], 4, [0, 2]), ([1, 3, 5], 3, [0, 2])]
     assert list(EachOnce(range(3))) == [0, 1, 2]
+
+
+def test_pictures_are_checked_before_long_work_drawn_or_not(folders: Make) -> None:
+    sets = folders({"art": {"cat": 12, "dog": 12}})
+    data = Domains(sets, image_size=8, calibration=1)
+    drawn = {path for use in ("calibration", "test") for path, _ in data.samples("art", use)}
+    spoilt = next(path for path, _ in data.samples("art", "train") if path not in drawn)
+    spoilt.write_text("no picture")
+    with pytest.raises(DataError, match=rf"1 of 24 pictures cannot be read: {re.escape(str(spoilt))}"):
+        Domains(sets, image_size=8, calibration=1).check_pictures()
+    Domains(sets, image_size=8, calibration=1, check="used").check_pictures()
+    with pytest.warns(UserWarning, match="1 of 24 pictures cannot be read") as told:
+        Domains(sets, image_size=8, calibration="all", on_error="skip").check_pictures()
+    assert len(told) == 1
+    with pytest.raises(ConfigurationError, match=r"check is 'all'; allowed: 'listed', 'used'"):
+        Domains(sets, image_size=8, check="all")  # type: ignore[arg-type]
+
+
+def test_classes_of_one_picture_are_told_apart_from_no_share(folders: Make) -> None:
+    data = Domains(folders({"art": {"cat": 1, "dog": 1}}), image_size=8)
+    with pytest.raises(DataError, match=r"art has no test pictures: each of its classes has one picture, which trains"):
+        data.check_pictures()
+    data = Domains(folders({"oil": {"cat": 9, "dog": 9}}, domains=["oil"], test_fraction=0.0), image_size=8)
+    with pytest.raises(DataError, match=r"oil has no test pictures: no share of its pictures is set aside for that"):
+        data.check_pictures()

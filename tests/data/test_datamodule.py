@@ -157,7 +157,7 @@ def test_classes_that_differ_need_the_different_label_space(folders: Make) -> No
 def test_a_domain_in_two_sets_is_refused(folders: Make) -> None:
     sets = folders(EQUAL)
     with pytest.raises(ConfigurationError, match="domain art twice"):
-        DomainDataModule([sets, sets]).read()
+        DomainDataModule([sets, sets], image_size=8).read()
 
 
 def test_unreadable_pictures(folders: Make, tmp_path: Path) -> None:

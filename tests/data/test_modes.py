@@ -120,7 +120,7 @@ def test_the_command_line_knows_every_mode(value: str) -> None:
     parser.add_class_arguments(DomainDataModule, "data")
     public = "--data.public={class_path: project.data.PictureFolder, init_args: {root: x}}"
     sets = "--data.sets={class_path: project.data.ImageFolders, init_args: {root: x}}"
-    parsed = parser.parse_args([sets, public, "--data.calibration", value])
+    parsed = parser.parse_args([sets, public, "--data.image_size", "8", "--data.calibration", value])
     assert parsed.data.calibration == (int(value) if value.isdecimal() else value)
     built = parser.instantiate(parsed).data
     assert built.calibration == parsed.data.calibration

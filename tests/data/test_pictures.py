@@ -125,7 +125,7 @@ def test_deep_pictures_keep_their_greys(tmp_path: Path) -> None:
     for name in (*saved, "d.pgm"):
         shown = np.asarray(open_picture(tmp_path / name))
         assert np.abs(shown - 255 * greys[:, :, None]).max() <= 0.51  # half a step, and what 16 bits round
-        assert examine(tmp_path / name)[1].deep
+        assert examine(tmp_path / name).deep
 
 
 def test_values_of_unknown_range_are_refused(tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def test_transparent_pictures_lie_on_the_ground_of_choice(tmp_path: Path, mode: 
         expected = (1 - alpha[:, :, None] / 255) * colour
         assert np.abs(shown - expected).max() <= 1
     assert np.asarray(open_picture(tmp_path / "a.png")).max() == 0
-    assert examine(tmp_path / "a.png")[1].transparent
+    assert examine(tmp_path / "a.png").transparent
 
 
 def test_a_channel_that_hides_nothing_is_no_transparency(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "a.png")
-    assert not examine(tmp_path / "a.png")[1].transparent
+    assert not examine(tmp_path / "a.png").transparent
     assert open_picture(tmp_path / "a.png", Preprocessing(4, ground="white")).getpixel((0, 0)) == (1, 2, 3)
 
 
@@ -214,23 +214,60 @@ def test_an_unreadable_picture_is_named(bad: Path) -> None:
 
 def test_unreadable_pictures_are_found_beforehand(bad: Path, draw: Draw) -> None:
     samples = [(draw("good.png"), 0), (bad, 1), (draw("fine.jpg"), 2)]
-    with pytest.raises(DataError, match=rf"1 of 3 pictures cannot be read: .*{bad.name}.*'skip'"):
+    words = rf"1 of 3 pictures {'cannot be read' if bad.exists() else '.33.3 %. are not there'}: .*{bad.name}.*"
+    with pytest.raises(DataError, match=words + "'skip'"):
         PictureCheck().readable(samples)
     check = PictureCheck("skip")
-    with pytest.warns(UserWarning, match=rf"1 of 3 pictures cannot be read: .*{bad.name}.*; they are left out"):
+    with pytest.warns(UserWarning, match=words + "; they are left out"):
         assert check.readable(samples) == [samples[0], samples[2]]
+    assert check.readable(samples[:2]) == samples[:1]  # and nothing is said twice
 
 
 def test_many_unreadable_pictures_are_counted(tmp_path: Path) -> None:
     samples = [(tmp_path / f"{index}.png", 0) for index in range(9)]
+    for path, _ in samples:
+        path.write_text("no picture")
     with pytest.raises(DataError, match=r"9 of 9 .*0.png.*4.png \([^)]*\) and 4 more"):
         PictureCheck().readable(samples)
+
+
+def test_missing_pictures_are_told_as_a_share(tmp_path: Path, draw: Draw) -> None:
+    """Lists of another version of the data lack many files, a bad copy a few."""
+    samples = [(draw(f"{index}.png"), 0) for index in range(6)] + [
+        (tmp_path / "gone" / f"{i}.png", 0) for i in range(2)
+    ]
+    draw("0.png").write_text("no picture")
+    words = (
+        r"2 of 8 pictures \(25 %\) are not there: .*gone/0.png, .*gone/1.png; where they are many, .*another version"
+    )
+    with pytest.raises(DataError, match=words + r".*; 1 of 8 pictures cannot be read: .*0\.png.*; mend them"):
+        PictureCheck().readable(samples)
+
+
+def test_what_pixels_do_not_tell_is_said(tmp_path: Path, draw: Draw, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 4)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 9)).save(tmp_path / "clear.png")
+    samples = [(tmp_path / f"{name}.png", 0) for name in ("turned", "deep", "clear")] + [(draw("plain.png"), 0)]
+    check = PictureCheck()
+    assert check.readable(samples) == samples
+    with pytest.warns(UserWarning, match="domain art: 1 of 4 pictures are transparent .*; ground: white"):
+        check.account(samples, Preprocessing(8), "domain art")
+    assert "1 of 4 pictures noted another way up; they stand as that says" in caplog.text
+    assert "1 of 4 pictures have more than 8 bits a value, and are scaled to 8" in caplog.text
+    check.account(samples, Preprocessing(8, ground="white", orientation="ignored"), "domain art")
+    assert "they lie as their pixels do" in caplog.text
+    caplog.clear()
+    check.account(samples[3:], Preprocessing(8), "domain art")
+    assert not caplog.text
 
 
 def test_a_picture_is_decoded_once(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, check = [(draw("a.png"), 0)], PictureCheck()
     check.readable(samples)
-    monkeypatch.delattr("project.data.checking.defect")
+    monkeypatch.delattr("project.data.checking.examine")
     assert check.readable(samples) == samples
 
 

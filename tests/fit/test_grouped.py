@@ -143,7 +143,7 @@ def test_the_layers_residual_is_that_of_the_network(name: str) -> None:
     for domain, batches in it.pictures.items():
         values = [value(network, layer.name, batches) for network in (student.network, it.sources[it.owners[domain]])]
         gap, power = gap + float((values[0] - values[1]).square().sum()), power + float(values[1].square().sum())
-    assert fits[layer.name].after == pytest.approx(gap / power, rel=1e-4)
+    assert fits[layer.name].residual_after == pytest.approx(gap / power, rel=1e-4)
 
 
 def value(network: nn.Module, layer: str, batches: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from project.alignment import UnitMap
 from project.allocation import Budget
 from project.errors import ConfigurationError
-from project.fit import LayerFit, SequentialFit, sequential
+from project.fit import Measurements, SequentialFit, sequential
 from project.fit.activations import Batch
 from project.fit.layer_task import LayerTask
 from project.fit.positions import AllPositions, SampledPositions
@@ -194,7 +194,7 @@ def test_processes_look_at_their_own_pictures_and_make_one_student(
     monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     tracing = Lock()  # torch.fx changes all modules while it traces
 
-    def walked(world: World) -> tuple[Student, dict[str, LayerFit]]:
+    def walked(world: World) -> tuple[Student, dict[str, Measurements]]:
         it = dealt(large, world)
         with tracing:
             maps = {group.name: UnitMap.identity(group.size, 2) for group in it.spec.free}

@@ -22,7 +22,7 @@ def test_an_accelerator_has_room_for_the_networks_too(monkeypatch: pytest.Monkey
     one = stored_bytes(problem.sources[0].state_dict())
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *_: GB)
     there = Planner.of(*given, Place(device="cuda"))
-    assert there.room == GB - one * (2 + 2 * (1.0 + 1.5))
+    assert there.room == GB - one * 2
     assert there.free.startswith("1.0 GB are free on cuda, 1.0 GB on the host, ")
     assert Planner.of(*given, Place()).room == GB, "on the host they lie already"
     little = replace(settings, memory="1 MB")

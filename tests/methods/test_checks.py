@@ -21,7 +21,7 @@ from live import peak_bytes
 
 from project.allocation import check_budgets
 from project.errors import ConfigurationError, MergeError
-from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.fit.memory_estimate import drawn_bytes, patch_bytes, picture_bytes, solve_bytes, walk_bytes, widest
 from project.methods import MaTS, Permutation, PictureCounts, PLeaS, RegMean
 from project.methods.shared import Arithmetic
 from project.methods.shared.matching import Matching
@@ -159,7 +159,8 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     solving = solve_bytes(max(layer.taps * spec.sizes[layer.inputs] + 1 for layer in spec.layers), 2)
     solving += patch_bytes(spec, spec.sizes, 16)
     assert patch_bytes(spec, spec.sizes, 10**6) <= CHUNK_BYTES
-    assert estimate.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving
+    kept = picture_bytes(spec, 2 * 10**6)
+    assert estimate.whole == walk_bytes(widest(spec, spec.sizes), 2 * 10**6) + solving + kept
     assert estimate.least == walk_bytes(widest(spec, spec.sizes), 16) + solving
     drawn = estimate_case(PLeaS(excess=0.01), problem, many, [1.0], 16)
     assert drawn.least - estimate.least == drawn_bytes(spec, spec.sizes, 16, 4) > 0
@@ -205,6 +206,7 @@ def test_sources_side_by_side_solve_nothing_but_the_head_they_share() -> None:
     three |= {shared.spec.input.name: 3, shared.spec.output.name: shared.spec.output.size}
     solving += patch_bytes(shared.spec, three, 10)  # no domain has more for a batch
     walk, least = (walk_bytes(widest(shared.spec, three), count) for count in (30, 10))
+    walk += picture_bytes(shared.spec, 30)
     assert estimate_case(PLeaS(), shared, pictures, [3.0], 30) == MemoryEstimate(walk + solving, least + solving)
     assert estimate_case(PLeaS(), different, pictures, [3.0], 30) == MemoryEstimate(walk, least)
 

@@ -79,6 +79,22 @@ def test_passes_hold_everything_once_and_nothing_is_split_without_need(seed: int
         assert held + (estimate.least if plan.spill else whole) <= plan.peak <= room, "what is held during the fit"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_pictures_that_are_kept_leave_less_for_statistics(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    moments = {str(name): int(random.integers(1, 50)) for name in range(10)}
+    batch, kept = int(random.integers(1, 20)), int(random.integers(1, 200))
+    estimate = MemoryEstimate(kept + int(random.integers(0, 50)), 5)
+    largest = max(moments.values())
+    for room in range(batch + largest, batch + kept + sum(moments.values()) + 100, 7):
+        plan = plan_memory(moments, batch, estimate, room, kept)
+        assert plan.spill == (max(estimate.whole, batch + kept + largest) > room)
+        assert plan.gathering == batch + (0 if plan.spill else kept)
+        assert [name for share in plan.shares for name in share] == list(moments)
+        passes = [plan.gathering + sum(moments[name] for name in share) for share in plan.shares]
+        assert max(passes) <= plan.peak <= room
+
+
 def test_nothing_to_gather_takes_no_pass() -> None:
     assert plan_memory({}, 0, MemoryEstimate(), 1).shares == ()
 

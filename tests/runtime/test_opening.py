@@ -35,7 +35,7 @@ def test_what_is_no_file_is_refused_and_nothing_waits_for_it(tmp_path: Path, mon
         "pipe": "pipe is a pipe, not a file",
         "socket": "socket is a socket, not a file",
         "/dev/zero": "/dev/zero is a device, not a file",
-        "folder": "folder is a folder, not a file",
+        "folder": "folder is a folder",  # without weights, or not a file
         "absent": "absent is not there",
         "file/below": "file/below is not there",
         "loop": "loop cannot be read: Too many levels",

@@ -43,7 +43,11 @@ class DomainNet(DomainSet):
         names = choose(self.domains, known)
         entries = {(name, split): self._entries(f"{name}_{split}.txt") for name in known for split in SPLITS}
         classes = _classes(entry for listed in entries.values() for entry in listed)
-        return [Domain(name, classes, *(self._samples(entries[name, split]) for split in SPLITS)) for name in names]
+        train, test = SPLITS
+        return [
+            Domain(name, classes, self._samples(entries[name, train]), self._samples(entries[name, test]))
+            for name in names
+        ]
 
     def _entries(self, file: str) -> list[Entry]:
         path = require(self.root / file, "DomainNet", SOURCE, self.root)

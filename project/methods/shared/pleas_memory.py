@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from project.alignment import UnitMap
-from project.fit.memory_estimate import drawn_bytes, patch_bytes, solve_bytes, walk_bytes, widest
+from project.fit.memory_estimate import drawn_bytes, patch_bytes, picture_bytes, solve_bytes, walk_bytes, widest
 from project.fit.subsample import SMALLEST_POSITION_STEP
 from project.methods.problem import Problem
 from project.methods.shared.samples import most_blocks
@@ -23,7 +23,7 @@ def sequential_memory(
     *,
     sampled: bool,
 ) -> MemoryEstimate:
-    """Estimate the sequential fit: the widest layer's values of all pictures, or of one batch, and what is solved.
+    """Estimate the sequential fit: all pictures with the widest layer's values, or of one batch, and what is solved.
 
     Args:
         problem: The sources.
@@ -45,7 +45,7 @@ def sequential_memory(
     for count in (total, batch):  # in memory, or all that waits on disk
         drawn = [drawn_bytes(problem.spec, axes, count, SMALLEST_POSITION_STEP) if sampled else 0 for axes in units]
         held.append(walk_bytes(values, count) + max(drawn) + solving)
-    return MemoryEstimate(*held)
+    return MemoryEstimate(held[0] + picture_bytes(problem.spec, total), held[1])
 
 
 def joint_memory(

@@ -36,4 +36,4 @@ def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
             f"domain has fewer than four batches to tell by (calibration_batch_size).",
             stacklevel=2,
         )
-    return replace(merged, layers={name: asdict(layer.measurements) for name, layer in fits.items()}, settled=True)
+    return replace(merged, layers={name: asdict(layer) for name, layer in fits.items()}, settled=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from project.models.reading.stand_ins import NumpyArray, Record, Unusable
 from project.models.recognise import fitting
 
 Which = Literal["ema", "raw"]
+Headless = Literal["none"]
 AROUND = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 """Modules that others put around modules: DataParallel, torch.compile, FSDP, activation checkpoints, DeepSpeed."""
 HOLDERS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "weights")
@@ -25,6 +26,7 @@ NOT_TAKEN = frozenset(
     f"{owner}{entry}" for owner in ("", "datamodule_") for entry in ("hyper_parameters", "hparams_name", "hparams_type")
 )
 """What a checkpoint says of the arguments of those who wrote it: nobody takes them from there."""
+HEADLESS = 'project.merge([{"path": FILE, "head": "none"}, ...])'
 DEPTH = 4  # mappings in mappings
 NETWORKS = 64  # of a file, at most, that are looked at
 SHOWN = 4
@@ -163,6 +165,22 @@ class Held:
             return {}
         return {name.removeprefix(most): one for name, one in self.keys.items() if name.startswith(most)}
 
+    def trunks(self) -> list[Choice]:
+        """Every group of tensors that is a trunk of a ResNet, without whatever head it has, in the file's order.
+
+        Their architecture has a head that leaves the pooled values as they are: one layer without biases, as wide as
+        the trunk.
+        """
+        found: dict[str, Choice] = {}
+        for table, prefix in self._places():
+            if prefix not in found and (choice := self._read(table, prefix, headless=True)) and choice.architecture:
+                width = _width({our: self.shapes[theirs] for our, (theirs,) in choice.names.items()})
+                whole = replace(choice.architecture, num_classes=width, head_bias=False)
+                averaged = self._averaged(prefix) or "teacher" in prefix.split(".")
+                found[prefix] = replace(choice, architecture=whole, averaged=averaged)
+        first = list(self.places)
+        return sorted(found.values(), key=lambda choice: first.index(next(iter(choice.names.values()))[0]))
+
     def trunk(self) -> str | None:
         """What the file holds, as a sentence, where it is a trunk without a head for classes."""
         method = self_supervision(self.shapes)
@@ -173,14 +191,18 @@ class Held:
             if method:
                 return (
                     f"{what} and no head for classes: {method[1]!r} in it is of {method[0]}, which learns without; "
-                    f"train a head on it first"
+                    f"train a head on it first, or merge it as a trunk: {HEADLESS}"
                 )
             if others := self.others(found):
                 return (
                     f"{what}, and beside it {_listed(others)}, which is no head that is read; allowed: one linear "
-                    f"layer, or two with ReLU between them; if there is more to it, {OWN}"
+                    f"layer, two with ReLU between them, or fastai's; if there is more to it, {OWN}; as a trunk alone: "
+                    f"{HEADLESS}"
                 )
-            return f"{what} and no head for classes, as training without classes leaves; train one on it first"
+            return (
+                f"{what} and no head for classes, as training without classes leaves; train one on it first, or merge "
+                f"it as a trunk: {HEADLESS}"
+            )
         return None
 
     def account(self, choice: Choice) -> list[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from project.errors import CheckpointError, one_of
 from project.models.description import DESCRIPTION, ENTRY, Description
 from project.models.reading.archive import Content, Opened, read_content, shown
-from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Held, Which, bare
+from project.models.reading.choosing import HOLDERS, NOT_TAKEN, Choice, Headless, Held, Which, bare
+from project.models.reading.classes import named
 from project.models.reading.config import Said, said_beside, said_by_training
 from project.models.reading.folder import weights_file
 from project.models.reading.inert import module_state
@@ -40,6 +41,7 @@ class Weights(Description):
         which: Whether the user wants the averaged weights or the others.
         names: The file's names of the tensors, by ours, where a network was recognised.
         said: What a config.json beside it says, or the arguments of a training in it.
+        headless: Whether it is a trunk, whose head here leaves the pooled values as they are.
     """
 
     state_dict: dict[str, Tensor]
@@ -51,6 +53,7 @@ class Weights(Description):
     which: Which | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     said: Said | None = None
+    headless: bool = False
 
     @cached_property
     def remark(self) -> str:
@@ -69,7 +72,13 @@ class Weights(Description):
         """
         names = list(names)
         counted = {name for name in names if not name.endswith("num_batches_tracked")}
-        if self.held is None or self.content is None or not names or counted <= self.names.keys() <= set(names):
+        if (
+            self.headless
+            or self.held is None
+            or self.content is None
+            or not names
+            or counted <= self.names.keys() <= set(names)
+        ):
             return self
         found = self.held.named(names)
         if set(names) == self.state_dict.keys() and len(found) < 2 and self.which is None:
@@ -113,7 +122,7 @@ class Entries(Mapping[str, Any]):
         return len(self.content.tree)
 
 
-def read_weights(path: str | Path, which: Which | None = None) -> Weights:
+def read_weights(path: str | Path, which: Which | None = None, head: Headless | None = None) -> Weights:
     """Read a file of weights, whatever its suffix, without importing or calling anything that it names.
 
     Objects of classes that are not torch's tensors, such as the arguments of a training script, are passed over; a
@@ -125,12 +134,16 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
         path: A Lightning checkpoint, a PyTorch file with a state dict or a network (bare, or in mappings), a
             safetensors file, or a folder that holds one, see :func:`~project.models.reading.folder.weights_file`.
         which: Of a file with several, the averaged weights (``ema``) or the others (``raw``); by default the averaged.
+        head: ``none`` takes the trunk of a ResNet alone, whatever head it has or lacks, with one that leaves the pooled
+            values as they are.
 
     Raises:
         CheckpointError: If there is no such file, or it is damaged, of another kind, or holds values that no weights
             can have, or not those that are asked for.
     """
     path = weights_file(Path(path))
+    if head is not None:
+        one_of(Headless, head=head)
     if which is not None:
         one_of(Which, weights=which)
     content = read_content(path)
@@ -143,12 +156,19 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
         objects.append(f"passed over, and not imported, is what it holds of {names}")
     held: Held | None = None
     choice: Choice | None = None
-    if description.architecture is None and "unit_maps" not in entries:
+    if "unit_maps" not in entries and (description.architecture is None or head is not None):
         try:
             held = Held(content.tree)
         except DamagedError as error:
             raise CheckpointError(f"{path} is truncated or damaged: {error}.") from error
-        choice = _chosen(held, held.recognised(), which, path, objects)
+        choice = _chosen(held, held.recognised() if head is None else held.trunks(), which, path, objects)
+    if head is not None:
+        if held is None or choice is None:
+            raise CheckpointError(f"head is 'none', but {path} holds no trunk of a ResNet.")
+        return _trunk(content, held, choice, Weights(
+            state_dict={}, path=path, entries=entries, opened=content.opened, content=content, held=held, which=which,
+            names=choice.names, headless=True, preprocessing=description.preprocessing,
+        ))  # fmt: skip
     if choice is None and objects:
         tell(f"{path}: its tensors are taken; {objects[0]}")
     if held is not None and choice is not None:
@@ -160,6 +180,13 @@ def read_weights(path: str | Path, which: Which | None = None) -> Weights:
         state_dict=state_dict, path=path, entries=entries, opened=content.opened, content=content, held=held,
         which=which, names=choice.names if choice else {}, said=said, **vars(description),
     )  # fmt: skip
+
+
+def _trunk(content: Content, held: Held, choice: Choice, weights: Weights) -> Weights:
+    """A trunk with a head that leaves the pooled values as they are."""
+    assert choice.architecture is not None
+    state = _clean(content, _values(held, choice))
+    return replace(weights, state_dict={**state, "fc.weight": torch.eye(choice.architecture.num_classes)})
 
 
 def _chosen(
@@ -239,7 +266,7 @@ def file_hash(path: str | Path) -> str:
 def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Description, Said | None]:
     """What a file says of itself, and where it does not, what stands beside it or its training says."""
     try:
-        found = Description.from_entries(entries)
+        found = named(Description.from_entries(entries), tree)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if found.architecture is not None:
@@ -250,7 +277,7 @@ def _described(path: Path, entries: Mapping[str, Any], tree: Any) -> tuple[Descr
     known = replace(
         found,
         preprocessing=found.preprocessing or said.preprocessing,
-        class_names=said.class_names if found.label_space is None else None,
+        class_names=(found.class_names or said.class_names) if found.label_space is None else None,
     )
     return known, said
 
