@@ -75,8 +75,8 @@ def test_no_pictures_at_all(folders: Make) -> None:
 def test_public_pictures_are_of_no_domain_that_is_merged(folders: Make, wanted: int | None, count: int) -> None:
     sets = folders(COUNTS)
     public = ImageFolders(sets.root, ["oil"])
-    options: dict[str, Any] = {"calibration": "public", "public": public, "public_pictures": wanted}
-    data = DomainDataModule(sets, domains=["art", "photo"], image_size=8, **options)
+    options: dict[str, Any] = {"image_size": 8, "calibration": "public", "public": public, "public_pictures": wanted}
+    data = DomainDataModule(sets, domains=["art", "photo"], **options)
     assert data.domain_names == ("art", "photo")
     assert data.calibration_counts() == {"public": count}
     samples = data.samples("public", "calibration")
