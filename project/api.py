@@ -333,11 +333,11 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
         return pictures
     stated = {"image_size": options["image_size"]} if "image_size" in options else {}
     if isinstance(pictures, str | Path):
+        folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
+        mode = options.get("label_space") or _mode(folders)
         known = {source.origin: source.description.preprocessing for source in loaded}
         agreed = {**agreed_preprocessing(known, stated), **stated}
         sized(agreed, known)
-        folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
-        mode = options.get("label_space") or _mode(folders)
         data = Domains(
             folders,
             label_space=mode,
