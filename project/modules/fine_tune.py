@@ -53,8 +53,8 @@ class FineTuneModule(LightningModule):
         freeze: Names of parts that are left as they are, batch norm statistics included, such as conv1 or layer1.0.
         scope: Pull of the weights of every convolution and linear layer towards a weight scope (WSA, which claims that
             networks trained apart average better then). None by default; ``train/scope`` is logged where there is one.
-        arguments: Keyword arguments of a dotted path, or of torchvision's other networks and timm's; where a dotted path takes
-            ``num_classes``, the data give it.
+        arguments: Keyword arguments of a dotted path, or of torchvision's other networks and timm's; where a dotted
+            path takes ``num_classes``, the data give it.
 
     Raises:
         ConfigurationError: If the arguments contradict each other, or a name is not known.
