@@ -327,7 +327,7 @@ def _batches(pictures: Pictures, size: int) -> Iterator[Tensor]:
 def _mean(sources: Sequence[Source], labels: LabelSpace, data: GivenPictures, options: AverageOptions) -> Student:
     """The merge whose student is the mean."""
     align = options.get("align") or ("activations" if data.batches else "weights")
-    settings = Settings([Average(align=align)], [Budget(1.0)])
+    settings = Settings([Average(align=align)], [Budget(1.0)], audit="off")  # the pictures are of no one network
     files = [
         SourceFile(source.path or Path(source.name), domains=[domain])
         for source, domain in zip(sources, labels.domains, strict=True)
