@@ -253,6 +253,7 @@ def test_logits_are_the_writers(writer: str, tmp_path: Path, caplog: pytest.LogC
     assert weights.architecture.shortcut == ("padding" if writer == "option A" else "projection")
 
 
+@pytest.mark.slow
 def test_networks_of_option_a_merge_and_average(tmp_path: Path) -> None:
     """Units of a stage are tied to a range of the next: a network and its permuted copy give it back."""
     architecture, pictures = Architecture("resnet8", 5, shortcut="padding"), torch.randn(16, 3, 16, 16)
