@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -197,7 +198,7 @@ def _holds_weights(model: str) -> bool:
     names = torchvision.models.list_models(module=torchvision.models)
     if model.startswith((*HUB_NAMES, LOCAL_FOLDER)):
         return True
-    return Path(model).is_file() or (Path(model).is_dir() and model not in names)
+    return isfile(model) or (isdir(model) and model not in names)
 
 
 def _unnumbered(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ IMAGE_SIZE = Short(
 )
 CLASS_ORDER = Short(
     ("class-order",), "data.sets.class_order", "ORDER|NAME ...",
-    "which class is which logit: 'code points' (default), 'natural' as timm sorts folders, or all names in order", True,
+    "how logits stand: 'code points' (default), natural as timm sorts, or all names", True,
 )  # fmt: skip
 BELOW = Short(
     ("below",), "data.sets.below", "FOLDER", "folder between a domain and its classes, such as images; . for none"
@@ -272,7 +273,7 @@ def _refuse_doubles(given: Given) -> None:
         paths = [short.path, *(["data.sets.root", "data.root"] if short is PICTURES else [])]
         for long in (given.paths[path] for path in paths if path in given.paths):
             raise ConfigurationError(f"{short.option} and {long} are both given; allowed: one of them.")
-        if short.several and (files := [value for value in values if Path(value).is_file()]):
+        if short.several and (files := [value for value in values if isfile(value)]):
             raise ConfigurationError(f"{files[0]} stands behind {short.option}, as one of its values; put files first.")
     if given.files and "model.sources" in given.paths:
         raise ConfigurationError(
@@ -314,8 +315,8 @@ def _domains(folder: Path, chosen: list[str] | None, options: Mapping[str, Any])
         DataError: If it is no folder, or there are no pictures where they are expected.
         ConfigurationError: If one of the chosen is not there.
     """
-    if not folder.is_dir():
-        raise DataError(f"{PICTURES.option} is {folder}, which is {'no folder' if folder.exists() else 'not there'}.")
+    if not isdir(folder):
+        raise DataError(f"{PICTURES.option} is {folder}, which is {'no folder' if exists(folder) else 'not there'}.")
     return [domain.name for domain in ImageFolders(folder, chosen, **options).read()]
 
 

@@ -470,6 +470,22 @@ def test_other_paths_where_nothing_can_be_written(refused: Refused) -> None:
             project.save_student(student, path)
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "ü" * 200, "/".join(["z" * 200] * 25)], ids=["name", "bytes", "path"])
+def test_paths_longer_than_a_disk_takes_are_named_by_their_argument(refused: Refused, path: str) -> None:
+    """Names of 300 characters, or of 400 bytes, and paths of 5000."""
+    root = json.dumps({"class_path": "project.data.ImageFolders", "init_args": {"root": path}})
+    for name, words in {
+        f"statistics is {path[:20]}": given("merge", "--model.statistics", path),
+        f"statistics is {path[:19]}": [*SHORT, "--statistics", path],
+        f"run is {path[:20]}": given("merge", "--run", path),
+        f"base is '{path[:20]}": given("merge", "--model.base", path),
+        f"root is {path[:20]}": given("merge", "--data.sets", root),
+        f"--pictures is {path[:20]}": ["merge", *SOURCES, "--pictures", path],
+        f"out is {path[:20]}": ["add-statistics", "clipart.pth", "sketch.pth", "--out", path],
+    }.items():
+        assert name in refused(*words)
+
+
 # ---- checkpoints to go on from ---------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from project.models.preprocessing import (
     resize_of,
 )
 from project.moments import Fingerprint
+from project.runtime.saving import check_path
 from project.symmetry import Spec
 
 Use = Literal["train", "validation", "calibration", "test"]
@@ -345,6 +346,9 @@ class Domains:
         check_mode(self.calibration, self.public)
         if not self.sets:
             raise ConfigurationError(f"sets is {self.sets!r}; allowed: at least one data set.")
+        for one in (*self.sets, *([self.public] if self.public is not None else [])):
+            if (folder := getattr(one, "root", None)) is not None:
+                check_path(folder, f"root is {folder}")
         check_loading(self.batch_size, self.num_workers)
         whole(1, calibration_batch_size=self.calibration_batch_size, calibration_views=self.calibration_views)
         seeds(seed=self.seed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet18
 
 from project.errors import CheckpointError
 from project.models import load_network
@@ -82,7 +82,7 @@ def hub_resnet() -> nn.Module:
 
 def mm_resnet() -> nn.Module:
     """ImageClassifier of a ResNet and a LinearClsHead."""
-    backbone = resnet50(num_classes=5)
+    backbone = resnet18(num_classes=5)
     head = backbone.fc
     backbone.fc = nn.Identity()  # type: ignore[assignment]
     return Named(backbone=backbone, head=Named(fc=head))
@@ -219,7 +219,7 @@ def random_network(build: Callable[[], nn.Module]) -> nn.Module:
     return network.eval()
 
 
-SLOW = ("fastai's own head, of timm", "mmpretrain")
+SLOW = ("fastai's own head, of timm",)
 
 
 @pytest.mark.parametrize("writer", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in WRITERS])

@@ -22,7 +22,7 @@ from project.runtime.saving import atomic_path, tensor_bytes
 
 Names = Mapping[str, tuple[str, ...]]
 TRAINING = re.compile(
-    r"(?:.*_)?optim(?:izers?)?(?:_.*)?|(?:.*_)?(?:lr_?)?schedulers?(?:_.*)?|(?:.*_)?scaler(?:_.*)?|amp|callbacks|loops"
+    r"opt|(?:.*_)?optim(?:izers?)?(?:_.*)?|(?:.*_)?(?:lr_?)?schedulers?(?:_.*)?|(?:.*_)?scaler(?:_.*)?|amp|callbacks|loops"
     r"|(?:.*_)?rng(?:_.*)?|message_hub",
     re.IGNORECASE,
 )
