@@ -87,7 +87,7 @@ def run_check(args: Sequence[str]) -> None:
         sys.stdout.write("\n\n".join("\n".join(finding.table()) for finding in findings) + "\n")
         return
     if given.model is None:
-        raise ConfigurationError("--model is missing: say which network, or sources and their --pictures FOLDER.")
+        raise ConfigurationError("model is missing; see 'pleas check --help'.")
     if idle := [name for name in ("mean", "std", "channels") if name in prepared] + ["domains"] * bool(given.domains):
         raise ConfigurationError(f"--{idle[0]} is given, which changes nothing without sources and their --pictures.")
     size = 224 if given.image_size is None else given.image_size
