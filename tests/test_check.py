@@ -82,7 +82,6 @@ def test_sources_are_held_against_their_pictures(tmp_path: Path, capsys: pytest.
         (said[:1], "allowed: sources with their --pictures"),
         ([*said, "--model", "resnet18"], "allowed: sources with their --pictures"),
         (["--model", "resnet18", "--channels", "BGR"], "--channels is given"),
-        ([], "model is missing"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             main(["check", *options])

@@ -38,13 +38,13 @@ from project.student import Source, batch_norms
 
 PICTURES = 64
 """How many pictures of a source the present reading, and the likeliest other one, are judged on."""
-FEW = 12
+FEW = 16
 """How many of them the others are first judged on."""
 SEEN = 50
 """How many batches a norm must have seen: 0.9^50 of its statistics are then those that it was made with."""
 NORMS = 3
 """How many norms, from the first that a reading changes, judge it."""
-SEEMS = 0.7
+SEEMS = 0.55
 """The share of what a reading must have for it, by few pictures, to be measured on more."""
 GAP = 0.01
 """How much nearer another reading must be."""
