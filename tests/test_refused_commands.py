@@ -50,6 +50,7 @@ RUNS: dict[str, tuple[str, tuple[str, Mapping[str, Any]], tuple[str, Mapping[str
 }  # fmt: skip
 """Name -> a subcommand, its module and its data, with their arguments: each would run as it stands."""
 SHORT = ["merge", *SOURCES, "--pictures", "pictures", "--out", "runs/short", "--method", "average"]
+SIZED = [*SHORT, "--image-size", str(SIZE)]
 
 
 def configuration(name: str) -> dict[str, Any]:
@@ -328,7 +329,7 @@ def test_numbers_out_of_range(refused: Refused, name: str, option: str, value: s
     ],
 )  # fmt: skip
 def test_numbers_of_the_short_form(refused: Refused, option: str, value: str, words: str) -> None:
-    assert words in refused(*SHORT, option, value)
+    assert words in refused(*(SHORT if option == "--image-size" else SIZED), option, value)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +463,7 @@ def test_other_paths_where_nothing_can_be_written(refused: Refused) -> None:
         assert words in refused(*given("merge", "--model.statistics", path))
         assert words in refused("add-statistics", "clipart.pth", "sketch.pth", "--out", path)
     assert "cannot be written to" in refused("add-statistics", "clipart.pth", "sketch.pth", "--out", "x" * 300)
-    assert "statistics is file/below, which cannot be" in refused(*SHORT, "--statistics", "file/below")
+    assert "statistics is file/below, which cannot be" in refused(*SIZED, "--statistics", "file/below")
     student = project.load_student("student.safetensors")
     for path in ("file/below.safetensors", "pictures", "x" * 300):
         with pytest.raises(ConfigurationError, match="path is "):

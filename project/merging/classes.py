@@ -9,6 +9,7 @@ from project.errors import ConfigurationError
 from project.models import Description, LabelSpace, Preprocessing
 from project.runtime import warn
 
+SHOWN = 4  # classes in a line
 RESIZE, CROP_PCT = "resize", "crop_pct"  # two ways to say one thing
 
 
@@ -172,6 +173,53 @@ def agreed_preprocessing(known: Mapping[str, Preprocessing | None], stated: Coll
                 )
             agreed[key] = values[key]
     return agreed
+
+
+def sized(agreed: Mapping[str, Any], origins: Collection[str]) -> None:
+    """Refuse to guess at which size networks read pictures.
+
+    Args:
+        agreed: What pictures go through as far as it is known, see :func:`agreed_preprocessing`.
+        origins: The files.
+
+    Raises:
+        ConfigurationError: If the size is not known.
+    """
+    if "image_size" not in agreed:
+        raise ConfigurationError(
+            f"image_size is missing: {', '.join(origins)} do not say on pictures of which size they were trained; say "
+            f"it, such as --image-size 224 (image_size=224 in Python)."
+        )
+
+
+def assumed(
+    description: Description, labels: LabelSpace, domains: Sequence[str], given: Preprocessing | None
+) -> list[str]:
+    """What a run takes for granted of a source, and where it has that from.
+
+    Args:
+        description: What its file says.
+        labels: The data's classes.
+        domains: Its domains.
+        given: What the data's pictures go through; None for pictures that were given prepared.
+    """
+    classes = labels.classes[domains[0]]
+    listed = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''} ({len(classes)})"
+    named = description.label_space is not None or description.class_names is not None
+    told = [f"classes {listed} ({'its file' if named else 'order of the data, as its file names none'})"]
+    if given is None:
+        return [*told, "pictures as they were given"]
+    own, plain = description.preprocessing, {field.name: field.default for field in fields(Preprocessing)}
+    for name in ("mean", "std", "image_size", "resize", "crop"):
+        value = getattr(given, name)
+        if own is None:
+            origin = "default" if value == plain[name] else "option of the data"
+        else:
+            said = getattr(own, name)
+            origin = "its file" if said == value else f"option of the data; its file says {said}"
+        if name != "resize" or value is not None:
+            told.append(f"{name} {list(value) if isinstance(value, tuple) else value} ({origin})")
+    return told
 
 
 def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing | None) -> None:

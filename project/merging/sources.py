@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from project.errors import ConfigurationError
-from project.merging.classes import check_classes, column_order, own_labels, warn_of_preprocessing
+from project.merging.classes import assumed, check_classes, column_order, own_labels, warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
 from project.models.reading.choosing import Headless, Which
@@ -141,6 +141,8 @@ def place_sources(
                 f"source {source.origin} has {source.logits} logits, "
                 f"but its domains {', '.join(domains)} have {width} classes."
             )
+        granted = "; ".join(assumed(source.description, labels, domains, preprocessing))
+        tell(f"taken for granted of {source.name}: {granted}")
         warn_of_preprocessing(source.origin, source.description.preprocessing, preprocessing)
     check_several(labels)
     return named, owned
