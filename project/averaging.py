@@ -1,6 +1,5 @@
 """``pleas average``: the mean of networks whose units are aligned first, in a file of the form that theirs have."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from project.models.reading.files import Weights, bare_names
 from project.models.reading.folder import weights_file
 from project.models.reading.rewriting import Form
 from project.models.reading.sound import check_varied
-from project.parser import OneSentenceParser
+from project.parser import OneSentenceParser, keyword_arguments
 from project.runtime import tell
 from project.runtime.saving import check_target
 from project.student import Source, Student, batch_norms, is_student
@@ -149,7 +148,8 @@ def average(
     data = _data(read, pictures, samples, options)
     student = _mean([one.source for one in read], labels, data, options)
     own = _own(student, read[0])
-    _check_same(student, own, files[0], read[0])
+    if not read[0].weights.headless:  # whose student has a head for each
+        _check_same(student, own, files[0], read[0])
     tensors = _tensors(own, read)
     left_out = form.write(tensors, out, _description(read))
     tell(
@@ -327,7 +327,7 @@ def _batches(pictures: Pictures, size: int) -> Iterator[Tensor]:
 def _mean(sources: Sequence[Source], labels: LabelSpace, data: GivenPictures, options: AverageOptions) -> Student:
     """The merge whose student is the mean."""
     align = options.get("align") or ("activations" if data.batches else "weights")
-    settings = Settings([Average(align=align)], [Budget(1.0)])
+    settings = Settings([Average(align=align)], [Budget(1.0)], audit="off")  # the pictures are of no one network
     files = [
         SourceFile(source.path or Path(source.name), domains=[domain])
         for source, domain in zip(sources, labels.domains, strict=True)
@@ -454,18 +454,10 @@ def run_average(args: Sequence[str]) -> None:
     options = {name: value for name, value in vars(given).items() if value is not None}
     files, out, pictures = options.pop("files"), options.pop("out"), options.pop("pictures", None)
     if "arguments" in options:
-        options["arguments"] = _arguments(options["arguments"])
-    average(files, out, pictures, **{name: value for name, value in options.items() if name in _OPTIONS})
-
-
-_OPTIONS = AverageOptions.__optional_keys__
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"arguments is {text!r}, which is not JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(f"arguments is {text!r}; a JSON object of keyword arguments is allowed.")
-    return found
+        options["arguments"] = keyword_arguments(options["arguments"], "arguments")
+    average(
+        files,
+        out,
+        pictures,
+        **{name: value for name, value in options.items() if name in AverageOptions.__optional_keys__},
+    )

@@ -1,6 +1,5 @@
 """``pleas check``: the permutation groups of a network, and the proof that they hold on it; what its norms say."""
 
-import json
 import sys
 from collections.abc import Sequence
 from os.path import isdir, isfile
@@ -22,7 +21,7 @@ from project.models.custom import Maker, find_maker, make
 from project.models.labels import LabelMode
 from project.models.preprocessing import LARGEST_SIDE, Channels
 from project.models.zoo import TIMM, plain_name
-from project.parser import OneSentenceParser
+from project.parser import OneSentenceParser, keyword_arguments
 from project.report.check import CheckReport, check_network
 from project.student import load_source
 
@@ -72,7 +71,7 @@ def run_check(args: Sequence[str]) -> None:
     """
     parser = check_parser()
     given = parser.parse_args(list(args))
-    keywords = _keywords(given.model_args)
+    keywords = keyword_arguments(given.model_args, "model-args")
     prepared = {name: getattr(given, name) for name in PREPARED if getattr(given, name) is not None}
     if given.sources or given.pictures is not None:
         if given.model is not None or not given.sources or given.pictures is None:
@@ -204,13 +203,3 @@ def _holds_weights(model: str) -> bool:
 
 def _unnumbered(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name != "num_classes"}
-
-
-def _keywords(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"model-args is {text!r}, which is not JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(f"model-args is {text!r}; a JSON object of keyword arguments is allowed.")
-    return found

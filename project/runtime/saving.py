@@ -98,9 +98,19 @@ def _impossible(path: str | Path, marks: int = 0) -> str:
     if not missing:
         return ""
     missing[-1] += marks
-    if max(missing) > os.pathconf(there, NAMES) or len(os.fsencode(whole)) + BELOW > os.pathconf(there, PATHS):
+    try:
+        longest, longest_path = os.pathconf(there, NAMES), os.pathconf(there, PATHS)
+    except OSError as error:  # of a link that leads nowhere, say
+        return f"{there}: {error.strerror}"
+    if max(missing) > longest or len(os.fsencode(whole)) + BELOW > longest_path:
         return os.strerror(errno.ENAMETOOLONG)
     return ""
+
+
+def _draft(path: Path) -> Path:
+    """Where to write what shall be at a path: beside it, as replacing works on one disk only, under a shorter name."""
+    shown = path.name[:SHOWN]  # with all of it, a name that the disk takes had a draft that it does not
+    return path.with_name(f".{shown}.{uuid4().hex}.tmp")
 
 
 @contextmanager
@@ -116,11 +126,10 @@ def atomic_path(path: str | Path, needed: int = 0, *, lasting: bool = True) -> I
         StorageError: If there is no room for it, or the disk fails.
     """
     path = Path(path)
-    shown = path.name[:SHOWN]  # with all of it, a name that the disk takes had a draft that it does not
     with writing(path):
         check_space({path: needed})
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{shown}.{uuid4().hex}.tmp")  # the same folder: replacing works on one disk only
+        draft = _draft(path)
         try:
             yield draft
             if lasting:
@@ -147,7 +156,7 @@ def atomic_folder(path: str | Path, needed: int = 0) -> Iterator[Path]:
     with writing(path):
         check_space({path: needed})
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+        draft = _draft(path)
         try:
             draft.mkdir()
             yield draft

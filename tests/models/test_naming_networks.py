@@ -114,6 +114,7 @@ def test_what_a_file_says_of_itself_comes_before_the_folder(tmp_path: Path) -> N
         ({"model_type": "convnext", "patch_size": 2}, "patch_size 2"),
         ({"model_type": "swin", "architectures": ["SwinForImageClassification"]}, "SwinForImageClassification of tran"),
         ({**HUB18, "depths": 3}, "config.json cannot be read"),
+        ({"model_type": "vit", "hidden_size": 0}, "config.json cannot be read"),
         ({**TIMM18, "pretrained_cfg": {"mean": [0, 0]}}, "mean is"),
         ({**TIMM18, "pretrained_cfg": 3}, "cannot be read"),
         ("[]", "holds a list"),
@@ -124,6 +125,15 @@ def test_what_a_file_says_of_itself_comes_before_the_folder(tmp_path: Path) -> N
 def test_a_description_that_no_network_has_is_told(config: Any, words: str, tmp_path: Path) -> None:
     where = folder(tmp_path / "f", config, nn.Linear(3, 2).state_dict())
     with pytest.raises(PleasError, match=words):
+        load_network(where)
+
+
+@pytest.mark.parametrize("said", [{"rescale_factor": 0}, {"resample": 6}, {"resample": -1}, {"image_mean": {"a": 0}}])
+def test_a_description_of_pictures_that_cannot_be_is_told(said: dict[str, Any], tmp_path: Path) -> None:
+    where = folder(tmp_path / "f", HUB18, nn.Linear(3, 2).state_dict())
+    processor = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, **said}
+    (where / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         load_network(where)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from project.errors import ConfigurationError
 from project.runtime import atomic_file, atomic_save, atomic_text
-from project.runtime.saving import check_path, check_target, check_writable
+from project.runtime.saving import atomic_folder, check_path, check_target, check_writable
 
 
 def test_saved_content_comes_back(tmp_path: Path) -> None:
@@ -57,3 +57,19 @@ def test_what_nothing_can_be_called_is_refused(name: str, tmp_path: Path) -> Non
         with pytest.raises(ConfigurationError, match=f"^out is {re.escape(name)}, which "):
             check(tmp_path / name, f"out is {name}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "link", tmp_path / "link" / "below"):
+        for check in (check_target, check_writable):
+            with pytest.raises(ConfigurationError, match=r"^out is it, which .*link"):
+                check(path, "out is it")
+
+
+def test_a_folder_of_any_name_that_is_allowed_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * (os.pathconf(tmp_path, "PC_NAME_MAX")))
+    with atomic_folder(path) as draft:
+        (draft / "file").touch()
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / "file").exists()
