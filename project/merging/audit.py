@@ -289,7 +289,7 @@ class Judge:
         return [row for row in map(self.row, readings) if row is not None]
 
     def settled(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, the best of those that seem to fit better by few pictures measured on more, and the next one too."""
+        """The rows, the best of those that seem to fit better measured on more pictures, and the next one too."""
         seeming = sorted((row for row in rows if row.seems), key=lambda row: row.distance)
         best = _best(seeming)
         looked_at = [] if best is None else [best, *(row for row in seeming if row is not best)][:AGAIN]
