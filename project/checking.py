@@ -32,8 +32,8 @@ def check_parser() -> OneSentenceParser:
     """The parser of the arguments after ``check``."""
     parser = OneSentenceParser(
         prog="pleas check",
-        description="Show the permutation groups of a network, and prove that they hold on it; or hold the running "
-        "statistics of sources against what their batch norms see on their own pictures.",
+        description="Show the permutation groups of a network, and prove that they hold on it. Of sources with "
+        "--pictures: whether their batch norms see what they saw in training, read as they are and in other ways.",
     )
     parser.add_argument(
         "sources", nargs="*", help="Files of weights, or folders that hold one, to be held against --pictures."
@@ -69,7 +69,8 @@ def run_check(args: Sequence[str]) -> None:
         ConfigurationError: If there is no such network, or it cannot be built from the arguments.
         TraceError: If its groups cannot be derived, or do not hold.
     """
-    given = check_parser().parse_args(list(args))
+    parser = check_parser()
+    given = parser.parse_args(list(args))
     keywords = keyword_arguments(given.model_args, "model-args")
     prepared = {name: getattr(given, name) for name in PREPARED if getattr(given, name) is not None}
     if given.sources or given.pictures is not None:
@@ -86,7 +87,7 @@ def run_check(args: Sequence[str]) -> None:
         sys.stdout.write("\n\n".join("\n".join(finding.table()) for finding in findings) + "\n")
         return
     if given.model is None:
-        raise ConfigurationError("--model is missing: say which network, or sources and their --pictures FOLDER.")
+        parser.error("the following arguments are required: model")
     if idle := [name for name in ("mean", "std", "channels") if name in prepared] + ["domains"] * bool(given.domains):
         raise ConfigurationError(f"--{idle[0]} is given, which changes nothing without sources and their --pictures.")
     size = 224 if given.image_size is None else given.image_size

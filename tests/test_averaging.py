@@ -195,7 +195,7 @@ def files(inside: Path) -> Path:
     return inside
 
 
-@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("ckpt", marks=pytest.mark.slow)])
 def test_the_command(suffix: str, files: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["average", f"photo.{suffix}", f"sketch.{suffix}", "--out", f"new/mean.{suffix}", "--pictures", "heap"]
     with caplog.at_level(logging.INFO):

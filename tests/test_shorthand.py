@@ -41,7 +41,7 @@ def there(inside: Path) -> Path:
 
 def options(*arguments: str, **described: Description) -> dict[str, object]:
     """The options that a merge is rewritten to; those in JSON as what they hold."""
-    if not described and not any(re.search(r"image.size|^-+c", word) for word in arguments):
+    if not described and not any(re.search(r"image.size|^--config|^-c", word) for word in arguments):
         arguments += ("--image-size", "224")
     words, _ = expand(["merge", *arguments], lambda path: described.get(path.stem, SILENT))
     assert words[0] == "merge"

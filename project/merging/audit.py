@@ -6,7 +6,7 @@ clearly not in the present one, the present one is wrong. Nothing is trained, an
 
 The distance of two Gaussians is Bhattacharyya's, averaged over units and then over norms. Against the Kullback-Leibler
 divergence it grows slowly, so that a few units far off, and pictures unlike the others, weigh little. The first norms
-tell most: behind them a network makes up for a wrong start, and odd pictures drown it (measured in docs/results.md).
+tell most: behind them a network makes up for a wrong start, and odd pictures drown it; see docs/results.md.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -38,14 +38,14 @@ from project.student import Source, batch_norms
 
 PICTURES = 64
 """How many pictures of a source the present reading, and the likeliest other one, are judged on."""
-FEW = 12
+FEW = 16
 """How many of them the others are first judged on."""
 SEEN = 50
 """How many batches a norm must have seen: 0.9^50 of its statistics are then those that it was made with."""
 NORMS = 3
 """How many norms, from the first that a reading changes, judge it."""
-SEEMS = 1.4
-"""How many times nearer a reading must be to seem so."""
+SEEMS = 0.55
+"""The share of what a reading must have for it, by few pictures, to be measured on more."""
 GAP = 0.01
 """How much nearer another reading must be."""
 RATIO = {"colours": 2.0, "domain": 2.0, "size": 3.0, "network": 3.0}
@@ -80,7 +80,8 @@ class Row:
     @property
     def seems(self) -> bool:
         """Whether it is worth to be measured on more pictures."""
-        return self.present - self.distance >= GAP / 2 and self.present >= SEEMS * self.distance
+        ratio = SEEMS * RATIO.get(self.reading.kind, inf)
+        return self.present - self.distance >= SEEMS * GAP and self.present >= ratio * self.distance
 
     def beats(self, other: float) -> bool:
         """Whether it is clearly nearer than another distance."""

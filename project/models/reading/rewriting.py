@@ -133,6 +133,8 @@ class Form:
                 found[key] = values[name]
             elif not depth and not isinstance(one, Record | Tensor) and TRAINING.fullmatch(str(key)):
                 self._leave(name, "of one course of training")
+            elif module_state(one) == {}:  # a loss, say
+                self._leave(name, kind_of(one))
             elif isinstance(key, str) and depth <= DEPTH and _holds(one):
                 found[key] = self._mapping(one, f"{name}.", values, made, depth + 1)
             elif (kept := self._kept(self.content.plain(one), name)) is not NOTHING and isinstance(key, PLAIN):
