@@ -170,7 +170,7 @@ def audit(
     if mode == "off":
         return []
     findings = findings_of(sources, domains, data, device)
-    wrong = [finding.sentence() for finding in findings if finding.better]
+    wrong = [finding.sentence() + _against(finding, findings) for finding in findings if finding.better]
     for finding in findings:
         if not finding.better:
             tell(finding.sentence())
@@ -182,6 +182,20 @@ def audit(
     for sentence in wrong:
         warn(f"{sentence}.")
     return findings
+
+
+def _against(finding: Finding, findings: Sequence[Finding]) -> str:
+    """What hinders that a reading is taken, in words: that of pictures is one for all sources."""
+    assert finding.better is not None
+    if finding.better.reading.kind not in ("colours", "size"):
+        return ""
+    fitting = [one.name for one in findings if not one.better and not one.unsure]
+    if not fitting:
+        return ""
+    return (
+        f", but {', '.join(fitting)} {'fits' if len(fitting) == 1 else 'fit'} as read now, and all sources are given "
+        f"pictures in one way: those that read them in two ways are not merged here"
+    )
 
 
 @torch.no_grad()
@@ -348,6 +362,8 @@ def _domain_rows(judges: Mapping[int, Judge]) -> dict[int, list[Row]]:
             words = f"the pictures of {', '.join(owner.domains)}"
             reading = Reading("other", words, f"domains [{', '.join(owner.domains)}]")
             found = distances(judge.network, owner.pictures[:each], judge.first)
+            if not set(judge.first) <= found.keys():  # no unit of one is alive on them
+                continue
             distance = mean_of(found, judge.first)
             rows[index, other] = Row(reading, distance, judge.present.distance, min(each, len(owner.pictures)))
     numbers = list(judges)

@@ -221,14 +221,14 @@ def assumed(
     if given is None:
         return [*told, "pictures as they were given"]
     own, plain = description.preprocessing, {field.name: field.default for field in fields(Preprocessing)}
-    for name in ("mean", "std", "image_size", "resize", "crop"):
+    for name in (field.name for field in fields(Preprocessing)):
         value = getattr(given, name)
         if own is None:
-            origin = "default" if value == plain[name] else "option of the data, or another source's file"
+            origin = "as by default" if value == plain[name] else "option of the data, or another source's file"
         else:
             said = getattr(own, name)
             origin = "its file" if said == value else f"option of the data; its file says {said}"
-        if name != "resize" or value is not None:
+        if value is not None:
             told.append(f"{name} {list(value) if isinstance(value, tuple) else value} ({origin})")
     return told
 

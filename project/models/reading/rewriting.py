@@ -137,7 +137,9 @@ class Form:
                 self._leave(name, kind_of(one))
             elif isinstance(key, str) and depth <= DEPTH and _holds(one):
                 found[key] = self._mapping(one, f"{name}.", values, made, depth + 1)
-            elif (kept := self._kept(self.content.plain(one), name)) is not NOTHING and isinstance(key, PLAIN):
+            elif not isinstance(key, PLAIN):
+                self._leave(name, f"under a key that is {kind_of(key)}")
+            elif (kept := self._kept(self.content.plain(one), name)) is not NOTHING:
                 found[key] = kept
         return found
 
