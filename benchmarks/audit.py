@@ -21,6 +21,7 @@ import torch
 from merge_quality import machine, unpacked
 
 from project.data import DomainNet, Domains, ImageFolders
+from project.merging import audit as judging
 from project.merging.audit import PICTURES, findings_of
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from project.runtime import atomic_text
@@ -40,16 +41,23 @@ def main() -> None:
     parser.add_argument("--strangers", type=Path, help="folder of the strangers' networks")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
+    parser.add_argument("--norms", type=int, default=judging.NORMS, help="how many norms judge a reading")
     parser.add_argument("--only", nargs="*", help="conditions to run; default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/audit.json"))
     arguments = parser.parse_args()
+    judging.NORMS = arguments.norms
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.pair:
             found |= pair(arguments, Path(scratch))
         if arguments.strangers:
             found |= strangers(arguments, Path(scratch))
-    atomic_text(json.dumps({"machine": machine(), "pictures": PICTURES, "conditions": found}, indent=2), arguments.out)
+    atomic_text(
+        json.dumps(
+            {"machine": machine(), "pictures": PICTURES, "norms": arguments.norms, "conditions": found}, indent=2
+        ),
+        arguments.out,
+    )
 
 
 def pair(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:

@@ -15,7 +15,7 @@ from project.data.domains import Domains
 from project.data.folders import ClassOrder, ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
-from project.merging.classes import agreed_preprocessing
+from project.merging.classes import agreed_preprocessing, sized
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
@@ -50,8 +50,8 @@ class MergeOptions(TypedDict, total=False):
             or ``mean``.
         without_source: Domains of pictures that no source was trained on.
         image_size: Height and width to which pictures in folders are brought, in pixels, or at which networks are run
-            where there are no pictures (default: what the sources' files say, else 224). How pictures in folders are
-            cropped and normalised the files say, too.
+            where there are no pictures (default: what the sources' files say; without pictures else 224). How pictures
+            in folders are cropped and normalised the files say, too.
         class_order: Which class of pictures in folders is which logit: ``code points`` (default), ``natural``, as timm
             sorts folders, or a list of all names.
         calibration: How many pictures of each domain are taken from folders, or ``all`` (default: 512).
@@ -333,10 +333,11 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
         return pictures
     stated = {"image_size": options["image_size"]} if "image_size" in options else {}
     if isinstance(pictures, str | Path):
-        known = {source.origin: source.description.preprocessing for source in loaded}
-        agreed = {"image_size": DEFAULT_SIZE, **agreed_preprocessing(known, stated), **stated}
         folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
         mode = options.get("label_space") or _mode(folders)
+        known = {source.origin: source.description.preprocessing for source in loaded}
+        agreed = {**agreed_preprocessing(known, stated), **stated}
+        sized(agreed, known)
         data = Domains(
             folders,
             label_space=mode,

@@ -1,6 +1,5 @@
 """``pleas average``: the mean of networks whose units are aligned first, in a file of the form that theirs have."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,9 @@ from project.data.calibration import check_mode
 from project.data.given import Given, GivenPictures, NoPictures
 from project.data.pictures import Pictures
 from project.data.splits import shuffled
-from project.errors import CheckpointError, ConfigurationError, one_of, whole
+from project.errors import CheckpointError, ConfigurationError, MergeError, one_of, whole
+from project.exports.common import compared
+from project.merging.classes import CROP_PCT, agreed_preprocessing
 from project.merging.engine import Engine
 from project.merging.loop import drive
 from project.merging.preparation import go_together
@@ -28,12 +29,12 @@ from project.methods.shared.matching import By
 from project.models import Description, LabelSpace, Preprocessing, build_network, read_weights, written_out
 from project.models.attention import fused
 from project.models.labels import LabelMode
-from project.models.preprocessing import LARGEST_SIDE, Crop
+from project.models.preprocessing import LARGEST_SIDE, Crop, resize_of
 from project.models.reading.files import Weights, bare_names
 from project.models.reading.folder import weights_file
 from project.models.reading.rewriting import Form
 from project.models.reading.sound import check_varied
-from project.parser import OneSentenceParser
+from project.parser import OneSentenceParser, keyword_arguments
 from project.runtime import tell
 from project.runtime.saving import check_target
 from project.student import Source, Student, batch_norms, is_student
@@ -146,7 +147,10 @@ def average(
     labels = _labels(read)
     data = _data(read, pictures, samples, options)
     student = _mean([one.source for one in read], labels, data, options)
-    tensors = _tensors(student, read)
+    own = _own(student, read[0])
+    if not read[0].weights.headless:  # whose student has a head for each
+        _check_same(student, own, files[0], read[0])
+    tensors = _tensors(own, read)
     left_out = form.write(tensors, out, _description(read))
     tell(
         f"{out}: the mean of {len(read)} networks, as {read[0].weights.path} has them" + _told(left_out, student, data)
@@ -238,7 +242,7 @@ def _read(file: SourceFile) -> Read:
     network, weights = build_network(weights, file.architecture, file.arguments)
     own = list(network.state_dict())
     names = dict(zip(own, bare_names(own), strict=True))
-    description = Description(weights.architecture, weights.label_space, weights.preprocessing)
+    description = Description(weights.architecture, weights.label_space, weights.preprocessing, weights.class_names)
     source = Source(file.name or file.path.stem, written_out(network), description, weights.sha256, file.path)
     return Read(source, weights, names)
 
@@ -289,25 +293,27 @@ def _data(
     """The pictures, or the size of those that there are not.
 
     Raises:
-        ConfigurationError: If nothing tells the size of pictures in a folder.
+        ConfigurationError: If nothing tells the size of pictures in a folder, or files say different things of them.
     """
-    known = {one.source.description.preprocessing for one in read} - {None}
-    agreed = known.pop() if len(known) == 1 else None
+    known = {one.source.origin: one.source.description.preprocessing for one in read}
     if pictures is None:
-        architecture = read[0].source.architecture
-        size = agreed.image_size if agreed else SMALL if architecture.stem == "small" else USUAL
-        return NoPictures((3, *[options.get("image_size") or size] * 2))  # type: ignore[arg-type]
+        stated = {one.image_size for one in known.values() if one}
+        usual = SMALL if read[0].source.architecture.stem == "small" else USUAL
+        size = options.get("image_size") or (stated.pop() if len(stated) == 1 else usual)
+        return NoPictures((3, size, size))
     if not isinstance(pictures, str | Path):
         return GivenPictures(pictures, options.get("batch_size", 64))
     asked = _asked(options)
-    if agreed is None and "image_size" not in asked:
+    agreed = agreed_preprocessing(known, asked) | asked
+    if "image_size" not in agreed:
         raise ConfigurationError(
-            "image_size is missing: the files do not say, or not alike, on pictures of which size their networks were "
-            "trained; give it, in pixels."
+            "image_size is missing: no file says on pictures of which size its network was trained; give it, in pixels."
         )
-    preprocessing = replace(agreed, **asked) if agreed else Preprocessing(**asked)
-    if agreed is None and not {"mean", "std"} <= asked.keys():
+    if "mean" not in agreed or "std" not in agreed:
         tell("pictures are normalised as ImageNet's, since the files do not say; mean and std change that")
+    if CROP_PCT in agreed:
+        agreed["resize"] = resize_of(agreed["image_size"], agreed.pop(CROP_PCT))
+    preprocessing = Preprocessing(**agreed)
     count = options.get("calibration", 512)
     taken = shuffled(samples, 0)[: None if count == "all" else count]
     return GivenPictures(_batches(Pictures(taken, evaluation_transform(preprocessing)), options.get("batch_size", 64)))
@@ -321,7 +327,7 @@ def _batches(pictures: Pictures, size: int) -> Iterator[Tensor]:
 def _mean(sources: Sequence[Source], labels: LabelSpace, data: GivenPictures, options: AverageOptions) -> Student:
     """The merge whose student is the mean."""
     align = options.get("align") or ("activations" if data.batches else "weights")
-    settings = Settings([Average(align=align)], [Budget(1.0)])
+    settings = Settings([Average(align=align)], [Budget(1.0)], audit="off")  # the pictures are of no one network
     files = [
         SourceFile(source.path or Path(source.name), domains=[domain])
         for source, domain in zip(sources, labels.domains, strict=True)
@@ -333,11 +339,41 @@ def _mean(sources: Sequence[Source], labels: LabelSpace, data: GivenPictures, op
     return engine.merged[0].student.eval()
 
 
-def _tensors(student: Student, read: Sequence[Read]) -> dict[str, Tensor]:
-    """The student's tensors under the names that files have, its units in the order of the first network's."""
+def _own(student: Student, first: Read) -> dict[str, Tensor]:
+    """The student's tensors under the first network's own names, its units in the order of that network's.
+
+    Raises:
+        ConfigurationError: If the network computes with tensors that a student does not keep.
+    """
     orders = {group.name: student.maps[group.name].members[:, 0].argsort() for group in student.spec.free}
-    state = permute_tensors(student.dense().state_dict(), student.spec, orders)
-    own = fused(state, read[0].names)
+    own = fused(permute_tensors(student.dense().state_dict(), student.spec, orders), first.names)
+    for name in first.names:
+        if name not in own and not name.endswith(COUNTER):
+            raise ConfigurationError(
+                f"{first.weights.path} computes weights with {name!r}, for which there is no mean; use pleas merge."
+            )
+    return own
+
+
+def _check_same(student: Student, own: Mapping[str, Tensor], file: SourceFile, first: Read) -> None:
+    """Refuse tensors with which the network does not do what the student does: it computes its weights from them.
+
+    Raises:
+        ConfigurationError: With the file.
+    """
+    network, _ = build_network(first.weights, file.architecture, file.arguments)
+    network.load_state_dict(own, strict=False)
+    try:
+        compared(student, network.eval(), str(first.weights.path))
+    except MergeError as error:
+        raise ConfigurationError(
+            f"{first.weights.path} computes its weights from its tensors, so that theirs is not the mean of what the "
+            f"networks do; use pleas merge."
+        ) from error
+
+
+def _tensors(own: Mapping[str, Tensor], read: Sequence[Read]) -> dict[str, Tensor]:
+    """The mean under the names that files have."""
     found = {}
     for name, written in read[0].names.items():
         if written not in read[0].weights.state_dict:  # counters that files from before torch 0.4.1 have not
@@ -418,18 +454,10 @@ def run_average(args: Sequence[str]) -> None:
     options = {name: value for name, value in vars(given).items() if value is not None}
     files, out, pictures = options.pop("files"), options.pop("out"), options.pop("pictures", None)
     if "arguments" in options:
-        options["arguments"] = _arguments(options["arguments"])
-    average(files, out, pictures, **{name: value for name, value in options.items() if name in _OPTIONS})
-
-
-_OPTIONS = AverageOptions.__optional_keys__
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"arguments is {text!r}, which is not JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(f"arguments is {text!r}; a JSON object of keyword arguments is allowed.")
-    return found
+        options["arguments"] = keyword_arguments(options["arguments"], "arguments")
+    average(
+        files,
+        out,
+        pictures,
+        **{name: value for name, value in options.items() if name in AverageOptions.__optional_keys__},
+    )

@@ -71,8 +71,8 @@ class Command:
 
 COMMANDS = {
     "check": Command(check_parser, run_check),
-    "export": Command(export_parser, run_export),
     "average": Command(average_parser, run_average),
+    "export": Command(export_parser, run_export),
     "add-statistics": Command(add_statistics_parser, run_add_statistics),
 }
 

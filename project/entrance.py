@@ -63,6 +63,7 @@ def check_words(arguments: Sequence[str]) -> None:
     elif subcommand == "average":
         present(*files)
     elif subcommand == "check":
+        present(*(word for word in files if not word.startswith(LIBRARIES)))
         check_network_word(*(following for word, following in pairwise(others) if word == "--model"))
     else:
         present(*(files if subcommand == "merge" else ()))

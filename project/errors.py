@@ -106,7 +106,23 @@ def one_of(allowed: Any, **arguments: object) -> None:
         ConfigurationError: With the argument, its value and what is allowed.
     """
     known = tuple(get_args(allowed) or allowed)
-    _refuse(arguments, lambda value: value in known, ", ".join(map(repr, known)))
+
+    def fits(value: object) -> bool:
+        try:
+            return value in known
+        except (TypeError, ValueError, RuntimeError):  # of arrays, which compare value by value
+            return False
+
+    _refuse(arguments, fits, ", ".join(map(repr, known)))
+
+
+def flags(**arguments: object) -> None:
+    """Refuse arguments that are neither true nor false; see :func:`one_of`.
+
+    Raises:
+        ConfigurationError: With the argument, its value and what is allowed.
+    """
+    _refuse(arguments, lambda value: isinstance(value, bool), "true or false")
 
 
 def whole(least: int, most: int | None = None, **arguments: object) -> None:

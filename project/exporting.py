@@ -1,14 +1,13 @@
 """``pleas export``: a student as other tools load it."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from project.errors import ConfigurationError, present
+from project.errors import present
 from project.exports import Target, export, place_of
-from project.parser import OneSentenceParser
+from project.parser import OneSentenceParser, keyword_arguments
 from project.student import load_student
 
 
@@ -44,13 +43,6 @@ def run_export(args: Sequence[str]) -> None:
     """
     given = export_parser().parse_args(list(args))
     present(given.student, what="The student")
-    arguments = None
-    if given.arguments is not None:
-        try:
-            arguments = json.loads(given.arguments)
-        except ValueError as error:
-            raise ConfigurationError(f"arguments is {given.arguments!r}, which is not JSON: {error}.") from error
-        if not isinstance(arguments, dict):
-            raise ConfigurationError(f"arguments is {given.arguments!r}; a JSON object of arguments is allowed.")
+    arguments = None if given.arguments is None else keyword_arguments(given.arguments, "arguments")
     student = load_student(given.student, given.architecture, arguments)
     sys.stdout.write(f"{export(student, given.out or place_of(given.student, given.to), given.to)}\n")

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import os
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from project.entrance import config_words
-from project.errors import nearest, printable
+from project.errors import ConfigurationError, nearest, printable
 
 FRAME = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with given class_path"
@@ -185,3 +186,22 @@ def files_first(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     files, others = config_words(arguments)
     return [arguments[0], *(word for words, _ in files for word in words), *others]
+
+
+def keyword_arguments(text: str, name: str) -> dict[str, Any]:
+    """Read keyword arguments from a word of the command.
+
+    Args:
+        text: A JSON object.
+        name: What the option is called.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{name} is {text!r}, which is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{name} is {text!r}; a JSON object of keyword arguments is allowed.")
+    return found

@@ -1,6 +1,6 @@
 """A merge without YAML: files, a folder of pictures and options without their paths, as the parser knows them.
 
-    pleas merge photo.pth sketch.pth --pictures my_data --budget 1.0 1.5 --out runs/mine
+    pleas merge photo.pth sketch.pth --pictures my_data --image-size 224 --budget 1.0 1.5 --out runs/mine
 
 becomes what a user would have written with the paths of all options: ``--model.sources``, ``--data.sets``, and so on.
 """
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,14 @@ from project import methods
 from project.allocation import Budget, check_budgets
 from project.data import ImageFolders
 from project.errors import ConfigurationError, DataError, nearest, present
-from project.merging.classes import agreed_preprocessing
+from project.merging.classes import agreed_preprocessing, sized
 from project.methods.names import find_method
 from project.models import Description, Preprocessing, read_description
 
 MODULE = "project.modules.MergeModule"
 DATA = "project.data.DomainDataModule"
 FOLDERS = "project.data.ImageFolders"
-DEFAULT_SIZE = 224
-EXAMPLE = "pleas merge photo.pth sketch.pth --pictures my_data --budget 1.0 1.5 --out runs/mine"
+EXAMPLE = "pleas merge photo.pth sketch.pth --pictures my_data --image-size 224 --budget 1.0 1.5 --out runs/mine"
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Short:
 PICTURES = Short(("pictures",), "data.sets", "FOLDER", "pictures, as FOLDER/<domain>/<class>/<picture>")
 DOMAINS = Short(("domains",), "data.domains", "NAME ...", "which of its domains; default: all, by name", several=True)
 IMAGE_SIZE = Short(
-    ("image-size",), "data.image_size", "PIXELS", f"side of a picture; default: the files' own, else {DEFAULT_SIZE}"
+    ("image-size",), "data.image_size", "PIXELS", "side of a picture, in pixels; default: what the files say"
 )
 CLASS_ORDER = Short(
     ("class-order",), "data.sets.class_order", "ORDER|NAME ...",
-    "which class is which logit: 'code points' (default), 'natural' as timm sorts folders, or all names in order", True,
+    "how logits stand: 'code points' (default), natural as timm sorts, or all names", True,
 )  # fmt: skip
 BELOW = Short(
     ("below",), "data.sets.below", "FOLDER", "folder between a domain and its classes, such as images; . for none"
@@ -273,7 +273,7 @@ def _refuse_doubles(given: Given) -> None:
         paths = [short.path, *(["data.sets.root", "data.root"] if short is PICTURES else [])]
         for long in (given.paths[path] for path in paths if path in given.paths):
             raise ConfigurationError(f"{short.option} and {long} are both given; allowed: one of them.")
-        if short.several and (files := [value for value in values if Path(value).is_file()]):
+        if short.several and (files := [value for value in values if isfile(value)]):
             raise ConfigurationError(f"{files[0]} stands behind {short.option}, as one of its values; put files first.")
     if given.files and "model.sources" in given.paths:
         raise ConfigurationError(
@@ -315,8 +315,8 @@ def _domains(folder: Path, chosen: list[str] | None, options: Mapping[str, Any])
         DataError: If it is no folder, or there are no pictures where they are expected.
         ConfigurationError: If one of the chosen is not there.
     """
-    if not folder.is_dir():
-        raise DataError(f"{PICTURES.option} is {folder}, which is {'no folder' if folder.exists() else 'not there'}.")
+    if not isdir(folder):
+        raise DataError(f"{PICTURES.option} is {folder}, which is {'no folder' if exists(folder) else 'not there'}.")
     return [domain.name for domain in ImageFolders(folder, chosen, **options).read()]
 
 
@@ -348,7 +348,7 @@ def _preprocessing(
     """Options for what pictures go through that nobody stated, and what to say of them.
 
     Raises:
-        ConfigurationError: If the files do not agree.
+        ConfigurationError: If the files do not agree, or do not say at which size they read pictures.
     """
     known = {file: one.preprocessing for file, one in zip(given.files, descriptions, strict=True)}
     agreed = agreed_preprocessing(known, {path.removeprefix("data.") for path in stated})
@@ -361,9 +361,8 @@ def _preprocessing(
         reason = f"for which {next(file for file in known if file not in silent)} was made; {silent[0]} does not say"
     messages = []
     if IMAGE_SIZE.path not in stated:
-        size = options.setdefault(IMAGE_SIZE.path, str(DEFAULT_SIZE))
-        why = reason if "image_size" in told else "as none was given"
-        messages.append(f"image size {size}, {why}; {IMAGE_SIZE.option} takes another")
+        sized(agreed, given.files)
+        messages.append(f"image size {agreed['image_size']}, {reason}; {IMAGE_SIZE.option} takes another")
     if others := {name: value for name, value in told.items() if name != "image_size"}:
         words = ", ".join(f"{name} {value}" for name, value in others.items())
         messages.append(f"pictures have {words}, {reason}; --data.{next(iter(others))} and its kin take others")

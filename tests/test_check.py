@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import resnet
 from kinds import SIDE
+from PIL import Image
 from torch import Tensor, nn
 
 from project import __main__ as command
 from project.cli import main
+from project.data import Domains, ImageFolders
 from project.errors import ConfigurationError, PleasError, TraceError
+from project.student import batch_norms, reestimate
 
 
 class Odd(nn.Module):
@@ -50,6 +54,39 @@ def test_a_dotted_path_with_structure(capsys: pytest.CaptureFixture[str]) -> Non
     assert "class" not in lines[-2]
 
 
+def test_sources_are_held_against_their_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, random = resnet("resnet8", 0, 2).eval(), np.random.default_rng(0)
+    for number in range(40):
+        folder = tmp_path / "pictures" / "photo" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        values = 255 * random.random((16, 16, 3)) ** (1, 2, 4)
+        Image.fromarray(values.astype(np.uint8)).save(folder / f"{number}.png")
+    data = Domains(ImageFolders(tmp_path / "pictures"), image_size=16, validation_fraction=0)
+    reestimate(network, [data.sample("photo", 40)])
+    for norm in batch_norms(network).values():
+        norm.num_batches_tracked.fill_(100)
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    said = [str(tmp_path / "mine.pth"), "--pictures", str(tmp_path / "pictures")]
+    lines = words(capsys, *said, "--image-size", "16")
+    assert lines[0].startswith("mine (")
+    assert lines[1].split() == ["reading", "distance", "present", "pictures"]
+    assert "fit the present reading" in lines[-1]
+    assert not any("clearly better" in line for line in lines)
+    lines = words(capsys, *said, "--image-size", "16", "--channels", "BGR", "--mean", "0.406", "0.456", "0.485",
+                  "--std", "0.225", "0.224", "0.229")  # fmt: skip
+    better = [line for line in lines if "clearly better" in line]
+    assert len(better) == 1
+    assert "red before blue (RGB), but mean and deviation in the order as now" in better[0]
+    for options, message in (
+        (said, "image_size is missing"),
+        (said[:1], "allowed: sources with their --pictures"),
+        ([*said, "--model", "resnet18"], "allowed: sources with their --pictures"),
+        (["--model", "resnet18", "--channels", "BGR"], "--channels is given"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            main(["check", *options])
+
+
 def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(resnet("resnet20", 3).state_dict(), tmp_path / "mine.pth")
     lines = words(capsys, "--model", str(tmp_path / "mine.pth"), "--image-size", "32")
@@ -64,8 +101,8 @@ def test_what_stops_it_is_told_in_one_sentence(
     told = capsys.readouterr()
     assert told.out == ""
     (line,) = told.err.splitlines()
-    assert line.startswith("pleas: error: softmax calls 'softmax', whose effect on units is unknown here, at ")
-    assert line.endswith("tests/test_check.py, line 24: x = torch.softmax(self.stem(x), 1).")
+    assert line.startswith("pleas: error: softmax calls 'softmax'")
+    assert line.endswith("tests/test_check.py, line 28: x = torch.softmax(self.stem(x), 1).")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +145,14 @@ def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = " ".join(capsys.readouterr().out.split())
-    assert "{fit,validate,test,predict,merge,check,average,add-statistics}" in listed
+    assert "{fit,validate,test,predict,merge,check,average,export,add-statistics}" in listed
     assert "check Show the permutation groups of a network, and prove that they hold on it." in listed
     assert "add-statistics Add the statistics of shards" in listed
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [("check", "--image-size"), ("average", "--pictures"), ("add-statistics", "--out")]
+    ("name", "option"),
+    [("check", "--image-size"), ("average", "--pictures"), ("export", "--to"), ("add-statistics", "--out")],
 )
 def test_its_help(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:

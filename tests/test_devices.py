@@ -227,7 +227,7 @@ def test_distillation_stays_on_the_device_of_the_student() -> None:
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 SAMPLED = '[{"class_path": "project.methods.PLeaS", "init_args": {"excess": 0.1, "separate": "gain"}}]'
 MERGES = {
-    "merge": ["--probe", "true", "--model.memory", "25 MB", "--model.budgets", "[1.0, 1.5]"],
+    "merge": ["--probe", "true", "--model.memory", "26 MB", "--model.budgets", "[1.0, 1.5]"],
     "merge, sampled": [
         "--model.methods",
         SAMPLED,

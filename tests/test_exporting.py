@@ -84,7 +84,8 @@ def test_weights_are_those_of_the_architecture(tmp_path: Path) -> None:
     assert (told.bytes, told.difference < 1e-5) == (path.stat().st_size, True)
 
 
-@pytest.mark.parametrize(("mode", "budget"), [("different", 1.5), pytest.param("shared", 1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "budget"), [("different", 1.5), ("shared", 1.0)])
 def test_a_program_of_any_student(mode: str, budget: float, tmp_path: Path) -> None:
     student, path = small(mode, budget), tmp_path / "s.pt2"
     state = {name: tensor.clone() for name, tensor in student.state_dict().items()}

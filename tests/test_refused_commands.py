@@ -50,6 +50,7 @@ RUNS: dict[str, tuple[str, tuple[str, Mapping[str, Any]], tuple[str, Mapping[str
 }  # fmt: skip
 """Name -> a subcommand, its module and its data, with their arguments: each would run as it stands."""
 SHORT = ["merge", *SOURCES, "--pictures", "pictures", "--out", "runs/short", "--method", "average"]
+SIZED = [*SHORT, "--image-size", str(SIZE)]
 
 
 def configuration(name: str) -> dict[str, Any]:
@@ -328,7 +329,7 @@ def test_numbers_out_of_range(refused: Refused, name: str, option: str, value: s
     ],
 )  # fmt: skip
 def test_numbers_of_the_short_form(refused: Refused, option: str, value: str, words: str) -> None:
-    assert words in refused(*SHORT, option, value)
+    assert words in refused(*(SHORT if option == "--image-size" else SIZED), option, value)
 
 
 @pytest.mark.parametrize(
@@ -462,11 +463,27 @@ def test_other_paths_where_nothing_can_be_written(refused: Refused) -> None:
         assert words in refused(*given("merge", "--model.statistics", path))
         assert words in refused("add-statistics", "clipart.pth", "sketch.pth", "--out", path)
     assert "cannot be written to" in refused("add-statistics", "clipart.pth", "sketch.pth", "--out", "x" * 300)
-    assert "statistics is file/below, which cannot be" in refused(*SHORT, "--statistics", "file/below")
+    assert "statistics is file/below, which cannot be" in refused(*SIZED, "--statistics", "file/below")
     student = project.load_student("student.safetensors")
     for path in ("file/below.safetensors", "pictures", "x" * 300):
         with pytest.raises(ConfigurationError, match="path is "):
             project.save_student(student, path)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "ü" * 200, "/".join(["z" * 200] * 25)], ids=["name", "bytes", "path"])
+def test_paths_longer_than_a_disk_takes_are_named_by_their_argument(refused: Refused, path: str) -> None:
+    """Names of 300 characters, or of 400 bytes, and paths of 5000."""
+    root = json.dumps({"class_path": "project.data.ImageFolders", "init_args": {"root": path}})
+    for name, words in {
+        f"statistics is {path[:20]}": given("merge", "--model.statistics", path),
+        f"statistics is {path[:19]}": [*SHORT, "--statistics", path],
+        f"run is {path[:20]}": given("merge", "--run", path),
+        f"base is '{path[:20]}": given("merge", "--model.base", path),
+        f"root is {path[:20]}": given("merge", "--data.sets", root),
+        f"--pictures is {path[:20]}": ["merge", *SOURCES, "--pictures", path],
+        f"out is {path[:20]}": ["add-statistics", "clipart.pth", "sketch.pth", "--out", path],
+    }.items():
+        assert name in refused(*words)
 
 
 # ---- checkpoints to go on from ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The short form of a merge, as the options with paths that it stands for."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def there(inside: Path) -> Path:
 
 def options(*arguments: str, **described: Description) -> dict[str, object]:
     """The options that a merge is rewritten to; those in JSON as what they hold."""
+    if not described and not any(re.search(r"image.size|^--config|^-c", word) for word in arguments):
+        arguments += ("--image-size", "224")
     words, _ = expand(["merge", *arguments], lambda path: described.get(path.stem, SILENT))
     assert words[0] == "merge"
     assert len(words) % 2 == 1
@@ -141,14 +144,16 @@ def test_a_folder_of_weights_is_a_source(there: Path) -> None:
     Path("Photo-run").mkdir()
     torch.save(torch.nn.Linear(2, 2).state_dict(), "Photo-run/only.pth")
     torch.save(torch.nn.Linear(2, 2).state_dict(), "net.pth")
-    words, _ = expand(["merge", "net.pth", "Photo-run", "--pictures", "pictures"])
+    words, _ = expand(["merge", "net.pth", "Photo-run", "--pictures", "pictures", "--image-size", "8"])
     assert json.loads(words[words.index("--model.sources") + 1]) == [
         "net.pth", "Photo-run"]  # fmt: skip
 
 
 def test_the_image_size_is_told(there: Path) -> None:
-    (message,) = expand(["merge", *FILES], lambda _: SILENT)[1]
-    assert message == "image size 224, as none was given; --image-size takes another"
+    (message,) = expand(["merge", *FILES], lambda _: Description(preprocessing=Preprocessing(32)))[1]
+    assert message == "image size 32, for which the sources were made; --image-size takes another"
+    with pytest.raises(PleasError, match=r"image_size is missing: photo.pth, net.pth do not say.*--image-size 224"):
+        expand(["merge", *FILES], lambda _: SILENT)
     assert expand(["merge", *FILES, "--image-size", "64"], lambda _: SILENT)[1] == []
     differing = iter((32, 64))
     with pytest.raises(PleasError, match=r"photo.pth was made for image_size 32, but net.pth for 64; say which"):
@@ -210,7 +215,7 @@ def test_other_arguments_stay(there: Path, arguments: list[str]) -> None:
 
 def test_what_is_rewritten_stays(there: Path) -> None:
     """Processes that Lightning starts run the rewritten command again."""
-    words, _ = expand(["merge", *FILES, "--budget", "1.2", "--out", "x"], lambda _: SILENT)
+    words, _ = expand(["merge", *FILES, "--budget", "1.2", "--out", "x", "--image-size", "8"], lambda _: SILENT)
     assert expand(words) == (words, [])
 
 

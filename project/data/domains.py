@@ -31,6 +31,7 @@ from project.models.preprocessing import (
     resize_of,
 )
 from project.moments import Fingerprint
+from project.runtime.saving import check_path
 from project.symmetry import Spec
 
 Use = Literal["train", "validation", "calibration", "test"]
@@ -48,7 +49,7 @@ class Domains:
         domains: Which domains, in which order; all, in the order of the data sets, when not given.
         label_space: ``shared``: the domains have the same classes and share one head; ``different``: every domain has
             a head of its own.
-        image_size: Side of the square network input in pixels.
+        image_size: Side of the square network input in pixels. It has no default: networks read pictures of one size.
         mean: Mean of red, green and blue, for values from 0 to 1, taken off every picture.
         std: Standard deviation of red, green and blue, by which every picture is divided.
         crop: How pictures that are not square are fitted: ``center`` resizes the shorter side and keeps the middle,
@@ -91,7 +92,7 @@ class Domains:
         root: Path | None = None,
         domains: list[str] | None = None,
         label_space: LabelMode = "shared",
-        image_size: int = 64,
+        image_size: int | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop: Crop = "center",
@@ -122,6 +123,10 @@ class Domains:
             self.sets[0].root = Path(root)
         self.domains = domains
         self.label_mode = label_space
+        if image_size is None:
+            raise ConfigurationError(
+                "image_size is missing: say on pictures of which side, in pixels, the networks are to run, such as 224."
+            )
         if crop_pct is not None:
             if resize is not None:
                 raise ConfigurationError(f"resize is {resize} and crop_pct {crop_pct}; allowed: one of them.")
@@ -341,6 +346,9 @@ class Domains:
         check_mode(self.calibration, self.public)
         if not self.sets:
             raise ConfigurationError(f"sets is {self.sets!r}; allowed: at least one data set.")
+        for one in (*self.sets, *([self.public] if self.public is not None else [])):
+            if (folder := getattr(one, "root", None)) is not None:
+                check_path(folder, f"root is {folder}")
         check_loading(self.batch_size, self.num_workers)
         whole(1, calibration_batch_size=self.calibration_batch_size, calibration_views=self.calibration_views)
         seeds(seed=self.seed)

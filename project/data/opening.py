@@ -82,7 +82,7 @@ def examine(path: Path) -> Finding:
     """
     try:
         with opened(path) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             shown = _eight_bits(image)
             return Finding(None, False, _orientation(image) in TURNS, shown is not image, _is_transparent(shown))

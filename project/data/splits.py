@@ -1,4 +1,4 @@
-"""Which pictures train, validate and test, by seed and file name alone, whatever the order of listing."""
+"""Which pictures train, validate and test, whatever the order of listing: the test ones by seed and path alone."""
 
 from collections import defaultdict
 from dataclasses import dataclass

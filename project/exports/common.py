@@ -10,6 +10,7 @@ from torch import Tensor
 
 from project.errors import CheckpointError, MergeError
 from project.models import Architecture
+from project.models.attention import fused
 from project.models.strict import differences
 from project.runtime.memory import size
 from project.student import Student
@@ -93,7 +94,7 @@ def blocked_by_kind(student: Student) -> str | None:
         found = original_architecture(student)
     except CheckpointError as error:
         return f"has weights without names: {str(error).rstrip('.')}"
-    if not found.custom and (others := differences(sized(found, student).tensors(), student.dense().state_dict())):
+    if not found.custom and (others := differences(sized(found, student).tensors(), state_of(student))):
         return f"has other tensors than {found.name} ({others[0]})"
     return None
 
@@ -104,8 +105,14 @@ def sized(architecture: Architecture, student: Student) -> Architecture:
 
 
 def state_of(student: Student) -> dict[str, Tensor]:
-    """The tensors of the plain network that a student is, on the CPU, each with memory of its own."""
-    return {name: one.detach().cpu().contiguous().clone() for name, one in student.dense().state_dict().items()}
+    """The tensors of the plain network that a student is, on the CPU, each with memory of its own.
+
+    They have the names that its architecture gives them; of one that the user's code builds, the student's own.
+    """
+    state = student.dense().state_dict()
+    found = original_architecture(student)
+    named = state if found.custom else fused(state, sized(found, student).tensors())
+    return {name: one.detach().cpu().contiguous().clone() for name, one in named.items()}
 
 
 @torch.no_grad()

@@ -50,6 +50,10 @@ def write(student: Student, path: Path) -> Exported:
     notes = list(notes_of(student))
     if student.preprocessing is not None and student.preprocessing.ground is not None:
         notes.append(f"timm lays no transparent pictures on {student.preprocessing.ground}")
+    if student.preprocessing is not None and student.preprocessing.orientation == "applied":
+        notes.append("timm and transformers leave pictures as their pixels lie, whatever their camera noted (EXIF)")
+    if EPSILON in (architecture.arguments or {}):
+        notes.append("timm builds it with epsilons of its own in layer norms")
     with atomic_folder(path, needed) as draft:
         save_file(state, draft / "model.safetensors", metadata={"format": "pt"})
         config = _config(name, arguments, student, classes, _own(library, name))

@@ -6,7 +6,7 @@ clearly not in the present one, the present one is wrong. Nothing is trained, an
 
 The distance of two Gaussians is Bhattacharyya's, averaged over units and then over norms. Against the Kullback-Leibler
 divergence it grows slowly, so that a few units far off, and pictures unlike the others, weigh little. The first norms
-tell most: behind them a network makes up for a wrong start, and odd pictures drown it (measured in docs/results.md).
+tell most: behind them a network makes up for a wrong start, and odd pictures drown it; see docs/results.md.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -38,17 +38,19 @@ from project.student import Source, batch_norms
 
 PICTURES = 64
 """How many pictures of a source the present reading, and the likeliest other one, are judged on."""
-FEW = 12
+FEW = 16
 """How many of them the others are first judged on."""
 SEEN = 50
 """How many batches a norm must have seen: 0.9^50 of its statistics are then those that it was made with."""
 NORMS = 3
 """How many norms, from the first that a reading changes, judge it."""
-SEEMS = 1.4
-"""How many times nearer a reading must be to seem so."""
+AGAIN = 2
+"""How many readings that seem to fit better by few pictures are measured on more."""
+SEEMS = 0.55
+"""The share of what a reading must have for it, by few pictures, to be measured on more."""
 GAP = 0.01
 """How much nearer another reading must be."""
-RATIO = {"colours": 2.0, "domain": 2.0, "size": 3.0, "network": 3.0}
+RATIO = {"colours": 1.7, "domain": 2.0, "size": 3.0, "network": 3.0}
 """How many times nearer, by what it is about: cropping and zooming in training bring other sizes near."""
 NEAR = 0.05
 """How near it must be itself: where no reading is, the norms say nothing."""
@@ -80,7 +82,8 @@ class Row:
     @property
     def seems(self) -> bool:
         """Whether it is worth to be measured on more pictures."""
-        return self.present - self.distance >= GAP / 2 and self.present >= SEEMS * self.distance
+        ratio = SEEMS * RATIO.get(self.reading.kind, inf)
+        return self.present - self.distance >= SEEMS * GAP and self.present >= ratio * self.distance
 
     def beats(self, other: float) -> bool:
         """Whether it is clearly nearer than another distance."""
@@ -167,7 +170,7 @@ def audit(
     if mode == "off":
         return []
     findings = findings_of(sources, domains, data, device)
-    wrong = [finding.sentence() for finding in findings if finding.better]
+    wrong = [finding.sentence() + _against(finding, findings) for finding in findings if finding.better]
     for finding in findings:
         if not finding.better:
             tell(finding.sentence())
@@ -179,6 +182,20 @@ def audit(
     for sentence in wrong:
         warn(f"{sentence}.")
     return findings
+
+
+def _against(finding: Finding, findings: Sequence[Finding]) -> str:
+    """What hinders that a reading is taken, in words: that of pictures is one for all sources."""
+    assert finding.better is not None
+    if finding.better.reading.kind not in ("colours", "size"):
+        return ""
+    fitting = [one.name for one in findings if not one.better and not one.unsure]
+    if not fitting:
+        return ""
+    return (
+        f", but {', '.join(fitting)} {'fits' if len(fitting) == 1 else 'fit'} as read now, and all sources are given "
+        f"pictures in one way: those that read them in two ways are not merged here"
+    )
 
 
 @torch.no_grad()
@@ -286,10 +303,12 @@ class Judge:
         return [row for row in map(self.row, readings) if row is not None]
 
     def settled(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows, the best of those that seem to fit better by few pictures measured on more."""
-        best = _best([row for row in rows if row.seems])
-        again = None if best is None else self.row(best.reading, self.enough(best.reading))
-        return [again if row is best and again is not None else row for row in rows]
+        """The rows, the best of those that seem to fit better measured on more pictures, and the next one too."""
+        seeming = sorted((row for row in rows if row.seems), key=lambda row: row.distance)
+        best = _best(seeming)
+        looked_at = [] if best is None else [best, *(row for row in seeming if row is not best)][:AGAIN]
+        again = {id(row): self.row(row.reading, self.enough(row.reading)) for row in looked_at}
+        return [again.get(id(row)) or row for row in rows]
 
     def enough(self, reading: Reading) -> int:
         """How many pictures decide: fewer where each costs more than in the present reading."""
@@ -343,6 +362,8 @@ def _domain_rows(judges: Mapping[int, Judge]) -> dict[int, list[Row]]:
             words = f"the pictures of {', '.join(owner.domains)}"
             reading = Reading("other", words, f"domains [{', '.join(owner.domains)}]")
             found = distances(judge.network, owner.pictures[:each], judge.first)
+            if not set(judge.first) <= found.keys():  # no unit of one is alive on them
+                continue
             distance = mean_of(found, judge.first)
             rows[index, other] = Row(reading, distance, judge.present.distance, min(each, len(owner.pictures)))
     numbers = list(judges)

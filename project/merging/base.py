@@ -1,6 +1,7 @@
 """The network that sources were fine-tuned from."""
 
 from dataclasses import replace
+from os.path import exists
 from pathlib import Path
 
 from torch import nn
@@ -25,7 +26,7 @@ def load_base(base: str, like: Source, picture: tuple[int, int, int]) -> nn.Modu
         ConfigurationError: If it is neither a file nor such weights, or of another architecture.
         CheckpointError: If it cannot be read or downloaded.
     """
-    if Path(base).exists() or base.startswith((*HUB_NAMES, LOCAL_FOLDER)):
+    if exists(base) or base.startswith((*HUB_NAMES, LOCAL_FOLDER)):
         base_source = load_source(base, None, like.architecture.name, like.architecture.arguments)
     else:
         try:

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import chain
 from typing import Any
 
 from project.errors import ConfigurationError
 from project.models import Description, LabelSpace, Preprocessing
 from project.runtime import warn
 
+SHOWN = 4  # classes in a line
 RESIZE, CROP_PCT = "resize", "crop_pct"  # two ways to say one thing
 
 
@@ -65,6 +67,11 @@ def _candidates(labels: LabelSpace, domains: Sequence[str] | None) -> list[Label
     return [LabelSpace({domain: labels.classes[domain] for domain in choice}, "different") for choice in choices]
 
 
+def classes_of_heads(labels: LabelSpace, domains: Sequence[str]) -> list[tuple[str, ...]]:
+    """The classes of each head that a network of some domains has."""
+    return [labels.classes[domain] for domain in (domains if labels.mode == "different" else domains[:1])]
+
+
 def column_order(
     description: Description, labels: LabelSpace, domains: Sequence[str], origin: str, logits: int
 ) -> list[int] | None:
@@ -82,7 +89,7 @@ def column_order(
     Returns:
         The columns by place; None where its file does not name its classes, or names others, which a message tells.
     """
-    wanted = [labels.classes[domain] for domain in (domains if labels.mode == "different" else domains[:1])]
+    wanted = classes_of_heads(labels, domains)
     known = description.label_space
     if known is not None:
         said = [known.classes[domain] for domain in known.domains] if known.mode == "different" else []
@@ -98,7 +105,8 @@ def column_order(
         places = _places(mine, theirs)
         if places is None:
             if known is None:
-                extra = [name for name in mine if name not in set(theirs)]
+                spelled = set(map(_plain, theirs))
+                extra = [name for name in mine if _plain(name) not in spelled] or list(mine)
                 warn(
                     f"{origin} names classes that the data do not have ({len(extra)} of {len(mine)}, such as {extra[0]}"
                     f"; the data have {theirs[mine.index(extra[0])]} and others); its columns are taken to be the "
@@ -172,6 +180,57 @@ def agreed_preprocessing(known: Mapping[str, Preprocessing | None], stated: Coll
                 )
             agreed[key] = values[key]
     return agreed
+
+
+def sized(agreed: Mapping[str, Any], origins: Collection[str]) -> None:
+    """Refuse to guess at which size networks read pictures.
+
+    Args:
+        agreed: What pictures go through as far as it is known, see :func:`agreed_preprocessing`.
+        origins: The files.
+
+    Raises:
+        ConfigurationError: If the size is not known.
+    """
+    if "image_size" not in agreed:
+        raise ConfigurationError(
+            f"image_size is missing: {', '.join(origins)} do not say on pictures of which size they were trained; say "
+            f"it, such as --image-size 224 (image_size=224 in Python)."
+        )
+
+
+def assumed(
+    description: Description, labels: LabelSpace, domains: Sequence[str], given: Preprocessing | None
+) -> list[str]:
+    """What a run takes for granted of a source, and where it has that from.
+
+    Args:
+        description: What its file says.
+        labels: The data's classes.
+        domains: Its domains.
+        given: What the data's pictures go through; None for pictures that were given prepared.
+    """
+    classes = labels.classes[domains[0]]
+    wanted = list(chain(*classes_of_heads(labels, domains)))
+    own_names = description.class_names
+    whose = "its file"
+    if description.label_space is None and (own_names is None or _places(own_names, wanted) is None):
+        whose = f"order of the data, as its file names {'none' if own_names is None else 'others'}"
+    listed = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''} ({len(classes)})"
+    told = [f"classes {listed} ({whose})"]
+    if given is None:
+        return [*told, "pictures as they were given"]
+    own, plain = description.preprocessing, {field.name: field.default for field in fields(Preprocessing)}
+    for name in (field.name for field in fields(Preprocessing)):
+        value = getattr(given, name)
+        if own is None:
+            origin = "as by default" if value == plain[name] else "option of the data, or another source's file"
+        else:
+            said = getattr(own, name)
+            origin = "its file" if said == value else f"option of the data; its file says {said}"
+        if value is not None:
+            told.append(f"{name} {list(value) if isinstance(value, tuple) else value} ({origin})")
+    return told
 
 
 def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing | None) -> None:

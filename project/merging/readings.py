@@ -3,7 +3,7 @@
 Names and shapes of tensors do not tell these from each other, but running statistics do; see ``audit.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -178,7 +178,7 @@ def _bottleneck_readings(architecture: Architecture, network: nn.Module) -> list
                 Reading(
                     "network",
                     "anti-aliased pooling" if word == "blur" else "average pooling in place of strides",
-                    f"timm's resnet{word}{architecture.name.removeprefix('resnet')}, if it has one, as architecture",
+                    f"architecture timm/resnet{word}50" if architecture.name == "resnet50" else code,
                     change=both(setting(plain), anti_aliased(reads)),
                     after="layer1",
                 )
@@ -273,7 +273,7 @@ def replacing(modules: dict[str, nn.Module]) -> Change:
     return setting({"": dict(modules)})
 
 
-def anti_aliased(reads: dict[str, nn.Module]) -> Change:
+def anti_aliased(reads: Mapping[str, nn.Module]) -> Change:
     """Modules read through others while it is open; ``maxpool`` is replaced.
 
     Args:

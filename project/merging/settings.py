@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +58,7 @@ class Settings:
             )
         if self.memory is not None:
             read_bytes(self.memory)
-        if self.statistics is not None and not self.statistics.is_file():
+        if self.statistics is not None and not isfile(self.statistics):
             check_target(self.statistics, f"statistics is {self.statistics}")
         one_of(Audit, audit=self.audit)
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)

@@ -3,12 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 from project.errors import ConfigurationError
-from project.merging.classes import check_classes, column_order, own_labels, warn_of_preprocessing
+from project.merging.classes import (
+    assumed,
+    check_classes,
+    classes_of_heads,
+    column_order,
+    own_labels,
+    warn_of_preprocessing,
+)
 from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
 from project.models.reading.choosing import Headless, Which
@@ -141,6 +148,8 @@ def place_sources(
                 f"source {source.origin} has {source.logits} logits, "
                 f"but its domains {', '.join(domains)} have {width} classes."
             )
+        granted = "; ".join(assumed(source.description, labels, domains, preprocessing))
+        tell(f"taken for granted of {source.name}: {granted}")
         warn_of_preprocessing(source.origin, source.description.preprocessing, preprocessing)
     check_several(labels)
     return named, owned
@@ -155,7 +164,8 @@ def _arranged(source: Source, labels: LabelSpace, domains: Sequence[str], spec: 
     if known is not None:
         classes = {domain: labels.classes.get(domain, labels.classes[domains[0]]) for domain in known.domains}
         known = LabelSpace(classes, known.mode)
-    description = replace(source.description, label_space=known, class_names=None)
+    names = None if known else tuple(chain(*classes_of_heads(labels, domains)))
+    description = replace(source.description, label_space=known, class_names=names)
     if order == sorted(order):
         return replace(source, description=description)
     moved = sum(place != column for place, column in enumerate(order))

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from project.errors import ConfigurationError, one_of, share
+from project.errors import ConfigurationError, flags, one_of, share
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Align, Space
 from project.methods.shared.arithmetic import task_vectors
@@ -61,6 +61,7 @@ class AdaMerging(Learned):
         super().__init__(scale, steps, batch, rate, norms, seed, align, label)
         one_of(Coefficients, coefficients=coefficients)
         share(keep=keep)
+        flags(plus=plus, clamp=clamp)
         if clamp and scale > 1:
             raise ConfigurationError(f"scale is {scale}, where clamp is true; allowed: 0 to 1, or clamp false.")
         self.coefficients: Coefficients = coefficients

@@ -96,7 +96,7 @@ class Method(ABC):
         Raises:
             ConfigurationError: If a file could not be named so.
         """
-        if label is not None and not re.fullmatch(r"[\w.-]+", label):
+        if label is not None and not (isinstance(label, str) and re.fullmatch(r"[\w.-]+", label)):
             raise ConfigurationError(f"label is {label!r}; allowed: letters, digits, dots, dashes and underscores.")
         self.label = label
 

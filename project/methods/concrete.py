@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from project.errors import above, one_of
+from project.errors import above, flags, one_of
 from project.methods.problem import Problem
 from project.methods.shared import Learned
 from project.methods.shared.aligned import Align, Space
@@ -66,6 +66,7 @@ class Concrete(Learned):
     ) -> None:
         super().__init__(scale, steps, batch, rate, norms, seed, align, label)
         one_of(Coefficients, coefficients=coefficients)
+        flags(binarise=binarise)
         above(0, temperature=temperature, inner_rate=inner_rate)
         self.coefficients: Coefficients = coefficients
         self.temperature, self.binarise, self.inner_rate = temperature, binarise, inner_rate

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from project.allocation import Budget
-from project.errors import ConfigurationError, MergeError, at_least, between, nearest, one_of, whole
+from project.errors import ConfigurationError, MergeError, at_least, between, flags, nearest, one_of, whole
 from project.fit.memory_estimate import picture_bytes
 from project.methods.base import Method, Preparation
 from project.methods.problem import PictureCounts, Problem, Run
@@ -84,6 +84,11 @@ class MaTS(Arithmetic):
         super().__init__(align, label)
         one_of(Estimate, estimate=estimate)
         one_of(Classes, classes=classes)
+        if not isinstance(start, str):
+            raise ConfigurationError(
+                f"start is {start!r}; allowed: the name of a method, or one of {', '.join(GIVEN)}."
+            )
+        flags(precondition=precondition)
         whole(0, iterations=iterations, watch=watch)
         at_least(0, tolerance=tolerance, damping=damping)
         between(0, 1, off_diagonal=off_diagonal)

@@ -1,16 +1,16 @@
 """PLeaS: permutation, partial merging, and least squares for every layer (arXiv 2407.02447)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import inf
 from typing import Literal
 
 from project.alignment import Similarity, UnitMap
 from project.allocation import Budget
-from project.errors import ConfigurationError, at_least, one_of, share, whole
+from project.errors import ConfigurationError, at_least, flags, one_of, share, whole
 from project.fit import KeptFits, SequentialFit, stages, unfitted
 from project.methods.base import Merged, Method, Preparation
 from project.methods.permutation import Permutation, Separate
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
+from project.methods.shared.arguments import check_domain_weights
 from project.methods.shared.matching import By
 from project.methods.shared.pleas_joint import Heads, JointFit, Targets, left_alone
 from project.methods.shared.pleas_memory import joint_memory, sequential_memory
@@ -96,9 +96,8 @@ class PLeaS(Permutation):
         one_of(NormSide, norm=norm)
         one_of(Logits, logits=logits)
         one_of(Heads, heads=heads)
-        for domain, weight in (weights or {}).items():
-            if not 0 <= weight < inf:
-                raise ConfigurationError(f"weights gives {domain!r} {weight}; allowed: 0 or more.")
+        flags(compensate=compensate)
+        check_domain_weights(weights)
         if fit == "joint":
             for name, given, default in (
                 ("norm", norm, "after"),

@@ -67,6 +67,8 @@ class Tuned(Method):
         super().__init__(label)
         one_of(Criterion, criterion=criterion)
         share(whole=False, held_out=held_out)
+        if not isinstance(method, Method):
+            raise ConfigurationError(f"method is {method!r}; allowed: a method, such as project.methods.TIES().")
         if not method.single:
             raise ConfigurationError(
                 f"method is {type(method).__name__}, which makes several students; allowed: methods that make one for "
@@ -215,12 +217,14 @@ def check_grid(method: Method, grid: Mapping[str, Sequence[Any]]) -> None:
     """
     allowed = [name for name in method.arguments if name != "label"]
     kind = type(method).__name__
+    if not isinstance(grid, Mapping):
+        raise ConfigurationError(f"grid is {grid!r}; allowed: lists of values for arguments of {kind}, by name.")
     if not grid:
         raise ConfigurationError(f"grid is empty; name arguments of {kind}: {', '.join(allowed)}.")
     for name, values in grid.items():
         if name not in allowed:
             raise ConfigurationError(
-                f"grid names {name!r}{nearest(name, allowed)}; arguments of {kind}: {', '.join(allowed)}."
+                f"grid names {name!r}{nearest(str(name), allowed)}; arguments of {kind}: {', '.join(allowed)}."
             )
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigurationError(f"grid gives {values!r} for {name!r}; allowed: a list of values, one at least.")

@@ -132,7 +132,7 @@ def fused(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tens
         names: Of the tensors of what it was given.
 
     Returns:
-        Names -> tensors; of those that were not written out, as they are.
+        Names -> tensors; those that were not written out as they are, without those that nothing tells.
     """
     found = dict(state)
     for name in state:
@@ -149,6 +149,6 @@ def fused(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tens
             found[name] = state[f"{inner}{PROJECTIONS['qkv'.index(match[1])]}.weight"]
         elif parts := [one for one in PROJECTIONS if f"{inner}{one}.{leaf}" in state]:
             found[name] = torch.cat([state[f"{inner}{one}.{leaf}"] for one in parts])
-        else:
-            found[name] = state[f"{stem.removesuffix('out_proj')}output.{leaf}"]
-    return {name: found[name] for name in names}
+        elif (output := f"{stem.removesuffix('out_proj')}output.{leaf}") in state:
+            found[name] = state[output]
+    return {name: found[name] for name in names if name in found}

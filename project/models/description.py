@@ -1,7 +1,7 @@
 """What a file of weights says about itself, as plain values that load without running code."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from project.errors import CheckpointError, ConfigurationError
@@ -48,7 +48,7 @@ class Description:
             inside["classes"] = {domain: list(names) for domain, names in self.label_space.classes.items()}
             inside["label_mode"] = self.label_space.mode
         if self.preprocessing:
-            inside["preprocessing"] = self.preprocessing.plain
+            inside["preprocessing"] = asdict(self.preprocessing)
         return {ENTRY: inside}
 
     @classmethod

@@ -22,9 +22,9 @@ GROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What pictures go through before a network reads them; :attr:`plain` is fit for JSON, ``**`` brings it back.
+    """What pictures go through before a network reads them; `dataclasses.asdict` of it is fit for JSON.
 
-    A field at its default does what this class did before it had the field.
+    ``**`` brings it back. A field at its default does what this class did before it had the field.
 
     Args:
         image_size: Side of the square input, in pixels.
@@ -84,7 +84,7 @@ class Preprocessing:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """All that was there from the start, and what of the rest is not at its default, as plain values."""
+        """As plain values, without fields at their defaults that came later than what was written of it."""
         late = {field.name: field.default for field in fields(self)[4:]}
         return {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
 

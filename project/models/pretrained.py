@@ -43,7 +43,7 @@ def find_weights(architecture: Architecture, weights: str) -> WeightsEnum:
     Raises:
         ConfigurationError: If there is none for the architecture.
     """
-    if architecture.name in CIFAR_NETS or architecture.custom:
+    if architecture.name in CIFAR_NETS or architecture.custom or architecture.of_timm:
         raise ConfigurationError(
             f"weights is {weights!r}, but there are no ImageNet weights of {architecture.name}, only of "
             f"{', '.join(IMAGENET_NETS)} and torchvision's other networks."

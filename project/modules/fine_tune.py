@@ -39,8 +39,8 @@ class FineTuneModule(LightningModule):
 
     Args:
         architecture: Name of the network: resnet18, 34, 50, 101, 152, for small pictures resnet8, 20, 32, 44, 56, 110,
-            another classification network by torchvision's name, or the dotted path of a class or function of your own
-            that builds one, such as mypackage.models.MyNet.
+            another classification network by torchvision's name, timm's behind timm/, or the dotted path of a class or
+            function of your own that builds one, such as mypackage.models.MyNet.
         weights: ImageNet weights to start from, by torchvision's name, such as IMAGENET1K_V1. Random by default.
         base: File of weights to start from; its head is left out where it has another number of classes.
         stem: First layers of resnet18 to resnet152: imagenet, or small (no early downsampling) for small pictures.
@@ -53,8 +53,8 @@ class FineTuneModule(LightningModule):
         freeze: Names of parts that are left as they are, batch norm statistics included, such as conv1 or layer1.0.
         scope: Pull of the weights of every convolution and linear layer towards a weight scope (WSA, which claims that
             networks trained apart average better then). None by default; ``train/scope`` is logged where there is one.
-        arguments: Keyword arguments of a dotted path, or of torchvision's other networks; where a dotted path takes
-            ``num_classes``, the data give it.
+        arguments: Keyword arguments of a dotted path, or of torchvision's other networks and timm's; where a dotted
+            path takes ``num_classes``, the data give it.
 
     Raises:
         ConfigurationError: If the arguments contradict each other, or a name is not known.

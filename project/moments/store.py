@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from project.errors import CheckpointError, ConfigurationError, MergeError
+from project.errors import CheckpointError, ConfigurationError, MergeError, present
 from project.moments.fingerprint import Fingerprint, PictureSum
 from project.moments.statistics import UNITS, Statistics, domain_of
 from project.runtime.lock import only_writer
@@ -210,6 +210,7 @@ def add_statistics(paths: Sequence[str | Path], out: str | Path) -> StoredStatis
         CheckpointError: If one cannot be read, or holds what no pictures can leave.
         StorageError: If there is no room for the sum, or the disk fails.
     """
+    present(*paths, what="The file of statistics")
     if len(paths) < 2 or len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigurationError(f"files is {', '.join(map(str, paths))}; allowed: two or more, each once.")
     check_target(out, f"out is {out}")

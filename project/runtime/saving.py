@@ -16,36 +16,49 @@ from torch import Tensor, nn
 from project.errors import ConfigurationError
 from project.runtime.space import check_space, writing
 
-NAMES = "PC_NAME_MAX"  # the length of a file's name that its disk takes, in bytes
+NAMES, PATHS = "PC_NAME_MAX", "PC_PATH_MAX"  # the length of a file's name, and of its path, that its disk takes
+BELOW = 256  # bytes of a path for what lies below a folder, or is written beside a file
+SHOWN = 24  # characters of a file's name that its draft's name repeats
 
 
-def check_writable(folder: Path, given: str) -> None:
+def check_path(path: str | Path, given: str) -> None:
+    """Refuse a path that no file or folder can have: too long, or with a zero byte in it.
+
+    Args:
+        path: Of a file or folder, there or not.
+        given: What the user has given, such as ``root is here``, for the message.
+
+    Raises:
+        ConfigurationError: With what is wrong.
+    """
+    if reason := _impossible(path):
+        raise ConfigurationError(f"{given}, which nothing can be called: {reason}.")
+
+
+def check_writable(folder: Path, given: str, marks: int = 0) -> None:
     """Refuse a folder that can be neither written to nor made; nothing is made yet.
 
     Args:
         folder: The folder.
         given: What the user has given, such as ``run is here``, for the message.
+        marks: Bytes by which names that are going to stand beside it are longer than its own.
 
     Raises:
         ConfigurationError: With the folder that is in the way.
     """
-    there = folder.absolute()
-    while not os.path.lexists(there):
-        there = there.parent
-    missing = folder.absolute().relative_to(there).parts
-    reason = ""
-    try:
-        if not there.is_dir():
-            reason = f"{there} is no folder"
-        elif "\0" in str(folder) or max(map(len, map(os.fsencode, missing)), default=0) > os.pathconf(there, NAMES):
-            reason = os.strerror(errno.ENAMETOOLONG) if "\0" not in str(folder) else "its name holds a zero byte"
-        else:
-            with TemporaryFile(dir=there):
-                pass
-    except PermissionError:
-        reason = f"{there} does not allow it"
-    except OSError as error:
-        reason = f"{there}: {error.strerror}"
+    reason = _impossible(folder, marks)
+    if not reason:
+        there = _nearest(folder)
+        try:
+            if not there.is_dir():
+                reason = f"{there} is no folder"
+            else:
+                with TemporaryFile(dir=there):
+                    pass
+        except PermissionError:
+            reason = f"{there} does not allow it"
+        except OSError as error:
+            reason = f"{there}: {error.strerror}"
     if reason:
         raise ConfigurationError(f"{given}, which cannot be written to: {reason}.")
 
@@ -62,7 +75,42 @@ def check_target(path: str | Path, given: str) -> None:
     """
     if os.path.isdir(path):
         raise ConfigurationError(f"{given}, which is a folder; allowed: a file.")
-    check_writable(Path(path).parent if os.path.exists(path) else Path(path), given)
+    if os.path.exists(path):
+        check_writable(Path(path).parent, given)
+    else:
+        check_writable(Path(path), given, len("..lock"))
+
+
+def _nearest(path: str | Path) -> Path:
+    """A path, or the nearest above it that is there."""
+    there = Path(path).absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    return there
+
+
+def _impossible(path: str | Path, marks: int = 0) -> str:
+    """Why nothing can be called so; empty where something can, or is."""
+    if "\0" in str(path):
+        return "its name holds a zero byte"
+    there, whole = _nearest(path), Path(path).absolute()
+    missing = [len(os.fsencode(part)) for part in whole.relative_to(there).parts]
+    if not missing:
+        return ""
+    missing[-1] += marks
+    try:
+        longest, longest_path = os.pathconf(there, NAMES), os.pathconf(there, PATHS)
+    except OSError as error:  # of a link that leads nowhere, say
+        return f"{there}: {error.strerror}"
+    if max(missing) > longest or len(os.fsencode(whole)) + BELOW > longest_path:
+        return os.strerror(errno.ENAMETOOLONG)
+    return ""
+
+
+def _draft(path: Path) -> Path:
+    """Where to write what shall be at a path: beside it, as replacing works on one disk only, under a shorter name."""
+    shown = path.name[:SHOWN]  # with all of it, a name that the disk takes had a draft that it does not
+    return path.with_name(f".{shown}.{uuid4().hex}.tmp")
 
 
 @contextmanager
@@ -81,7 +129,7 @@ def atomic_path(path: str | Path, needed: int = 0, *, lasting: bool = True) -> I
     with writing(path):
         check_space({path: needed})
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # the same folder: replacing works on one disk only
+        draft = _draft(path)
         try:
             yield draft
             if lasting:
@@ -108,7 +156,7 @@ def atomic_folder(path: str | Path, needed: int = 0) -> Iterator[Path]:
     with writing(path):
         check_space({path: needed})
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+        draft = _draft(path)
         try:
             draft.mkdir()
             yield draft

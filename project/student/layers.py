@@ -89,8 +89,7 @@ def resized(layer: nn.Module, inputs: int, outputs: int, groups: int | None = No
 
 def _derived(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
     """A copy of a layer whose class is derived from torch's, with the tensors and widths of a plain one."""
-    result, plain = copy.copy(layer), resized(layer, inputs, outputs)
-    result.__dict__ = {**layer.__dict__, "_parameters": dict(layer._parameters), "_modules": dict(layer._modules)}
+    result, plain = copy.deepcopy(layer), resized(layer, inputs, outputs)
     result._parameters |= {name: plain._parameters[name] for name in ("weight", "bias")}
     for name in ("in_channels", "out_channels", "groups", "in_features", "out_features"):
         if hasattr(plain, name):

@@ -189,15 +189,15 @@ def multiplied(found: Records, node: fx.Node) -> None:
     heads = rows.numel() // rows.shape[-1]
     if over.numel() > 1 or heads == 1:
         _together(found, node, heads, rows, over)
-    found.products.append((rows.flatten(), found.shape(node)[:-2].numel() * _sizes(found, node) // found.batch))
+    found.products.append((rows.flatten(), _mixed(found, node, sides[0] if kept[1] else sides[1])))
     found.values[node] = found.units.value(mixed)
 
 
-def _sizes(found: Records, node: fx.Node) -> int:
-    """Products that each unit of a value that attention puts together takes: positions times positions, over heads."""
-    heads = max(1, found.shape(node)[-3] if len(found.shape(node)) > 3 else 1)
-    left = found.shape(cast(fx.Node, node.args[0]))
-    return left[-1] * left[-2] // heads
+def _mixed(found: Records, node: fx.Node, matrix: fx.Node) -> int:
+    """Products that each unit takes which a matrix of positions puts together: its entries, the heads apart."""
+    shape, matrix_shape = found.shape(node), found.shape(matrix)
+    heads = shape[-3] if len(shape) > 3 else 1
+    return shape[:-2].numel() * matrix_shape[-2] * matrix_shape[-1] // max(1, heads) // found.batch
 
 
 def _pairs(found: Records, node: fx.Node) -> int:

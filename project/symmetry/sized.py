@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _orig_module_call, _orig_module_getattr
 
-BATCH = 1009  # pictures: prime, and larger than what multiplies other sizes, so that no other is taken for it
+BATCH = 100003  # pictures: prime, and larger than any other size, so that none is taken for a multiple of it
 TOLD = ("ndim", "dtype", "is_cuda", "layout", "requires_grad", "is_floating_point")
 
 

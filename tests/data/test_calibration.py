@@ -115,7 +115,7 @@ def test_pictures_are_checked_before_long_work_drawn_or_not(folders: Make) -> No
         Domains(sets, image_size=8, calibration="all", on_error="skip").check_pictures()
     assert len(told) == 1
     with pytest.raises(ConfigurationError, match=r"check is 'all'; allowed: 'listed', 'used'"):
-        Domains(sets, check="all")  # type: ignore[arg-type]
+        Domains(sets, image_size=8, check="all")  # type: ignore[arg-type]
 
 
 def test_classes_of_one_picture_are_told_apart_from_no_share(folders: Make) -> None:

@@ -157,7 +157,7 @@ def test_classes_that_differ_need_the_different_label_space(folders: Make) -> No
 def test_a_domain_in_two_sets_is_refused(folders: Make) -> None:
     sets = folders(EQUAL)
     with pytest.raises(ConfigurationError, match="domain art twice"):
-        DomainDataModule([sets, sets]).read()
+        DomainDataModule([sets, sets], image_size=8).read()
 
 
 def test_unreadable_pictures(folders: Make, tmp_path: Path) -> None:
@@ -198,13 +198,14 @@ def test_a_use_without_pictures_is_told(folders: Make) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"crop": "left"}, "crop is 'left'"),
         ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": None}, "image_size is missing"),
         ({"std": (0.0, 1.0, 1.0)}, "std is"),
         ({"mean": (0.0, 1.0)}, "mean is"),
     ],
 )
 def test_impossible_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        DomainDataModule(**{"sets": ImageFolders("data")} | options)
+        DomainDataModule(**{"sets": ImageFolders("data"), "image_size": 8} | options)
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -212,6 +213,6 @@ def test_it_is_made_from_a_configuration(listed: bool) -> None:
     one = {"class_path": "project.data.Shapes", "init_args": {"root": "somewhere", "domains": ["photo"]}}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DomainDataModule, "data")
-    made = parser.instantiate(parser.parse_object({"data": {"sets": [one] if listed else one}})).data
+    made = parser.instantiate(parser.parse_object({"data": {"sets": [one] if listed else one, "image_size": 8}})).data
     assert made.sets[0].root == Path("somewhere")
     assert made.sets[0].domains == ["photo"]

@@ -75,8 +75,8 @@ def test_no_pictures_at_all(folders: Make) -> None:
 def test_public_pictures_are_of_no_domain_that_is_merged(folders: Make, wanted: int | None, count: int) -> None:
     sets = folders(COUNTS)
     public = ImageFolders(sets.root, ["oil"])
-    options: dict[str, Any] = {"calibration": "public", "public": public, "public_pictures": wanted}
-    data = DomainDataModule(sets, domains=["art", "photo"], image_size=8, **options)
+    options: dict[str, Any] = {"image_size": 8, "calibration": "public", "public": public, "public_pictures": wanted}
+    data = DomainDataModule(sets, domains=["art", "photo"], **options)
     assert data.domain_names == ("art", "photo")
     assert data.calibration_counts() == {"public": count}
     samples = data.samples("public", "calibration")
@@ -120,7 +120,7 @@ def test_the_command_line_knows_every_mode(value: str) -> None:
     parser.add_class_arguments(DomainDataModule, "data")
     public = "--data.public={class_path: project.data.PictureFolder, init_args: {root: x}}"
     sets = "--data.sets={class_path: project.data.ImageFolders, init_args: {root: x}}"
-    parsed = parser.parse_args([sets, public, "--data.calibration", value])
+    parsed = parser.parse_args([sets, public, "--data.image_size", "8", "--data.calibration", value])
     assert parsed.data.calibration == (int(value) if value.isdecimal() else value)
     built = parser.instantiate(parsed).data
     assert built.calibration == parsed.data.calibration

@@ -199,6 +199,12 @@ def test_a_picture_is_handed_to_no_program(tmp_path: Path, monkeypatch: pytest.M
         open_picture(tmp_path / "a.png")
 
 
+def test_the_smallest_jpegs_are_pictures(tmp_path: Path) -> None:
+    for side in (1, 7, 8):
+        Image.new("RGB", (side, 9)).save(tmp_path / "a.jpg")
+        assert defect(tmp_path / "a.jpg") is None
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     assert defect(tmp_path / "a.png") == "it is no file"

@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import project
+from project.data.given import GivenPictures
 from project.errors import ConfigurationError
-from project.merging.audit import PICTURES, SEEN, Finding, findings_of
+from project.merging.audit import PICTURES, SEEN, Finding, audit, findings_of
 from project.merging.readings import NORMALISATIONS, Prepared, guessed, network_readings
 from project.models import Architecture, Description, Preprocessing
 from project.models.architecture import Stem
@@ -174,6 +175,21 @@ def test_networks_with_the_same_tensors(name: str, stem: Stem, size: int, faint:
     assert not any(torch.allclose(one, other) for one, other in combinations(logits, 2))
 
 
+@pytest.mark.slow
+def test_anti_aliased_networks_are_timms() -> None:
+    timm = pytest.importorskip("timm")
+    made = trained(network(0, "resnet50"), Held("warmer", size=64).sample("warmer", 8))
+    for reading in network_readings(Architecture("resnet50", 2), made):
+        if reading.mend.startswith("architecture timm/"):
+            other = timm.create_model(reading.mend.removeprefix("architecture timm/"), num_classes=2).eval()
+            other.load_state_dict(made.state_dict())
+            pictures = torch.randn(2, 3, 64, 64)
+            assert reading.change is not None
+            with reading.change(made):
+                assert torch.allclose(made(pictures), other(pictures), atol=1e-5)
+            assert not torch.allclose(made(pictures), other(pictures), atol=1e-2)
+
+
 def test_what_tells_nothing_says_so() -> None:
     data, pictures = Held("warmer", "wet"), Held("warmer").sample("warmer", PICTURES)
     first, second = (trained(network(seed), pictures) for seed in range(2))
@@ -200,27 +216,30 @@ def test_what_tells_nothing_says_so() -> None:
     assert "far from all readings" in finding.sentence()
 
 
-def test_a_merge_stops_warns_or_looks_away() -> None:
+def test_it_stops_warns_or_looks_away() -> None:
     domains = ("warmer", "wet")
     given = {domain: Held(domain).sample(domain, PICTURES) for domain in domains}
     networks = [trained(network(seed), given[domain]) for seed, domain in enumerate(domains)]
-    project.merge(networks, given, method="average")
     turned = {domain: pictures.flip(1) for domain, pictures in given.items()}
     with pytest.raises(ConfigurationError, match=r"blue before red.*channels BGR of the pictures.*audit 'warn'"):
         project.merge(networks, turned, method="average")
+    sources, owned = [source(one) for one in networks], [["warmer"], ["wet"]]
     with pytest.warns(UserWarning, match="blue before red"):
-        project.merge(networks, turned, method="average", audit="warn")
-    with pytest.raises(ConfigurationError, match="pictures of wet"):
-        project.merge(networks, dict(zip(domains, reversed(given.values()), strict=True)), method="average")
+        assert len(audit(sources, owned, GivenPictures(turned), "warn")) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        project.merge(networks, turned, method="average", audit="off")
+        assert audit(sources, owned, GivenPictures(turned), "off") == []
+        assert not any(finding.better for finding in audit(sources, owned, GivenPictures(given)))
+    exchanged = GivenPictures({"warmer": given["wet"], "wet": given["warmer"]})
+    with pytest.raises(ConfigurationError, match=r"pictures of wet.*domains \[wet\]"):
+        audit(sources, owned, exchanged)
     with pytest.raises(ConfigurationError, match="audit is 'no'"):
-        project.merge(networks, given, method="average", audit="no")
+        project.merge(networks, given, method="average", audit="no")  # type: ignore[typeddict-item]
 
 
 def test_pictures_in_memory_tell_what_they_have_gone_through() -> None:
-    plain = textures("warmer")
+    plain = textures("warmer").clone()
+    plain[0, :, 0, 0], plain[0, :, 0, 1] = 0, 1
     for mean, std in NORMALISATIONS.values():
         found = guessed((plain - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1), 48)
         assert found is not None

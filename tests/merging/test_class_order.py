@@ -14,7 +14,7 @@ from torch import nn
 import project
 from project.errors import ConfigurationError
 from project.merging import SourceFile
-from project.merging.classes import column_order
+from project.merging.classes import assumed, column_order
 from project.models import Description, LabelSpace
 from project.models.scores import OrderScores, meanings
 from project.modules.scored import load_scored_networks
@@ -79,6 +79,8 @@ def test_sources_in_different_orders_are_put_into_one(
     assert same_state(merged.network.state_dict(), expected.network.state_dict())
     assert merged.labels == expected.labels
     assert f"{turned} has 5 of its classes in other places than the data; its columns" in caplog.text
+    *_, granted = (one.getMessage() for one in caplog.records if "taken for granted of sketch" in one.getMessage())
+    assert "classes 1, 10, 2, TV, … (5) (its file)" in granted
 
 
 def test_scored_networks_answer_in_the_order_of_the_data(tmp_path: Path) -> None:
@@ -112,7 +114,17 @@ def test_other_spellings_are_the_same_names_and_other_names_are_told() -> None:
     assert column_order(spelled, labels, ["d"], "a.pth", 3) == [2, 0, 1]
     assert column_order(Description(class_names=("x", "y")), labels, ["d"], "a.pth", 3) is None  # of another head
     with pytest.warns(UserWarning, match=r"a.pth names classes that the data do not have \(1 of 3, such as cow"):
-        assert column_order(Description(class_names=("TV", "cow", "Alarm_Clock")), labels, ["d"], "a.pth", 3) is None
+        assert column_order(Description(class_names=("tv", "cow", "Alarm_Clock")), labels, ["d"], "a.pth", 3) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(("b", "a"), "its file"), (("a", "c"), "as its file names others"), (None, "as its file names none")],
+)
+def test_whose_the_order_is_stands_beside_it(names: tuple[str, ...] | None, words: str) -> None:
+    told, *_ = assumed(Description(class_names=names), LabelSpace({"d": ("a", "b")}), ["d"], None)
+    assert told.startswith("classes a, b (2) (")
+    assert words in told
 
 
 def test_heads_of_several_domains_are_ordered_each() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from project.errors import TraceError
 from project.models import written_out
+from project.models.attention import fused
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,26 @@ def test_masks_are_refused() -> None:
     values = torch.randn(1, 3, 8)
     with pytest.raises(TraceError, match="mask"):
         written_out(nn.MultiheadAttention(8, 2))(values, values, values, attn_mask=torch.zeros(1, 1))
+
+
+class Block(nn.Module):
+    """Projections for queries, keys and values at once, and for keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.kv = nn.Linear(8, 24), nn.Linear(8, 16, bias=False)
+
+
+def test_tensors_go_back_under_the_names_before() -> None:
+    network = nn.ModuleDict({"block": Block(), "attention": nn.MultiheadAttention(8, 2)})
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = written_out(network).state_dict()
+    assert {"block.qkv.query.weight", "block.kv.value.weight", "attention.key.bias"} <= state.keys()
+    back = fused(state, before)
+    assert back.keys() == before.keys()
+    assert all(torch.equal(back[name], before[name]) for name in before)
+
+
+def test_names_that_nothing_tells_are_left_out() -> None:
+    assert fused({"conv.weight": torch.ones(1)}, ["conv.weight", "conv.gain"]).keys() == {"conv.weight"}

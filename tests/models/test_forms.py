@@ -40,6 +40,13 @@ def averaged(state: Tensors) -> Tensors:
     return {"n_averaged": torch.tensor(7), **prefixed("module.", state)}
 
 
+class Learner:
+    """Holds a network, as fastai's does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.dls, self.loss_func, self.lr = model, ["pictures"], nn.CrossEntropyLoss(), 0.1
+
+
 FORMS: dict[str, Callable[[Tensors, nn.Module], Any]] = {
     "torchvision's script": lambda t, _: {
         "model": t, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []},
@@ -60,6 +67,7 @@ FORMS: dict[str, Callable[[Tensors, nn.Module], Any]] = {
     "module": lambda _, n: n,
     "module in a mapping": lambda _, n: {"model": n, "epoch": 3},
     "parallel module": lambda _, n: {"net": nn.DataParallel(n)},
+    "an object that holds a module": lambda _, n: Learner(n),
     "deep mappings": lambda t, _: {"checkpoint": {"network": {"weights": t}}, "epoch": 2},
     "trunk and head apart": lambda t, _: {
         "encoder": {name: one for name, one in t.items() if not name.startswith("fc.")},

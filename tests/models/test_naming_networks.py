@@ -14,13 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18, squeezenet1_1
 
+from project.allocation import stored_bytes
 from project.checking import check_model
 from project.errors import CheckpointError, ConfigurationError, PleasError, present
 from project.models import Architecture, Preprocessing, load_network, read_description, read_weights
 from project.models.preprocessing import resize_of
 from project.models.reading.config import said_by
 from project.models.reading.folder import name_of_place
-from project.student import load_source
+from project.modules import FineTuneModule
+from project.student import load_source, source_of
 from tests.models.test_writers import hub_resnet, random_network
 
 HUB18 = {
@@ -112,6 +114,7 @@ def test_what_a_file_says_of_itself_comes_before_the_folder(tmp_path: Path) -> N
         ({"model_type": "convnext", "patch_size": 2}, "patch_size 2"),
         ({"model_type": "swin", "architectures": ["SwinForImageClassification"]}, "SwinForImageClassification of tran"),
         ({**HUB18, "depths": 3}, "config.json cannot be read"),
+        ({"model_type": "vit", "hidden_size": 0}, "config.json cannot be read"),
         ({**TIMM18, "pretrained_cfg": {"mean": [0, 0]}}, "mean is"),
         ({**TIMM18, "pretrained_cfg": 3}, "cannot be read"),
         ("[]", "holds a list"),
@@ -122,6 +125,15 @@ def test_what_a_file_says_of_itself_comes_before_the_folder(tmp_path: Path) -> N
 def test_a_description_that_no_network_has_is_told(config: Any, words: str, tmp_path: Path) -> None:
     where = folder(tmp_path / "f", config, nn.Linear(3, 2).state_dict())
     with pytest.raises(PleasError, match=words):
+        load_network(where)
+
+
+@pytest.mark.parametrize("said", [{"rescale_factor": 0}, {"resample": 6}, {"resample": -1}, {"image_mean": {"a": 0}}])
+def test_a_description_of_pictures_that_cannot_be_is_told(said: dict[str, Any], tmp_path: Path) -> None:
+    where = folder(tmp_path / "f", HUB18, nn.Linear(3, 2).state_dict())
+    processor = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, **said}
+    (where / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         load_network(where)
 
 
@@ -362,10 +374,22 @@ def test_a_name_that_timm_has_not(timm: Any) -> None:
 
 
 def test_a_network_of_timm_in_memory_has_a_name(timm: Any) -> None:
-    from project.student import source_of
-
     source = source_of(timm.create_model("resnet10t", num_classes=3), "a")
     assert source.architecture == Architecture("timm/resnet10t", 3)
+
+
+def test_a_network_of_timm_is_trained_by_name(timm: Any) -> None:
+    """Its first weights hang on the seed alone."""
+    module, built = FineTuneModule("timm/resnet10t", num_classes=3), []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        built.append(module.draft.build())
+    assert module.writes().weights == stored_bytes(built[0].state_dict())
+    first, again, other = (network.state_dict()["conv1.0.weight"] for network in built)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    with pytest.raises(ConfigurationError, match="there are no ImageNet weights of timm/resnet10t"):
+        FineTuneModule("timm/resnet10t", weights="IMAGENET1K_V1")
 
 
 TWINS: dict[str, tuple[str, dict[str, Any], str]] = {

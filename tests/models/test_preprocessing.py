@@ -1,7 +1,7 @@
 """What pictures go through, said and read back."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -31,6 +31,7 @@ def test_files_from_before_a_field_are_read_as_they_were_meant() -> None:
 def test_every_field_comes_back_from_a_file(name: str | None) -> None:
     given = Preprocessing(224, **(EVERYTHING if name is None else {name: EVERYTHING[name]}))
     entries = Description(preprocessing=given).to_entries()
+    assert entries["pleas"]["preprocessing"].keys() == {field.name for field in fields(given)}  # and says all of it
     assert Description.from_entries(entries).preprocessing == given
     assert Preprocessing(**asdict(given)) == Preprocessing(**given.plain) == given
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import permuted_copy, randomised, traced
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet18
 
+import project
 from project.errors import CheckpointError
-from project.models import load_network
+from project.methods import Permutation, PLeaS
+from project.models import Architecture, load_network
 from project.models.reading.renaming import TABLES, Renaming
 
 
@@ -82,7 +85,7 @@ def hub_resnet() -> nn.Module:
 
 def mm_resnet() -> nn.Module:
     """ImageClassifier of a ResNet and a LinearClsHead."""
-    backbone = resnet50(num_classes=5)
+    backbone = resnet18(num_classes=5)
     head = backbone.fc
     backbone.fc = nn.Identity()  # type: ignore[assignment]
     return Named(backbone=backbone, head=Named(fc=head))
@@ -219,7 +222,7 @@ def random_network(build: Callable[[], nn.Module]) -> nn.Module:
     return network.eval()
 
 
-SLOW = ("fastai's own head, of timm", "mmpretrain")
+SLOW = ("fastai's own head, of timm",)
 
 
 @pytest.mark.parametrize("writer", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in WRITERS])
@@ -248,6 +251,29 @@ def test_logits_are_the_writers(writer: str, tmp_path: Path, caplog: pytest.LogC
         torch.testing.assert_close(fresh(pictures), expected, atol=0, rtol=0)
     assert weights.architecture is not None
     assert weights.architecture.shortcut == ("padding" if writer == "option A" else "projection")
+
+
+@pytest.mark.slow
+def test_networks_of_option_a_merge_and_average(tmp_path: Path) -> None:
+    """Units of a stage are tied to a range of the next: a network and its permuted copy give it back."""
+    architecture, pictures = Architecture("resnet8", 5, shortcut="padding"), torch.randn(16, 3, 16, 16)
+    made, twin = (randomised(architecture.build(), seed).eval() for seed in range(2))
+    permuted_copy(made, twin, traced(made, (3, 16, 16)), 1)
+    files = {"photo": tmp_path / "photo.pth", "sketch": tmp_path / "sketch.pth"}
+    for file, one in zip(files.values(), (made, twin), strict=True):
+        torch.save({"net": table_of("ResNets whose shortcut").theirs(one.state_dict())}, file)
+    with torch.no_grad():
+        expected = made(pictures)
+        for method in (Permutation(matching="weights"), PLeaS(matching="weights")):
+            student = project.merge(
+                files, dict.fromkeys(files, pictures), 1.0, method, renormalise=False, progress=False
+            )
+            # sums of float32 in another order, and what the fit's pull leaves of rounding
+            torch.testing.assert_close(student(pictures), expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+    project.average(list(files.values()), tmp_path / "mean.pth", image_size=16, progress=False)
+    mean, _ = load_network(tmp_path / "mean.pth")
+    for name, tensor in made.state_dict().items():
+        torch.testing.assert_close(mean.state_dict()[name], tensor, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrap", ["", "model."])

@@ -193,7 +193,9 @@ def test_data_must_map_domains_to_pictures(place: Place) -> None:
 
 def test_labelled_batches_are_refused_before_anything_is_loaded(place: Place) -> None:
     place.student.unlink()
-    data = DomainDataModule(Shapes(place.student.parent / "data", size=8, train_per_class=2, test_per_class=1))
+    data = DomainDataModule(
+        Shapes(place.student.parent / "data", size=8, train_per_class=2, test_per_class=1), image_size=8
+    )
     with pytest.raises(ConfigurationError, match="data is DomainDataModule; use UnlabelledDataModule"):
         place.trainer().fit(place.module(), datamodule=data)
 

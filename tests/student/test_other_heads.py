@@ -49,6 +49,7 @@ def test_students_of_other_heads_load_again(head: str, tmp_path: Path) -> None:
     assert torch.equal(again(pictures["photo"]), student(pictures["photo"]))
 
 
+@pytest.mark.slow
 def test_a_network_and_its_permuted_copy_with_fastais_head(tmp_path: Path) -> None:
     """Units of its hidden layer and of the norms around it move together, in larger students and in averages."""
     made = randomised(Architecture("resnet8", 5, hidden=7, head_bias=False, head="fastai").build(), 0).eval()

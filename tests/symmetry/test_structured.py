@@ -10,6 +10,7 @@ from helpers import traced
 from kinds import KINDS, SIDE, kind
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from project.errors import MergeError
 from project.models import written_out
@@ -145,3 +146,28 @@ def test_number_of_groups(name: str, groups: int) -> None:
     with torch.device("cpu" if name.startswith("regnet") else "meta"):  # it computes its widths with tensors
         network = written_out(BIG[name]().eval())
     assert len(trace(network, (3, 64, 64)).free) == groups
+
+
+class Mixing(nn.Module):
+    """Positions that are put together by their likeness, units before positions or behind them."""
+
+    def __init__(self, before: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Conv2d(3, units, 1) for units in (4, 4, 6))
+        self.head, self.before = nn.Linear(6, 2), before
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        likeness = (query.transpose(1, 2) @ key).softmax(-1)
+        mixed = value @ likeness.transpose(1, 2) if self.before else (likeness @ value.transpose(1, 2)).transpose(1, 2)
+        return self.head(mixed.mean(-1))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_products_of_matrices_are_counted_whichever_side_units_stand_on(before: bool) -> None:
+    network = Mixing(before).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 5, 5))
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+    spec = trace(network, (3, 5, 5))
+    assert 2 * sum(spec.groups[name].size * count for name, count in spec.products.items()) == counted

@@ -177,8 +177,11 @@ def matching_of(align: Align | Mapping[str, Any]) -> Matching | None:
         known = [setting.name for setting in fields(Matching)]
         if unowned := [name for name in align if name not in known]:
             raise ConfigurationError(f"align names {unowned[0]!r}; settings: {', '.join(known)}.")
-        return Matching(**align)
-    if align not in ("none", *get_args(By)):
+        try:
+            return Matching(**align)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"of align, {error}") from error
+    if not isinstance(align, str) or align not in ("none", *get_args(By)):
         allowed = ", ".join(map(repr, ("none", *get_args(By))))
         raise ConfigurationError(f"align is {align!r}; allowed: {allowed}, or settings such as {{'alpha': 0.3}}.")
     return None if align == "none" else Matching(align)

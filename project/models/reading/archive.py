@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from project.errors import CheckpointError
 from project.models.reading.foreign import archive_that_is_none, file_that_is_none
-from project.models.reading.inert import plain, unpickle
+from project.models.reading.inert import module_state, plain, unpickle
 from project.models.reading.stand_ins import DamagedError, Record, StandIn, Storage, StorageKind
 from project.runtime.opening import open_file
 
@@ -117,11 +117,19 @@ def read_content(path: str | Path, copied: bool = False) -> Content:
             tree = _pickles(reader)
         else:
             raise CheckpointError(f"{path} is not a file of weights, neither of PyTorch nor safetensors.")
+        tree = _around(tree)
     except DamagedError as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}.") from error
     passed = (shown(name) for name in reader.passed if not TENSORS.fullmatch(name))
     form: Form = "archive" if start.startswith(b"PK") else "older"
     return Content(opened, tree, passed=tuple(sorted(passed)), form=form)
+
+
+def _around(tree: Any) -> Any:
+    """The attributes of an object that holds a network, such as fastai's Learner, as a mapping; all else as it is."""
+    if not isinstance(tree, StandIn) or module_state(tree) is not None:
+        return tree
+    return dict(tree.attributes) if any(module_state(one) is not None for one in tree.attributes.values()) else tree
 
 
 def shown(name: str) -> str:

@@ -6,7 +6,6 @@ twin torchvision or timm has, and ``preprocessor_config.json`` what its pictures
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from project.models.preprocessing import (
     Preprocessing,
     resize_of,
 )
+from project.models.reading.classes import distinct
 from project.models.zoo import EPSILON, FETCHING, TIMM, plain_name, timm_defaults
 from project.runtime.opening import open_file
 
@@ -30,9 +30,11 @@ BESIDE = frozenset({"model.safetensors", "pytorch_model.bin", "pytorch_model.pth
 """Files of weights that a config.json in their folder describes."""
 LARGEST = 2**26  # bytes of a description
 HALVES = (0.5, 0.5, 0.5)
-EPSILONS = 1e-6  # of timm's layer norms
+USUAL_EPSILON = 1e-6  # of timm's layer norms
 CROP_PCT = 0.875  # of both libraries, where nothing is said
 EXACT = 1e-9
+UNFIT = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, ConfigurationError)
+"""What is raised of values that are none of their kind."""
 RESAMPLES: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By the numbers that Pillow gives them."""
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
@@ -99,7 +101,7 @@ def said_by(config: Path) -> Said | None:
             return _of_timm(config, content)
         if isinstance(content.get("model_type"), str):
             return _of_transformers(config, content)
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, ConfigurationError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"{config} cannot be read: {str(error).rstrip('.')}.") from error
     return None
 
@@ -130,7 +132,7 @@ def said_by_training(path: Path, content: Any) -> Said | None:
         return None
     try:
         return _trained(path, full, training, defaults)
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, ConfigurationError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"{path}: its args cannot be read: {str(error).rstrip('.')}.") from error
 
 
@@ -258,7 +260,7 @@ def _vit(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         arguments["mlp_ratio"] = inner / width
     if not config.get("qkv_bias", True):
         arguments["qkv_bias"] = False
-    if (epsilon := config.get("layer_norm_eps", 1e-12)) != EPSILONS:
+    if (epsilon := config.get("layer_norm_eps", 1e-12)) != USUAL_EPSILON:
         arguments[EPSILON] = {"": epsilon}
     return f"{TIMM}vit_{size}_patch{patch}_224" if usual else f"{TIMM}vit_base_patch16_224", arguments
 
@@ -272,7 +274,7 @@ def _convnext(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     widths = tuple(config.get("hidden_sizes") or (96, 192, 384, 768))
     size = CONVNEXTS.get((depths, widths))
     arguments: dict[str, Any] = {} if size else {"depths": list(depths), "dims": list(widths)}
-    if (epsilon := config.get("layer_norm_eps", 1e-12)) != EPSILONS:
+    if (epsilon := config.get("layer_norm_eps", 1e-12)) != USUAL_EPSILON:
         arguments[EPSILON] = {"head.norm": epsilon}
     return f"{TIMM}convnext_{size or 'tiny'}", arguments
 
@@ -319,8 +321,15 @@ def _pictures_of_transformers(path: Path) -> Preprocessing | None:
         _divided(std, white),
         crop,
         resize=resize,
-        interpolation=RESAMPLES[said["resample"]] if "resample" in said else interpolation,
+        interpolation=_resampling(said["resample"]) if said.get("resample") is not None else interpolation,
     )
+
+
+def _resampling(number: Any) -> Interpolation:
+    """The name of Pillow's number of a way to resize."""
+    if type(number) is not int or not 0 <= number < len(RESAMPLES):
+        raise ValueError(f"resample is {number!r}; allowed: 0 to {len(RESAMPLES) - 1}, as Pillow numbers them")
+    return RESAMPLES[number]
 
 
 def _divided(values: Sequence[float], by: float) -> tuple[float, float, float]:
@@ -357,9 +366,7 @@ def _names(given: Any) -> tuple[str, ...] | None:
     """Names of classes; those that stand twice have the number of their logit behind them."""
     if not given or not isinstance(given, Sequence) or isinstance(given, str):
         return None
-    names = [str(name) for name in given]
-    counts = Counter(names)
-    return tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
+    return distinct([str(name) for name in given])
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from project.errors import HUB_NAMES, CheckpointError, ConfigurationError
 from project.models.reading.config import CONFIG, PROCESSOR
+from project.runtime import tell
 
 INSTALL = "pip install 'pleas-lightning[hub]'"
 NAME = re.compile(r"(?P<folder>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
@@ -63,11 +64,15 @@ def _fetched(named: str | Path, one_of: tuple[str, ...], beside: tuple[str, ...]
         for file in beside:
             try:
                 fetch(file)
-            except errors.EntryNotFoundError:  # of the folder, or offline of the cache
+            except errors.LocalEntryNotFoundError:
+                tell(f"{named}: whether it has {file} is not known here, as there is no way to the Hub")
+            except errors.EntryNotFoundError:
                 continue
         for file in one_of[:-1]:
             try:
                 return fetch(file)
+            except errors.LocalEntryNotFoundError:  # a kind of the next
+                raise
             except errors.EntryNotFoundError:
                 continue
         return fetch(one_of[-1])

@@ -22,7 +22,7 @@ from project.runtime.saving import atomic_path, tensor_bytes
 
 Names = Mapping[str, tuple[str, ...]]
 TRAINING = re.compile(
-    r"(?:.*_)?optim(?:izers?)?(?:_.*)?|(?:.*_)?(?:lr_?)?schedulers?(?:_.*)?|(?:.*_)?scaler(?:_.*)?|amp|callbacks|loops"
+    r"opt|(?:.*_)?optim(?:izers?)?(?:_.*)?|(?:.*_)?(?:lr_?)?schedulers?(?:_.*)?|(?:.*_)?scaler(?:_.*)?|amp|callbacks|loops"
     r"|(?:.*_)?rng(?:_.*)?|message_hub",
     re.IGNORECASE,
 )
@@ -133,9 +133,13 @@ class Form:
                 found[key] = values[name]
             elif not depth and not isinstance(one, Record | Tensor) and TRAINING.fullmatch(str(key)):
                 self._leave(name, "of one course of training")
+            elif module_state(one) == {}:  # a loss, say
+                self._leave(name, kind_of(one))
             elif isinstance(key, str) and depth <= DEPTH and _holds(one):
                 found[key] = self._mapping(one, f"{name}.", values, made, depth + 1)
-            elif (kept := self._kept(self.content.plain(one), name)) is not NOTHING and isinstance(key, PLAIN):
+            elif not isinstance(key, PLAIN):
+                self._leave(name, f"under a key that is {kind_of(key)}")
+            elif (kept := self._kept(self.content.plain(one), name)) is not NOTHING:
                 found[key] = kept
         return found
 
