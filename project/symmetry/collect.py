@@ -248,16 +248,19 @@ class _Groups:
 
     def structure(self) -> None:
         """Blocks, which of them are tied, and what is normalised as a whole."""
-        tied: list[set[str]] = []
+        tied: list[set[str | int]] = []
         for tie in self.found.ties:
-            held = [member for member in tie.members if int(self.group_of[self.found.units.find(member)].max()) >= 0]
-            names = {self._blocked(tie, member) for member in held}
+            names: set[str | int] = set()
+            for member in tie.members:
+                roots = self.found.units.find(member)
+                held = int(self.group_of[roots].max()) >= 0
+                names.add(self._blocked(tie, member) if held else int(roots.min()))  # no tensor's, but others' too
             touching = [one for one in tied if one & names]
             tied = [one for one in tied if not one & names] + [names.union(*touching)]
         for names in tied:
-            label = next(name for name in self.groups if name in names)
-            for name in names:
-                self.groups[name] = replace(self.groups[name], tied=label)
+            label = next((name for name in self.groups if name in names), None)
+            for name in names & set(self.groups):
+                self.groups[str(name)] = replace(self.groups[str(name)], tied=label)
         for labels in self.found.whole:
             for index in torch.unique(self.group_of[self.found.units.find(labels)]).tolist():
                 name = self.names[index] if index >= 0 else ""
