@@ -476,7 +476,7 @@ def test_paths_longer_than_a_disk_takes_are_named_by_their_argument(refused: Ref
     root = json.dumps({"class_path": "project.data.ImageFolders", "init_args": {"root": path}})
     for name, words in {
         f"statistics is {path[:20]}": given("merge", "--model.statistics", path),
-        f"statistics is {path[:19]}": [*SHORT, "--statistics", path],
+        f"statistics is {path[:19]}": [*SHORT, "--image-size", "16", "--statistics", path],
         f"run is {path[:20]}": given("merge", "--run", path),
         f"base is '{path[:20]}": given("merge", "--model.base", path),
         f"root is {path[:20]}": given("merge", "--data.sets", root),
