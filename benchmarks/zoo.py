@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     # family: (name in timm, side of the pictures, arguments that make it smaller)
     "resnet": ("resnet18", SMALL, {}),
     "resnet-d": ("resnet26d", SMALL, {}),
-    "wide_resnet": ("wide_resnet50_2", SMALL, {"layers": [1, 1, 1, 1]}),
     "resnetaa": ("resnetaa34d", SMALL, {"layers": [1, 1, 1, 1]}),
     "resnetblur": ("resnetblur18", SMALL, {}),
     "resnet_gn": ("resnet50_gn", SMALL, {"layers": [1, 1, 1, 1]}),
@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mixnet": ("mixnet_s", SMALL, {}),
     "tinynet": ("tinynet_e", SMALL, {}),
     "ghostnet": ("ghostnet_050", SMALL, {}),
+    "repghost": ("repghostnet_050", SMALL, {}),
     "hardcorenas": ("hardcorenas_a", SMALL, {}),
     "fbnetc": ("fbnetc_100", SMALL, {}),
     "fbnetv3": ("fbnetv3_b", SMALL, {}),
@@ -107,8 +108,16 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "coat": ("coat_tiny", SMALL, {"img_size": SMALL}),
     "cait": ("cait_xxs24_224", SMALL, {"img_size": SMALL, "depth": 3}),
     "xcit": ("xcit_nano_12_p16_224", SMALL, {"img_size": SMALL, "depth": 3}),
-    "mixer": ("mixer_s32_224", SMALL, {"img_size": SMALL, "num_blocks": 2}),
-    "nest": ("nest_tiny", SMALL, {"img_size": SMALL, "depths": [1, 1, 2]}),
+    "mixer": ("mixer_s32_224", SMALL, {"img_size": SMALL}),
+    "nest": ("nest_tiny", SMALL, {"img_size": SMALL}),
+}
+
+
+STEPS = ("trace", "merge", "grow")
+OF = {"trace": "groups", "merge": "away", "grow": "ratio"}  # what a step that went well has found
+VAST = {  # what is not tried, and why
+    "vgg": "a layer reads 25,088 values, whose moments take 5 GB",
+    "vgg_bn": "a layer reads 25,088 values, whose moments take 5 GB",
 }
 
 
@@ -128,8 +137,8 @@ def build(family: str, seed: int) -> Any:
     return network
 
 
-def examine(family: str) -> dict[str, Any]:
-    """What a family can do; the sentence of the first thing that it cannot."""
+def examine(family: str, steps: Sequence[str] = STEPS) -> dict[str, Any]:
+    """What a family can do; the sentence of what it cannot."""
     import torch
 
     from project.symmetry import check_equivalence, trace
@@ -149,6 +158,11 @@ def examine(family: str) -> dict[str, Any]:
     except Exception as error:
         return found | {"trace": _sentence(error)}
     for step, what in (("merge", _gives_back), ("grow", _grows)):
+        if step not in steps:
+            continue
+        if family in VAST:
+            found[step] = f"not tried: {VAST[family]}"
+            continue
         start = time.process_time()
         try:
             found |= what(family, network, spec)
@@ -212,9 +226,9 @@ def _say(found: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def apart(family: str, seconds: float) -> dict[str, Any]:
+def apart(family: str, steps: Sequence[str], seconds: float) -> dict[str, Any]:
     """Examine a family in a process of its own, for so many seconds; what it had found by then counts."""
-    command = [sys.executable, __file__, "--here", family]
+    command = [sys.executable, __file__, "--here", family, "--steps", *steps]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         told, wrong = process.communicate(timeout=seconds)
@@ -226,7 +240,7 @@ def apart(family: str, seconds: float) -> dict[str, Any]:
     lines = [line for line in told.splitlines() if line.startswith("{")]
     found = json.loads(lines[-1]) if lines else {"family": family, "network": FAMILIES[family][0], "trace": end}
     if end and "trace" not in found:
-        found.setdefault("merge" if "merge seconds" not in found else "grow", end)
+        found.setdefault(next((step for step in steps[1:] if f"{step} seconds" not in found), "end"), end)
     return found
 
 
@@ -240,7 +254,7 @@ def known() -> dict[str, dict[str, Any]]:
 def write(found: dict[str, dict[str, Any]]) -> None:
     """The table."""
     rows = [_row(one) for one in found.values()]
-    counts = {step: sum(_did(one, step) for one in found.values()) for step in ("trace", "merge", "grow")}
+    counts = {step: sum(_did(one, step) for one in found.values()) for step in STEPS}
     TABLE.write_text(
         f"# Networks of timm\n\n"
         f"Written by `benchmarks/zoo.py`, which says what the columns mean: of {len(found)} families "
@@ -255,7 +269,12 @@ def write(found: dict[str, dict[str, Any]]) -> None:
 
 
 def _did(one: dict[str, Any], step: str) -> bool:
-    return step not in one and {"trace": "groups", "merge": "away", "grow": "ratio"}[step] in one
+    return step not in one and OF[step] in one
+
+
+def _lacks(one: dict[str, Any], step: str) -> bool:
+    """Whether a step has not been tried, and could be."""
+    return "trace" not in one and step not in one and OF[step] not in one
 
 
 def _row(one: dict[str, Any]) -> str:
@@ -277,18 +296,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), help="these families, whether known or not")
     parser.add_argument("--failed", action="store_true", help="those that failed in some step, again")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="what is tried, tracing first")
     parser.add_argument("--seconds", type=float, default=300, help="most that a family may take")
     parser.add_argument("--here", choices=list(FAMILIES), help="one family in this process; prints what is found")
     parser.add_argument("--table", action="store_true", help="only write the table of what is known")
     given = parser.parse_args()
     if given.here:
-        _say(examine(given.here))
+        _say(examine(given.here, given.steps))
         return
     before = known()
-    again = {name for name, one in before.items() if not all(_did(one, step) for step in ("trace", "merge", "grow"))}
-    wanted = given.only or [name for name in FAMILIES if name not in before or (given.failed and name in again)]
+    lacking = {name for name in FAMILIES if any(_lacks(before.get(name, {}), step) for step in given.steps)}
+    again = {name for name, one in before.items() if not all(_did(one, step) for step in given.steps)}
+    wanted = given.only or [name for name in FAMILIES if name in lacking or (given.failed and name in again)]
     for family in [] if given.table else wanted:
-        found = apart(family, given.seconds)
+        found = apart(family, ["trace", *(step for step in given.steps if step != "trace")], given.seconds)
+        if "trace" not in found:  # what other steps found before still holds
+            kept = [step for step in STEPS if step not in given.steps]
+            names = {name for step in kept for name in (step, OF[step], f"{step} seconds")}
+            found = {**{key: one for key, one in before.get(family, {}).items() if key in names}, **found}
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a") as lines:
             lines.write(json.dumps(found) + "\n")

@@ -189,7 +189,7 @@ def _equivalence(source: Source, spec: Spec, tolerance: float) -> float:
         raise MergeError(f"source {source.origin}: {error}") from error
     worst = max(differences.values())
     tell(
-        f"{source.name}: permuting each of {len(differences)} groups changes the logits by at most "
+        f"{source.name}: permuting all of its {len(differences)} groups changes the logits by at most "
         f"{worst:.1e} (relative)"
     )
     return worst

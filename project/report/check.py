@@ -11,7 +11,7 @@ from project.errors import MergeError, TraceError
 from project.fit import unfitted
 from project.report.groups import group_table
 from project.student import reestimate
-from project.symmetry import Spec, group_differences, trace
+from project.symmetry import Spec, group_differences, note_picture, trace
 
 CONSTANT = 1e-3
 """Standard deviation below which a parameter's values are all alike, as in a network that was never trained."""
@@ -24,7 +24,8 @@ class CheckReport:
     Args:
         title: What the network is called.
         spec: Its permutation groups and layers.
-        changes: Group -> largest change of the logits, relative to the largest logit, that permuting it makes.
+        changes: Group -> largest change of the logits, relative to the largest logit, that permuting it makes; where
+            all hold, that of permuting all of them at once.
         rows: The table of the groups.
     """
 
@@ -88,7 +89,7 @@ def check_network(
     if fresh:
         randomise_constants(network, picture)
     try:
-        changes = group_differences(network, spec)
+        changes = group_differences(network, spec, 0, tolerance)
     except MergeError as error:
         raise TraceError(f"{title}: {error}") from error
     broken = [name for name, change in changes.items() if not change <= tolerance]
@@ -112,7 +113,10 @@ def randomise_constants(network: nn.Module, picture: tuple[int, int, int]) -> No
             random pictures.
         picture: Shape (channels, height, width).
     """
+    note_picture(network, picture)
     for parameter in network.parameters():
+        if parameter.numel() == 1 and not float(parameter):  # a branch that is not added yet would prove nothing
+            parameter.fill_(0.5)
         if parameter.numel() > 1 and float(parameter.std()) < CONSTANT:
             level = float(parameter.mean())
             parameter.copy_(level + 0.2 * torch.randn_like(parameter))

@@ -15,7 +15,7 @@ def group_table(spec: Spec, network: nn.Module, changes: Mapping[str, float]) ->
     Args:
         spec: Groups of the network.
         network: The network.
-        changes: Group -> relative change of the logits when it is permuted.
+        changes: Group -> relative change of the logits when it is permuted, alone or with all others.
 
     Returns:
         Lines: how many layers write and read the group, how many norms and further tensors hold its units, the

@@ -18,7 +18,7 @@ from project.student.joins import with_joins
 from project.student.layers import dense_layer, load_matrix, student_layer
 from project.student.norms import load_norm, student_norm
 from project.student.start import joint_matrix, start_matrix
-from project.symmetry import Spec, note_picture
+from project.symmetry import Spec, note_picture, remembered
 
 Change = Callable[[Any], Any]
 """Makes the module, or the parameter, that replaces another."""
@@ -170,6 +170,8 @@ def blank_network(network: nn.Module, spec: Spec, maps: Mapping[str, UnitMap]) -
         changes[norm.name] = partial(student_norm, units=maps[norm.group])
     result = _replaced(network, changes, copy.deepcopy)  # a module that never runs must not be shared with a source
     note_picture(result, spec.picture)
+    for module in result.modules():
+        module.__dict__ |= {name: {} for name in remembered(module)}
     for table in spec.parameters:
         shape = list(network.get_parameter(table.name).shape)
         shape[table.dim] = maps[table.group].units

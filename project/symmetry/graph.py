@@ -5,7 +5,8 @@ import inspect
 import linecache
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,55 @@ def graph_of(network: nn.Module, *leaves: type[nn.Module], lines: bool = False) 
     Raises:
         TraceError: Where ``torch.fx`` cannot trace the network; the message holds its reason and the line of code.
     """
+    _drop_constants(network)
     tracer = LeafTracer(*leaves, lines=lines)
     try:
-        graph = tracer.trace(network)
+        with forgotten(network):
+            graph = tracer.trace(network)
     except Exception as error:
         picture = network.__dict__.get(PICTURE)
         if picture is None:
             raise _untraceable(network, error) from error
+        _drop_constants(network)
         graph = _sized_graph(network, picture, *leaves, lines=lines)
     layers = lift(network, graph)
     result = _Uncompiled(network, graph)
+    _drop_constants(network)
     for name, layer in layers.items():
         owner, _, leaf = name.rpartition(".")
         result.get_submodule(owner)._modules[leaf] = layer
     return result
+
+
+def _drop_constants(network: nn.Module) -> None:
+    """Take from a network the tensors that its code has made while it was traced; graphs hold them by these names."""
+    for name in [name for name in network.__dict__ if name.startswith(CONSTANT)]:
+        del network.__dict__[name]
+
+
+@contextmanager
+def forgotten(network: nn.Module) -> Iterator[None]:
+    """Let modules forget, and remember nothing, while open: some keep tables that they compute of their parameters."""
+    kept = [(held, dict(held)) for module in network.modules() for held in remembered(module).values()]
+    for held, _ in kept:
+        held.clear()
+    try:
+        yield
+    finally:
+        for held, before in kept:
+            held.clear()
+            held.update(before)
+
+
+def remembered(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    """The dictionaries in which a module keeps tensors between forward passes, or could: name -> dictionary."""
+    return {
+        name: held
+        for name, held in module.__dict__.items()
+        if type(held) is dict
+        and not name.startswith("_")
+        and all(isinstance(one, torch.Tensor | fx.Proxy) for one in held.values())
+    }
 
 
 def note_picture(network: nn.Module, picture: tuple[int, int, int]) -> None:
@@ -101,12 +137,11 @@ def note_picture(network: nn.Module, picture: tuple[int, int, int]) -> None:
 
 def _sized_graph(network: nn.Module, picture: tuple[int, int, int], *leaves: type[nn.Module], lines: bool) -> fx.Graph:
     without = copy.deepcopy(network, _on_meta(network))
-    for name in [name for name in without.__dict__ if name.startswith(CONSTANT)]:
-        del without.__dict__[name]
     tracer = SizedLeafTracer(*leaves, lines=lines)
     tracer.example = torch.zeros(BATCH, *picture, dtype=next(without.parameters()).dtype, device="meta")
     try:
-        graph = tracer.trace(without)
+        with forgotten(without):
+            graph = tracer.trace(without)
     except Exception as error:
         raise _untraceable(network, error) from error
     device = next(network.parameters()).device
@@ -176,7 +211,8 @@ def _on_meta(network: nn.Module) -> dict[int, Any]:
     without: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()
     }
-    return without | {id(b): b.to("meta") for b in network.buffers()}
+    # Whole numbers are places, which labels are looked up by.
+    return without | {id(b): b.to("meta") if b.is_floating_point() or b.is_meta else b.cpu() for b in network.buffers()}
 
 
 class _Notes(fx.Interpreter):

@@ -93,7 +93,7 @@ def spread(found: Records, node: fx.Node, default: int | None = None) -> None:
     if dim in value.varying:
         if len(value.varying) == 1:
             raise TraceError(
-                f"{node.name} calls {_name(node)!r} over units, whose effect on them is unknown here{code_of(node)}."
+                f"{node.name} calls {_name(node)!r}, whose effect on units is unknown here{code_of(node)}."
             )
         _keep(found, node, value.labels, "divides by a sum over some of them")
     found.values[node] = value
@@ -110,7 +110,7 @@ def normalised(found: Records, node: fx.Node) -> None:
 
 def padded(found: Records, node: fx.Node) -> None:
     """Padding; zeros beside units, as in the shortcuts of CIFAR's ResNets, are units that nothing has written."""
-    pads = cast(list[int], argument(node, 1, "pad"))
+    pads = [one.meta.get("value") if isinstance(one, fx.Node) else one for one in argument(node, 1, "pad")]
     value, rank = found.value(first(node)), len(found.shape(node))
     if not all(isinstance(size, int) for size in pads):
         raise TraceError(f"{node.name} pads by sizes that are not numbers{code_of(node)}.")

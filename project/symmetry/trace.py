@@ -124,7 +124,9 @@ class _Walk:
             return
         if name not in dict(self.graph.named_parameters()):
             real = node.meta.get("constant")
-            self.found.constants[node] = name, dict(self.network.named_buffers()).get(name) if real is None else real
+            real = operator.attrgetter(name)(self.graph) if real is None else real
+            own = dict(self.network.named_buffers()).get(name)
+            self.found.constants[node] = name, own if real.device.type == "meta" else real
             return
         if name in self.seen:
             raise TraceError(f"parameter {name!r} is used more than once{_read_at(node)}; shared ones are unknown.")
@@ -217,6 +219,11 @@ class _Walk:
         operands = [one for one in node.all_input_nodes if "value" not in one.meta]
         places = [one for one in operands if one in self.found.constants and node.target is operator.getitem]
         operands = [one for one in operands if one not in places]
+        for one in operands:
+            real = self.found.constants.get(one, ("", None))[1]
+            if real is not None and real.device.type != "meta" and bool((real == real.flatten()[:1]).all()):
+                shape = self.found.shape(one)  # the same for all units beside which it comes to stand
+                self.found.values[one] = Value(self.found.units.new(shape.numel(), None).view(shape), free=True)
         if any(one not in self.found.values for one in operands):
             raise TraceError(f"{node.name} reads a value without units{code_of(node)}.")
 
