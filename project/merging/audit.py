@@ -189,7 +189,14 @@ def _against(finding: Finding, findings: Sequence[Finding]) -> str:
     assert finding.better is not None
     if finding.better.reading.kind not in ("colours", "size"):
         return ""
-    fitting = [one.name for one in findings if not one.better and not one.unsure]
+    words = finding.better.reading.words
+    fitting = [
+        one.name
+        for one in findings
+        if not one.better
+        and not one.unsure
+        and any(row.reading.words == words and row.distance - row.present >= GAP for row in one.rows)
+    ]
     if not fitting:
         return ""
     return (
