@@ -116,7 +116,7 @@ class Finding:
             return self.silent
         return (
             f"its norms are far from all readings (the present one {self.rows[0].distance:.2g}, allowed {NEAR}), as "
-            f"where a network was fine-tuned with the norms of its pretrained weights"
+            f"where a network was fine-tuned with the norms of its pretrained weights, or on pictures unlike these"
         )
 
     def sentence(self) -> str:
@@ -214,6 +214,8 @@ def findings_of(
         Finding(source.name, source.origin, silent=why) for source, why in zip(sources, _silent(sources), strict=True)
     ]
     judges: dict[int, Judge] = {}
+    if not all(finding.silent for finding in findings):
+        tell(f"audit: looking at up to {PICTURES} pictures of each of {len(sources)} sources")
     try:
         for index, (source, finding) in enumerate(zip(sources, findings, strict=True)):
             owned = [domain for domain in domains[index] if domain in data.calibration_domains]
