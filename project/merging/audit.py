@@ -6,7 +6,7 @@ clearly not in the present one, the present one is wrong. Nothing is trained, an
 
 The distance of two Gaussians is Bhattacharyya's, averaged over units and then over norms. Against the Kullback-Leibler
 divergence it grows slowly, so that a few units far off, and pictures unlike the others, weigh little. The first norms
-tell most: behind them a network makes up for a wrong start, and odd pictures drown it; see docs/results.md.
+tell most: behind them a network makes up for a wrong start, and odd pictures drown it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
