@@ -523,6 +523,15 @@ def test_checkpoints_of_other_fits(refused: Refused) -> None:
     assert "ckpt_path" in refused(*given("coefficients", "--ckpt_path", "fitted.ckpt"))
 
 
+@pytest.mark.parametrize("value", ["a word", -1, 0.5, None, True])
+def test_checkpoints_whose_loops_have_counted_nothing(refused: Refused, tmp_path: Path, value: Any) -> None:
+    content = torch.load("fitted.ckpt", weights_only=True)
+    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] = value
+    torch.save(content, tmp_path / "counted.ckpt")
+    told = refused(*given("fit", "--ckpt_path", str(tmp_path / "counted.ckpt")))
+    assert f"loops.fit_loop.epoch_loop.batch_progress.total.completed is {value!r}; allowed: a number" in told
+
+
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])
 def test_weights_that_nobody_has_trained(refused: Refused, name: str) -> None:
     told = refused(RUNS[name][0], "--config", "fit.yaml", "--run", "runs/x")
