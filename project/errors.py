@@ -1,5 +1,6 @@
 """What can go wrong by the user's hand, each told in one sentence: the argument, its value, what is allowed."""
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import inf
@@ -86,13 +87,18 @@ def encodable(text: str) -> bool:
     return True
 
 
+KEPT = 120  # characters of a name at either end
+ENDLESS = re.compile(rf"\S{{{3 * KEPT},}}")
+
+
 def printable(text: str) -> str:
     """A text as it may be written to a terminal, in one line.
 
     Names of files, domains and classes may hold characters that end a line, move the cursor or turn the direction of
-    what follows; they are written as Python escapes them.
+    what follows; they are written as Python escapes them. Of names without end the middle is left out.
     """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return ENDLESS.sub(lambda word: f"{word[0][:KEPT]}…{word[0][-KEPT:]}", shown)
 
 
 def one_of(allowed: Any, **arguments: object) -> None:

@@ -34,6 +34,7 @@ def test_what_is_allowed_passes() -> None:
 
 def test_what_is_written_to_a_terminal_is_one_line_of_what_can_be_seen() -> None:
     assert printable("Zebra, Äpfel 象 – 'x'") == "Zebra, Äpfel 象 – 'x'"
+    assert printable(f"no {'x' * 5000} is there") == f"no {'x' * 120}…{'x' * 120} is there"
     assert printable("a\nb\x1b[2J\u202ec\udcff") == r"a\nb\x1b[2J\u202ec\udcff"
 
 

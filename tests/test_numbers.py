@@ -57,6 +57,8 @@ def needed(owner: type) -> dict[str, Any]:
             found[name] = NEEDED.get(name)
     if "sets" in found:
         found["sets"] = data.Shapes("x")
+    if issubclass(owner, data.DomainDataModule):
+        found["image_size"] = 16  # without a file to say it, it must be said
     if "method" in found:
         found["method"] = AdaMerging() if owner is modules.CoefficientModule else TIES()
     return found

@@ -476,7 +476,7 @@ def test_paths_longer_than_a_disk_takes_are_named_by_their_argument(refused: Ref
     root = json.dumps({"class_path": "project.data.ImageFolders", "init_args": {"root": path}})
     for name, words in {
         f"statistics is {path[:20]}": given("merge", "--model.statistics", path),
-        f"statistics is {path[:19]}": [*SHORT, "--statistics", path],
+        f"statistics is {path[:19]}": [*SHORT, "--image-size", "16", "--statistics", path],
         f"run is {path[:20]}": given("merge", "--run", path),
         f"base is '{path[:20]}": given("merge", "--model.base", path),
         f"root is {path[:20]}": given("merge", "--data.sets", root),
@@ -521,6 +521,15 @@ def test_checkpoints_of_other_fits(refused: Refused) -> None:
     told = refused(*given("fit", "--ckpt_path", "fitted.ckpt", "--model.architecture", "resnet20"))
     assert "The checkpoint holds a " in told
     assert "ckpt_path" in refused(*given("coefficients", "--ckpt_path", "fitted.ckpt"))
+
+
+@pytest.mark.parametrize("value", ["a word", -1, 0.5, None, True])
+def test_checkpoints_whose_loops_have_counted_nothing(refused: Refused, tmp_path: Path, value: Any) -> None:
+    content = torch.load("fitted.ckpt", weights_only=True)
+    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] = value
+    torch.save(content, tmp_path / "counted.ckpt")
+    told = refused(*given("fit", "--ckpt_path", str(tmp_path / "counted.ckpt")))
+    assert f"loops.fit_loop.epoch_loop.batch_progress.total.completed is {value!r}; allowed: a number" in told
 
 
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])

@@ -1,6 +1,6 @@
 """Checkpoints that appear whole or not at all, wherever temporary files lie, and that choose no code."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -20,6 +20,8 @@ SCORED = {"state_dict": Mapping, "pytorch-lightning_version": str}
 """What Lightning reads of a checkpoint to score its weights, and what each entry is."""
 RESUMED = {"epoch": int, "global_step": int, "loops": Mapping, "optimizer_states": list, "lr_schedulers": list}
 """What it reads beside them to go on with a fit."""
+COUNTED = ("ready", "started", "processed", "completed")
+"""What its loops count of each step."""
 LAST = "last"
 
 
@@ -89,6 +91,19 @@ def check_checkpoint(path: Path, fitting: bool) -> None:
     if lacking := [name for name, kind in needed.items() if not isinstance(held.get(name), kind)]:
         what = "holds weights alone" if set(lacking) & {*SCORED, "optimizer_states"} else f"lacks {lacking[0]!r}"
         raise CheckpointError(f"ckpt_path is {path}, which {what}; allowed: {wanted}.")
+    for name, value in _counts(held["loops"]) if fitting else ():
+        if type(value) is not int or value < 0:
+            raise CheckpointError(f"ckpt_path is {path}, whose {name} is {value!r}; allowed: a number, at least 0.")
+
+
+def _counts(loops: Mapping[Any, Any], prefix: str = "loops") -> Iterator[tuple[str, Any]]:
+    """How often a fit has come to each step, as Lightning counts it: name -> what stands there."""
+    for key, value in loops.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping):
+            yield from _counts(value, name)
+        elif key in COUNTED:
+            yield name, value
 
 
 def check_last(trainer: Trainer, folder: Path, fitting: bool) -> None:

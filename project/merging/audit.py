@@ -6,7 +6,7 @@ clearly not in the present one, the present one is wrong. Nothing is trained, an
 
 The distance of two Gaussians is Bhattacharyya's, averaged over units and then over norms. Against the Kullback-Leibler
 divergence it grows slowly, so that a few units far off, and pictures unlike the others, weigh little. The first norms
-tell most: behind them a network makes up for a wrong start, and odd pictures drown it; see docs/results.md.
+tell most: behind them a network makes up for a wrong start, and odd pictures drown it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -116,7 +116,7 @@ class Finding:
             return self.silent
         return (
             f"its norms are far from all readings (the present one {self.rows[0].distance:.2g}, allowed {NEAR}), as "
-            f"where a network was fine-tuned with the norms of its pretrained weights"
+            f"where a network was fine-tuned with the norms of its pretrained weights, or on pictures unlike these"
         )
 
     def sentence(self) -> str:
@@ -189,7 +189,14 @@ def _against(finding: Finding, findings: Sequence[Finding]) -> str:
     assert finding.better is not None
     if finding.better.reading.kind not in ("colours", "size"):
         return ""
-    fitting = [one.name for one in findings if not one.better and not one.unsure]
+    words = finding.better.reading.words
+    fitting = [
+        one.name
+        for one in findings
+        if not one.better
+        and not one.unsure
+        and any(row.reading.words == words and row.distance - row.present >= GAP for row in one.rows)
+    ]
     if not fitting:
         return ""
     return (
@@ -207,6 +214,8 @@ def findings_of(
         Finding(source.name, source.origin, silent=why) for source, why in zip(sources, _silent(sources), strict=True)
     ]
     judges: dict[int, Judge] = {}
+    if not all(finding.silent for finding in findings):
+        tell(f"audit: looking at up to {PICTURES} pictures of each of {len(sources)} sources")
     try:
         for index, (source, finding) in enumerate(zip(sources, findings, strict=True)):
             owned = [domain for domain in domains[index] if domain in data.calibration_domains]

@@ -221,6 +221,7 @@ def assumed(
     if given is None:
         return [*told, "pictures as they were given"]
     own, plain = description.preprocessing, {field.name: field.default for field in fields(Preprocessing)}
+    by_origin: dict[str, list[str]] = {}
     for name in (field.name for field in fields(Preprocessing)):
         value = getattr(given, name)
         if own is None:
@@ -229,7 +230,9 @@ def assumed(
             said = getattr(own, name)
             origin = "its file" if said == value else f"option of the data; its file says {said}"
         if value is not None:
-            told.append(f"{name} {list(value) if isinstance(value, tuple) else value} ({origin})")
+            shown = list(value) if isinstance(value, tuple) else value
+            by_origin.setdefault(origin, []).append(f"{name} {shown}")
+    told += [f"{', '.join(values)} ({origin})" for origin, values in by_origin.items()]
     return told
 
 

@@ -58,8 +58,8 @@ class EvaluationModule(ScoringModule):
         labels = data_labels(self)
         if not self.scored_networks:
             self.enter(load_scored_networks(self.files, labels))
-        for scored in self.scored_networks:
-            check_classes(scored.name, scored.labels, labels)
+        for file, scored in zip(self.files, self.scored_networks, strict=True):
+            check_classes(str(file.path), scored.labels, labels)
             preprocessing = self.trainer.datamodule.preprocessing  # type: ignore[attr-defined]
             warn_of_preprocessing(scored.name, scored.preprocessing, preprocessing)
         if stage == "predict":

@@ -248,24 +248,27 @@ class _Groups:
 
     def structure(self) -> None:
         """Blocks, which of them are tied, and what is normalised as a whole."""
-        tied: list[set[str | int]] = []
+        tied: list[set[str | tuple[int, ...]]] = []
         for tie in self.found.ties:
-            names: set[str | int] = set()
-            for member in tie.members:
-                roots = self.found.units.find(member)
-                held = int(self.group_of[roots].max()) >= 0
-                names.add(self._blocked(tie, member) if held else int(roots.min()))  # no tensor's, but others' too
+            names = {self._tied(tie, member) for member in tie.members}
             touching = [one for one in tied if one & names]
             tied = [one for one in tied if not one & names] + [names.union(*touching)]
         for names in tied:
-            label = next((name for name in self.groups if name in names), None)
-            for name in names & set(self.groups):
-                self.groups[str(name)] = replace(self.groups[str(name)], tied=label)
+            held = [name for name in self.groups if name in names]
+            for name in held:
+                self.groups[name] = replace(self.groups[name], tied=held[0])
         for labels in self.found.whole:
             for index in torch.unique(self.group_of[self.found.units.find(labels)]).tolist():
                 name = self.names[index] if index >= 0 else ""
                 if name:
                     self.groups[name] = replace(self.groups[name], whole=True)
+
+    def _tied(self, tie: Tie, member: Tensor) -> str | tuple[int, ...]:
+        """The group that a tie holds, or units of none, through which other ties hold it too."""
+        labels = self.found.units.find(member)
+        if int(self.group_of[labels].max()) >= 0:
+            return self._blocked(tie, member)
+        return tuple(labels.flatten().tolist())
 
     def _blocked(self, tie: Tie, member: Tensor) -> str:
         """Lay a group out in blocks."""

@@ -110,8 +110,7 @@ def normalised(found: Records, node: fx.Node) -> None:
 
 def padded(found: Records, node: fx.Node) -> None:
     """Padding; zeros beside units, as in the shortcuts of CIFAR's ResNets, are units that nothing has written."""
-    given = argument(node, 1, "pad")
-    pads: list[Any] = [one.meta.get("value") if isinstance(one, fx.Node) else one for one in given]
+    pads: list[Any] = [one.meta.get("value") if isinstance(one, fx.Node) else one for one in argument(node, 1, "pad")]
     value, rank = found.value(first(node)), len(found.shape(node))
     if not all(isinstance(size, int) for size in pads):
         raise TraceError(f"{node.name} pads by sizes that are not numbers{code_of(node)}.")

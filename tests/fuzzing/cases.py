@@ -191,7 +191,7 @@ def configurations(place: Place) -> Case:
     else:
         spoilt, told = spoilt_plain(random, content)
         named |= {part for part in told.split(" ")[0].split("/") if part}
-        named |= _keys(content)
+        named |= _keys(content) | _keys(spoilt)
     file.write_text(yaml.safe_dump(spoilt, sort_keys=False, allow_unicode=True), errors="surrogatepass")
     return Case("configurations", command_of(command), [f"config.yaml of {command}: {told}"], named)
 

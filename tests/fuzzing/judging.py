@@ -216,7 +216,10 @@ def _of_answer(folder: Path, new: list[str]) -> Iterator[str]:
             with safe_open(path, framework="pt") as stored:
                 yield from _of_tensors(name, {key: stored.get_tensor(key) for key in stored.keys()})  # noqa: SIM118
         elif path.suffix in (".ckpt", ".pth"):
-            yield from _of_tensors(name, _flat(torch.load(path, map_location="cpu", weights_only=True)))
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            yield from _of_tensors(
+                name, _flat(content.get("state_dict", content))
+            )  # what callbacks keep may be infinite
 
 
 def _flat(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
