@@ -97,6 +97,14 @@ def make(maker: Maker, arguments: Mapping[str, Any], what: str) -> nn.Module:
     return network
 
 
+class _Layers(fx.Tracer):
+    """Stops at layers of classes derived from torch's, too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether it is one step of the trace."""
+        return isinstance(m, nn.Linear | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def last_layer(network: nn.Module) -> str:
     """Name of the linear layer or convolution that runs last, which makes the logits.
 
@@ -109,7 +117,7 @@ def last_layer(network: nn.Module) -> str:
         ConfigurationError: If it has neither linear layer nor convolution.
     """
     try:
-        names = [str(node.target) for node in fx.Tracer().trace(network).nodes if node.op == "call_module"]
+        names = [str(node.target) for node in _Layers().trace(network).nodes if node.op == "call_module"]
     except Exception:  # fx runs the user's code, which may raise anything
         names = [name for name, _ in network.named_modules()]
     layers = [name for name in names if isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d)]

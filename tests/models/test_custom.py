@@ -15,7 +15,7 @@ from project.errors import CheckpointError, ConfigurationError
 from project.models import Architecture, Description, architecture_of, architectures, load_network
 from project.models.architecture import IMAGENET_NETS, others
 from project.models.cifar import CifarResNet
-from project.models.custom import count_logits, dotted_path, find_maker, make
+from project.models.custom import count_logits, dotted_path, find_maker, last_layer, make
 from project.runtime.saving import atomic_save
 
 
@@ -308,3 +308,16 @@ def test_heads_are_found_whatever_the_order_of_a_files_tensors(name: str, tmp_pa
     """Files in safetensors have an order of their own, and some heads are convolutions."""
     save_file(Architecture(name, 7).build().state_dict(), tmp_path / "net.safetensors")
     assert load_network(tmp_path / "net.safetensors", name)[1].architecture == Architecture(name, 7)
+
+
+class Derived(nn.Linear):
+    """A linear layer of a class of its own, as libraries have them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+def test_the_last_layer_may_be_of_a_derived_class() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Derived(8, 5))
+    assert last_layer(network) == "3"
+    assert count_logits(network) == 5
