@@ -115,7 +115,10 @@ def counting(least: int) -> Callable[..., bool]:
     return when
 
 
-BOTH = pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "told to end")])
+BOTH = pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGINT, "interrupted"), pytest.param(signal.SIGTERM, "told to end", marks=pytest.mark.slow)],
+)
 
 
 @BOTH

@@ -152,7 +152,11 @@ def test_sources_are_told_their_own_domains() -> None:
 
 @pytest.mark.parametrize(
     ("name", "stem", "size", "faint"),
-    [("resnet18", "small", 16, 1), ("resnet18", "imagenet", 32, 0), ("resnet50", "imagenet", 32, 1)],
+    [
+        ("resnet18", "small", 16, 1),
+        ("resnet18", "imagenet", 32, 0),
+        pytest.param("resnet50", "imagenet", 32, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_networks_with_the_same_tensors(name: str, stem: Stem, size: int, faint: int) -> None:
     architecture, data = Architecture(name, 2, stem), Held("warmer", size=size)

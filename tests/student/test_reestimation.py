@@ -110,7 +110,13 @@ def test_it_is_what_one_batch_of_all_pictures_is_normalised_by() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("make", [small_resnet, lambda: random_network(1, 1)], ids=["resnet", "random"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(small_resnet, marks=pytest.mark.slow, id="resnet"),
+        pytest.param(lambda: random_network(1, 1), id="random"),
+    ],
+)
 def test_batches_processes_and_room_play_no_part(make: Network, dtype: torch.dtype, bound: float) -> None:
     """But for rounding: of what the network computes on a batch, which depends on its size, in float32 some 1e-7."""
     given = (small_pictures() if make is small_resnet else pictures(70, 3)).to(dtype)
