@@ -27,13 +27,13 @@ from project.merging.sources import SourceFile
 from project.methods import Average
 from project.methods.shared.matching import By
 from project.models import Description, LabelSpace, Preprocessing, build_network, read_weights, written_out
-from project.models.attention import fused
 from project.models.labels import LabelMode
 from project.models.preprocessing import LARGEST_SIDE, Crop, resize_of
 from project.models.reading.files import Weights, bare_names
 from project.models.reading.folder import weights_file
 from project.models.reading.rewriting import Form
 from project.models.reading.sound import check_varied
+from project.models.unfused.attention import fused
 from project.parser import OneSentenceParser, keyword_arguments
 from project.runtime import tell
 from project.runtime.saving import check_target

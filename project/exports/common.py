@@ -10,8 +10,8 @@ from torch import Tensor
 
 from project.errors import CheckpointError, MergeError
 from project.models import Architecture
-from project.models.attention import fused
 from project.models.strict import differences
+from project.models.unfused.attention import fused
 from project.runtime.memory import size
 from project.student import Student
 from project.student.file import original_architecture

@@ -1,7 +1,6 @@
 """Networks by name, the files they are kept in, and what their inputs and outputs mean."""
 
 from project.models.architecture import Architecture, architectures
-from project.models.attention import Heads, written_out
 from project.models.description import Description
 from project.models.labels import LabelSpace
 from project.models.multihead import MultiHead
@@ -11,6 +10,7 @@ from project.models.pretrained import pretrained
 from project.models.reading.files import Weights, read_checkpoint, read_description, read_weights
 from project.models.recognise import architecture_of, recognise
 from project.models.scores import DomainScores, JointScores
+from project.models.unfused.attention import Heads, written_out
 
 __all__ = [
     "Architecture", "Description", "DomainScores", "Heads", "JointScores", "LabelSpace", "MultiHead", "Named",

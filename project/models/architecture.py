@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from project.errors import ConfigurationError, nearest, one_of, whole
 from project.models.cifar import CifarResNet, Shortcut
 from project.models.custom import make
-from project.models.pooled import PooledLayer
+from project.models.unfused.pooled import PooledLayer
 from project.models.zoo import TIMM, build_timm, check_timm, plain_name
 
 Stem = Literal["imagenet", "small"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from project.errors import TraceError
 from project.models import written_out
-from project.models.attention import fused
+from project.models.unfused.attention import fused
 
 
 @pytest.mark.parametrize(

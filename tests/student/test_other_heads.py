@@ -13,7 +13,7 @@ from torch import Tensor
 import project
 from project.methods import Permutation
 from project.models import Architecture, written_out
-from project.models.attention import fused
+from project.models.unfused.attention import fused
 from project.symmetry import trace
 
 HEADS: dict[str, dict[str, Any]] = {

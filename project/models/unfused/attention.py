@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from project.errors import TraceError
-from project.models.plain_layers import linear
-from project.models.pooled import PooledLayer, PooledSum, whole
-from project.models.projections import projected
-from project.models.standardised import weights_computed
+from project.models.unfused.plain_layers import linear
+from project.models.unfused.pooled import PooledLayer, PooledSum, whole
+from project.models.unfused.projections import projected
+from project.models.unfused.standardised import weights_computed
 
 PROJECTIONS = ("query", "key", "value")
 

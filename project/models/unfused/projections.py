@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from project.models.plain_layers import linear
+from project.models.unfused.plain_layers import linear
 
 PARTS = {3: ("query", "key", "value"), 2: ("key", "value")}
 
