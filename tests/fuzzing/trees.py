@@ -137,7 +137,7 @@ def spoilt_tree(random: Random, root: Path) -> tuple[str, set[str]]:
 
     def other_mode() -> str:
         mode = random.choice(("1", "L", "LA", "P", "RGBA", "I", "I;16", "F", "CMYK", "YCbCr"))
-        suffix = {"F": ".tiff", "CMYK": ".jpg", "YCbCr": ".jpg"}.get(mode, ".png")
+        suffix = {"I": ".tiff", "F": ".tiff", "CMYK": ".jpg", "YCbCr": ".jpg"}.get(mode, ".png")
         with Image.open(picture) as image:
             found = image.convert("L").convert(mode) if mode != "I;16" else image.convert("I").convert("I;16")
             found.save(picture.with_suffix(suffix))
