@@ -532,6 +532,16 @@ def test_checkpoints_whose_loops_have_counted_nothing(refused: Refused, tmp_path
     assert f"loops.fit_loop.epoch_loop.batch_progress.total.completed is {value!r}; allowed: a number" in told
 
 
+@pytest.mark.parametrize("name", ["fit", "validate", "predict"])
+def test_checkpoints_whose_weights_cannot_be(refused: Refused, tmp_path: Path, name: str) -> None:
+    content = torch.load("fitted.ckpt", weights_only=True)
+    variance = next(key for key in content["state_dict"] if key.endswith("running_var"))
+    content["state_dict"][variance][0] = -0.001
+    torch.save(content, tmp_path / "negative.ckpt")
+    told = refused(name, "--config", "fit.yaml", "--run", "runs/x", "--ckpt_path", str(tmp_path / "negative.ckpt"))
+    assert f"negative.ckpt holds negative variances in '{variance}'" in told
+
+
 @pytest.mark.parametrize("name", ["validate", "test", "predict"])
 def test_weights_that_nobody_has_trained(refused: Refused, name: str) -> None:
     told = refused(RUNS[name][0], "--config", "fit.yaml", "--run", "runs/x")

@@ -10,10 +10,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
+from torch import Tensor
 
 from project.errors import CheckpointError, ConfigurationError
 from project.models import read_checkpoint
 from project.models.reading.archive import read_content
+from project.models.reading.sound import sound_state
 from project.runtime import atomic_save
 
 SCORED = {"state_dict": Mapping, "pytorch-lightning_version": str}
@@ -83,7 +85,8 @@ def check_checkpoint(path: Path, fitting: bool) -> None:
     """
     wanted = "a checkpoint that a fit wrote" + (", its optimizer with it, or 'last'" if fitting else "")
     try:
-        content = read_content(path.expanduser()).tree
+        read = read_content(path.expanduser())
+        content = read.tree
     except CheckpointError as error:
         raise CheckpointError(f"ckpt_path: {str(error).rstrip('.')}; allowed: {wanted}.") from error
     needed = SCORED | (RESUMED if fitting else {})
@@ -94,6 +97,9 @@ def check_checkpoint(path: Path, fitting: bool) -> None:
     for name, value in _counts(held["loops"]) if fitting else ():
         if type(value) is not int or value < 0:
             raise CheckpointError(f"ckpt_path is {path}, whose {name} is {value!r}; allowed: a number, at least 0.")
+
+    weights = {name: read.plain(value) for name, value in held["state_dict"].items()}
+    sound_state({name: one for name, one in weights.items() if isinstance(one, Tensor)}, str(path), CheckpointError)
 
 
 def _counts(loops: Mapping[Any, Any], prefix: str = "loops") -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,8 @@ from project.runtime.space import check_space
 FORMAT = "pleas-statistics"
 VERSION = "1"
 FLOAT64_BYTES = 8
+LARGEST = 1e90
+"""Of any sum: the square of float32's largest number, 1e77, more often than pictures have positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,10 @@ class StoredStatistics:
         for total in totals:
             if total.numel() and not all(map(math.isfinite, map(float, torch.aminmax(total)))):
                 raise CheckpointError(f"{self.path} holds values in {name} that are not finite.")
+            if total.numel() and (largest := max(abs(float(end)) for end in torch.aminmax(total))) > LARGEST:
+                raise CheckpointError(
+                    f"{self.path} is damaged: {name} holds {largest:.1e}, and no sum of squares of float32 is so large."
+                )
         if name.startswith(f"{UNITS}/") and (ones := float(totals[0][-1, -1])) != moment.count:  # each sample's last
             raise CheckpointError(
                 f"{self.path} is damaged: {name} is of {ones:g} samples, but is said to be of {moment.count}."
