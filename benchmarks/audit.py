@@ -21,8 +21,9 @@ import torch
 from merge_quality import machine, unpacked
 
 from project.data import DomainNet, Domains, ImageFolders
-from project.merging import audit as judging
-from project.merging.audit import PICTURES, findings_of
+from project.merging import judging
+from project.merging.audit import findings_of
+from project.merging.judging import PICTURES
 from project.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from project.runtime import atomic_text
 from project.student import Source, load_source

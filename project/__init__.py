@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from project.api import check, merge, merges
-    from project.averaging import average
+    from project.averages import average
     from project.exports import Exported, export
     from project.report.check import CheckReport
     from project.student import Student, load_student, save_student
@@ -30,7 +30,7 @@ __all__ = [
 
 _PLACES = {
     "project.api": ("check", "merge", "merges"),
-    "project.averaging": ("average",),
+    "project.averages": ("average",),
     "project.exports": ("Exported", "export"),
     "project.report.check": ("CheckReport",),
     "project.student": ("Student", "load_student", "save_student"),

@@ -22,11 +22,11 @@ from torchvision.models import VisionTransformer
 
 import project
 from project import __main__ as command
-from project.averaging import fused
 from project.cli import main
 from project.errors import CheckpointError, ConfigurationError, DataError, PleasError, StorageError
 from project.models import Architecture, Description, LabelSpace, Preprocessing, load_network, read_weights, written_out
 from project.models.reading.rewriting import Form
+from project.models.unfused.attention import fused
 
 PICTURE = (3, 16, 16)
 QUIET: dict[str, Any] = {"image_size": 16, "progress": False}

@@ -107,10 +107,26 @@ def _impossible(path: str | Path, marks: int = 0) -> str:
     return ""
 
 
-def _draft(path: Path) -> Path:
+@contextmanager
+def _drafted(path: Path, needed: int) -> Iterator[Path]:
     """Where to write what shall be at a path: beside it, as replacing works on one disk only, under a shorter name."""
-    shown = path.name[:SHOWN]  # with all of it, a name that the disk takes had a draft that it does not
-    return path.with_name(f".{shown}.{uuid4().hex}.tmp")
+    with writing(path):
+        check_space({path: needed})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = path.name[:SHOWN]  # with all of it, a name that the disk takes had a draft that it does not
+        draft = path.with_name(f".{shown}.{uuid4().hex}.tmp")
+        try:
+            yield draft
+            draft.replace(path)
+        finally:
+            with suppress(OSError):  # of a disk that fails in this, too
+                rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
+def _kept(file: Path) -> None:
+    """Wait until the disk holds a file."""
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
 
 
 @contextmanager
@@ -125,20 +141,10 @@ def atomic_path(path: str | Path, needed: int = 0, *, lasting: bool = True) -> I
     Raises:
         StorageError: If there is no room for it, or the disk fails.
     """
-    path = Path(path)
-    with writing(path):
-        check_space({path: needed})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = _draft(path)
-        try:
-            yield draft
-            if lasting:
-                with draft.open("rb") as file:
-                    os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            with suppress(OSError):  # of a disk that fails in this, too
-                draft.unlink(missing_ok=True)
+    with _drafted(Path(path), needed) as draft:
+        yield draft
+        if lasting:
+            _kept(draft)
 
 
 @contextmanager
@@ -152,20 +158,11 @@ def atomic_folder(path: str | Path, needed: int = 0) -> Iterator[Path]:
     Raises:
         StorageError: If there is no room for it, or the disk fails.
     """
-    path = Path(path)
-    with writing(path):
-        check_space({path: needed})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = _draft(path)
-        try:
-            draft.mkdir()
-            yield draft
-            for one in draft.iterdir():
-                with one.open("rb") as file:
-                    os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            rmtree(draft, ignore_errors=True)
+    with _drafted(Path(path), needed) as draft:
+        draft.mkdir()
+        yield draft
+        for one in draft.iterdir():
+            _kept(one)
 
 
 @contextmanager

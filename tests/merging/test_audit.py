@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import project
 from project.data.given import GivenPictures
 from project.errors import ConfigurationError
-from project.merging.audit import PICTURES, SEEN, Finding, audit, findings_of
+from project.merging.audit import SEEN, Finding, audit, findings_of
+from project.merging.judging import PICTURES
 from project.merging.readings import NORMALISATIONS, Prepared, guessed, network_readings
 from project.models import Architecture, Description, Preprocessing
 from project.models.architecture import Stem
