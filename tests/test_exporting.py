@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from disks import failing, free
 from helpers import DOMAINS, make_problem, merge_case, pictures
@@ -210,7 +211,7 @@ def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet10t"])
 def test_a_folder_that_timm_and_transformers_load(name: str, tmp_path: Path) -> None:
-    timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers")
     student = made(name)
     given, logits = expected(student)
     told = project.export(student, tmp_path / "f", "timm")
@@ -267,7 +268,6 @@ def test_onnx_with_all_heads_and_any_number_of_pictures(kind: str, mode: str, bu
 @pytest.mark.slow
 def test_a_merge_of_folders_goes_out_as_a_folder(tmp_path: Path) -> None:
     """Two folders of timm in, one out: classes and preprocessing on the way."""
-    timm = pytest.importorskip("timm")
     for seed, name in enumerate(("a", "b")):
         network = varied(timm.create_model("resnet18", num_classes=3), seed)
         config = {"label_names": ["x", "y", "z"], "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}

@@ -6,6 +6,7 @@ from functools import lru_cache
 from itertools import combinations
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -182,7 +183,6 @@ def test_networks_with_the_same_tensors(name: str, stem: Stem, size: int, faint:
 
 @pytest.mark.slow
 def test_anti_aliased_networks_are_timms() -> None:
-    timm = pytest.importorskip("timm")
     made = trained(network(0, "resnet50"), Held("warmer", size=64).sample("warmer", 8))
     for reading in network_readings(Architecture("resnet50", 2), made):
         if reading.mend.startswith("architecture timm/"):

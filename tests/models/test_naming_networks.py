@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -310,15 +311,7 @@ def test_a_training_of_timm_tells_its_pictures(tmp_path: Path) -> None:
     assert weights.preprocessing == Preprocessing(64, HALVES, (0.25, 0.25, 0.25))
 
 
-# What follows needs timm.
-
-
-@pytest.fixture
-def timm() -> Any:
-    return pytest.importorskip("timm")
-
-
-def random_timm(timm: Any, name: str, **arguments: Any) -> nn.Module:
+def random_timm(name: str, **arguments: Any) -> nn.Module:
     made: Callable[[], nn.Module] = lambda: timm.create_model(name, num_classes=3, **arguments)  # noqa: E731
     return random_network(made)
 
@@ -327,9 +320,9 @@ def random_timm(timm: Any, name: str, **arguments: Any) -> nn.Module:
     ("name", "arguments"),
     [("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}), ("lcnet_035", {})],
 )
-def test_networks_of_timm_by_name(name: str, arguments: dict[str, Any], timm: Any, tmp_path: Path) -> None:
+def test_networks_of_timm_by_name(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     """From bare weights, from the folder that timm writes, and from its training's checkpoints: the same logits."""
-    theirs = random_timm(timm, name, **arguments)
+    theirs = random_timm(name, **arguments)
     pictures = torch.randn(2, 3, 32, 32)
     torch.save(theirs.state_dict(), tmp_path / "bare.pth")
     torch.save(trained(f"{name}.some_tag", theirs.state_dict(), model_kwargs=arguments), tmp_path / "run.pth")
@@ -356,7 +349,7 @@ def test_networks_of_timm_by_name(name: str, arguments: dict[str, Any], timm: An
     assert loaded[2][1].class_names == ("x", "y", "z")
 
 
-def test_a_look_alike_is_what_its_training_says(timm: Any, tmp_path: Path) -> None:
+def test_a_look_alike_is_what_its_training_says(tmp_path: Path) -> None:
     """The tensors of resnetblur18 are those of resnet18, to the last."""
     state = resnet18(num_classes=3).state_dict()
     torch.save(trained("resnetblur18", state), tmp_path / "a.pth")
@@ -365,7 +358,7 @@ def test_a_look_alike_is_what_its_training_says(timm: Any, tmp_path: Path) -> No
     assert load_network(tmp_path / "b.pth")[1].architecture == Architecture("resnet18", 3)
 
 
-def test_a_name_that_timm_has_not(timm: Any) -> None:
+def test_a_name_that_timm_has_not() -> None:
     with pytest.raises(ConfigurationError, match=r"has none of that name; nearest: .*resnet26d"):
         Architecture("timm/resnet26dd", 2).build()
     with pytest.raises(ConfigurationError, match="cannot be built with"):
@@ -373,12 +366,12 @@ def test_a_name_that_timm_has_not(timm: Any) -> None:
     assert check_model("timm/resnet10t", {"num_classes": 2}, 32).groups
 
 
-def test_a_network_of_timm_in_memory_has_a_name(timm: Any) -> None:
+def test_a_network_of_timm_in_memory_has_a_name() -> None:
     source = source_of(timm.create_model("resnet10t", num_classes=3), "a")
     assert source.architecture == Architecture("timm/resnet10t", 3)
 
 
-def test_a_network_of_timm_is_trained_by_name(timm: Any) -> None:
+def test_a_network_of_timm_is_trained_by_name() -> None:
     """Its first weights hang on the seed alone."""
     module, built = FineTuneModule("timm/resnet10t", num_classes=3), []
     for seed in (3, 3, 4):
@@ -419,7 +412,7 @@ TWINS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TWINS)
-def test_folders_that_transformers_writes(kind: str, timm: Any, tmp_path: Path) -> None:
+def test_folders_that_transformers_writes(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     family, settings, name = TWINS[kind]
     config = getattr(transformers, f"{family}Config")(**settings, num_labels=3)
