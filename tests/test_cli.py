@@ -287,7 +287,10 @@ def test_three_sources(tiny: Path) -> None:
     assert 2.1 < rows["pleas-2.20"]["executed"] <= 2.2
 
 
-@pytest.mark.parametrize(("mode", "count"), [("shared", 4), pytest.param("different", 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mode", "count"),
+    [pytest.param("shared", 4, marks=pytest.mark.slow), pytest.param("different", 3, marks=pytest.mark.slow)],
+)
 def test_as_many_sources_as_domains(inside: Path, mode: str, count: int) -> None:
     """From the command, by both fits and both targets; partly shared rows are executed without their zeros."""
     domains = ["clipart", "painting", "photo", "sketch"][:count]

@@ -149,7 +149,7 @@ def test_processes_that_the_trainer_does_not_know_of_are_refused(inside: Path, m
     assert not list(inside.iterdir())
 
 
-@pytest.mark.parametrize("monitored", [True, False])
+@pytest.mark.parametrize("monitored", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_fit_that_is_cut_short_has_kept_its_last_epoch(
     monitored: bool, inside: Path, monkeypatch: pytest.MonkeyPatch

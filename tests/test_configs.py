@@ -26,7 +26,10 @@ class Built(cli.MergeCLI):
         assert self.datamodule is not None
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+LONG = {"compare/real.yaml": pytest.mark.slow}  # the methods of compare/shapes.yaml
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=LONG.get(one, ())) for one in SHIPPED])
 def test_it_builds(name: str, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "MergeCLI", Built)
     first = Path(name).stem.split("_")[0]

@@ -93,7 +93,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("when", SCHEDULES)
+LONG = {"every step": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("when", [pytest.param(one, marks=LONG.get(one, ())) for one in SCHEDULES])
 def test_a_fit_that_goes_on_ends_as_if_nothing_had_been(
     when: str, noisy: None, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

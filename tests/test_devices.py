@@ -132,7 +132,10 @@ def test_it_refuses_to_mix_devices() -> None:
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        *((name, "shared") for name in METHODS),
+        *(
+            pytest.param(name, "shared", marks=pytest.mark.slow) if name in HEADS else (name, "shared")
+            for name in METHODS
+        ),
         *(
             (name, "different") if name in HEADS else pytest.param(name, "different", marks=pytest.mark.slow)
             for name in METHODS
@@ -176,7 +179,7 @@ class Blocks(nn.Module):
         return self.fc(self.inner(self.deep(self.norm(self.stem(x)).relu())).relu().mean((2, 3)))
 
 
-@pytest.mark.parametrize("logits", ["squares", "divergence"])
+@pytest.mark.parametrize("logits", ["squares", pytest.param("divergence", marks=pytest.mark.slow)])
 def test_grouped_layers_and_drawn_positions_stay_on_their_device(
     logits: Literal["squares", "divergence"], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ def states(made: dict[str, project.Student]) -> dict[str, dict[str, torch.Tensor
     return {name: student.state_dict() for name, student in made.items()}
 
 
-@pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [100, pytest.param(1, marks=pytest.mark.slow)])
 def test_whatever_fails_to_be_written_the_same_call_goes_on(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +168,7 @@ def test_statistics_that_their_file_has_no_room_for_are_not_gathered_again(
     assert all(same_state(student.state_dict(), other[name]) for name, student in made.items())
 
 
+@pytest.mark.slow
 def test_copies_of_an_unfinished_pass_are_left_out_where_they_have_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_each_source_owns_its_version_of_what_is_of_no_domain() -> None:
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_without_steps_the_target_is_the_mean() -> None:
     problem, probe = public()
     given, owners = {"public": [probe]}, dict(problem.owners)

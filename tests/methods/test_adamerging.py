@@ -184,7 +184,7 @@ def test_plus_trims_and_elects() -> None:
     assert np.array_equal(after, np.where(kept & (np.sign(before) == signs), before, 0))
 
 
-@pytest.mark.parametrize("norms", ["running", "mixed"])
+@pytest.mark.parametrize("norms", [pytest.param("running", marks=pytest.mark.slow), "mixed"])
 def test_task_wise_coefficients_find_a_minimum(norms: Norms) -> None:
     """On all pictures at once, against every point of a grid over the square, or around where they have come to rest.
 

@@ -172,7 +172,7 @@ def test_the_sequential_fit_demands_room_for_all_pictures_or_for_a_batch() -> No
     ("count", "budgets", "image_size", "targets"),
     [
         pytest.param(2, [1.0, 1.5], 8, "own", marks=pytest.mark.slow),
-        (2, [1.0], 16, "mean"),
+        pytest.param(2, [1.0], 16, "mean", marks=pytest.mark.slow),
         pytest.param(2, [1.0], 32, "mean", marks=pytest.mark.slow),
         pytest.param(3, [1.0], 8, "mean", marks=pytest.mark.slow),
         pytest.param(4, [1.0], 8, "own", marks=pytest.mark.slow),

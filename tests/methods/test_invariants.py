@@ -203,7 +203,7 @@ def test_the_order_of_the_sources_does_not_matter(name: str) -> None:
         assert close(other, one, 1e-3)
 
 
-@pytest.mark.parametrize("mode", ["shared", "different"])
+@pytest.mark.parametrize("mode", [pytest.param("shared", marks=pytest.mark.slow), "different"])
 def test_resnet20_at_both_ends(mode: str) -> None:
     batch = pictures(4, 7)
     twins = make_problem(

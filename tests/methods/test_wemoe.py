@@ -127,7 +127,7 @@ def test_equal_sources_come_back_however_they_are_routed(mode: str) -> None:
     assert close(run(student, batch), run(source, batch).repeat(1, 3 if mode == "different" else 1), 1e-4)
 
 
-@pytest.mark.parametrize("mode", ["shared", "different"])
+@pytest.mark.parametrize("mode", [pytest.param("shared", marks=pytest.mark.slow), "different"])
 def test_training_makes_predictions_certain_and_touches_routers_alone(mode: str) -> None:
     it = problem(0, mode)
     _, before = only(WEMoE(steps=0), it)

@@ -22,7 +22,7 @@ SIDES = [(11, 9), (2, 2), (4, 5)]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own; the result is what counts
-@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("sides", [pytest.param(SIDES[0], marks=pytest.mark.slow), *SIDES[1:]])
 def test_every_convolution(sides: tuple[int, int]) -> None:
     """Whole numbers, so that both sums are exact; maps smaller than the kernel among them."""
     seen = 0
