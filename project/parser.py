@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from project.entrance import config_words
 from project.errors import ConfigurationError, nearest, printable
+from project.runtime.json_text import json_value
 
 FRAME = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with given class_path"
@@ -44,10 +44,14 @@ class OneSentenceParser(LightningArgumentParser):
     """The class, where the parser is one that jsonargparse has made for the arguments of a single class."""
 
     def add_class_arguments(self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Add the arguments of a class; one without a key is what this parser is for."""
+        """Add the arguments of a class; one without a key is what this parser is for.
+
+        jsonargparse would read every file that stands where a class may, among ``networks`` or ``sources``, as YAML
+        first, pipes too, and import the class that it names; files of weights choose no code.
+        """
         if nested_key is None:
             self.owner = class_type
-        return super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+        return super().add_class_arguments(class_type, nested_key, *args, **{**kwargs, "sub_configs": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and leave; as jsonargparse does it where that was asked for."""
@@ -113,8 +117,10 @@ def sentence(
             break
         if value := re.match(r"Given value: (?!NestedArg)(.{1,40})$", line):
             given = given or f"got value: {value[1]}"
-        elif any(words in line for words in unreadable):  # jsonargparse takes a list's file for one that holds the list
-            causes.append("a list is expected, such as '[FILE]'")
+        elif lone := re.match(r"Expected a <class 'collections\.abc\.Sequence'>\. Got value: (.+?)\.?$", line):
+            causes.append(f"a list is expected, such as '[{lone[1]}]'")
+        elif any(words in line for words in unreadable):
+            causes.append("the file that it names is no YAML, being no text")
         elif (kind := TYPE.match(line)) and kind[1]:
             literals.append((len(set(keys)), kind[1]))
             value = re.search(r"Got value: (.+?)\.?$", line)
@@ -199,8 +205,8 @@ def keyword_arguments(text: str, name: str) -> dict[str, Any]:
         ConfigurationError: If it is none.
     """
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = json_value(text)
+    except ValueError as error:
         raise ConfigurationError(f"{name} is {text!r}, which is not JSON: {error}.") from error
     if not isinstance(found, dict):
         raise ConfigurationError(f"{name} is {text!r}; a JSON object of keyword arguments is allowed.")

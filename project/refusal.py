@@ -87,11 +87,15 @@ def in_one_sentence(checkpoint: str | Path | None) -> Iterator[None]:
     """
     try:
         yield
+    except CheckpointError as error:  # of an entry, by those who do not know the file
+        if checkpoint is None or not restoring(error) or str(checkpoint) in str(error):
+            raise
+        raise CheckpointError(f"ckpt_path is {checkpoint}: {error}") from error
     except (PleasError, MisconfigurationException):
         raise
     except Exception as error:
         told = " ".join(str(error).split()) or repr(error)
-        if restoring(error):
+        if checkpoint is not None and restoring(error):
             raise CheckpointError(f"ckpt_path is {checkpoint}, which does not go with model and trainer: {told}") from (
                 error
             )

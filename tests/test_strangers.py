@@ -1,6 +1,7 @@
 """No file chooses code: every command and option that takes one is given what strangers write, in every form."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,17 @@ def commands(place: Path, files: dict[str, Path], out: Path) -> dict[str, tuple[
         "predict, student": (["predict", *quiet(out / "q"), *evaluation, "--model.networks", one], None),
         "refine": ([*refine, "--model.sources", f"[{files['clipart']}]"], "which the student was not made of"),
     }  # fmt: skip
+
+
+def test_no_text_where_weights_should_be_chooses_code(place: Path, tmp_path: Path, stranger: Stranger) -> None:
+    text = tmp_path / "network.pth"
+    text.write_text(f"class_path: {stranger.name}.Net\ninit_args: {{path: other.pth}}\n")
+    kinds = ("resumed", "clipart", "sketch", "base", "student", "objects", "training")
+    stranger.rest()
+    for name, (arguments, _) in commands(place, dict.fromkeys(kinds, text), tmp_path / "runs").items():
+        with pytest.raises(PleasError, match=re.escape(str(text))):
+            main(arguments)
+        assert not stranger.ran, name
 
 
 @pytest.mark.parametrize("form", ["zip", *(pytest.param(form, marks=pytest.mark.slow) for form in ("older", "pickle"))])

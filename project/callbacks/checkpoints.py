@@ -1,20 +1,22 @@
 """Checkpoints that appear whole or not at all, wherever temporary files lie, and that choose no code."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import lightning
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
-from torch import Tensor
+from torch import Tensor, optim
 
 from project.errors import CheckpointError, ConfigurationError
 from project.models import read_checkpoint
 from project.models.reading.archive import read_content
+from project.models.reading.files import kind_of
 from project.models.reading.sound import sound_state
 from project.runtime import atomic_save
 
@@ -25,6 +27,7 @@ RESUMED = {"epoch": int, "global_step": int, "loops": Mapping, "optimizer_states
 COUNTED = ("ready", "started", "processed", "completed")
 """What its loops count of each step."""
 LAST = "last"
+OPTIMIZERS, LIGHTNING = Path(optim.__file__).parent, Path(lightning.__file__).parent
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -98,8 +101,32 @@ def check_checkpoint(path: Path, fitting: bool) -> None:
         if type(value) is not int or value < 0:
             raise CheckpointError(f"ckpt_path is {path}, whose {name} is {value!r}; allowed: a number, at least 0.")
 
-    weights = {name: read.plain(value) for name, value in held["state_dict"].items()}
-    sound_state({name: one for name, one in weights.items() if isinstance(one, Tensor)}, str(path), CheckpointError)
+    states = dict(_states(held["optimizer_states"], path)) if fitting else {}
+    tensors = {name: read.plain(value) for name, value in (held["state_dict"] | states).items()}
+    sound_state({name: one for name, one in tensors.items() if isinstance(one, Tensor)}, str(path), CheckpointError)
+
+
+def _states(optimizers: Sequence[Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """What optimizers remember of each parameter: name -> what stands there, as it lies in the file.
+
+    Raises:
+        CheckpointError: If it is of a form that no optimizer writes; the message names what.
+    """
+    for number, optimizer in enumerate(optimizers):
+        name = f"optimizer_states.{number}"
+        states = _mapping(_mapping(optimizer, name, path).get("state", {}), f"{name}.state", path)
+        for key, state in states.items():
+            for what, value in _mapping(state, f"{name}.state.{key}", path).items():
+                full = f"{name}.state.{key}.{what}"
+                if isinstance(value, str):
+                    raise CheckpointError(f"ckpt_path is {path}, whose {full} is a word; allowed: tensors and numbers.")
+                yield full, value
+
+
+def _mapping(value: object, name: str, path: Path) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"ckpt_path is {path}, whose {name} is {kind_of(value)}; allowed: a mapping.")
+    return value
 
 
 def _counts(loops: Mapping[Any, Any], prefix: str = "loops") -> Iterator[tuple[str, Any]]:
@@ -136,6 +163,12 @@ def check_last(trainer: Trainer, folder: Path, fitting: bool) -> None:
 
 
 def restoring(error: Exception) -> bool:
-    """Whether an error came up while Lightning took a checkpoint up again."""
-    frames = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
-    return checkpoint_connector.__file__ in frames
+    """Whether an error came up while Lightning took a checkpoint up again, or in the step of an optimizer itself.
+
+    An optimizer takes what a checkpoint says that it remembers as it is, and fails where it first needs it.
+    """
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    if checkpoint_connector.__file__ in files:
+        return True
+    stepping = [number for number, file in enumerate(files) if Path(file).is_relative_to(OPTIMIZERS)]
+    return bool(stepping) and not any(Path(file).is_relative_to(LIGHTNING) for file in files[stepping[-1] :])

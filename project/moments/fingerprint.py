@@ -141,11 +141,20 @@ class Fingerprint:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Fingerprint":
-        """From what :attr:`plain` gave."""
+        """From what :attr:`plain` gave.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: If it is not of that form.
+        """
         pictures = {domain: PictureSum.read(one) for domain, one in plain["pictures"].items()}
         heads = {domain: tuple(columns) for domain, columns in plain.get("heads", {}).items()}
         labels = {domain: PictureSum.read(one) for domain, one in plain.get("labels", {}).items()}
-        return cls(tuple(plain["sources"]), plain["spec"], plain["transform"], pictures, heads, labels)
+        sources, spec, transform = tuple(plain["sources"]), plain["spec"], plain["transform"]
+        if not all(isinstance(one, str) for one in (*sources, spec)):
+            raise ValueError(f"sources and spec are said to be {(*sources, spec)}, which are no hashes")
+        if not isinstance(transform, Mapping):
+            raise ValueError(f"the transform is said to be {transform!r}")
+        return cls(sources, spec, transform, pictures, heads, labels)
 
 
 def network_hash(network: nn.Module) -> str:

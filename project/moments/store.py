@@ -17,6 +17,7 @@ from torch import Tensor
 from project.errors import CheckpointError, ConfigurationError, MergeError, present
 from project.moments.fingerprint import Fingerprint, PictureSum
 from project.moments.statistics import UNITS, Statistics, domain_of
+from project.runtime.json_text import json_value
 from project.runtime.lock import only_writer
 from project.runtime.opening import open_file
 from project.runtime.saving import atomic_path, check_target
@@ -158,10 +159,10 @@ def read_statistics(path: str | Path) -> StoredStatistics:
             raise CheckpointError(f"{path} holds no statistics; they are written by 'pleas merge' with 'statistics'.")
         if metadata.get("version") != VERSION:
             raise CheckpointError(f"{path} holds statistics of version {metadata.get('version')}, not {VERSION}.")
-        listed = json.loads(metadata["moments"])
+        listed = json_value(metadata["moments"])
         moments = {name: StoredMoment(one["count"], tuple(map(tuple, one["shapes"]))) for name, one in listed.items()}
-        fingerprint, pictures = Fingerprint.read(json.loads(metadata["stamp"])), dict(json.loads(metadata["pictures"]))
-        parts = json.loads(metadata["parts"]) if "parts" in metadata else []
+        fingerprint, pictures = Fingerprint.read(json_value(metadata["stamp"])), dict(json_value(metadata["pictures"]))
+        parts = json_value(metadata.get("parts", "[]"))
         shards = [{domain: PictureSum.read(one) for domain, one in part.items()} for part in parts]
     except (OSError, SafetensorError, struct.error, LookupError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no file of statistics: {error}.") from error

@@ -36,5 +36,5 @@ def open_file(path: Path, what: str) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{what} {path} is not there.") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else "its name holds a null character"
         raise CheckpointError(f"{what} {path} cannot be read: {reason}.") from error

@@ -128,8 +128,8 @@ def failure(given: BaseException) -> str | None:
         return os.strerror(errno.ENOTDIR)
     if isinstance(given, OSError):
         return given.strerror or str(given)
-    if quoted := re.search(r"\(os error (\d+)\)", str(given)):
-        return os.strerror(int(quoted[1]))
+    if quoted := re.search(r"\(os error (\d+)\)|\bOs { code: (\d+)", str(given)):
+        return os.strerror(int(quoted[1] or quoted[2]))
     error: BaseException | None = given
     while error is not None:
         if isinstance(error, OSError) and error.errno in FAILING:

@@ -377,7 +377,7 @@ def spoilt_student(random: Random, content: bytes) -> tuple[bytes, str]:
         values, told = spoilt_plain(random, json.loads(metadata["pleas"]))
         return save(tensors, {"pleas": json.dumps(values)}), told
     if what == "metadata":
-        text = random.choice(("", "{", "[]", "3", "null", '{"a": 1e999}', "[" * 100_000, "9" * 10_000, "\ud800"))
+        text = random.choice(("", "{", "[]", "3", "null", '{"a": 1e999}', "[" * 100_000, "9" * 10_000, "\ufffd"))
         return save(tensors, {"pleas": text}), f"its JSON is {shown(text)}"
     integers = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if what == "integers" and integers:

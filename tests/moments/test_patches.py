@@ -15,10 +15,11 @@ NEW = hasattr(cudnn, "conv")
 SETTINGS: dict[str, Callable[[], None]] = {
     "as torch has it": lambda: None,
     "switched off": lambda: setattr(cudnn, "allow_tf32", False),
-    "convolutions alone": lambda: setattr(cudnn.conv, "fp32_precision", "ieee"),
     "all of cuDNN": lambda: setattr(cudnn, "fp32_precision", "tf32"),
     "everywhere": lambda: setattr(torch.backends, "fp32_precision", "ieee"),
 }
+if NEW:
+    SETTINGS["convolutions alone"] = lambda: setattr(cudnn.conv, "fp32_precision", "ieee")
 
 
 def state() -> tuple[Any, ...]:

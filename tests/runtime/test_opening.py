@@ -40,7 +40,7 @@ def test_what_is_no_file_is_refused_and_nothing_waits_for_it(tmp_path: Path, mon
         "file/below": "file/below is not there",
         "loop": "loop cannot be read: Too many levels",
         "long" * 100: "cannot be read: File name too long",
-        "a\0b": "cannot be read: embedded null",
+        "a\0b": "cannot be read: its name holds a null character",
     }
     wrong = []
 

@@ -4,7 +4,6 @@ timm's folders say the architecture, its arguments and ``pretrained_cfg``; trans
 twin torchvision or timm has, and ``preprocessor_config.json`` what its pictures go through. Nothing in them is code.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from project.models.preprocessing import (
 )
 from project.models.reading.classes import distinct
 from project.models.zoo import EPSILON, FETCHING, TIMM, plain_name, timm_defaults
+from project.runtime.json_text import json_value
 from project.runtime.opening import open_file
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -376,8 +376,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     if len(raw) > LARGEST:
         raise CheckpointError(f"{path} is no description of a network: it has more than {LARGEST} bytes.")
     try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # ValueError: of JSON, and of text
+        content = json_value(raw)
+    except ValueError as error:  # of JSON, and of text
         raise CheckpointError(f"{path} is no JSON: {error}.") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; allowed: a mapping.")

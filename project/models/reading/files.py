@@ -1,6 +1,5 @@
 """Reading files of weights: Lightning checkpoints, plain PyTorch files and safetensors."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from project.models.reading.packing import unpacked
 from project.models.reading.sound import sound_state
 from project.models.reading.stand_ins import DamagedError, StandIn, Unusable
 from project.runtime import tell
+from project.runtime.json_text import json_value
 
 WRAPPERS = ("network.", "module.", "model.", "_orig_mod.")  # FineTuneModule, DataParallel, custom, torch.compile
 NAMES_SHOWN = 4
@@ -308,11 +308,11 @@ def _split_packed(content: Content) -> tuple[Mapping[str, Any], Mapping[str, Any
     if ENTRY not in content.metadata:
         return tensors, {}
     try:
-        packed = json.loads(content.metadata[ENTRY])
+        packed = json_value(content.metadata[ENTRY])
         if not isinstance(packed, dict) or "format" not in packed:
             return tensors, {ENTRY: packed}
         entries, rest = unpacked(packed, tensors)
-    except (CheckpointError, ValueError, RecursionError) as error:  # ValueError: of JSON
+    except (CheckpointError, ValueError) as error:  # ValueError: of JSON
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
     return rest, {**entries, ENTRY: entries.get(DESCRIPTION, {})}
 
