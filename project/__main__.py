@@ -4,6 +4,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from project.entrance import check_words
@@ -32,30 +33,36 @@ def console() -> int:
         except PleasError as error:
             sys.stderr.write(f"pleas: error: {printable(str(error))}\n")
             return 2
-        # only now: these take seconds
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-        from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-        from project import cli
+        from project import commands  # only now, as all of this takes seconds, and Lightning most of them
         from project.runtime.messages import first_process
 
+        alone = sys.argv[1:2] and sys.argv[1] in commands.COMMANDS
+        place = commands.command(sys.argv[1]) if alone else import_module("project.cli")
         warnings.formatwarning = _told
         ending.begun = True
         try:
-            cli.main()
+            if alone:
+                commands.run(sys.argv[1:])
+            else:
+                place.main()
         except BaseException as error:
             if ending.received is not None:  # whatever came of it on the way
                 if first_process():
                     sys.stderr.write(("\n" if sys.stderr.isatty() else "") + ending.message(*_notes(error)))
                 return ending.status
-            if isinstance(error, SIGTERMException):  # Lightning's, of a fit, which exits with 0
+            if _by_lightning(error, "SIGTERMException"):  # of a fit, which exits with 0
                 return 128 + signal.SIGTERM
-            if not isinstance(error, PleasError | MisconfigurationException):
+            if not isinstance(error, PleasError) and not _by_lightning(error, "MisconfigurationException"):
                 raise
             told = str(error) if isinstance(error, PleasError) else " ".join(str(error).split())  # Lightning's in lines
             sys.stderr.write(f"pleas: error: {printable(told)}\n")
             return 1 if isinstance(error, TraceError | ProcessError) else 2
     return 0
+
+
+def _by_lightning(error: BaseException, name: str) -> bool:
+    """Whether an error is of a class of Lightning's, which is imported for some commands alone."""
+    return any(kind.__module__.startswith("lightning.") and kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -8,7 +8,7 @@ from project.moments import add_statistics
 from project.parser import OneSentenceParser
 
 
-def add_statistics_parser() -> OneSentenceParser:
+def command_parser() -> OneSentenceParser:
     """The parser of the arguments after ``add-statistics``."""
     parser = OneSentenceParser(
         prog="pleas add-statistics", description="Add the statistics of shards up to those of the whole."
@@ -18,7 +18,7 @@ def add_statistics_parser() -> OneSentenceParser:
     return parser
 
 
-def run_add_statistics(args: Sequence[str]) -> None:
+def run_command(args: Sequence[str]) -> None:
     """The command; prints what the sum holds.
 
     Args:
@@ -27,7 +27,7 @@ def run_add_statistics(args: Sequence[str]) -> None:
     Raises:
         PleasError: If the files do not belong together, or one cannot be read.
     """
-    given = add_statistics_parser().parse_args(list(args))
+    given = command_parser().parse_args(list(args))
     total = add_statistics(given.files, given.out)
     seen = ", ".join(f"{count} pictures of {domain}" for domain, count in total.pictures.items())
     sys.stdout.write(f"{given.out}: {len(total.moments)} moments of {seen}\n")

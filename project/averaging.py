@@ -9,7 +9,7 @@ from project.models.preprocessing import Crop
 from project.parser import OneSentenceParser, keyword_arguments
 
 
-def average_parser() -> OneSentenceParser:
+def command_parser() -> OneSentenceParser:
     """The parser of the arguments after ``average``."""
     parser = OneSentenceParser(
         prog="pleas average",
@@ -44,7 +44,7 @@ def average_parser() -> OneSentenceParser:
     return parser
 
 
-def run_average(args: Sequence[str]) -> None:
+def run_command(args: Sequence[str]) -> None:
     """The command; says what was written.
 
     Args:
@@ -53,7 +53,7 @@ def run_average(args: Sequence[str]) -> None:
     Raises:
         PleasError: See :func:`average`.
     """
-    given = average_parser().parse_args(list(args))
+    given = command_parser().parse_args(list(args))
     options = {name: value for name, value in vars(given).items() if value is not None}
     files, out, pictures = options.pop("files"), options.pop("out"), options.pop("pictures", None)
     if "arguments" in options:

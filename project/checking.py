@@ -29,7 +29,7 @@ from project.student import load_source
 PREPARED = ("image_size", "mean", "std", "channels")
 
 
-def check_parser() -> OneSentenceParser:
+def command_parser() -> OneSentenceParser:
     """The parser of the arguments after ``check``."""
     parser = OneSentenceParser(
         prog="pleas check",
@@ -60,7 +60,7 @@ def check_parser() -> OneSentenceParser:
     return parser
 
 
-def run_check(args: Sequence[str]) -> None:
+def run_command(args: Sequence[str]) -> None:
     """The command; prints a table.
 
     Args:
@@ -70,7 +70,7 @@ def run_check(args: Sequence[str]) -> None:
         ConfigurationError: If there is no such network, or it cannot be built from the arguments.
         TraceError: If its groups cannot be derived, or do not hold.
     """
-    parser = check_parser()
+    parser = command_parser()
     given = parser.parse_args(list(args))
     keywords = keyword_arguments(given.model_args, "model-args")
     prepared = {name: getattr(given, name) for name in PREPARED if getattr(given, name) is not None}

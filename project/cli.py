@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from project.adding import add_statistics_parser, run_add_statistics
-from project.averaging import average_parser, run_average
+from project import commands
 from project.callbacks import (
     LAST,
     AtomicConfig,
@@ -35,13 +33,13 @@ from project.callbacks import (
     unmarked,
     write_atomically,
 )
-from project.checking import check_parser, run_check
+from project.commands import COMMANDS
 from project.entrance import check_keys, config_files, read_config
 from project.errors import ConfigurationError, PleasError, ProcessError, nearest, seeds
-from project.exporting import export_parser, run_export
 from project.parser import OneSentenceParser, files_first, sentence
 from project.refusal import LIGHTNINGS, check_processes, check_start, in_one_sentence
-from project.runtime import LOGGER, alone_in, tell
+from project.runtime import alone_in, tell
+from project.runtime.messages import show_messages
 from project.runtime.processes import lost
 from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.progress import unfinished_work
@@ -56,25 +54,8 @@ GUARDED = ("fit", "merge")  # what would overwrite an earlier run's work
 KEPT = (LAST, "best", "hpc")  # checkpoints that the trainer finds
 
 
-@dataclass(frozen=True)
-class Command:
-    """A subcommand that needs no data and no trainer.
-
-    Args:
-        parser: Makes the parser of its arguments.
-        run: Runs it on them.
-    """
-
-    parser: Callable[[], OneSentenceParser]
-    run: Callable[[Sequence[str]], None]
-
-
-COMMANDS = {
-    "check": Command(check_parser, run_check),
-    "average": Command(average_parser, run_average),
-    "export": Command(export_parser, run_export),
-    "add-statistics": Command(add_statistics_parser, run_add_statistics),
-}
+class TrainerParser(OneSentenceParser, LightningArgumentParser):
+    """The parser of the subcommands that have a trainer."""
 
 
 class MergeCLI(LightningCLI):
@@ -100,8 +81,8 @@ class MergeCLI(LightningCLI):
         """Lightning's list of subcommands, and below them those that need no trainer."""
         super()._add_subcommands(parser, **kwargs)
         assert parser._subcommands_action is not None
-        for name, command in COMMANDS.items():
-            other = command.parser()
+        for name in COMMANDS:
+            other = commands.command(name).command_parser()
             parser._subcommands_action.add_subcommand(name, other, help=other.description)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -288,7 +269,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         PleasError: If something about the arguments or the files they name is wrong; no results were written then. If
             a disk fails; what was finished until then stays.
     """
-    _show_messages()
+    show_messages()
     # Lightning 2.6 against torch 2.15, which renamed it; once in every loop, and nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
@@ -296,7 +277,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
     given = sys.argv[1:] if args is None else args
     if isinstance(given, list):
         if given and given[0] in COMMANDS:
-            COMMANDS[given[0]].run(given[1:])
+            commands.run(given)
             return None
         check_subcommand(given)
         check_configs(given)
@@ -313,7 +294,7 @@ def main(args: ArgsType = None) -> MergeCLI | None:
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
             trainer_class=MergeTrainer,
-            parser_class=OneSentenceParser,
+            parser_class=TrainerParser,
             # Gathered moments are reduced and read after the loop, which tensors made under inference mode refuse.
             trainer_defaults={"inference_mode": False},
             subclass_mode_model=True,
@@ -338,12 +319,6 @@ def main(args: ArgsType = None) -> MergeCLI | None:
         if plain is None:
             raise
         raise plain from None
-
-
-def _show_messages() -> None:
-    """Write what a run says to standard error, unless whoever runs it has made arrangements of their own."""
-    if not logging.getLogger().hasHandlers() and not LOGGER.handlers:
-        LOGGER.addHandler(logging.StreamHandler())
 
 
 def check_subcommand(arguments: Sequence[str]) -> None:

@@ -65,6 +65,9 @@ def check_words(arguments: Sequence[str]) -> None:
     elif subcommand == "check":
         present(*(word for word in files if not word.startswith(LIBRARIES)))
         check_network_word(*(following for word, following in pairwise(others) if word == "--model"))
+        for folder in (following for word, following in pairwise(others) if word == "--pictures"):
+            if not os.path.exists(folder):
+                raise ConfigurationError(f"pictures is {folder}, which is not there.")
     else:
         present(*(files if subcommand == "merge" else ()))
         present(*weights_named([read_config(path) for path in config_files(arguments)], others))

@@ -11,7 +11,7 @@ from project.parser import OneSentenceParser, keyword_arguments
 from project.student import load_student
 
 
-def export_parser() -> OneSentenceParser:
+def command_parser() -> OneSentenceParser:
     """The parser of the arguments after ``export``."""
     parser = OneSentenceParser(
         prog="pleas export",
@@ -32,7 +32,7 @@ def export_parser() -> OneSentenceParser:
     return parser
 
 
-def run_export(args: Sequence[str]) -> None:
+def run_command(args: Sequence[str]) -> None:
     """The command; prints what was written, and how far its logits are from the student's.
 
     Args:
@@ -41,7 +41,7 @@ def run_export(args: Sequence[str]) -> None:
     Raises:
         PleasError: If the student cannot be read or go there, or the disk has no room.
     """
-    given = export_parser().parse_args(list(args))
+    given = command_parser().parse_args(list(args))
     present(given.student, what="The student")
     arguments = None if given.arguments is None else keyword_arguments(given.arguments, "arguments")
     student = load_student(given.student, given.architecture, arguments)

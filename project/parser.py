@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from project.entrance import config_words
 from project.errors import ConfigurationError, nearest, printable
@@ -37,7 +37,7 @@ class ClassError(argparse.ArgumentError):
         self.owner = owner
 
 
-class OneSentenceParser(LightningArgumentParser):
+class OneSentenceParser(ArgumentParser):
     """Tells an error in one sentence with the key, the cause and where to look; exit status 2."""
 
     owner: type | None = None

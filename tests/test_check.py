@@ -38,7 +38,7 @@ def test_a_torchvision_name(capsys: pytest.CaptureFixture[str]) -> None:
     lines = words(capsys, "--model", "resnet18", "--image-size", "32", "--model-args", '{"num_classes": 4}')
     assert lines[0] == "resnet18: 12 permutation groups on pictures of 32 × 32"
     assert lines[3].split()[:6] == ["conv1", "64", "3", "4", "3", "0"]
-    assert len(lines) == 18
+    assert len(lines) == 20
     assert lines[-2].startswith("trace, permute: yes; largest change of the logits (relative): ")
     assert 0 < float(lines[-2].split()[-1]) < 1e-4
     assert lines[-1] == "merge, at any budget: yes"

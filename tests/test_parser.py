@@ -137,3 +137,13 @@ def test_what_is_not_there_is_told_before_anything_long_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "pleas: error: The file of weights absent.pth is not there.\n")
+
+
+def test_commands_without_a_trainer_do_without_what_trains_and_draws() -> None:
+    code = (
+        "import sys; from project import api, commands; "
+        "found = [commands.command(name) for name in commands.COMMANDS]; "
+        "assert len(found) > 3; print(*{'lightning', 'torchmetrics', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr

@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -103,6 +102,8 @@ def held_out(labels: Tensor, seed: int) -> Tensor:
 
 def _path(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]) -> list[Probe]:
     """The optimum of every strength, each search starting at the one before."""
+    from scipy.optimize import minimize  # a while to import, and probes are for a few
+
     mean, scale = features.mean(0), features.std(0, correction=0)
     scale = torch.where(scale > MIN_DEVIATION_SHARE * scale.max(), scale, 1.0)
     inputs, found = (features - mean) / scale, np.zeros((classes, features.shape[1] + 1))

@@ -15,6 +15,10 @@ from project.symmetry import Spec, group_differences, note_picture, trace
 
 CONSTANT = 1e-3
 """Standard deviation below which a parameter's values are all alike, as in a network that was never trained."""
+LEGEND = (
+    "(a group's units are permuted together, in all layers that write or read them, their norms and tables of values;\n"
+    "change: of the logits, over the largest, when that is done)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class CheckReport:
             f"{self.title}: {len(self.spec.free)} permutation groups on pictures of {height} × {width}",
             "",
             *self.rows,
+            LEGEND,
             "",
             f"trace, permute: yes; largest change of the logits (relative): {found:.1e}",
             "merge, at any budget: yes" if reason is None else f"merge: yes; above budget 1 only in part, as {reason}",

@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from project.report.figures import COLOURS, INK, blank_figure
 
-from project.report.figures import COLOURS, INK
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def connectivity(points: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
@@ -40,9 +41,9 @@ def _barrier(ts: Sequence[float], values: Sequence[float]) -> float:
     return max((1 - t) * values[0] + t * values[-1] - value for t, value in zip(ts, values, strict=True))
 
 
-def connectivity_figure(paths: Mapping[str, Mapping[str, Any]]) -> Figure:
+def connectivity_figure(paths: Mapping[str, Mapping[str, Any]]) -> "Figure":
     """Plot accuracy along every path, a panel each: the domains and, in bold, their mean, its barrier in the title."""
-    figure = Figure(figsize=(4.2 * min(3, len(paths)), 3.6 * ((len(paths) + 2) // 3)), layout="constrained")
+    figure = blank_figure((4.2 * min(3, len(paths)), 3.6 * ((len(paths) + 2) // 3)))
     panels = figure.subplots((len(paths) + 2) // 3, min(3, len(paths)), squeeze=False, sharey=True).flatten()
     for axes, (name, path) in zip(panels, paths.items(), strict=False):
         lines = path["accuracy"] if len(path["accuracy"]) > 2 else {"mean": path["accuracy"]["mean"]}  # of one domain

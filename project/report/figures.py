@@ -2,21 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from project.report.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, MUTED = "#222222", "#8a8a8a"
 MARKERS = ("o-", "s--", "^-.", "v:", "D-", "P--", "X-.", "*:")
 COLOURS = ("#3366cc", "#dc7b1e", "#2a8c5a", "#a23b9a", "#b8322a", "#5b7083")
 
 
-def accuracy_figure(rows: Sequence[Row]) -> Figure:
+def blank_figure(size: tuple[float, float]) -> "Figure":
+    """A figure of so many inches; matplotlib is imported with the first, for much of the project draws none."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def accuracy_figure(rows: Sequence[Row]) -> "Figure":
     """Plot mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference."""
     methods = dict.fromkeys(row.name.rsplit("-", 1)[0] for row in rows if row.kind == "student")
     many = len(methods) > len(COLOURS)
-    figure = Figure(figsize=(9, max(4.2, 0.2 * len(methods) + 0.6)) if many else (7, 4.2), layout="constrained")
+    figure = blank_figure((9, max(4.2, 0.2 * len(methods) + 0.6)) if many else (7, 4.2))
     axes = figure.subplots()
     for (marker, colour), method in zip(cycle(product(MARKERS, COLOURS)), methods, strict=False):
         points = [(r.executed, r.mean) for r in rows if r.kind == "student" and r.name.rsplit("-", 1)[0] == method]
@@ -39,7 +48,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def separate_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+def separate_figure(shares: Mapping[str, Mapping[str, float]]) -> "Figure":
     """Plot the share of each group's units that is kept separate, along the network, a line for each student.
 
     Args:
@@ -50,12 +59,12 @@ def separate_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     return layer_figure(series, groups, "share kept separate")
 
 
-def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str) -> Figure:
+def layer_figure(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: str) -> "Figure":
     """Plot values along the layers of the network, a line for each series."""
     many = len(values) > len(COLOURS)
     width, height = max(6, 0.32 * len(labels)), 4.2
     size = (width + 3, max(height, 0.2 * len(values) + 0.6)) if many else (width, height)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank_figure(size)
     axes = figure.subplots()
     for colour, (name, series) in zip(COLOURS * len(values), values.items(), strict=False):
         axes.plot(range(len(series)), series, "o-", color=colour, label=name, markersize=4)

@@ -1,8 +1,7 @@
 """A merge in TensorBoard: layer by layer, and the table with its figure."""
 
 from collections.abc import Mapping, Sequence
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING
 
 from project.allocation import separated
 from project.methods import Merged
@@ -10,8 +9,11 @@ from project.report.connectivity import connectivity_figure
 from project.report.figures import accuracy_figure, layer_figure, separate_figure
 from project.report.results import Results
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-def write_results(writer: SummaryWriter, results: Results) -> None:
+
+def write_results(writer: "SummaryWriter", results: Results) -> None:
     """Write the table, its figures, and accuracies of students as scalars over size in per cent of one source."""
     writer.add_text("table", results.markdown(), 0)
     writer.add_figure("accuracy over size", accuracy_figure(results.rows), 0)
@@ -24,7 +26,7 @@ def write_results(writer: SummaryWriter, results: Results) -> None:
                 writer.add_scalar(f"accuracy/{method}/{domain}", accuracy, round(100 * row.executed))
 
 
-def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence[str]) -> None:
+def write_fits(writer: "SummaryWriter", merged: Sequence[Merged], layers: Sequence[str]) -> None:
     """Write what was measured of every fitted layer, over depth and steps; how units match; which are kept separate.
 
     Args:
@@ -63,7 +65,7 @@ def write_fits(writer: SummaryWriter, merged: Sequence[Merged], layers: Sequence
         writer.add_figure("match by group", layer_figure(matched, groups, "mean similarity of matched units"), 0)
 
 
-def write_variances(writer: SummaryWriter, variances: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def write_variances(writer: "SummaryWriter", variances: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Write the variances of every batch norm of every student before and after re-estimation, and their ratios.
 
     Args:

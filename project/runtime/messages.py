@@ -23,6 +23,12 @@ def first_process() -> bool:
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
 
 
+def show_messages() -> None:
+    """Write what a run says to standard error, unless whoever runs it has made arrangements of their own."""
+    if not logging.getLogger().hasHandlers() and not LOGGER.handlers:
+        LOGGER.addHandler(logging.StreamHandler())
+
+
 def tell(message: str) -> None:
     """Log a message, from the first process alone, to the logger named ``project``."""
     if first_process():
