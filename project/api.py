@@ -24,7 +24,7 @@ from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
-from project.models.labels import CODE_POINTS, LabelMode, LabelSpace
+from project.models.labels import CODE_POINTS, LabelMode
 from project.models.preprocessing import LARGEST_SIDE, Preprocessing
 from project.report.check import CheckReport, check_network, never_trained
 from project.runtime import alone_in
@@ -194,15 +194,9 @@ def _students(
     options: MergeOptions,
 ) -> dict[str, Student]:
     """The students of one merge, by name."""
-    headless = {file.head for file, _ in files} == {"none"}
-    if not headless and (one := next((file for file, _ in files if file.head), None)):
-        raise ConfigurationError(
-            f"head of {one.path} is 'none', but others have heads; allowed: none of all, or of none."
-        )
     loaded = [_load(file, source, options) for file, source in files]
     check_distinct(loaded)
-    prepared = _common(loaded)
-    data: Any = _data(pictures, loaded, options)
+    data = _data(pictures, loaded, options)
     claims = [file for file, _ in files]
     if isinstance(data, GivenPictures):
         domains = list(data.calibration_domains)
@@ -211,10 +205,7 @@ def _students(
             claims = [replace(claim, domains=[domain]) for claim, domain in zip(claims, domains, strict=True)]
         said = (options.get("classes"), options.get("label_space"))
         labels = label_space_of(claims, loaded, domains, settings.without_source, *said)
-        data.adopt(labels, prepared)
-    elif headless:
-        names, mode = list(data.label_space.domains), options.get("label_space")
-        data = Trunks(data, label_space_of(claims, loaded, names, settings.without_source, None, mode))
+        data.adopt(labels, _common(loaded))
     engine = Engine(go_together(claims, loaded, settings, data.picture), settings, data, place)
     engine.renormalise = options.get("renormalise", True)
     with taken_up_again(place.folder), held_tight(settings.memory is not None):
@@ -251,22 +242,6 @@ def check(network: nn.Module, image_size: int = 224, tolerance: float = 1e-3) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return check_network(source.network, source.name, picture, tolerance, fresh=never_trained(source.network))
-
-
-class Trunks:
-    """Domains whose pictures trunks without heads are merged on: in place of their classes stand pooled values.
-
-    Args:
-        data: The domains.
-        labels: Their pooled values.
-    """
-
-    def __init__(self, data: Domains, labels: LabelSpace) -> None:
-        self._data, self.label_space = data, labels
-
-    def __getattr__(self, name: str) -> Any:
-        """All else is that of the domains."""
-        return getattr(self._data, name)
 
 
 def _files(

@@ -20,7 +20,6 @@ from project.errors import ConfigurationError, at_least, whole
 from project.merging.engine import Engine
 from project.merging.settings import Place
 from project.modules import MergeModule, ProbeModule, ScoringModule
-from project.modules.scored import ScoredNetwork
 from project.report import (
     Results,
     accuracy_figure,
@@ -105,10 +104,10 @@ class MergeTrainer(Trainer):
         while not engine.finished:
             if engine.phase == "re-estimate" and not before:
                 with engine.clock.phase("test before re-estimation"):
-                    before = self._score(model.unsettled_networks(), datamodule).accuracies()
+                    before = self._score(model.scoring(model.unsettled_networks()), datamodule).accuracies()
             self._calibrate(model, datamodule)
         with engine.clock.phase("test"):
-            scored = self._score(model.scored_networks(), datamodule)
+            scored = self._score(model.scoring(model.scored_networks()), datamodule)
             scored.warn_of_orders()
             after, others = scored.accuracies(), scored.joint_accuracies()
         warn_of_swapped_domains(engine.problem.owners, [source.name for source in engine.sources], after)
@@ -170,9 +169,8 @@ class MergeTrainer(Trainer):
         if not callbacks:
             self.callbacks.insert(0, MergeCallback())
 
-    def _score(self, scored_networks: Sequence[ScoredNetwork], datamodule: DomainDataModule) -> ScoringModule:
-        """The module that holds their scores."""
-        module = ScoringModule(scored_networks)
+    def _score(self, module: ScoringModule, datamodule: DomainDataModule) -> ScoringModule:
+        """The module, with the scores that it holds then."""
         with named(self, "scoring"):
             self.test(module, dataloaders=datamodule.test_dataloader(), verbose=False)
         return module
@@ -200,7 +198,7 @@ class MergeTrainer(Trainer):
         for merged in engine.merged:
             save_student(merged.student, folder / STUDENTS / f"{merged.name}.safetensors")
         results.write(folder)
-        _draw(accuracy_figure(results.rows), folder / "accuracy.png")
+        _draw(accuracy_figure(results.rows, results.measure), folder / "accuracy.png")
         if paths := results.details.get("connectivity"):
             _draw(connectivity_figure(paths), folder / "connectivity.png")
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]

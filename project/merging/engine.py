@@ -63,7 +63,7 @@ class Engine:
     """
 
     def __init__(self, loaded: Loaded, settings: Settings, data: MergeData, place: Place) -> None:
-        self.settings, self.data, self.place = settings, data, place
+        self.settings, self.data, self.place, self.headless = settings, data, place, loaded.headless
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
         self.problem, self.sources, domains, estimate, fits = prepare(loaded, settings, data, pictures)
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)

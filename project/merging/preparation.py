@@ -13,6 +13,7 @@ from project.allocation import Budget, check_budgets, check_growth, source_size
 from project.errors import ConfigurationError, MergeError
 from project.merging.base import load_base
 from project.merging.data import MergeData
+from project.merging.labels import label_space_of
 from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, place_sources
 from project.methods import Method, Permutation, PictureCounts, Preparation, Problem
@@ -41,6 +42,11 @@ class Loaded:
     spec: Spec
     base: nn.Module | Literal["mean"] | None
 
+    @property
+    def headless(self) -> bool:
+        """Whether they are trunks alone, whose pooled values stand in place of logits."""
+        return self.files[0].head == "none"
+
 
 def go_together(
     files: Sequence[SourceFile], sources: Sequence[Source], settings: Settings, picture: tuple[int, int, int]
@@ -56,8 +62,13 @@ def go_together(
         picture: Shape of a picture: channels, height, width.
 
     Raises:
-        PleasError: If the sources differ in architecture, or no student can have a budget.
+        PleasError: If the sources differ in architecture, or in having heads, or no student can have a budget.
     """
+    trunks = [file for file in files if file.head]
+    if 0 < len(trunks) < len(files):
+        raise ConfigurationError(
+            f"head of {trunks[0].path} is 'none', but others have heads; allowed: none of all, or of none."
+        )
     spec = common_spec(sources, picture)
     heads = UnitMap.apart(tuple(source.logits for source in sources))
     check_budgets(settings.budgets, len(sources), lambda unit: source_size(spec, heads, unit))
@@ -87,6 +98,8 @@ def prepare(
         PleasError: If something does not go together.
     """
     labels = data.label_space
+    if loaded.headless and data.prepares:  # what classes its pictures have says nothing of pooled values
+        labels = label_space_of(loaded.files, loaded.sources, list(labels.domains), settings.without_source)
     sources, owned = place_sources(
         loaded.files, loaded.sources, labels, data.preprocessing, settings.without_source, loaded.spec
     )

@@ -17,7 +17,9 @@ from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import as_files, read_sources
 from project.methods import Average, Merged, Method, Permutation, PLeaS
 from project.models import LabelSpace
+from project.modules.agreement import AgreementModule
 from project.modules.scored import ScoredNetwork
+from project.modules.scoring import ScoringModule
 from project.student import MaskedStudent
 
 
@@ -71,10 +73,6 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         self.files = as_files(sources)
-        if trunk := next((file for file in self.files if file.head), None):
-            raise ConfigurationError(
-                f"head of {trunk.path} is 'none', so that there are no classes to score; project.merge takes trunks."
-            )
         self.settings = Settings(
             list(methods) or [Average(), Permutation(), PLeaS()],
             [Budget.of(budget) for budget in budgets],
@@ -181,6 +179,14 @@ class MergeModule(LightningModule):
         ]
         ensemble = ScoredNetwork("ensemble", self.engine.ensemble, labels)
         return [*sources, ensemble, *(ScoredNetwork(merged.name, merged.student, labels) for merged in self.merged)]
+
+    def scoring(self, networks: Sequence[ScoredNetwork]) -> ScoringModule:
+        """What scores networks: by their classes or, where the sources have none, by the sources' pooled values."""
+        if not self.engine.headless:
+            return ScoringModule(networks)
+        problem = self.engine.problem
+        owners = {domain: problem.sources[owner] for domain, owner in problem.owners.items()}
+        return AgreementModule(networks, owners)
 
     @property
     def trunks(self) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from project.allocation import executed_macs, separated, stored_bytes
 from project.merging.engine import Engine
 from project.methods import Merged, Problem
 from project.report.connectivity import connectivity
-from project.report.results import Results, Row
+from project.report.results import COSINE, TOP_1, Results, Row
 from project.student import Student, batch_norms
 
 Accuracies = Mapping[str, Mapping[str, float]]
@@ -53,7 +53,8 @@ def collect(
         "skipped_pictures": list(skipped),
         "macs_of_one_source": unit,
     }
-    return Results(rows, list(problem.labels.domains), engine.clock.rows(), details)
+    measure = COSINE if engine.headless else TOP_1
+    return Results(rows, list(problem.labels.domains), engine.clock.rows(), details, measure)
 
 
 def _student_row(merged: Merged, problem: Problem, before: Mapping[str, float], after: Mapping[str, float]) -> Row:

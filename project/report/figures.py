@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, product
 from typing import TYPE_CHECKING
 
-from project.report.results import Row
+from project.report.results import TOP_1, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +21,13 @@ def blank_figure(size: tuple[float, float]) -> "Figure":
     return Figure(figsize=size, layout="constrained")
 
 
-def accuracy_figure(rows: Sequence[Row]) -> "Figure":
-    """Plot mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference."""
+def accuracy_figure(rows: Sequence[Row], measure: str = TOP_1) -> "Figure":
+    """Plot mean accuracy against executed multiply-accumulates: a line a method, a mark for every reference.
+
+    Args:
+        rows: Of the table.
+        measure: What stands for accuracy in them.
+    """
     methods = dict.fromkeys(row.name.rsplit("-", 1)[0] for row in rows if row.kind == "student")
     many = len(methods) > len(COLOURS)
     figure = blank_figure((9, max(4.2, 0.2 * len(methods) + 0.6)) if many else (7, 4.2))
@@ -38,7 +43,7 @@ def accuracy_figure(rows: Sequence[Row]) -> "Figure":
         limit = sum(own) / len(own)
         axes.axhline(limit, color=MUTED, linestyle="--", linewidth=1)
         axes.annotate("every source on its best domain", (1, limit), (2, 4), textcoords="offset points", color=MUTED)
-    axes.set(xlabel="multiply-accumulates, over one source", ylabel="mean top-1 over domains (%)")
+    axes.set(xlabel="multiply-accumulates, over one source", ylabel=f"mean over domains of the {measure}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     if many:

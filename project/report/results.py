@@ -11,6 +11,9 @@ from typing import Any
 from project.errors import printable
 from project.runtime import atomic_text
 
+TOP_1 = "top-1 accuracy (%)"
+COSINE = "mean cosine between its pooled values and those of the domain's own source (%)"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -90,12 +93,14 @@ class Results:
         domains: The domains, in order.
         phases: Seconds and peak memory of each phase.
         details: Further plain values: layers, matches, variances, lineage.
+        measure: What the columns of domains hold.
     """
 
     rows: Sequence[Row]
     domains: Sequence[str]
     phases: Sequence[Mapping[str, Any]] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    measure: str = TOP_1
 
     def cells(self) -> list[dict[str, str | float | int | None]]:
         """Lay out the cells of the table, one mapping a row."""
@@ -106,7 +111,8 @@ class Results:
         """Format the table for a terminal, and the barrier of every path between sources."""
         paths: Mapping[str, Any] = self.details.get("connectivity", {})
         barriers = [f"{name}: barrier {path['barrier']['mean']:.1f} points" for name, path in paths.items()]
-        return "\n".join([text_table(self.cells()), *([""] if barriers else []), *barriers])
+        said = [] if self.measure == TOP_1 else [f"(under each domain: the {self.measure})"]
+        return "\n".join([text_table(self.cells()), *said, *([""] if barriers else []), *barriers])
 
     def markdown(self) -> str:
         """Format the table for TensorBoard and documents."""
@@ -117,7 +123,7 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Write ``results.json`` and ``results.csv``, each whole or not at all."""
-        content = {"table": self.cells(), "phases": list(self.phases), **self.details}
+        content = {"measure": self.measure, "table": self.cells(), "phases": list(self.phases), **self.details}
         atomic_text(json.dumps(content, indent=2), folder / "results.json")
         write_csv(self.cells(), folder / "results.csv")
 

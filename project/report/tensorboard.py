@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def write_results(writer: "SummaryWriter", results: Results) -> None:
     """Write the table, its figures, and accuracies of students as scalars over size in per cent of one source."""
     writer.add_text("table", results.markdown(), 0)
-    writer.add_figure("accuracy over size", accuracy_figure(results.rows), 0)
+    writer.add_figure("accuracy over size", accuracy_figure(results.rows, results.measure), 0)
     if paths := results.details.get("connectivity"):
         writer.add_figure("connectivity", connectivity_figure(paths), 0)
     for row in results.rows:

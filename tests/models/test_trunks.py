@@ -1,6 +1,7 @@
 """Trunks without heads for classes: told what they are, merged with pooled values in place of logits, averaged."""
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,20 @@ import torch
 from helpers import permuted_copy, resnet, traced
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 import project
+from project.cli import main
+from project.data import DomainDataModule, ImageFolders
 from project.errors import CheckpointError, ConfigurationError
 from project.methods import Permutation
 from project.models import load_network, read_weights
-from project.modules import MergeModule
+from project.report.results import COSINE
 
+ALONE = [
+    "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+    "--trainer.logger", "false",
+]  # fmt: skip
 QUIET: dict[str, Any] = {"image_size": 16, "progress": False}
 
 
@@ -110,6 +118,38 @@ def test_folders_of_any_classes_calibrate(sources: dict[str, dict[str, str]]) ->
     assert bool(student(torch.randn(2, 3, 16, 16)).isfinite().all())
 
 
+def test_the_command_holds_pooled_values_against_each_sources_own(sources: dict[str, dict[str, str]]) -> None:
+    Path("merge.yaml").write_text(json.dumps({
+        "model": {"class_path": "project.modules.MergeModule", "init_args": {
+            "sources": list(sources.values()), "budgets": [1.0],
+            "methods": [
+                {"class_path": "project.methods.Average", "init_args": {"align": "none"}},
+                {"class_path": "project.methods.Permutation", "init_args": {"matching": "weights"}},
+            ],
+        }},
+        "data": {"class_path": "project.data.DomainDataModule", "init_args": {
+            "sets": {"class_path": "project.data.ImageFolders", "init_args": {"root": "pictures"}},
+            "image_size": 16, "calibration": 4, "batch_size": 4, "validation_fraction": 0,
+        }},
+    }))  # fmt: skip
+    main(["merge", "--config", "merge.yaml", "--run", "run", *ALONE])
+    results = json.loads(Path("run/results.json").read_text())
+    means = {row["network"]: row["mean"] for row in results["table"]}
+    assert results["measure"] == COSINE
+    assert means["photo"] == means["sketch"] == means["ensemble"] == 100
+    student = project.load_student(next(Path("run/students").glob("permutation*")))
+    assert student.labels.width == 128
+    data = DomainDataModule(ImageFolders("pictures"), image_size=16, calibration=4, batch_size=4, validation_fraction=0)
+    data.setup("test")
+    for domain, loader in zip(data.domain_names, data.test_dataloader(), strict=True):
+        pictures = torch.cat([batch[0] for batch in loader])
+        with torch.no_grad():
+            given = student(pictures)[:, student.labels.columns(domain)]
+        found = 100 * float(cosine_similarity(given, features(sources[domain], pictures)).mean())
+        (row,) = (row for row in results["table"] if row["network"].startswith("permutation"))
+        assert row[domain] == pytest.approx(found, abs=0.06)  # a tenth is shown
+
+
 def test_trunks_are_averaged_without_their_heads(sources: dict[str, dict[str, str]]) -> None:
     project.average(list(sources.values()), "mean.pth", **QUIET)
     before, after = (torch.load(path, weights_only=True) for path in ("photo.pth", "mean.pth"))
@@ -123,7 +163,5 @@ def test_where_there_must_be_classes_trunks_are_refused(sources: dict[str, dict[
     with pytest.raises(ConfigurationError, match=r"head of photo\.pth is 'none', but others have heads"):
         project.merge([sources["photo"], "headed.pth"], method="average", **QUIET)
     files = [project.merging.SourceFile(Path(one["path"]), head="none") for one in sources.values()]
-    with pytest.raises(ConfigurationError, match=r"no classes to score; project\.merge takes trunks"):
-        MergeModule(files)
     with pytest.raises(ConfigurationError, match="no classes to score or to answer with"):
         project.modules.scored.load_scored_networks(files, None)
