@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -15,11 +15,11 @@ from project.data.domains import Domains
 from project.data.folders import ClassOrder, ImageFolders
 from project.data.given import Given, GivenPictures, NoPictures
 from project.errors import ConfigurationError, at_least, nearest, whole
-from project.merging.classes import agreed_preprocessing, sized
 from project.merging.engine import Engine
 from project.merging.labels import label_space_of
 from project.merging.loop import drive
 from project.merging.preparation import go_together
+from project.merging.prepared import PICTURE_OPTIONS, PictureOptions, agreed_preprocessing, asked, sized
 from project.merging.settings import Audit, Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
@@ -38,8 +38,10 @@ AnySource = str | Path | nn.Module | SourceFile | Mapping[str, Any]
 AnyPictures = str | Path | Domains | Mapping[str, Given] | Given | None
 
 
-class MergeOptions(TypedDict, total=False):
+class MergeOptions(PictureOptions, total=False):
     """What :func:`merge` and :func:`merges` take beside sources, pictures, budgets and methods; all may be left out.
+
+    What pictures in folders go through can be said, too: see :class:`~project.merging.prepared.PictureOptions`.
 
     Attributes:
         classes: Names of the classes, in the order of the logits: one list for all domains, or domain -> list; not for
@@ -306,7 +308,7 @@ def _data(pictures: AnyPictures, loaded: Sequence[Source], options: MergeOptions
     """The pictures, wherever they are; those in folders are prepared as the sources say."""
     if isinstance(pictures, Domains):
         return pictures
-    stated = {"image_size": options["image_size"]} if "image_size" in options else {}
+    stated = asked(options)
     if isinstance(pictures, str | Path):
         folders = ImageFolders(pictures, class_order=options.get("class_order", CODE_POINTS))
         mode = options.get("label_space") or _mode(folders)
@@ -363,14 +365,14 @@ def _check_options(pictures: AnyPictures, options: MergeOptions) -> None:
     for name in options:
         if name not in known:
             raise ConfigurationError(f"{name!r} is no option of a merge{nearest(name, known)}.")
-    idle: tuple[str, ...] = ("image_size", "class_order", "calibration")
+    idle: tuple[str, ...] = ("image_size", *PICTURE_OPTIONS, "class_order", "calibration")
     kind = "in memory"
     if isinstance(pictures, Domains):
-        kind, idle = "Domains", ("classes", "class_order", "label_space", "image_size", "batch_size", "calibration")
+        kind, idle = "Domains", (*idle, "classes", "label_space", "batch_size")
     elif isinstance(pictures, str | Path):
         kind, idle = "in class folders", ("classes",)
     elif pictures is None:
-        kind, idle = "None", ("class_order", "batch_size", "calibration")
+        kind, idle = "None", (*PICTURE_OPTIONS, "class_order", "batch_size", "calibration")
     given: dict[str, Any] = {**options}
     for name in idle:
         if given.get(name) is not None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -18,17 +18,17 @@ from project.data.pictures import Pictures
 from project.data.splits import shuffled
 from project.errors import CheckpointError, ConfigurationError, MergeError, one_of, whole
 from project.exports.common import compared
-from project.merging.classes import CROP_PCT, agreed_preprocessing
 from project.merging.engine import Engine
 from project.merging.loop import drive
 from project.merging.preparation import go_together
+from project.merging.prepared import CROP_PCT, PICTURE_OPTIONS, PictureOptions, agreed_preprocessing, asked, sized
 from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile
 from project.methods import Average
 from project.methods.shared.matching import By
 from project.models import Description, LabelSpace, Preprocessing, build_network, read_weights, written_out
 from project.models.labels import LabelMode
-from project.models.preprocessing import LARGEST_SIDE, Crop, resize_of
+from project.models.preprocessing import LARGEST_SIDE, resize_of
 from project.models.reading.files import Weights, bare_names
 from project.models.reading.folder import weights_file
 from project.models.reading.rewriting import Form
@@ -44,17 +44,16 @@ USUAL, SMALL = 224, 32  # side of the pictures that networks are run on where no
 COUNTER = "num_batches_tracked"
 
 
-class AverageOptions(TypedDict, total=False):
+class AverageOptions(PictureOptions, total=False):
     """What :func:`average` takes beside sources, file and pictures; all may be left out.
+
+    What pictures in a folder go through can be said, too: see :class:`~project.merging.prepared.PictureOptions`.
 
     Attributes:
         align: How units are matched first: ``activations`` on the pictures (default where there are any), ``weights``
             (default where there are none), ``both``, or ``none``.
         image_size: Height and width of pictures, in pixels; default: what the files say. Where there are no pictures,
             those that the networks are run on (default: 224, or 32 for networks for small pictures).
-        mean: Mean of red, green and blue, for values from 0 to 1; default: what the files say, else ImageNet's.
-        std: Standard deviation of red, green and blue; default: what the files say, else ImageNet's.
-        crop: ``center`` or ``squash``, see :class:`~project.models.Preprocessing`.
         calibration: How many pictures are taken from a folder, or ``all`` (default: 512).
         batch_size: Pictures in a batch (default: 64).
         architecture: What builds the networks, where neither their files nor their shapes tell.
@@ -68,9 +67,6 @@ class AverageOptions(TypedDict, total=False):
 
     align: Align | None
     image_size: int | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    crop: Crop | None
     calibration: int | Literal["all"]
     batch_size: int
     architecture: Any
@@ -214,18 +210,12 @@ def _check(files: Sequence[SourceFile], out: Path, pictures: object, options: Av
     if isinstance(pictures, Mapping):
         raise ConfigurationError("pictures is a mapping; allowed: a folder, or pictures of all networks together.")
     in_folder = isinstance(pictures, str | Path)
-    for name in ("mean", "std", "crop", "calibration"):
+    for name in (*PICTURE_OPTIONS, "calibration"):
         if options.get(name) is not None and not in_folder:
             raise ConfigurationError(
                 f"{name} is {options.get(name)}, which changes nothing without a folder of pictures."
             )
-    Preprocessing(**{"image_size": USUAL, **_asked(options)})
-
-
-def _asked(options: AverageOptions) -> dict[str, Any]:
-    """What pictures shall go through, as far as the user says."""
-    names = ("image_size", "mean", "std", "crop")
-    return {name: options.get(name) for name in names if options.get(name) is not None}
+    Preprocessing(**{"image_size": USUAL, **asked(options)})
 
 
 def _read(file: SourceFile) -> Read:
@@ -273,15 +263,14 @@ def _labels(read: Sequence[Read]) -> LabelSpace:
                 f"{first.source.origin} has {first.source.logits} logits, and {other.source.origin} "
                 f"{other.source.logits}: there is no mean of their heads; pleas merge keeps one of each."
             )
-    known = [one for one in read if one.source.description.classes is not None]
-    for other in known[1:]:
-        if other.source.description.classes != known[0].source.description.classes:
+    said = [(one.source.origin, classes) for one in read if (classes := one.source.description.classes) is not None]
+    for origin, classes in said[1:]:
+        if set(classes) != set(said[0][1]):
             raise ConfigurationError(
-                f"{known[0].source.origin} and {other.source.origin} say that they have other classes, or these in "
-                f"another order: there is no mean of their heads; pleas merge keeps one of each."
+                f"{said[0][0]} and {origin} say that they have other classes: there is no mean of their heads; pleas "
+                f"merge keeps one of each."
             )
-    classes = known[0].source.description.classes if known else None
-    names = classes or tuple(map(str, range(first.source.logits)))
+    names = said[0][1] if said else tuple(map(str, range(first.source.logits)))
     mode: LabelMode = "different" if first.weights.headless else "shared"  # what pooled values mean is each one's own
     return LabelSpace({f"network {number + 1}": names for number in range(len(read))}, mode)
 
@@ -302,12 +291,9 @@ def _data(
         return NoPictures((3, size, size))
     if not isinstance(pictures, str | Path):
         return GivenPictures(pictures, options.get("batch_size", 64))
-    asked = _asked(options)
-    agreed = agreed_preprocessing(known, asked) | asked
-    if "image_size" not in agreed:
-        raise ConfigurationError(
-            "image_size is missing: no file says on pictures of which size its network was trained; give it, in pixels."
-        )
+    wanted = asked(options)
+    agreed = agreed_preprocessing(known, wanted) | wanted
+    sized(agreed, known)
     if "mean" not in agreed or "std" not in agreed:
         tell("pictures are normalised as ImageNet's, since the files do not say; mean and std change that")
     if CROP_PCT in agreed:
@@ -388,9 +374,11 @@ def _tensors(own: Mapping[str, Tensor], read: Sequence[Read]) -> dict[str, Tenso
 def _description(read: Sequence[Read]) -> Description | None:
     """What the mean is, where all files say what theirs are: of all their domains."""
     spaces = [one.source.description.label_space for one in read]
-    if any(space is None or space.mode != "shared" for space in spaces):
+    first = read[0].source.description.classes
+    if first is None or any(space is None or space.mode != "shared" for space in spaces):
         return None
-    classes = {domain: names for space in spaces if space is not None for domain, names in space.classes.items()}
+    domains = [domain for space in spaces if space is not None for domain in space.classes]
+    classes = dict.fromkeys(domains, first)  # in whose order all columns stand
     return replace(read[0].source.description, label_space=LabelSpace(classes, "shared"))
 
 

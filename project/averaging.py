@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from project.averages import Align, AverageOptions, average
-from project.models.preprocessing import Crop
+from project.models.preprocessing import Channels, Crop, Interpolation, Orientation
 from project.parser import OneSentenceParser, keyword_arguments
 
 
@@ -31,6 +31,11 @@ def command_parser() -> OneSentenceParser:
     parser.add_argument("--mean", type=float, nargs=3, help="Of red, green and blue; default: the files'.")
     parser.add_argument("--std", type=float, nargs=3, help="Of red, green and blue; default: the files'.")
     parser.add_argument("--crop", type=Crop | None, help="How pictures that are not square are fitted.")
+    parser.add_argument("--resize", type=int | None, help="Side to which they are resized before the middle is kept.")
+    parser.add_argument("--interpolation", type=Interpolation | None, help="How they are resized.")
+    parser.add_argument("--orientation", type=Orientation | None, help="Whether they stand as their camera noted.")
+    parser.add_argument("--ground", help="Colour on which transparent ones are laid: white, grey, black, '#rrggbb'.")
+    parser.add_argument("--channels", type=Channels | None, help="Order in which the networks read channels.")
     parser.add_argument("--calibration", type=int | Literal["all"] | None, help="How many pictures; default: 512.")
     parser.add_argument("--batch-size", type=int, default=64, help="Pictures in a batch.")
     parser.add_argument("--architecture", help="What the files' networks are: a name, or a dotted path to your code.")

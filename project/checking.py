@@ -14,8 +14,8 @@ from project.data import Domains, ImageFolders
 from project.entrance import check_network_word
 from project.errors import HUB_NAMES, LOCAL_FOLDER, ConfigurationError, at_least, nearest, whole
 from project.merging.audit import Finding, findings_of
-from project.merging.classes import agreed_preprocessing, sized
 from project.merging.judging import PICTURES
+from project.merging.prepared import agreed_preprocessing, sized
 from project.merging.sources import SourceFile, settle_domains
 from project.models import Architecture, written_out
 from project.models.custom import Maker, find_maker, make

@@ -20,7 +20,7 @@ from project import methods
 from project.allocation import Budget, check_budgets
 from project.data import ImageFolders
 from project.errors import ConfigurationError, DataError, nearest, present
-from project.merging.classes import agreed_preprocessing, sized
+from project.merging.prepared import agreed_preprocessing, sized
 from project.methods.names import find_method
 from project.models import Description, Preprocessing, read_description
 

@@ -9,19 +9,21 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import randomised, resnet, same_state
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import project
 from project import api
 from project.cli import main
-from project.data import Shapes
+from project.data import Domains, ImageFolders, Shapes
 from project.errors import CheckpointError, ConfigurationError, DataError, TraceError
 from project.merging.passes import KeptPictures, ReestimationPass
 from project.methods import Fisher, Permutation, PLeaS
@@ -309,6 +311,25 @@ def test_what_needs_no_pictures_gets_none(files: list[Path]) -> None:
         project.merge(files, image_size=16)
 
 
+def test_pictures_go_through_what_is_said_of_them(files: list[Path], tmp_path: Path) -> None:
+    """As through data sets that are described in full."""
+    for domain, name, number in product(("photo", "sketch"), "abcde", range(2)):
+        path = tmp_path / "pictures" / domain / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = torch.randint(256, (20, 24, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(values.numpy()).save(path)
+    said: dict[str, Any] = {"image_size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "crop": "squash"}
+    said |= {"resize": 18, "interpolation": "bicubic", "channels": "BGR"}
+    whole = Domains(ImageFolders(tmp_path / "pictures"), **said)
+    whole.read()
+    expected = project.merge(files, whole, method="permutation", progress=False)
+    student = project.merge(files, tmp_path / "pictures", method="permutation", progress=False, **said)
+    assert student.preprocessing == expected.preprocessing == Preprocessing(**said)
+    assert same_state(student.network.state_dict(), expected.network.state_dict())
+    other = project.merge(files, tmp_path / "pictures", method="permutation", progress=False, image_size=16)
+    assert not same_state(other.network.state_dict(), expected.network.state_dict())
+
+
 def test_the_command_makes_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, from a folder of pictures."""
     monkeypatch.chdir(tmp_path)
@@ -389,6 +410,7 @@ def test_a_network_is_checked() -> None:
         ({"method": PLeaS}, ConfigurationError, "methods holds <class"),
         ({"renormalize": False}, ConfigurationError, "'renormalize' is no option of a merge; nearest: renormalise"),
         ({"image_size": 9}, ConfigurationError, "image_size is 9, which changes nothing where pictures are in memory"),
+        ({"channels": "BGR"}, ConfigurationError, "channels is 'BGR', which changes nothing where pictures are in"),
         ({"batch_size": 0}, ConfigurationError, "batch_size is 0"),
         ({"classes": "abcde"}, ConfigurationError, "classes is 'abcde'; allowed: a list"),
         ({"classes": list("aabcd")}, ConfigurationError, "every name once"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from disks import failing
-from helpers import permuted_copy, resnet, traced
+from helpers import permuted_copy, resnet, same_state, traced
 from models.test_forms import FORMS, Learner, network
 from PIL import Image
 from safetensors import safe_open
@@ -179,7 +179,7 @@ def test_attention_goes_back_into_one_tensor() -> None:
 def files(inside: Path) -> Path:
     """Two checkpoints of one architecture that say what they are, one of other classes, and pictures in a heap."""
     for number, name in enumerate(("photo", "sketch", "other")):
-        classes = tuple("abcde") if name != "other" else tuple("edcba")
+        classes = tuple("abcde") if name != "other" else tuple("vwxyz")
         said = Description(Architecture("resnet8", 5), LabelSpace({name: classes}), Preprocessing(16))
         torch.save({"state_dict": network(number).state_dict(), **said.to_entries()}, f"{name}.ckpt")
         save_file(
@@ -212,11 +212,26 @@ def test_the_command(suffix: str, files: Path, caplog: pytest.LogCaptureFixture)
     assert Path(f"new/mean.{suffix}").read_bytes() != before
 
 
+def test_classes_in_another_order_are_put_into_the_firsts(files: Path) -> None:
+    order = [3, 0, 4, 1, 2]
+    project.average(["photo.ckpt", "sketch.ckpt"], "plain.ckpt", align="none", progress=False)
+    state = network(1).state_dict()
+    for name in ("fc.weight", "fc.bias"):
+        state[name] = state[name][order]
+    names = tuple("abcde"[place] for place in order)
+    said = Description(Architecture("resnet8", 5), LabelSpace({"sketch": names}), Preprocessing(16))
+    torch.save({"state_dict": state, **said.to_entries()}, "turned.ckpt")
+    project.average(["photo.ckpt", "turned.ckpt"], "mean.ckpt", align="none", progress=False)
+    (plain, _), (mean, weights) = load_network("plain.ckpt"), load_network("mean.ckpt")
+    assert same_state(mean.state_dict(), plain.state_dict())
+    assert weights.classes == tuple("abcde")
+
+
 REFUSED: dict[str, tuple[list[str], type[PleasError], str]] = {
     "one file": (["photo.pth"], ConfigurationError, "holds 1 of at least 2 files"),
     "no file": (["photo.pth", "absent.pth"], CheckpointError, "absent.pth is not there"),
     "another head": (["photo.pth", "four.pth"], ConfigurationError, "has 5 logits, and four.pth 4"),
-    "other classes": (["photo.ckpt", "other.ckpt"], ConfigurationError, "have other classes, or these in"),
+    "other classes": (["photo.ckpt", "other.ckpt"], ConfigurationError, "have other classes: there is no mean"),
     "another network": (["photo.pth", "twenty.pth"], ConfigurationError, "must be of one architecture"),
     "no size": (["photo.pth", "sketch.pth", "--pictures", "heap"], ConfigurationError, "image_size is missing"),
     "no pictures": (["photo.pth", "sketch.pth", "--pictures", "absent"], DataError, "absent is not there"),

@@ -1,17 +1,15 @@
-"""Which classes the columns of a network mean, and whether they and its pictures are the data's."""
+"""Which classes the columns of a network mean, and whether they are the data's."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from itertools import chain
-from typing import Any
 
 from project.errors import ConfigurationError
 from project.models import Description, LabelSpace, Preprocessing
-from project.runtime import warn
+from project.runtime import tell, warn
 
 SHOWN = 4  # classes in a line
-RESIZE, CROP_PCT = "resize", "crop_pct"  # two ways to say one thing
 
 
 def own_labels(
@@ -88,6 +86,9 @@ def column_order(
 
     Returns:
         The columns by place; None where its file does not name its classes, or names others, which a message tells.
+
+    Raises:
+        ConfigurationError: If it names most classes as the data do, and several others otherwise.
     """
     wanted = classes_of_heads(labels, domains)
     known = description.label_space
@@ -103,15 +104,9 @@ def column_order(
     order: list[int] = []
     for mine, theirs in zip(said, wanted, strict=True):
         places = _places(mine, theirs)
+        if places is None and known is None:
+            places = _places_otherwise(mine, theirs, origin)
         if places is None:
-            if known is None:
-                spelled = set(map(_plain, theirs))
-                extra = [name for name in mine if _plain(name) not in spelled] or list(mine)
-                warn(
-                    f"{origin} names classes that the data do not have ({len(extra)} of {len(mine)}, such as {extra[0]}"
-                    f"; the data have {theirs[mine.index(extra[0])]} and others); its columns are taken to be the "
-                    f"data's classes in their order."
-                )
             return None
         order += [len(order) + place for place in places]
     return order
@@ -124,6 +119,36 @@ def _places(mine: Sequence[str], theirs: Sequence[str]) -> list[int] | None:
         found = [places.get(spelled(name)) for name in theirs]
         if len(set(found)) == len(mine) and None not in found:
             return [place for place in found if place is not None]
+    return None
+
+
+def _places_otherwise(mine: Sequence[str], theirs: Sequence[str], origin: str) -> list[int] | None:
+    """Where each of their names stands among mine, some of which are other ones.
+
+    Where one name differs, the two that are left over are one class. Where none is known again, a list of other names
+    (codes, another language) is taken to be in the data's order, which a message tells.
+
+    Raises:
+        ConfigurationError: If several differ while others are the data's: which is which cannot be told.
+    """
+    known, wanted = set(map(_plain, mine)), set(map(_plain, theirs))
+    extra = [name for name in mine if _plain(name) not in wanted]
+    lacking = [name for name in theirs if _plain(name) not in known]
+    if len(extra) == len(lacking) == 1 and len(mine) > 2:
+        tell(f"{origin} names {extra[0]} where the data have {lacking[0]}; they are one class, as all others agree")
+        return _places([lacking[0] if name == extra[0] else name for name in mine], theirs)
+    if 2 * len(extra) < len(mine):
+        raise ConfigurationError(
+            f"{origin} names {len(extra)} classes that the data do not have ({', '.join(extra[:SHOWN])}), and the data "
+            f"{len(lacking)} that it does not name ({', '.join(lacking[:SHOWN])}), so that which is which cannot be "
+            f"told; name these folders as the file does."
+        )
+    named = extra or list(mine)
+    warn(
+        f"{origin} names classes that the data do not have ({len(named)} of {len(mine)}, such as {named[0]}"
+        f"; the data have {theirs[mine.index(named[0])]} and others); its columns are taken to be the "
+        f"data's classes in their order."
+    )
     return None
 
 
@@ -147,55 +172,6 @@ def check_classes(name: str, known: LabelSpace, labels: LabelSpace) -> None:
         raise ConfigurationError(
             f"{name} was trained on {len(mine)} classes that are not the {len(theirs)} of domain {domain} "
             f"({what if extra or lacking else 'the same ones in another order'})."
-        )
-
-
-def agreed_preprocessing(known: Mapping[str, Preprocessing | None], stated: Collection[str] = ()) -> dict[str, Any]:
-    """What pictures must go through for all networks that say it, where the user does not.
-
-    Args:
-        known: File -> what it says; None where it says nothing.
-        stated: Fields of Preprocessing that the user has stated.
-
-    Returns:
-        The other fields, as plain values, ``crop_pct`` in place of ``resize`` where the size is stated; empty where no
-        file says any.
-
-    Raises:
-        ConfigurationError: If two files say different things.
-    """
-    saying = {name: {**asdict(one), CROP_PCT: one.crop_pct} for name, one in known.items() if one is not None}
-    # A side to which pictures are resized goes with one size of what is kept of them; a share goes with any.
-    asked = [field.name for field in fields(Preprocessing) if field.name not in {*stated, RESIZE}]
-    if not {RESIZE, CROP_PCT} & set(stated):
-        asked.append(CROP_PCT if "image_size" in stated else RESIZE)
-    agreed: dict[str, Any] = {}
-    for key in asked:
-        for name, values in saying.items():
-            first = next(iter(saying))
-            if values[key] != saying[first][key]:
-                raise ConfigurationError(
-                    f"{first} was made for {key} {saying[first][key]}, but {name} for {values[key]}; say which the "
-                    f"pictures are to have: {key} of the data."
-                )
-            agreed[key] = values[key]
-    return agreed
-
-
-def sized(agreed: Mapping[str, Any], origins: Collection[str]) -> None:
-    """Refuse to guess at which size networks read pictures.
-
-    Args:
-        agreed: What pictures go through as far as it is known, see :func:`agreed_preprocessing`.
-        origins: The files.
-
-    Raises:
-        ConfigurationError: If the size is not known.
-    """
-    if "image_size" not in agreed:
-        raise ConfigurationError(
-            f"image_size is missing: {', '.join(origins)} do not say on pictures of which size they were trained; say "
-            f"it, such as --image-size 224 (image_size=224 in Python)."
         )
 
 
@@ -234,14 +210,3 @@ def assumed(
             by_origin.setdefault(origin, []).append(f"{name} {shown}")
     told += [f"{', '.join(values)} ({origin})" for origin, values in by_origin.items()]
     return told
-
-
-def warn_of_preprocessing(name: str, known: Preprocessing | None, given: Preprocessing | None) -> None:
-    """Say so where the data's pictures are prepared in another way than a network's, as far as that is known."""
-    if known is None or given is None:
-        return
-    mine, theirs = asdict(known), asdict(given)
-    differing = [one for one in mine if mine[one] != theirs[one]]
-    if differing:
-        words = (", ".join(f"{one} {values[one]}" for one in differing) for values in (mine, theirs))
-        warn("{} was made for {}, but data gives {}.".format(name, *words))

@@ -14,8 +14,8 @@ from project.merging.classes import (
     classes_of_heads,
     column_order,
     own_labels,
-    warn_of_preprocessing,
 )
+from project.merging.prepared import warn_of_preprocessing
 from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
 from project.models.reading.choosing import Headless, Which

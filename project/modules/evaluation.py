@@ -11,7 +11,8 @@ from torch import Tensor
 from project.data import UnsortedDataModule
 from project.errors import ConfigurationError, one_of
 from project.merging import SourceFile
-from project.merging.classes import check_classes, warn_of_preprocessing
+from project.merging.classes import check_classes
+from project.merging.prepared import warn_of_preprocessing
 from project.models import heads
 from project.models.heads import Joint
 from project.models.labels import OWN

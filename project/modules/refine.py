@@ -16,7 +16,8 @@ from project.data import DomainDataModule, UnlabelledDataModule
 from project.errors import ConfigurationError, share
 from project.fit import Distillation
 from project.fit.distil import check_loss_weights
-from project.merging.classes import check_classes, warn_of_preprocessing
+from project.merging.classes import check_classes
+from project.merging.prepared import warn_of_preprocessing
 from project.models import DomainScores
 from project.modules.checks import check_optimizer, made_optimizer
 from project.modules.common import FitBytes, data_labels, optimizer_bytes
