@@ -2,7 +2,7 @@
 
 from project.allocation.allocate import by_gain, separated, stagewise, uniform, widest_maps
 from project.allocation.budget import Budget, check_budgets
-from project.allocation.limits import check_growth, growing, why_not_larger
+from project.allocation.limits import check_growth, growing, unspent, why_not_larger
 from project.allocation.size import (
     Unit,
     executed_macs,
@@ -16,5 +16,5 @@ from project.allocation.size import (
 __all__ = [
     "Budget", "Unit", "by_gain", "check_budgets", "check_growth", "executed_macs", "growing", "nominal_macs",
     "nominal_size", "separated", "source_macs", "source_size", "stagewise", "stored_bytes", "uniform",
-    "why_not_larger", "widest_maps",
+    "unspent", "why_not_larger", "widest_maps",
 ]  # fmt: skip

@@ -1,17 +1,17 @@
 """Which units stay separate within a budget: whole groups from one end, all groups alike, or where it gains most."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from project.alignment import Alignment, Splitting, UnitMap
+from project.alignment import Alignment, UnitMap
 from project.allocation.budget import Budget
 from project.allocation.candidates import Choices, Vector, step_of
-from project.allocation.limits import growing
+from project.allocation.limits import MET, growing
 from project.allocation.search import best_counts
 from project.allocation.size import price, source_size
 from project.symmetry import Spec
@@ -39,21 +39,19 @@ def stagewise(
         budget: Largest size of the student.
         front: Separate from the front instead.
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
-            None: see :func:`~project.allocation.candidates.step_of`.
+            None: see :func:`~project.allocation.candidates.step_of`; single steps fill what these leave.
 
     Returns:
-        Unit map of every group; the student's size is within the budget, but never below a full merge. In its last
-        group, one step more would be too much.
+        Unit map of every group; the student's size is within the budget, but never below a full merge.
     """
-    maps, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, budget)
-    for group in growing(spec) if front else growing(spec)[::-1]:
-        splitting = alignment.splitting(group.name)
-        after = partial(_with, maps, group.name, splitting)
-        steps = bisect_left(range(1, splitting.steps + 1), True, key=lambda steps: not fits(after(steps)))
-        maps = after(_whole(steps, splitting, step))
-        if steps < splitting.steps:
+    spending = _Spending(spec, alignment, fixed, budget, step)
+    names = [group.name for group in (growing(spec) if front else growing(spec)[::-1])]
+    counts: dict[str, int] = {}
+    for name in names:
+        counts |= spending.grown(counts, [name], step, every=True)
+        if counts[name] < spending.splittings[name].steps:
             break
-    return maps
+    return spending.maps(spending.met(counts, names, every=True))
 
 
 def uniform(
@@ -72,25 +70,24 @@ def uniform(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         step: A group takes so many steps at once, but for its last ones; of two sources, a step separates one row.
-            None: see :func:`~project.allocation.candidates.step_of`.
+            None: see :func:`~project.allocation.candidates.step_of`; single steps fill what these leave.
 
     Returns:
-        Unit map of every group; the largest share within the budget, rounded down to whole steps in each group.
+        Unit map of every group; the largest share within the budget, rounded down to whole steps in each group, and
+        then up in as many as the budget allows, those first that lost most.
     """
-    merged, fits = _merged(spec, alignment, fixed), _Fits(spec, fixed, budget)
-    splittings = {group.name: alignment.splitting(group.name) for group in growing(spec)}
-    steps = [splitting.steps for splitting in splittings.values()]
-    shares = sorted({Fraction(0), *(Fraction(count, total) for total in steps for count in range(1, total + 1))})
+    spending = _Spending(spec, alignment, fixed, budget, step)
+    totals = {name: splitting.steps for name, splitting in spending.splittings.items()}
+    shares = sorted({Fraction(0), *(Fraction(n, total) for total in totals.values() for n in range(1, total + 1))})
 
-    def at(share: Fraction) -> dict[str, UnitMap]:
-        partial_maps = {
-            name: splitting.after(_whole(int(share * splitting.steps), splitting, step))
-            for name, splitting in splittings.items()
-        }
-        return {**merged, **partial_maps}
+    def at(share: Fraction) -> dict[str, int]:
+        return {name: int(share * total) for name, total in totals.items()}
 
-    most = bisect_left(shares, True, lo=1, key=lambda share: not fits(at(share)))
-    return at(shares[most - 1])
+    most = bisect_left(shares, True, lo=1, key=lambda share: not spending.fits(at(share)))
+    wanted = at(shares[most - 1])
+    counts = {name: spending.whole(name, count, step) for name, count in wanted.items()}
+    lost = sorted(totals, key=lambda name: (counts[name] - wanted[name]) / totals[name])
+    return spending.maps(spending.met(spending.grown(counts, lost, step), lost))
 
 
 def by_gain(
@@ -110,7 +107,8 @@ def by_gain(
         fixed: Unit maps of the picture and of the logits.
         budget: Largest size of the student.
         gains: group -> what keeping the sources of each row apart is worth, 0 or more, in the order of its unit map.
-        step: Rows of a group are separated this many at once, but for its last ones.
+        step: Rows of a group are separated this many at once, but for its last ones. None: see
+            :func:`~project.allocation.candidates.step_of`; single rows fill what these leave.
 
     Returns:
         Unit map of every group; the student's size is within the budget, but never below a full merge.
@@ -118,7 +116,7 @@ def by_gain(
     choices = Choices(spec, alignment, fixed, budget, step)
     ranked = choices.ranked(gains)
     values = [_running(gains[kind.group][rows]) for kind, rows in zip(choices.kinds, ranked, strict=True)]
-    return choices.maps(best_counts(choices, values), ranked)
+    return choices.maps(best_counts(choices, values, MET), ranked)
 
 
 def widest_maps(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget) -> dict[str, UnitMap]:
@@ -154,26 +152,61 @@ def _running(gains: Tensor) -> Vector:
     return np.concatenate([[0.0], np.cumsum(gains.double().numpy())])
 
 
-class _Fits:
-    """Tells whether a student of some unit maps is within a budget."""
+class _Spending:
+    """Spends a budget on steps of groups, in an order that is given."""
 
-    def __init__(self, spec: Spec, fixed: Mapping[str, UnitMap], budget: Budget) -> None:
-        self.spec, self.price = spec, price(spec, budget.unit)
+    def __init__(
+        self, spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap], budget: Budget, step: int | None
+    ) -> None:
+        self.spec, self.step, self.price = spec, step, price(spec, budget.unit)
         self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
+        self.merged = {**fixed, **{group.name: UnitMap.sorted(alignment.members[group.name]) for group in spec.free}}
+        self.splittings = {group.name: alignment.splitting(group.name) for group in growing(spec)}
 
-    def __call__(self, maps: Mapping[str, UnitMap]) -> bool:
-        return self.price.total(self.spec, maps) <= self.limit
+    def maps(self, counts: Mapping[str, int]) -> dict[str, UnitMap]:
+        """Unit maps after so many steps of each group; those not named stay merged."""
+        return {**self.merged, **{name: self.splittings[name].after(count) for name, count in counts.items()}}
 
+    def size(self, counts: Mapping[str, int]) -> float:
+        """Size of the student after so many steps of each group."""
+        return self.price.total(self.spec, self.maps(counts))
 
-def _merged(spec: Spec, alignment: Alignment, fixed: Mapping[str, UnitMap]) -> dict[str, UnitMap]:
-    return {**fixed, **{group.name: UnitMap.sorted(alignment.members[group.name]) for group in spec.free}}
+    def fits(self, counts: Mapping[str, int]) -> bool:
+        """Whether that is within the budget."""
+        return self.size(counts) <= self.limit
 
+    def whole(self, name: str, count: int, step: int | None) -> int:
+        """Round a number of a group's steps down to a multiple of ``step``; all of them stay all."""
+        splitting = self.splittings[name]
+        return count if count == splitting.steps else count - count % step_of(step, len(splitting.members))
 
-def _whole(steps: int, splitting: Splitting, step: int | None) -> int:
-    """Round steps down to a multiple of ``step``; all of a group's steps stay all."""
-    return steps if steps == splitting.steps else steps - steps % step_of(step, len(splitting.members))
+    def grown(
+        self, counts: Mapping[str, int], names: Sequence[str], step: int | None, *, every: bool = False
+    ) -> dict[str, int]:
+        """Let groups take more steps where they fit.
 
+        Args:
+            counts: Steps that each group has taken.
+            names: The groups, those first that are to grow first.
+            step: How many steps are taken at once.
+            every: Whether a group takes all that fit; else so many at most.
+        """
+        found = dict(counts)
+        for name in names:
+            now, total = found.get(name, 0), self.splittings[name].steps
+            ends = [now, min(total, self.whole(name, now + step_of(step, len(self.splittings[name].members)), step))]
+            if every and not self._exceeded(found, name, ends[-1]):
+                ends += range(ends[-1] + 1, total + 1)
+            fitting = bisect_left(ends, True, lo=1, key=partial(self._exceeded, found, name))
+            found[name] = self.whole(name, ends[fitting - 1], step)
+        return found
 
-def _with(maps: Mapping[str, UnitMap], name: str, splitting: Splitting, steps: int) -> dict[str, UnitMap]:
-    """Replace the unit map of one group by that after so many steps."""
-    return {**maps, name: splitting.after(steps)}
+    def _exceeded(self, counts: Mapping[str, int], name: str, count: int) -> bool:
+        return not self.fits({**counts, name: count})
+
+    def met(self, counts: Mapping[str, int], names: Sequence[str], *, every: bool = False) -> dict[str, int]:
+        """Take single steps, in turns, where those of the default length leave too much of the budget."""
+        now, last = dict(counts), None
+        while self.step is None and now != last and self.size(now) < MET * self.limit:
+            last, now = now, self.grown(now, names, 1, every=every)
+        return now

@@ -8,6 +8,9 @@ from project.allocation.size import nominal_size, source_size
 from project.errors import ConfigurationError
 from project.symmetry import Group, Spec
 
+MET = 0.97
+"""The share of a budget from which on it counts as met: below it, groups grow by single units if need be."""
+
 
 def growing(spec: Spec) -> tuple[Group, ...]:
     """Collect the groups of which units can be kept separate, one by one."""
@@ -46,6 +49,22 @@ def check_growth(spec: Spec, fixed: Mapping[str, UnitMap], budgets: Sequence[Bud
                 f"budgets holds {budget}, but students of this architecture reach {most:g} times one source's size at "
                 f"most, since {reason} and stays merged."
             )
+
+
+def unspent(spec: Spec, fixed: Mapping[str, UnitMap], maps: Mapping[str, UnitMap], budget: Budget) -> str | None:
+    """Tell of a budget that a student does not use up; None where it is met.
+
+    Args:
+        spec: Groups of the sources.
+        fixed: Unit maps of the picture and of the logits.
+        maps: The student's unit maps.
+        budget: What was asked for.
+    """
+    limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit))
+    size = nominal_size(spec, maps, budget.unit)
+    if size >= MET * limit:
+        return None
+    return f"a student of {budget} has {size / limit:.1%} of that size: what else could stay apart does not fit"
 
 
 def _reason(group: Group) -> str | None:

@@ -17,12 +17,13 @@ MIN_RELATIVE_GAIN = 1e-3  # of the value: what an exchange must add
 MIN_RATIO_SHARE = 0.7  # of the best ratio of value to size: what a longer step may have instead
 
 
-def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
+def best_counts(choices: Choices, values: Sequence[Vector], met: float = 0.0) -> Counts:
     """Choose how many rows of each kind to separate.
 
     Args:
         choices: What can be separated and what it costs.
         values: For each kind, the value of separating 0, 1, … of its rows, shape (rows + 1,): concave, not falling.
+        met: The share of the limit below which single rows fill what steps of the default length leave.
 
     Returns:
         Shape (kinds,), within the limit; zeros where not even a full merge is.
@@ -30,22 +31,25 @@ def best_counts(choices: Choices, values: Sequence[Vector]) -> Counts:
     nothing = np.zeros_like(choices.counts)
     if not choices.kinds or not choices.fits(nothing):
         return nothing
-    search = _Exchange(choices, values)
+    search = _Exchange(choices, values, choices.step)
     ends = np.tri(len(choices.kinds) + 1, len(choices.kinds), -1, dtype=bool)
     starts = [search.within(np.where(run, choices.counts, 0)) for run in (*ends, *~ends)]
     best = sorted(starts, key=search.value)[-STARTS_IMPROVED:]
-    return max(map(search.improved, best), key=search.value)
+    found = max(map(search.improved, best), key=search.value)
+    if choices.step is None and choices.size(found) < met * choices.limit:
+        return _Exchange(choices, values, 1).within(found)
+    return found
 
 
 class _Exchange:
     """Local search: take back steps of one kind and spend what that frees, or force some in and make room for them."""
 
-    def __init__(self, choices: Choices, values: Sequence[Vector]) -> None:
+    def __init__(self, choices: Choices, values: Sequence[Vector], step: int | None) -> None:
         self.choices = choices
         most = int(choices.counts.max())
         self.table = np.stack([np.pad(value, (0, most + 1 - len(value)), mode="edge") for value in values])
         self.kinds = np.arange(len(values))
-        self.step = np.array([step_of(choices.step, len(kind.rows)) for kind in choices.kinds])
+        self.step = np.array([step_of(step, len(kind.rows)) for kind in choices.kinds])
         self.steps = self.step[:, None] * 2 ** np.arange(most.bit_length() + 1)  # shape (kinds, moves)
 
     def value(self, counts: Counts) -> float:

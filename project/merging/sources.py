@@ -122,7 +122,7 @@ def place_sources(
         spec: Spec of the sources.
 
     Returns:
-        The sources under their names, and the domains of each.
+        The sources under their names, those of their domains where no two have the same, and the domains of each.
 
     Raises:
         ConfigurationError: If they do not go together with the data.
@@ -130,9 +130,10 @@ def place_sources(
     owned = settle_domains(files, loaded, labels, without_source)
     for file, domains in zip(files, owned, strict=True):
         tell(f"{file.path} is the source of {', '.join(domains)}")
+    joined = ["+".join(domains) for domains in owned]
     named = [
-        replace(source, name=file.name or "+".join(domains))
-        for file, source, domains in zip(files, loaded, owned, strict=True)
+        replace(source, name=file.name or (source.name if joined.count(name) > 1 else name))
+        for file, source, name in zip(files, loaded, joined, strict=True)
     ]
     names = [source.name for source in named]
     if len(set(names)) < len(names):
@@ -181,7 +182,7 @@ def settle_domains(
     """Settle which domains each source was trained on.
 
     As stated, else as its file says, else as the file's name holds one of which no other is, else by place among those
-    that are left.
+    that are left. Where there is one domain, and heads are shared, all are of it.
 
     Raises:
         ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the
@@ -199,6 +200,8 @@ def settle_domains(
     claimed = {domain for domains in stated for domain in domains}
     left = [domain for domain in labels.domains if domain not in claimed and domain not in without_source]
     silent = [index for index, domains in enumerate(stated) if not domains]
+    if silent and len(labels.domains) == 1 and labels.mode == "shared":
+        left = list(labels.domains) * len(silent)
     if silent and len(silent) != len(left):
         raise ConfigurationError(
             f"source {files[silent[0]].path} does not say its domains; state them: {', '.join(labels.domains)}. "

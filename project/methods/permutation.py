@@ -6,13 +6,14 @@ from typing import Literal
 from torch import Tensor
 
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
-from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, why_not_larger, widest_maps
+from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, unspent, why_not_larger, widest_maps
 from project.errors import ConfigurationError, one_of, whole
 from project.fit import separation_gains
 from project.methods.base import Merged, Method, Preparation
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.matching import By, Matching
 from project.moments import INPUTS, UNITS
+from project.runtime import tell
 
 Separate = Literal["gain", "front", "back", "uniform"]
 
@@ -30,8 +31,8 @@ class Permutation(Method):
         separate: Which units stay separate as the budget grows: those that gain most by it for their size (``gain``),
             whole groups from the ``front`` of the network or the ``back``, or the same share of all (``uniform``).
         step: Units of a group are separated this many at once, but for its last ones. Default: an eighth of the group,
-            16 at most. Processors work on channels by 8 or 16: uneven widths cost time that no multiply-accumulate
-            shows.
+            16 at most, and single ones for what these leave where it is more than 3 % of the budget. Processors work on
+            channels by 8 or 16: uneven widths cost time that no multiply-accumulate shows.
         seed: Seed of the order in which matching by weights, or both, visits the groups.
         label: Name in tables and files; default: ``permutation``.
     """
@@ -88,6 +89,8 @@ class Permutation(Method):
         starts = []
         for budget in budgets:
             maps = self._allocate(problem, alignment, budget, gains)
+            if (message := unspent(problem.spec, problem.fixed, maps, budget)) is not None:
+                tell(f"{self.name}: {message}")
             starts.append(Merged(self.name, budget, problem.start(maps), matches=alignment.matches))
         yield from self.fit_students(starts, problem, evidence, run)
 
