@@ -15,6 +15,6 @@ from project.allocation.size import (
 
 __all__ = [
     "Budget", "Unit", "by_gain", "check_budgets", "check_growth", "executed_macs", "growing", "nominal_macs",
-    "nominal_size", "separated", "source_macs", "source_size", "stagewise", "stored_bytes", "uniform",
-    "unspent", "why_not_larger", "widest_maps",
+    "nominal_size", "separated", "source_macs", "source_size", "stagewise", "stored_bytes", "uniform", "unspent",
+    "why_not_larger", "widest_maps",
 ]  # fmt: skip

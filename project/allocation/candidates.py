@@ -12,6 +12,7 @@ from torch import Tensor
 
 from project.alignment import Alignment, UnitMap
 from project.allocation.budget import Budget
+from project.allocation.limits import growing
 from project.allocation.size import price, source_size
 from project.symmetry import Spec
 
@@ -49,6 +50,8 @@ def step_of(step: int | None, size: int) -> int:
 class Choices:
     """All unit maps that come of an alignment by separating some of its rows, and their sizes.
 
+    Rows of groups that cannot grow stay merged.
+
     With x and y saying whether two rows are separated that share q sources and stand on either side of a layer, there
     are 1 + (q − 1)(x + y − x y) pairs of units between them that see each other. Summed over rows, the size of a
     student is a quadratic form in the number of separated rows of each kind: separating both sides of a layer costs
@@ -68,12 +71,13 @@ class Choices:
         self.spec, self.step = spec, step
         self.merged = {**fixed, **{group.name: UnitMap.sorted(alignment.members[group.name]) for group in spec.free}}
         self.limit = budget.limit(lambda unit: source_size(spec, fixed[spec.output.name], unit)) * (1 + 1e-9)
+        able = {group.name for group in growing(spec)}
         self.kinds: list[Kind] = []
         runs: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in self.merged}  # sources, rows, kind
         for name, units in self.merged.items():
             for rows, present in units.blocks:
                 sources, kind = torch.tensor(present), -1
-                if int(sources.sum()) > 1 and name not in fixed:
+                if int(sources.sum()) > 1 and name in able:
                     kind = len(self.kinds)
                     self.kinds.append(Kind(name, sources, torch.arange(rows.start, rows.stop)))
                 runs[name].append((sources, rows.stop - rows.start, kind))

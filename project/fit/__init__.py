@@ -2,7 +2,7 @@
 
 from project.fit.distil import Distillation, DistillationLoss
 from project.fit.factor import Factor
-from project.fit.gain import separation_gains
+from project.fit.gain import separation_gains, why_no_gains
 from project.fit.inversion import restyled, strangeness
 from project.fit.joint import View, fit_layer
 from project.fit.layer_fit import KeptFits, LayerFit, Measurements
@@ -14,4 +14,5 @@ from project.fit.stages import in_stages, stages, unfitted
 __all__ = [
     "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "Measurements", "SequentialFit", "View",
     "damping", "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness", "unfitted",
+    "why_no_gains",
 ]  # fmt: skip

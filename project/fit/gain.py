@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from project.alignment import UnitMap
+from project.allocation import why_not_larger
 from project.errors import MergeError
 from project.fit.folding import fold_norm, scale_and_shift
 from project.fit.neighbours import context_of
@@ -30,6 +31,13 @@ from project.student.start import joint_matrix
 from project.symmetry import Layer, Spec, graph_of
 
 ASSUMED_RIDGE = 0.05  # the pull towards the mean that a fit of so many samples would have
+
+
+def why_no_gains(spec: Spec) -> str | None:
+    """Explain why gains of units are not known in an architecture; None where they are."""
+    if spec.joins:
+        return f"groups stand side by side on one axis ({next(iter(spec.joins))!r})"
+    return why_not_larger(spec)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def disk_needs(
         waiting = 0
         if plan.spill:
             waiting = plan.estimate.whole - plan.estimate.least
-            if PICTURES in settings.needs:
+            if PICTURES in settings.needs(problem.spec):
                 waiting = max(waiting, picture_bytes(problem.spec, sum(pictures.local.values())))
         each = _passes(gathering, plan, settings) + waiting + fits + students
         needs[progress] = each * place.beside - present_bytes(progress)

@@ -93,7 +93,7 @@ class Engine:
         """The merge: each pass over the pictures is handed out to be driven, and gone on from when it has ended."""
         kept = KeptPictures(self.data.calibration_domains)
         while not self.gathering.finished:
-            keeping = PICTURES in self.settings.needs and not kept.complete
+            keeping = PICTURES in self.settings.needs(self.problem.spec) and not kept.complete
             yield GatheringPass(self.gathering, kept if keeping else None)
         with self.clock.phase("fit"):
             self._fit(self.gathering.statistics, kept)
@@ -261,7 +261,7 @@ class Engine:
         if self.place.folder is None and self.settings.statistics is None:
             return None
         problem, settings = self.problem, self.settings
-        heads = self._heads if needs_gradients(settings.needs) else {}
+        heads = self._heads if needs_gradients(settings.needs(problem.spec)) else {}
         fingerprint = self.data.calibration_fingerprint(problem.sources, problem.spec, heads, settings.labelled)
         return replace(fingerprint, transform={**fingerprint.transform, "precision": self.place.precision})
 
@@ -285,8 +285,8 @@ class Engine:
         """
         settings, problem = self.settings, self.problem
         gathering = Gathering(
-            problem.spec, self.lockstep, settings.needs, self.data.calibration_domains, problem.owners, problem.columns,
-            self._fingerprint, settings.statistics, settings.keep_every,
+            problem.spec, self.lockstep, settings.needs(problem.spec), self.data.calibration_domains, problem.owners,
+            problem.columns, self._fingerprint, settings.statistics, settings.keep_every,
         )  # fmt: skip
         plan = self.planner.plan(gathering.missing)
         if self.place.folder is None and (plan.shelve or plan.spill):

@@ -66,7 +66,7 @@ class Planner:
             free = max(0, free - sources)
         room = free if settings.memory is None else min(free, read_bytes(settings.memory))
         batch = gather_bytes(problem.spec, len(problem.sources), largest)
-        if needs_gradients(settings.needs):
+        if needs_gradients(settings.needs(problem.spec)):
             source = problem.sources[0]
             parameters = sum(one.numel() for one in source.parameters())
             batch += gradient_bytes(problem.spec, largest, chunk(source), parameters)
@@ -74,7 +74,9 @@ class Planner:
         running = walk_bytes(max(_widest(problem, budget) for budget in settings.budgets), together)
         students = student_bytes(problem, settings)
         most = MemoryEstimate.most(estimate, MemoryEstimate(running, running)).adding(students)
-        kept = picture_bytes(problem.spec, sum(pictures.local.values())) if PICTURES in settings.needs else 0
+        kept = (
+            picture_bytes(problem.spec, sum(pictures.local.values())) if PICTURES in settings.needs(problem.spec) else 0
+        )
         return cls(room, batch, most, message, running, students, kept)
 
     def plan(self, moments: Mapping[str, int]) -> MemoryPlan:

@@ -181,7 +181,7 @@ def _prepare_methods(settings: Settings, problem: Problem, pictures: PictureCoun
     planned: dict[str, Method] = {}
     prepared = []
     for method in settings.methods:
-        if method.needs and not pictures.domains:
+        if method.needed(problem.spec, settings.budgets) and not pictures.domains:
             raise ConfigurationError(
                 f"method {method.name} needs calibration pictures, but data.calibration is 'none'; set it to "
                 f"'all', a number or 'public', or name methods that need none, such as Average, or Permutation "

@@ -13,6 +13,7 @@ from project.errors import ConfigurationError, at_least, one_of
 from project.methods import Method
 from project.runtime import read_bytes
 from project.runtime.saving import check_target
+from project.symmetry import Spec
 
 Audit = Literal["stop", "warn", "off"]
 
@@ -63,10 +64,9 @@ class Settings:
         one_of(Audit, audit=self.audit)
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Kinds of moments that the methods need together, and whether they need the pictures."""
-        return frozenset().union(*(method.needs for method in self.methods))
+    def needs(self, spec: Spec) -> frozenset[str]:
+        """Kinds of moments that the methods need together for sources of a spec, and whether they need the pictures."""
+        return frozenset().union(*(method.needed(spec, self.budgets) for method in self.methods))
 
     @property
     def labelled(self) -> bool:

@@ -12,6 +12,7 @@ from project.errors import ConfigurationError
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.runtime import MemoryEstimate
 from project.student import Student
+from project.symmetry import Spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,10 @@ class Method(ABC):
         """
         return type(self)(**{**self.arguments, **arguments})
 
+    def needed(self, spec: Spec, budgets: Sequence[Budget]) -> frozenset[str]:
+        """Those of its needs without which it cannot make students of these sizes from sources of a spec."""
+        return self.needs
+
     def prepare(
         self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, "Method"]
     ) -> Preparation:
@@ -160,7 +165,7 @@ class Method(ABC):
         Raises:
             MergeError: If calibration has not left behind what the method needs.
         """
-        evidence.check(self.name, self.needs)
+        evidence.check(self.name, self.needed(problem.spec, budgets))
         return self.students(problem, evidence, run, budgets)
 
     @abstractmethod

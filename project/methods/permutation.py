@@ -6,16 +6,18 @@ from typing import Literal
 from torch import Tensor
 
 from project.alignment import Alignment, Similarity, UnitMap, unaligned
-from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, unspent, why_not_larger, widest_maps
+from project.allocation import Budget, by_gain, check_growth, stagewise, uniform, unspent, widest_maps
 from project.errors import ConfigurationError, one_of, whole
-from project.fit import separation_gains
+from project.fit import separation_gains, why_no_gains
 from project.methods.base import Merged, Method, Preparation
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.matching import By, Matching
 from project.moments import INPUTS, UNITS
 from project.runtime import tell
+from project.symmetry import Spec
 
 Separate = Literal["gain", "front", "back", "uniform"]
+GAINS = frozenset({UNITS, INPUTS})
 
 
 class Permutation(Method):
@@ -28,8 +30,10 @@ class Permutation(Method):
             their activations, by the same ascent.
         similarity: For activations alone: ``distance`` (the paper's) or ``correlation``.
         alpha: For both: α, the share of the weights.
-        separate: Which units stay separate as the budget grows: those that gain most by it for their size (``gain``),
-            whole groups from the ``front`` of the network or the ``back``, or the same share of all (``uniform``).
+        separate: Which units stay separate as the budget grows: those that gain most by it for their size (``gain``;
+            beyond one source's size it takes moments of what the layers of the sources read), whole groups from the
+            ``front`` of the network or the ``back``, or the same share of all (``uniform``). Default: by gain; from
+            the front where units are matched without pictures, or gains are not known, which a message tells.
         step: Units of a group are separated this many at once, but for its last ones. Default: an eighth of the group,
             16 at most, and single ones for what these leave where it is more than 3 % of the budget. Processors work on
             channels by 8 or 16: uneven widths cost time that no multiply-accumulate shows.
@@ -45,36 +49,53 @@ class Permutation(Method):
         matching: By = "activations",
         similarity: Similarity = "distance",
         alpha: float = 0.5,
-        separate: Separate = "front",
+        separate: Separate | None = None,
         step: int | None = None,
         seed: int = 0,
         label: str | None = None,
     ) -> None:
         super().__init__(label)
         one_of(By, matching=matching)
-        one_of(Separate, separate=separate)
+        if separate is not None:
+            one_of(Separate, separate=separate)
         if step is not None:
             whole(1, step=step)
         self.matched = Matching(matching, similarity, alpha, seed)
         self.matching: By = matching
         self.similarity: Similarity = similarity
         self.alpha = alpha
-        self.separate: Separate = separate
+        self.separate: Separate | None = separate
         self.step = step
         self.seed = seed
         self.needs = self.matched.needs
-        if separate == "gain":
-            self.needs |= {UNITS, INPUTS}
+        if separate == "gain" or (separate is None and self.needs):  # what has no use for pictures is not to need any
+            self.needs |= GAINS
+
+    def needed(self, spec: Spec, budgets: Sequence[Budget]) -> frozenset[str]:
+        """Moments of what layers read are for gains, which no student of one source's size has a use for."""
+        return self.needs if self._by_gain(spec, budgets) else self.needs - (GAINS - self.matched.needs)
+
+    def _way(self, spec: Spec) -> Separate:
+        """How a budget is spent on students of a spec."""
+        return self.separate or ("front" if not self.needs >= GAINS or why_no_gains(spec) else "gain")
+
+    def _by_gain(self, spec: Spec, budgets: Sequence[Budget]) -> bool:
+        """Whether what units gain decides on a student."""
+        return self._way(spec) == "gain" and any(not budget.relative or budget.number > 1 for budget in budgets)
 
     def prepare(
         self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
     ) -> Preparation:
         """Refuse what the architecture does not allow: budgets, separating by gain, matching by activations."""
         check_growth(problem.spec, problem.fixed, budgets)
-        if self.separate == "gain" and (reason := why_not_larger(problem.spec)) is not None:
+        reason = why_no_gains(problem.spec)
+        if reason and self.separate == "gain":
             raise ConfigurationError(f"separate is 'gain', which no architecture allows where {reason}; use another.")
+        message = None
+        if reason and self.separate is None and any(problem.times(budget) > 1 for budget in budgets):
+            message = f"{self.name} keeps units separate from the front, since gains are not known where {reason}"
         self.matched.check(problem)
-        return Preparation(self.matched.memory_estimate(problem))
+        return Preparation(self.matched.memory_estimate(problem), message)
 
     def align(self, problem: Problem, evidence: Evidence, run: Run) -> Alignment:
         """Match the units of all sources, alike in all processes."""
@@ -84,7 +105,7 @@ class Permutation(Method):
         """Align once, then make a student for every budget."""
         check_growth(problem.spec, problem.fixed, budgets)
         alignment = self.align(problem, evidence, run)
-        gains = self._gains(problem, evidence, alignment) if self.separate == "gain" else {}
+        gains = self._gains(problem, evidence, alignment) if self._by_gain(problem.spec, budgets) else {}
         run.world.agree(gains)
         starts = []
         for budget in budgets:
@@ -105,12 +126,12 @@ class Permutation(Method):
         self, problem: Problem, alignment: Alignment, budget: Budget, gains: Mapping[str, Tensor]
     ) -> dict[str, UnitMap]:
         """Choose unit maps within a budget."""
-        spec, fixed = problem.spec, problem.fixed
-        if self.separate == "gain":
+        spec, fixed, way = problem.spec, problem.fixed, self._way(problem.spec)
+        if gains:
             return by_gain(spec, alignment, fixed, budget, gains, step=self.step)
-        if self.separate == "uniform":
+        if way == "uniform":
             return uniform(spec, alignment, fixed, budget, step=self.step)
-        return stagewise(spec, alignment, fixed, budget, front=self.separate == "front", step=self.step)
+        return stagewise(spec, alignment, fixed, budget, front=way == "front", step=self.step)
 
     def shapes(self, problem: Problem, budgets: Sequence[Budget]) -> list[dict[str, UnitMap]]:
         """Find unit maps of the students' widths, or of no smaller ones, before any units are matched.
@@ -120,7 +141,7 @@ class Permutation(Method):
             budgets: Sizes of the students.
         """
         spec, fixed, anyhow = problem.spec, problem.fixed, unaligned(problem.spec, len(problem.sources))
-        if self.separate == "gain":
+        if self._by_gain(spec, budgets):
             return [widest_maps(spec, anyhow, fixed, budget) for budget in budgets]
         return [self._allocate(problem, anyhow, budget, {}) for budget in budgets]
 

@@ -8,7 +8,7 @@ from project.allocation import Budget
 from project.errors import ConfigurationError, at_least, flags, one_of, share, whole
 from project.fit import KeptFits, SequentialFit, stages, unfitted
 from project.methods.base import Merged, Method, Preparation
-from project.methods.permutation import Permutation, Separate
+from project.methods.permutation import GAINS, Permutation, Separate
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.arguments import check_domain_weights
 from project.methods.shared.matching import By
@@ -34,8 +34,8 @@ class PLeaS(Permutation):
         matching: How units are matched, see Permutation.
         similarity: For matching by activations: ``distance`` (the paper's) or ``correlation``.
         alpha: For matching by both: the share of the weights, see Permutation.
-        separate: Which units stay separate as the budget grows: by ``gain``, from the ``front`` or the ``back``, or
-            ``uniform``, see Permutation.
+        separate: Which units stay separate as the budget grows: by ``gain`` (default, where these are known), from the
+            ``front`` or the ``back``, or ``uniform``, see Permutation.
         step: Units of a group are separated this many at once, see Permutation.
         fit: ``sequential``: every layer on what the student itself feeds it, in execution order; one walk through
             the calibration pictures for each budget, which are kept in memory. ``joint``: every layer for itself, on
@@ -70,7 +70,7 @@ class PLeaS(Permutation):
         matching: By = "activations",
         similarity: Similarity = "distance",
         alpha: float = 0.5,
-        separate: Separate = "front",
+        separate: Separate | None = None,
         step: int | None = None,
         fit: Fit = "sequential",
         targets: Targets = "own",
@@ -121,7 +121,7 @@ class PLeaS(Permutation):
         self.restyle_steps = restyle_steps
         self.excess = excess
         self.heads: Heads = heads
-        self.needs = self.needs | {PICTURES if self.sequential else LAYERS}
+        self.needs = self.needs | {PICTURES if self.sequential else LAYERS} | (GAINS if separate is None else set())
 
     @property
     def sequential(self) -> bool:
@@ -145,7 +145,8 @@ class PLeaS(Permutation):
         if self.sequential:  # every layer's fit in float64, see KeptFits
             parameters = sum(one.numel() for one in problem.sources[0].parameters())
             kept = int(8 * parameters * sum(map(problem.times, budgets)))
-        return Preparation(memory, self._message(problem), kept)
+        message = "; ".join(filter(None, (self._message(problem), preparation.message))) or None
+        return Preparation(memory, message, kept)
 
     def _check_pictures(self, problem: Problem, counts: Mapping[str, int]) -> None:
         unknown = sorted(set(self.weights) - set(counts))

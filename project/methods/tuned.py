@@ -23,6 +23,7 @@ from project.methods.shared.entropy import check_heads, entropies
 from project.moments import PICTURES
 from project.runtime import MemoryEstimate, World, lengths, waiting
 from project.student import Student, batches_of_all, renormalise
+from project.symmetry import Spec
 
 Criterion = Literal["entropy", "divergence", "accuracy"]
 ABOVE = ("accuracy",)
@@ -105,6 +106,10 @@ class Tuned(Method):
         """
         return [_candidate(self.method, setting) for setting in self.settings]
 
+    def needed(self, spec: Spec, budgets: Sequence[Budget]) -> frozenset[str]:
+        """What any of the settings needs for such students, and the pictures that judge them."""
+        return frozenset({PICTURES}).union(*(candidate.needed(spec, budgets) for candidate in self.candidates))
+
     def prepare(
         self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
     ) -> Preparation:
@@ -116,7 +121,7 @@ class Tuned(Method):
         self._check_pictures(problem, pictures.domains)
         prepared = [candidate.prepare(problem, pictures, budgets, planned) for candidate in self.candidates]
         message = f"{self.name} judges {len(self.candidates)} settings by {self.criterion} on pictures held out"
-        if any(candidate.needs - {PICTURES} for candidate in self.candidates):
+        if self.needed(problem.spec, budgets) - {PICTURES}:
             message += ", of which the statistics are too"
         times = sum(max(1.0, problem.times(budget)) for budget in budgets) + 1
         kept = int(4 * times * sum(parameter.numel() for parameter in problem.sources[0].parameters()))

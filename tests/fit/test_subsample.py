@@ -30,7 +30,7 @@ BATCHES = 16
 @pytest.fixture(scope="module")
 def problem() -> Case:
     batches = [(domain, pictures(8, 100 + i)) for domain in DOMAINS[:2] for i in range(BATCHES)]
-    return make_problem([resnet("resnet20", seed) for seed in (0, 1)], batches=batches, needs=("units",))
+    return make_problem([resnet("resnet20", seed) for seed in (0, 1)], batches=batches, needs=("units", "inputs"))
 
 
 def compared(problem: Case, excess: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
@@ -113,7 +113,7 @@ def smooth(count: int, seed: int) -> Tensor:
 def large() -> Case:
     batches = [(domain, smooth(8, 200 + 31 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
     sources = [Small(seed) for seed in (0, 1)]
-    return make_problem(sources, batches=batches, needs=("units",), shape=(3, 24, 24))
+    return make_problem(sources, batches=batches, needs=("units", "inputs"), shape=(3, 24, 24))
 
 
 def test_neighbouring_positions_are_left_out(large: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def some(problem: Case) -> Merged:
 def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     batches = [(domain, smooth(8, 7 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
-    problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units",), shape=(3, 24, 24))
+    problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units", "inputs"), shape=(3, 24, 24))
     assert some(problem).layers["mix"]["positions"] < 1 / 2
 
 

@@ -19,7 +19,7 @@ from helpers import (
 from kinds import SIDE, kind
 from live import peak_bytes
 
-from project.allocation import check_budgets
+from project.allocation import Budget, check_budgets
 from project.errors import ConfigurationError, MergeError
 from project.fit.memory_estimate import drawn_bytes, patch_bytes, picture_bytes, solve_bytes, walk_bytes, widest
 from project.methods import MaTS, Permutation, PictureCounts, PLeaS, RegMean
@@ -81,10 +81,19 @@ def test_arguments(arguments: dict[str, Any], words: str) -> None:
 
 def test_needs() -> None:
     assert Permutation("weights").needs == frozenset()
-    assert Permutation().needs == {"units"}
-    assert PLeaS("weights", fit="joint").needs == {"layers"}
-    assert PLeaS(fit="joint").needs == {"units", "layers"}
-    assert PLeaS().needs == {"units", "pictures"}
+    assert Permutation("weights", separate="gain").needs == Permutation().needs == {"units", "inputs"}
+    assert Permutation(separate="front").needs == {"units"}
+    assert PLeaS("weights", separate="back", fit="joint").needs == {"layers"}
+    assert PLeaS("weights", fit="joint").needs == {"layers", "units", "inputs"}
+    assert PLeaS().needs == {"units", "inputs", "pictures"}
+
+
+def test_gains_are_for_students_that_are_larger_than_a_source() -> None:
+    spec = make_problem([random_network(0, weights) for weights in range(2)], batches=[]).spec
+    for budgets, more in ((["1"], set()), ([1.0, 1.1], {"inputs"}), (["9M params"], {"inputs"})):
+        sizes = [Budget.of(budget) for budget in budgets]
+        assert PLeaS().needed(spec, sizes) == {"units", "pictures"} | more
+        assert PLeaS("weights").needed(spec, sizes) == {"pictures"} | more | ({"units"} if more else set())
 
 
 @pytest.mark.parametrize("mode", ["shared", "different"])

@@ -194,7 +194,7 @@ def test_the_order_of_the_sources_does_not_matter(name: str) -> None:
     for order in ((0, 1, 2), (2, 0, 1)):
         sources = [random_network(4, weights) for weights in order]
         batches = [(domain, pictures(40, 100 + i)) for domain, i in zip(DOMAINS, order, strict=False)]
-        made = merge_case(METHODS[name](), make_problem(sources, batches=batches), found)
+        made = merge_case(METHODS[name]().changed(separate="front"), make_problem(sources, batches=batches), found)
         for (budget, logits), merged in zip(found.items(), made, strict=True):
             logits.append(run(merged.student, batch))
             counts = torch.cat([units.present.sum(1) for units in merged.student.maps.values()])
