@@ -20,7 +20,7 @@ from project.merging.labels import label_space_of
 from project.merging.loop import drive
 from project.merging.preparation import go_together
 from project.merging.prepared import PICTURE_OPTIONS, PictureOptions, agreed_preprocessing, asked, sized
-from project.merging.settings import Audit, Place, Settings
+from project.merging.settings import Audit, Heads, Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Method
 from project.methods.names import find_method
@@ -65,6 +65,9 @@ class MergeOptions(PictureOptions, total=False):
         folder: Where unfinished work is kept, so that a merge which was killed goes on when it is started again;
             emptied of it at the end. Default: nowhere.
         statistics: File of what calibration leaves behind: read if it exists, else written.
+        heads: Where domains share their classes: ``shared`` (default): students have one head; ``domains``: one for
+            each domain beside it, for pictures whose domain is told, ``student.probabilities(pictures, "sketch")``, or
+            guessed.
         memory: Most memory to take beside what the process holds before, mapped files apart, such as '16 GB'; what
             takes more waits in the folder. Default: what is free.
         audit: Where a source's running statistics fit clearly better to another reading of it, such as another order
@@ -88,6 +91,7 @@ class MergeOptions(PictureOptions, total=False):
     statistics: str | Path | None
     memory: str | None
     audit: Audit
+    heads: Heads
     renormalise: bool
     progress: bool
 
@@ -177,6 +181,7 @@ def merges(
         statistics=_path(options.get("statistics")),
         memory=options.get("memory"),
         audit=options.get("audit", "stop"),
+        heads=options.get("heads", "shared"),
     )
     files = _files(sources)
     check_budgets(settings.budgets, len(files))

@@ -89,6 +89,7 @@ SHORTS = (
     Short(("statistics",), "model.statistics", "FILE", "keep what calibration leaves behind, or take it up again"),
     Short(("memory",), "model.memory", "SIZE", "most memory to take, such as '16 GB'"),
     Short(("audit",), "model.audit", "stop|warn|off", "where sources do not fit their pictures; default: stop"),
+    Short(("heads",), "model.heads", "shared|domains", "whether domains have heads of their own beside the shared one"),
     Short(("seed",), "seed_everything", "NUMBER", "seed of the run"),
     Short(("out",), "run", "FOLDER", "everything that the run writes; default: runs/merge"),
 )

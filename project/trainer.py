@@ -29,7 +29,7 @@ from project.report import (
     write_variances,
 )
 from project.report.collect import collect
-from project.runtime import World, atomic_file, warn
+from project.runtime import World, atomic_file, tell, warn
 from project.runtime.allocator import held_tight
 from project.runtime.progress import taken_up_again
 from project.runtime.saving import check_writable
@@ -110,7 +110,9 @@ class MergeTrainer(Trainer):
             scored = self._score(model.scoring(model.scored_networks()), datamodule)
             scored.warn_of_orders()
             after, others = scored.accuracies(), scored.joint_accuracies()
-        warn_of_swapped_domains(engine.problem.owners, [source.name for source in engine.sources], after)
+        names = [source.name for source in engine.sources]
+        warn_of_swapped_domains(engine.problem.owners, names, after)
+        tell_of_better_sources(names, [merged.name for merged in engine.merged], after)
         if probe:
             with engine.clock.phase("probe"):
                 others = self._probe(model, datamodule, others)
@@ -267,6 +269,30 @@ def check_options(subcommand: str, options: Mapping[str, Any]) -> None:
     for name in WORK[subcommand]:
         if options.get(name) == 0 and not isinstance(options[name], bool):
             raise ConfigurationError(f"trainer.{name} is 0, which leaves {subcommand} nothing to do; allowed: above 0.")
+
+
+def tell_of_better_sources(
+    sources: Sequence[str], students: Sequence[str], accuracies: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Say so where students are worse, over all domains, than a source by itself: merging to their size costs that.
+
+    Args:
+        sources: Their names.
+        students: Their names.
+        accuracies: Network -> domain -> accuracy in percent.
+    """
+    known = max((len(accuracies[name]) for name in students), default=0)
+    means = {name: float(np.mean(list(values.values()))) for name, values in accuracies.items() if values}
+    able = [name for name in sources if len(accuracies[name]) == known]  # heads of their own know no other domain
+    best = max(able, key=lambda name: means[name], default=None)
+    if best is None:
+        return
+    worse = [f"{name} {means[best] - means[name]:.1f}" for name in students if means[name] < means[best]]
+    if worse:
+        tell(
+            f"source {best} alone is right on {means[best]:.1f} % over all domains; points that merging costs against "
+            f"that: {', '.join(worse)}"
+        )
 
 
 SWAPPED = 10.0

@@ -26,7 +26,7 @@ from project.merging import SourceFile
 from project.methods import EMR, SMILE, TIES, MaTS, Permutation, Tuned
 from project.modules import MergeModule
 from project.student import batch_norms, load_source
-from project.trainer import check_shares, warn_of_swapped_domains
+from project.trainer import check_shares, tell_of_better_sources, warn_of_swapped_domains
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 UNLOGGED = ("--trainer.logger", "false")
@@ -342,6 +342,24 @@ def test_sources_in_another_order_are_noticed(recwarn: pytest.WarningsRecorder) 
     swapped = {"a": easy_right["b"], "b": easy_right["a"]}
     with pytest.warns(UserWarning, match=r"other way round \(a on right, b on left\)"):
         warn_of_swapped_domains(owners, names, swapped)
+
+
+def test_students_that_are_worse_than_a_source_alone_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    found = {
+        "a": {"left": 80.0, "right": 60.0},
+        "b": {"left": 10.0, "right": 95.0},
+        "large": {"left": 75.0, "right": 90.0},
+    }
+    tell_of_better_sources(["a", "b"], ["large"], found)
+    tell_of_better_sources(["a", "b"], [], found)
+    tell_of_better_sources(["left"], ["large"], {"left": {"left": 99.0}, "large": found["large"]})  # knows one domain
+    assert not caplog.messages
+    found["small"] = {"left": 50.0, "right": 85.5}
+    tell_of_better_sources(["a", "b"], ["large", "small"], found)
+    (message,) = caplog.messages
+    assert message.startswith("source a alone is right on 70.0 % over all domains; ")
+    assert message.endswith(": small 2.2")
 
 
 def test_another_picture_size_is_noticed(tiny: Path) -> None:

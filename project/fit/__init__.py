@@ -12,7 +12,7 @@ from project.fit.sequential import SequentialFit
 from project.fit.stages import in_stages, stages, unfitted
 
 __all__ = [
-    "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "Measurements", "SequentialFit", "View",
-    "damping", "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness", "unfitted",
-    "why_no_gains",
+    "Distillation", "DistillationLoss", "Factor", "KeptFits", "LayerFit", "Measurements", "SequentialFit",
+    "View", "damping", "effort", "fit_layer", "in_stages", "restyled", "separation_gains", "stages", "strangeness",
+    "unfitted", "why_no_gains",
 ]  # fmt: skip

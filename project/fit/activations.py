@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
+from project.alignment import UnitMap
 from project.moments import ForwardPass, exact_products
 from project.runtime.processes import World
 from project.runtime.spill import OnDisk
@@ -24,7 +25,8 @@ class Batch:
     Args:
         number: Of the batch among all of this process.
         domain: Number of its domain.
-        owner: Source whose domain it is; None where merged units follow the mean of all.
+        owner: Source whose domain it is; None where it is that of several, or of none.
+        lead: Source that merged units follow on it in place of the mean of all; None for the mean.
         pictures: How many.
         student: Its pass through the student.
         sources: Source -> its pass through it.
@@ -33,9 +35,18 @@ class Batch:
     number: int
     domain: int
     owner: int | None
+    lead: int | None
     pictures: int
     student: ForwardPass
     sources: Mapping[int, ForwardPass]
+
+    def shares(self, units: UnitMap) -> Tensor:
+        """Shares of the sources in what is asked of each unit on these pictures; see :meth:`UnitMap.shares`.
+
+        Args:
+            units: Unit map of values inside the network; its logits no source leads.
+        """
+        return units.shares(self.owner if self.lead is None else self.lead)
 
     def student_value(self, name: str) -> Tensor:
         """Look up a value that the student has computed.
@@ -65,7 +76,8 @@ class Activations:
         student: The student's graph.
         sources: The sources' graphs, their values in the same order.
         pictures: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
-        owners: For each domain, the source that merged units follow on its pictures; None for the mean of all.
+        owners: For each domain, the source that merged units follow on its pictures; None for several, or for none.
+        leads: For each domain without such, the source that merged units follow in place of the mean of all; or None.
         weights: For each domain, what each of its pictures counts for.
         world: The processes among which the pictures are dealt out.
         scratch: Folder for the values of waiting batches; None to hold them in memory.
@@ -77,11 +89,12 @@ class Activations:
         sources: Sequence[fx.GraphModule],
         pictures: Mapping[str, Sequence[Tensor]],
         owners: Sequence[int | None],
+        leads: Sequence[int | None],
         weights: Sequence[float],
         world: World,
         scratch: Path | None = None,
     ) -> None:
-        self.owners, self.weights, self.world = owners, weights, world
+        self.owners, self.leads, self.weights, self.world = owners, leads, weights, world
         self.scratch, self.device = scratch, next(student.parameters()).device
         self.batches: list[Batch] = []
         for index, (batches, owner) in enumerate(zip(pictures.values(), owners, strict=True)):
@@ -89,7 +102,7 @@ class Activations:
             for batch in batches:
                 runs = {source: ForwardPass(sources[source], batch) for source in needed}
                 self.batches.append(
-                    Batch(len(self.batches), index, owner, len(batch), ForwardPass(student, batch), runs)
+                    Batch(len(self.batches), index, owner, leads[index], len(batch), ForwardPass(student, batch), runs)
                 )
                 if scratch is not None:
                     for run in (self.batches[-1].student, *runs.values()):

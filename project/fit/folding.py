@@ -64,7 +64,7 @@ def fit_norm(norm: BatchNorm, node: fx.Node, units: UnitMap, activations: Activa
         (
             units.blend(
                 ((source, batch.source_value(source, node.name).float()) for source in batch.sources),
-                units.shares(batch.owner),
+                batch.shares(units),
                 axis=1,
             )
             for batch in activations.batches

@@ -37,6 +37,7 @@ class LayerTask:
         context: What reads the layer's output in the graph.
         activations: The batches that it is fitted to.
         positions: The positions of their pictures.
+        logits: Whether the layer writes these, in which all sources have their say.
     """
 
     node: fx.Node
@@ -49,6 +50,7 @@ class LayerTask:
     context: LayerContext
     activations: Activations
     positions: AllPositions
+    logits: bool = False
     # No functools.cached_property: before Python 3.12 it has a lock, behind which threads cannot meet in a collective.
     _targets: Sequence[Tensor] | None = field(default=None, init=False)
     _grams: list[Gram] | None = field(default=None, init=False)
@@ -157,7 +159,8 @@ class LayerTask:
         return views
 
     def _target(self, batch: Batch) -> Tensor:
-        blended = self.outputs.blend(self._source_outputs(batch), self.outputs.shares(batch.owner), axis=1)
+        shares = self.outputs.shares(batch.owner) if self.logits else batch.shares(self.outputs)
+        blended = self.outputs.blend(self._source_outputs(batch), shares, axis=1)
         if self.context.addend is None:
             return blended
         return blended - self.positions.outputs(batch, batch.student_value(self.context.addend))

@@ -57,6 +57,8 @@ class SequentialFit:
         pictures: domain -> batches of pictures (batch, channels, height, width); every process the same domains.
         ridge: Pull towards the start point, see :func:`~project.fit.normal_equations.damping`.
         own: Whether merged units follow the source that owns a picture's domain, or the mean of all sources.
+        leads: domain of several sources -> the one that merged units follow there, whose function so stays whole;
+            domains that are not in it have the mean of all.
         absorb: Whether a layer is fitted to what the norm behind it puts out, or to what that norm reads; the norm
             is then fitted by itself, and there are neither sums nor rectifiers to look at.
         compensate: Whether a residual sum's target is less what the student has already put into it.
@@ -81,6 +83,7 @@ class SequentialFit:
         *,
         ridge: float,
         own: bool = True,
+        leads: Mapping[str, int] | None = None,
         absorb: bool = True,
         compensate: bool = True,
         rounds: int = 2,
@@ -103,6 +106,7 @@ class SequentialFit:
             [in_stages(graph_of(source), self.layers) for source in sources],
             pictures,
             [owners.get(domain) if own else None for domain in pictures],
+            [(leads or {}).get(domain) for domain in pictures],
             [(weights or {}).get(domain, 1.0) for domain in pictures],
             world,
             scratch,
@@ -182,10 +186,13 @@ class SequentialFit:
             matrices = [fold_norm(m, s, b, layer.bias) for m, (s, b) in zip(matrices, scales, strict=True)]
         fitted = replace(layer, bias=layer.bias or context.norm is not None)
         reader = resized_reader(modules[0], inputs)
+        logits = layer.outputs == self.spec.output.name
+        shares = outputs.shares(None if logits else self._leader)
         return LayerTask(
             node=node,
             layer=fitted,
-            start=start_matrix(fitted, matrices, outputs, inputs).contiguous(),
+            start=start_matrix(fitted, matrices, outputs, inputs, shares).contiguous(),
+            logits=logits,
             outputs=outputs,
             inputs=inputs,
             reader=reader,
@@ -194,6 +201,12 @@ class SequentialFit:
             activations=self.activations,
             positions=AllPositions(node, reader),
         )
+
+    @property
+    def _leader(self) -> int | None:
+        """The source that leads on all pictures, if there is one: the start point is its function, too."""
+        first, *others = set(self.activations.leads)
+        return None if others else first
 
     def _solve(self, task: LayerTask) -> LayerFit:
         """Solve for one layer, on as many samples as it needs."""

@@ -14,8 +14,17 @@ from project.merging.data import MergeData
 from project.merging.disk_plan import disk_needs
 from project.merging.lineage import lineage
 from project.merging.memory_plan import Planner
-from project.merging.passes import GatePass, GatheringPass, KeptPictures, Pass, ReestimationPass, Site, read_batch
-from project.merging.preparation import Loaded, prepare, progress_of, prove
+from project.merging.passes import (
+    GatePass,
+    GatheringPass,
+    HeadsPass,
+    KeptPictures,
+    Pass,
+    ReestimationPass,
+    Site,
+    read_batch,
+)
+from project.merging.preparation import Loaded, prepare, progress_of, prove, taught_domains
 from project.merging.settings import Place, Settings
 from project.merging.students import fitted, refuse_infinite
 from project.methods import Ensemble, Evidence, Merged, PictureCounts, Run
@@ -47,6 +56,7 @@ class Engine:
     Attributes:
         problem: The sources and all that is known about them.
         sources: The sources under their names.
+        taught: domain -> its source, of those that get a head of their own beside the shared one.
         ensemble: All of them at once: the reference that a merge would like to reach.
         networks: All that must lie on one device before a pass: the sources and, once they are there, the students.
         merged: The students and how they came about; empty until they are fitted.
@@ -66,6 +76,7 @@ class Engine:
         self.settings, self.data, self.place, self.headless = settings, data, place, loaded.headless
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
         self.problem, self.sources, domains, estimate, fits = prepare(loaded, settings, data, pictures)
+        self.taught = taught_domains(self.problem, settings, data.calibration_domains)
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)
@@ -108,6 +119,9 @@ class Engine:
             self.variances["after"] = self._variances()
         if self.problem.labels.mode == "different":
             yield GatePass([self.ensemble, *(merged.student for merged in self.merged)])
+        if self.settings.heads == "domains":
+            plain = [merged for merged in self.merged if not merged.student.by_name]
+            yield HeadsPass(plain, self.problem.sources, self.problem.spec.head.name, self.taught)
         for merged in self.merged:
             refuse_infinite(merged)
 
@@ -120,7 +134,7 @@ class Engine:
 
     @property
     def phase(self) -> str | None:
-        """The phase whose pass is under way or next: ``gather``, ``re-estimate``, ``gate``; None after the last."""
+        """The phase whose pass is under way or next: ``gather``, ``re-estimate``, ``gate`` or ``heads``; or None."""
         return None if self._pass is None else self._pass.name
 
     @property

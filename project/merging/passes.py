@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from project.errors import ConfigurationError
 from project.merging.calibration import Gathering
 from project.merging.memory_plan import Planner
+from project.merging.own_heads import Lesson, teach_heads
 from project.methods import Merged
 from project.models import MultiHead
 from project.runtime import World, tell, waiting
@@ -223,6 +224,66 @@ class GatePass(Pass):
     def abandon(self, error: BaseException | None = None) -> None:
         """Forget what was kept."""
         self._features = []
+
+
+class HeadsPass(Pass):
+    """Gives students of one head a head for each domain beside it, and a gate between them; classes are not read.
+
+    Args:
+        students: In eval mode, of shared classes.
+        sources: The sources.
+        head: Name of the layer that puts out the logits.
+        owners: domain -> number of its source, of those that get a head.
+    """
+
+    name, words = "heads", "learning heads of domains"
+
+    def __init__(
+        self, students: Sequence[Merged], sources: Sequence[nn.Module], head: str, owners: Mapping[str, int]
+    ) -> None:
+        self.students, self.sources, self.head, self.owners = students, sources, head, owners
+        self._features: list[dict[str, list[Tensor]]] = []
+        self._logits: dict[str, list[Tensor]] = {}
+
+    def start(self, site: Site) -> None:
+        """Start from nothing."""
+        self._features = [{domain: [] for domain in self.owners} for _ in self.students]
+        self._logits = {domain: [] for domain in self.owners}
+
+    def step(self, number: int, batch: Batch) -> None:
+        """Keep what heads read on pictures of the domains, and what their own sources say of them."""
+        for domain, owner in self.owners.items():
+            if domain not in batch:
+                continue
+            pictures = batch[domain][0]
+            self._logits[domain].append(self.sources[owner](pictures).float())
+            for merged, features in zip(self.students, self._features, strict=True):
+                features[domain].append(merged.student.outputs(pictures)[1].float())
+
+    def end(self, world: World) -> None:
+        """Fit heads and gates, in every process alike."""
+        kept, self._features = self._features, []
+        logits = {domain: world.gather_rows(batches) for domain, batches in self._logits.items()}
+        self._logits = {}
+        heads = [source.get_submodule(self.head) for source in self.sources]
+        for merged, features in zip(self.students, kept, strict=True):
+            lessons = {
+                domain: Lesson(owner, heads[owner], world.gather_rows(features[domain]), logits[domain])
+                for domain, owner in self.owners.items()
+            }
+            shares = teach_heads(merged.student, lessons)
+            for name, tensor in merged.student.named_parameters():
+                if name.startswith(("gate.", "own_heads.")):
+                    world.broadcast(tensor.data, 0)  # machines may differ in the last bit
+            better = "the head of the guessed domain" if merged.student.guesses else "the shared head"
+            tell(
+                f"{merged.name}: where no domain is named, {better} answers: heads of guessed domains see what the "
+                f"pictures' own sources do on {shares['guessed']:.1%}, a shared head on {shares['shared']:.1%}"
+            )
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Forget what was kept."""
+        self._features, self._logits = [], {}
 
 
 class ReestimationPass(Pass):

@@ -114,12 +114,39 @@ def prepare(
         data.preprocessing,
         base=loaded.base,
         names=tuple(source.name for source in sources),
+        sharers={
+            domain: tuple(index for index, domains in enumerate(owned) if domain in domains)
+            for domain in labels.domains
+            if claimed.count(domain) > 1
+        },
     )
     prepared = _prepare_methods(settings, problem, pictures)
     for message in filter(None, (preparation.message for preparation in prepared)):
         tell(message)
     estimate = MemoryEstimate.most(*(preparation.memory for preparation in prepared))
     return problem, sources, owned, estimate, sum(preparation.kept for preparation in prepared)
+
+
+def taught_domains(problem: Problem, settings: Settings, calibrating: Sequence[str]) -> dict[str, int]:
+    """The domains that get a head of their own beside the shared one, and the source of each.
+
+    Raises:
+        ConfigurationError: If heads of domains are asked for where there is nothing to tell apart.
+    """
+    if settings.heads == "shared":
+        return {}
+    if problem.labels.mode == "different":
+        raise ConfigurationError(
+            "heads is 'domains', which changes nothing where each domain has a head of its own already (label_space is "
+            "'different'); allowed there: 'shared'."
+        )
+    owned = {domain: owner for domain, owner in problem.owners.items() if domain in calibrating}
+    if len(set(owned.values())) < 2:
+        raise ConfigurationError(
+            f"heads is 'domains', which takes calibration pictures of two domains or more, each with a source of its "
+            f"own; of that kind there are: {', '.join(owned) or 'none'}."
+        )
+    return owned
 
 
 def prove(sources: Sequence[Source], spec: Spec, tolerance: float, data: MergeData) -> dict[str, float]:

@@ -16,6 +16,7 @@ from project.runtime.saving import check_target
 from project.symmetry import Spec
 
 Audit = Literal["stop", "warn", "off"]
+Heads = Literal["shared", "domains"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Settings:
         keep_every: Seconds, at least, between two copies of unfinished statistics.
         audit: What to do where a source's running statistics fit clearly better to another reading of it: ``stop``,
             ``warn``, or do not look (``off``).
+        heads: Of shared classes: the one head of all domains (``shared``), or one for each beside it (``domains``).
 
     Raises:
         ConfigurationError: If a value is impossible, no method is named, or two have one name.
@@ -47,6 +49,7 @@ class Settings:
     memory: str | None = None
     keep_every: float = 60.0
     audit: Audit = "stop"
+    heads: Heads = "shared"
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any file is read."""
@@ -62,6 +65,7 @@ class Settings:
         if self.statistics is not None and not isfile(self.statistics):
             check_target(self.statistics, f"statistics is {self.statistics}")
         one_of(Audit, audit=self.audit)
+        one_of(Heads, heads=self.heads)
         at_least(0, tolerance=self.tolerance, keep_every=self.keep_every)
 
     def needs(self, spec: Spec) -> frozenset[str]:

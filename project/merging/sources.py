@@ -20,7 +20,7 @@ from project.models import LabelSpace, Preprocessing
 from project.models.labels import check_several
 from project.models.reading.choosing import Headless, Which
 from project.moments import network_hash
-from project.runtime import tell, warn
+from project.runtime import tell
 from project.student import Source, load_source
 from project.student.columns import with_columns
 from project.symmetry import Spec
@@ -221,9 +221,7 @@ def settle_domains(
             )
     for domain, count in claims.items():
         if count > 1:
-            warn(
-                f"domain {domain!r} has {count} sources: on its pictures, merged units follow the mean of all sources."
-            )
+            tell(f"domain {domain!r} has {count} sources")
     return stated
 
 

@@ -11,6 +11,7 @@ from project.methods.base import Merged, Method, Preparation
 from project.methods.permutation import GAINS, Permutation, Separate
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.shared.arguments import check_domain_weights
+from project.methods.shared.leading import MEAN, SUREST, check_lead, leads_of
 from project.methods.shared.matching import By
 from project.methods.shared.pleas_joint import Heads, JointFit, Targets, left_alone
 from project.methods.shared.pleas_memory import joint_memory, sequential_memory
@@ -42,6 +43,9 @@ class PLeaS(Permutation):
             the sources' inputs, as the paper has it; one pass over the pictures serves all budgets.
         targets: What merged units aim at: the ``own`` source of a picture's domain, or the ``mean`` of all sources on
             every picture (the paper's).
+        lead: Where several sources share a domain, for the sequential fit with ``own`` targets: the one that merged
+            units follow there: the ``surest``, by the entropy of its predictions, or a source's name. Its function so
+            stays whole at every size, and separate units of the others add to it. ``mean``: the mean of all.
         weights: domain -> weight of each of its calibration pictures in the fit: 0 leaves a domain out; default: 1.
         norm: For the sequential fit: fit layers to what the batch norm behind them puts out (``after``), or to what
             it reads (``before``).
@@ -74,6 +78,7 @@ class PLeaS(Permutation):
         step: int | None = None,
         fit: Fit = "sequential",
         targets: Targets = "own",
+        lead: str = SUREST,
         weights: Mapping[str, float] | None = None,
         norm: NormSide = "after",
         compensate: bool = True,
@@ -100,6 +105,7 @@ class PLeaS(Permutation):
         check_domain_weights(weights)
         if fit == "joint":
             for name, given, default in (
+                ("lead", lead, SUREST),
                 ("norm", norm, "after"),
                 ("compensate", compensate, True),
                 ("rounds", rounds, 2),
@@ -111,6 +117,7 @@ class PLeaS(Permutation):
                     raise ConfigurationError(f"{name} is {given!r}; allowed: with fit 'sequential' alone.")
         self.fit: Fit = fit
         self.targets: Targets = targets
+        self.lead = lead
         self.weights = dict(weights or {})
         self.norm: NormSide = norm
         self.compensate = compensate
@@ -136,6 +143,7 @@ class PLeaS(Permutation):
         It takes the units' similarities or the fit that follows, whichever is more.
         """
         preparation = super().prepare(problem, pictures, budgets, planned)
+        check_lead(self.lead, problem)
         self._check_pictures(problem, pictures.domains)
         shapes = [with_joins(problem.spec, maps) for maps in self.shapes(problem, budgets)]
         unknowns = {layer: self._unknowns(layer, problem, shapes) for layer in problem.spec.layers}
@@ -222,6 +230,8 @@ class PLeaS(Permutation):
             return
         unowned = self._unowned(problem, evidence.pictures)
         owned = restyle_unowned(problem, evidence.pictures, unowned, self.weights, self.restyle_steps, run.scratch)
+        lead = self.lead if self.targets == "own" else MEAN
+        leads = leads_of(lead, problem, evidence.pictures, run.world)
         for merged in starts:
             fit = SequentialFit(
                 merged.student,
@@ -230,6 +240,7 @@ class PLeaS(Permutation):
                 owned.pictures,
                 ridge=self.ridge,
                 own=self.targets == "own",
+                leads=leads,
                 absorb=self.norm == "after",
                 compensate=self.compensate,
                 rounds=self.rounds,

@@ -32,6 +32,7 @@ class Problem:
         base: The network that the sources were fine-tuned from, θ₀; ``mean`` for the mean of the sources, once they are
             aligned; None where nobody said.
         names: What each source is called; empty where nobody said.
+        sharers: domain of several sources -> their indices.
     """
 
     sources: tuple[nn.Module, ...]
@@ -42,6 +43,7 @@ class Problem:
     preprocessing: Preprocessing | None = None
     base: nn.Module | Literal["mean"] | None = None
     names: tuple[str, ...] = ()
+    sharers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def source_names(self) -> list[str]:

@@ -133,6 +133,19 @@ def probabilities(
     return torch.cat([weight[:, None] * logits[:, columns].softmax(1) for columns, weight in parts], 1)
 
 
+def mixed_over_heads(logits: Tensor, weights: Tensor) -> Tensor:
+    """Probabilities of classes that all heads have: Σ_h w_h · softmax(z_h).
+
+    Args:
+        logits: Shape (batch, heads, classes).
+        weights: How much each head has to say, shape (batch, heads), rows sum to 1.
+
+    Returns:
+        Shape (batch, classes); rows sum to 1.
+    """
+    return (weights[:, :, None] * logits.softmax(2)).sum(1)
+
+
 def most_likely(shares: Tensor, columns: Sequence[tuple[str, str]], top: int = 1) -> list[list[Prediction]]:
     """The most likely classes of every picture, the likeliest first.
 

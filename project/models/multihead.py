@@ -22,9 +22,16 @@ class MultiHead(nn.Module, ABC):
     Attributes:
         gate: Tells the heads apart by what they read, (batch, features) to (batch, heads) before the softmax; None
             where it was not learnt.
+        own_heads: Heads of domains beside the one that all share, side by side, (batch, features) to (batch, domains ·
+            classes); None where there are none, and heads of different classes are in the network itself.
+        own_domains: Domains that have one of these.
+        guesses: Whether the gate's guess between them answers where nobody names the domain, not the shared head.
     """
 
     gate: nn.Linear | None
+    own_heads: nn.Linear | None
+    own_domains: tuple[str, ...] = ()
+    guesses = False
     by_name = False
     """Whether it answers otherwise where the domain is named, though its domains share one head."""
 
@@ -32,6 +39,7 @@ class MultiHead(nn.Module, ABC):
         super().__init__()
         self.labels = labels
         self.gate = None
+        self.own_heads = None
 
     @abstractmethod
     def outputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +52,33 @@ class MultiHead(nn.Module, ABC):
             pictures: Shape (batch, 3, height, width).
             head: A domain.
         """
+        if head in self.own_domains:
+            return self.told(self.outputs(pictures)[1])[:, self.own_domains.index(head)]
         logits: Tensor = self(pictures)
         return logits
+
+    def told(self, features: Tensor) -> Tensor:
+        """Logits of the domains' own heads, (batch, domains, classes), from what heads read."""
+        assert self.own_heads is not None
+        logits: Tensor = self.own_heads(features)
+        return logits.view(len(logits), len(self.own_domains), -1)
+
+    def guessed(self, features: Tensor) -> Tensor:
+        """Probabilities of classes, (batch, classes), by the gate's guess between the domains' own heads."""
+        assert self.gate is not None
+        return heads.mixed_over_heads(self.told(features), self.gate(features).softmax(1))
+
+    def set_own_heads(self, domains: tuple[str, ...], weights: Tensor, guesses: bool) -> None:
+        """Take heads of domains, shape (domains, classes, features + 1), the constants as a last column.
+
+        Args:
+            domains: Their names.
+            weights: The heads.
+            guesses: Whether the gate's guess between them answers where nobody names the domain.
+        """
+        flat = weights.flatten(0, 1)
+        self.own_domains, self.guesses = domains, guesses
+        self.own_heads = self._linear(flat[:, :-1], flat[:, -1])
 
     def fit_gate(self, features: Sequence[Tensor]) -> None:
         """Learn the gate from pictures whose domain is known, and nothing else: see :func:`fit_probe`.
@@ -61,20 +94,29 @@ class MultiHead(nn.Module, ABC):
 
     def set_gate(self, weight: Tensor, bias: Tensor) -> None:
         """Take a gate (heads, features) and its bias (heads,)."""
+        self.gate = self._linear(weight, bias)
+
+    def _linear(self, weight: Tensor, bias: Tensor) -> nn.Linear:
+        """A layer with these values, beside the network's own."""
         with torch.device("meta"):  # no random numbers are drawn
             blank = nn.Linear(weight.shape[1], weight.shape[0]).eval()
-        self.gate = blank.to_empty(device=next(self.parameters()).device)
+        layer = blank.to_empty(device=next(self.parameters()).device)
         with torch.no_grad():
-            self.gate.weight.copy_(weight)
-            self.gate.bias.copy_(bias)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        return layer
 
     def default_joint(self) -> Joint:
-        """How heads are weighed where nobody says: by the gate, where there is one, else by their logits."""
-        return "logits" if self.gate is None else "gate"
+        """How heads are weighed where nobody says: by the gate, where there is one that is of use, else by logits."""
+        if self.gate is None or (self.own_domains and not self.guesses):
+            return "logits"
+        return "gate"
 
     def shares(self, pictures: Tensor, joint: Joint | None = None) -> tuple[Tensor, Tensor]:
         """Logits, and probabilities of all classes of all heads, in one run; see :meth:`probabilities`."""
         logits, features = self.outputs(pictures)
+        if self.own_domains and (joint or self.default_joint()) == "gate":
+            return logits, self.guessed(features)
         gated = None if self.gate is None else self.gate(features).softmax(1)
         return logits, heads.probabilities(logits, self.labels, heads.JOINT, joint or self.default_joint(), gated)
 

@@ -111,6 +111,40 @@ class JointScores(nn.Module):
         }
 
 
+class OwnHeadScores(nn.Module):
+    """How often a network with heads of domains beside the shared one is right by these.
+
+    Args:
+        domains: Those that pictures come from.
+    """
+
+    def __init__(self, domains: tuple[str, ...]) -> None:
+        from torchmetrics import MeanMetric
+
+        super().__init__()
+        self.told = nn.ModuleList(MeanMetric() for _ in domains)
+        self.guessed = nn.ModuleList(MeanMetric() for _ in domains)
+
+    def update(self, index: int, told: Tensor, guessed: Tensor, labels: Tensor) -> None:
+        """Take in one batch.
+
+        Args:
+            index: Which of the domains the batch is from.
+            told: Logits where the domain is told, shape (batch, classes).
+            guessed: Probabilities where it is guessed, of the same shape.
+            labels: (batch,), indices of classes.
+        """
+        self.told[index].update((told.argmax(1) == labels).float())  # type: ignore[operator]
+        self.guessed[index].update((guessed.argmax(1) == labels).float())  # type: ignore[operator]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Shares of pictures whose class is right, domains weighing alike: ``told`` and ``guessed``."""
+        return {
+            name: torch.stack([metric.compute() for metric in metrics]).mean()  # type: ignore[operator]
+            for name, metrics in (("told", self.told), ("guessed", self.guessed))
+        }
+
+
 class OrderScores(nn.Module):
     """Whether networks are right more often if their columns mean the classes of every domain in another order.
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class EvaluationModule(ScoringModule):
             domains.
         head: What ``predict`` answers with: ``own``: the head of each picture's own domain, where that is known, else
             ``joint``; the name of a domain: its head, whatever the picture; ``joint``: all classes of all heads.
-        joint: How heads are weighed where none is named; default: by a student's gate, else by their logits.
+        joint: How heads are weighed where none is named; default: by a student's gate, else by their logits. Of a
+            student with heads of domains beside a shared one, ``gate`` is its guess between them, all others the shared
+            one; default: whichever agreed with the sources on more of its calibration pictures.
             ``gate``: the softmax of each, weighed by a classifier of the domain that the merge has learnt from
             unlabelled pictures; ``logits``: one softmax over all their logits side by side; ``uniform``: the softmax of
             each, all heads alike; ``confidence``: the softmax of each, heads weighed by 1 - entropy / log(classes).
@@ -117,8 +120,7 @@ class EvaluationModule(ScoringModule):
         for name, by_domain in accuracies.items():
             cells = {domain: by_domain.get(domain) for domain in self.domains}
             cells["mean"] = sum(by_domain.values()) / len(by_domain)
-            if joint:
-                cells |= {"joint": None, "right head": None, **joint.get(name, {})}
+            cells |= {**dict.fromkeys(chain(*joint.values())), **joint.get(name, {})}
             rows.append({"network": name, **{k: None if v is None else round(v, 1) for k, v in cells.items()}})
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         write_csv(rows, folder / "scores.csv")
@@ -142,7 +144,8 @@ class EvaluationModule(ScoringModule):
         if len(self.scored_networks) > 1:
             rank_zero_warn(f"the first of {len(self.scored_networks)} networks answers alone: {scored.name}.")
         self.head = heads.known_head(self.head, scored.labels, OWN)
-        if self.head in scored.labels.domains and len(scored.labels.heads) == 1 < len(scored.labels.domains):
+        several = len(scored.labels.heads) > 1 or self.head in scored.own_domains
+        if self.head in scored.labels.domains and not several and len(scored.labels.domains) > 1:
             rank_zero_warn(f"head is {self.head!r}, but network {scored.name} has one head for all its domains.")
         if self.head == heads.JOINT or (self.head == OWN and not domains):
             scored.joint(self.joint)

@@ -93,7 +93,7 @@ class RefineModule(LightningModule):
                 )
             if student.gate is not None:
                 rank_zero_info(f"the gate of {self.path} was learnt on its trunk as it is; refined, it has none")
-                student.gate = None
+                student.gate, student.own_heads, student.own_domains = None, None, ()
             sources = original_sources(student, self.source_paths, self.architecture)
             for source in sources:
                 source.network.requires_grad_(False)

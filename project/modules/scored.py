@@ -37,8 +37,26 @@ class ScoredNetwork:
 
     def head_of(self, domain: str) -> str:
         """Name the head for a domain that it knows; one head for all is the joint distribution of one."""
-        named = isinstance(self.network, MultiHead) and self.network.by_name
+        named = isinstance(self.network, MultiHead) and (self.network.by_name or domain in self.network.own_domains)
         return JOINT if self.labels.mode == "shared" and not named else domain
+
+    @property
+    def own_domains(self) -> tuple[str, ...]:
+        """Domains that have a head beside the one that all share."""
+        return self.network.own_domains if isinstance(self.network, MultiHead) else ()
+
+    def in_all_ways(self, pictures: Tensor, domain: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the shared head, those of a domain's own, and probabilities where it is guessed; in one run.
+
+        Args:
+            pictures: Shape (batch, 3, height, width).
+            domain: Theirs; where it has no head of its own, the shared one answers.
+        """
+        assert isinstance(self.network, MultiHead)
+        logits, features = self.network.outputs(pictures)
+        own = self.own_domains
+        told = self.network.told(features)[:, own.index(domain)] if domain in own else logits
+        return logits, told, self.network.guessed(features)
 
     def joint(self, asked: Joint | None) -> Joint:
         """Settle how its heads are weighed: as asked, else by its gate, where it has one, else by their logits.
@@ -47,7 +65,7 @@ class ScoredNetwork:
             ConfigurationError: If it has no gate, but is asked to use it.
         """
         usual = self.network.default_joint() if isinstance(self.network, MultiHead) else "logits"
-        if asked == "gate" and usual != "gate":
+        if asked == "gate" and getattr(self.network, "gate", None) is None:
             raise ConfigurationError(
                 f"joint is 'gate', but network {self.name} has none; allowed: 'logits', 'uniform', 'confidence'."
             )

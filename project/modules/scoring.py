@@ -8,10 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from project.models import DomainScores, JointScores
 from project.models.heads import Joint
-from project.models.scores import OrderScores
+from project.models.scores import OrderScores, OwnHeadScores
 from project.modules.common import data_labels
 from project.modules.scored import ScoredNetwork
 from project.runtime import warn
+
+LOGGED = {"joint": "joint/accuracy", "right head": "joint/head", "told": "told/accuracy", "guessed": "guessed/accuracy"}
+"""What is logged under which name, of what networks are right on by heads in other ways than domain by domain."""
 
 
 class ScoringModule(LightningModule):
@@ -19,7 +22,8 @@ class ScoringModule(LightningModule):
 
     ``test`` and ``validate`` log ``<stage>/<name>/<domain>/accuracy`` of every network, and of one with a head for
     every domain ``<stage>/<name>/joint/accuracy``, where its class must be right among those of all heads, and
-    ``<stage>/<name>/joint/head``, where it must be one of the picture's domain; all as shares.
+    ``<stage>/<name>/joint/head``, where it must be one of the picture's domain; of one with heads of domains beside the
+    shared one ``<stage>/<name>/told/accuracy`` and ``<stage>/<name>/guessed/accuracy``; all as shares.
 
     Args:
         scored_networks: The networks, in eval mode.
@@ -73,13 +77,18 @@ class ScoringModule(LightningModule):
         return accuracies
 
     def joint_accuracies(self) -> dict[str, dict[str, float]]:
-        """Compute how often networks are right where nobody says which head to use; call it in every process.
+        """Compute how often networks are right by heads in other ways than domain by domain; call it in every process.
 
         Returns:
-            Network -> ``joint``: accuracy among the classes of all heads; ``right head``: how often the class is one of
-            the picture's domain. In percent, means over the domains; networks without a head for each are left out.
+            Network -> where each domain has classes of its own ``joint``: accuracy among those of all heads, and
+            ``right head``: how often the class is one of the picture's domain; where it has a head beside the shared
+            one ``told``: accuracy by the head of the picture's domain, and ``guessed``: where the gate guesses it. In
+            percent, means over the domains; other networks are left out.
         """
         accuracies = {}
+        for index, own in self.own_scores.items():
+            name = self.scored_networks[int(index)].name
+            accuracies[name] = {key: 100 * float(value) for key, value in own.compute().items()}  # type: ignore[operator]
         for index, scores in self.joint_scores.items():
             values = scores.compute()  # type: ignore[operator]
             name = self.scored_networks[int(index)].name
@@ -106,6 +115,9 @@ class ScoringModule(LightningModule):
         self.order_scores = nn.ModuleList(
             OrderScores({domain: labels.classes[domain] for domain in known}) for known in self.known
         ).to(self.device)
+        self.own_scores = nn.ModuleDict(
+            {str(i): OwnHeadScores(self.domains) for i, scored in enumerate(self.scored_networks) if scored.own_domains}
+        ).to(self.device)
         self.joint_scores = nn.ModuleDict(
             {str(i): JointScores(scored.labels, self.domains) for i, scored in enumerate(self.scored_networks)
              if scored.chooses(self.domains)}
@@ -120,6 +132,9 @@ class ScoringModule(LightningModule):
             if str(index) in self.joint_scores:
                 logits, shares = scored.shares(pictures, self.joint)
                 self.joint_scores[str(index)].update(dataloader_idx, shares, labels)  # type: ignore[operator]
+            elif str(index) in self.own_scores:
+                logits, told, guessed = scored.in_all_ways(pictures, domain)
+                self.own_scores[str(index)].update(dataloader_idx, told, guessed, labels)  # type: ignore[operator]
             else:
                 logits = scored.answer(pictures, domain)
             own = logits[:, scored.labels.columns(domain)]
@@ -132,8 +147,5 @@ class ScoringModule(LightningModule):
             values = {f"{stage}/{name}/{domain}/accuracy": value / 100 for domain, value in accuracies.items()}
             self.log_dict(values, sync_dist=True)
         for name, joint in self.joint_accuracies().items():
-            values = {
-                f"{stage}/{name}/joint/accuracy": joint["joint"],
-                f"{stage}/{name}/joint/head": joint["right head"],
-            }
-            self.log_dict({key: value / 100 for key, value in values.items()}, sync_dist=True)
+            values = {f"{stage}/{name}/{LOGGED[key]}": value / 100 for key, value in joint.items()}
+            self.log_dict(values, sync_dist=True)

@@ -82,8 +82,10 @@ class Student(MultiHead):
 
     @property
     def bytes(self) -> int:
-        """Of all parameters and buffers; a gate of the heads is left out, as it is everywhere."""
-        return stored_bytes({name: t for name, t in self.state_dict().items() if not name.startswith("gate.")})
+        """Of all parameters and buffers; a gate and heads beside it are left out, as it is everywhere."""
+        return stored_bytes(
+            {name: t for name, t in self.state_dict().items() if not name.startswith(("gate.", "own_heads."))}
+        )
 
     @property
     def macs(self) -> int:

@@ -80,6 +80,9 @@ def student_entries(student: Student) -> dict[str, Any]:
     entries |= kind_entries(student)
     if student.gate is not None:
         entries["gate"] = {name: tensor.detach().cpu() for name, tensor in student.gate.state_dict().items()}
+    if student.own_heads is not None:
+        own = {name: tensor.detach().cpu() for name, tensor in student.own_heads.state_dict().items()}
+        entries["own_heads"] = {"domains": list(student.own_domains), "guesses": student.guesses, **own}
     return entries
 
 
@@ -188,6 +191,8 @@ def build_student(
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: order, memory
         raise CheckpointError(f"{path} is a student with layers that are not its architecture's: {error!r}.") from error
     load_weights(student.network, weights)
+    if "own_heads" in content:
+        _load_own_heads(student, content["own_heads"], str(path))
     if "gate" in content:
         _load_gate(student, content["gate"], str(path))
     return student
@@ -237,11 +242,26 @@ def _check_masks(student: Student, masked: dict[str, Any], path: str) -> None:
 
 def _load_gate(student: Student, gate: dict[str, Tensor], path: str) -> None:
     """Give a student its gate, if it is one for its heads and what they read."""
-    count = len(student.labels.heads)
+    count = len(student.own_domains or student.labels.heads)
     expected = {"weight": (count, student.features), "bias": (count,)}
     if {name: tuple(tensor.shape) for name, tensor in gate.items()} != expected:
         raise CheckpointError(f"{path} is a student with a gate that does not fit its {count} heads.")
     student.set_gate(**gate)
+
+
+def _load_own_heads(student: Student, own: Mapping[str, Any], path: str) -> None:
+    """Give a student its domains' own heads, if they are of its domains, its classes, and what its heads read."""
+    try:
+        domains, guesses, weight, bias = tuple(own["domains"]), own["guesses"], own["weight"], own["bias"]
+        rows = len(domains) * student.labels.width
+        fits = weight.shape == (rows, student.features) and bias.shape == (rows,) and type(guesses) is bool
+        fits = fits and student.labels.mode == "shared" and set(domains) <= set(student.labels.domains)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is a student with heads of domains that are incomplete: {error!r}.") from error
+    if not fits or len(set(domains)) < max(2, len(domains)):
+        raise CheckpointError(f"{path} is a student with heads of domains that do not fit its classes and features.")
+    heads = torch.cat([weight, bias[:, None]], 1).view(len(domains), -1, student.features + 1)
+    student.set_own_heads(domains, heads, guesses)
 
 
 def _resized(

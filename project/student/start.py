@@ -53,29 +53,34 @@ def targets(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, shares: 
     return result
 
 
-def start_matrix(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap) -> Tensor:
+def start_matrix(
+    layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap, shares: Tensor | None = None
+) -> Tensor:
     """Put the start point W⁰ together: what the sources' weights make of the student before any fit.
 
-    Every row adds, over its sources, the source's weights to the units in that source's place, divided by the number
-    of sources in the row: between merged units the mean of the sources, from a single unit into a merged row its
-    share. Rows of a grouped convolution read the units of their own block, which stand for the same
-    sources: each row is the mean of its sources'.
+    Every row adds, over its sources, the source's weights to the units in that source's place, times its share in the
+    row: by default between merged units the mean of the sources, from a single unit into a merged row its share. Rows
+    of a grouped convolution read the units of their own block, which stand for the same sources.
 
     Args:
         layer: The layer.
         matrices: From :func:`joint_matrix`.
         outputs: Unit map of the output axis.
         inputs: Unit map of the input axis.
+        shares: Of the sources in each row, shape (outputs, sources); default: all alike.
 
     Returns:
         Float64, shape (outputs, inputs · taps (+ 1)), of a grouped convolution the inputs of a block.
     """
+    shares = outputs.mean if shares is None else shares
     if layer.blocks > 1:
-        return _grouped_start(layer, matrices, outputs, inputs)
-    return inputs.pull(targets(layer, matrices, outputs, outputs.mean).mT.contiguous(), taps=layer.taps).mT
+        return _grouped_start(layer, matrices, outputs, inputs, shares)
+    return inputs.pull(targets(layer, matrices, outputs, shares).mT.contiguous(), taps=layer.taps).mT
 
 
-def _grouped_start(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap) -> Tensor:
+def _grouped_start(
+    layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, inputs: UnitMap, shares: Tensor
+) -> Tensor:
     """W⁰ of a grouped convolution; shape (outputs, inputs of a block · taps (+ 1))."""
     tall, wide = outputs.sizes[0] // layer.blocks, inputs.sizes[0] // layer.blocks
     parts = []
@@ -87,4 +92,4 @@ def _grouped_start(layer: Layer, matrices: Sequence[Tensor], outputs: UnitMap, i
         weights = weights.gather(1, inside[:, :, None].expand_as(weights)).flatten(1)
         moved = torch.cat([weights, matrix[units][:, wide * layer.taps :]], 1)
         parts.append(torch.zeros_like(matrix).index_copy(0, units, moved))
-    return outputs.pull(torch.cat(parts), outputs.mean)
+    return outputs.pull(torch.cat(parts), shares)

@@ -183,7 +183,9 @@ def some(problem: Case) -> Merged:
 def test_positions_of_a_sum_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("project.fit.subsample.GATHER_COST", 0)
     batches = [(domain, smooth(8, 7 * i + len(domain))) for domain in DOMAINS[:2] for i in range(BATCHES)]
-    problem = make_problem([Added(seed) for seed in (0, 1)], batches=batches, needs=("units", "inputs"), shape=(3, 24, 24))
+    problem = make_problem(
+        [Added(seed) for seed in (0, 1)], batches=batches, needs=("units", "inputs"), shape=(3, 24, 24)
+    )
     assert some(problem).layers["mix"]["positions"] < 1 / 2
 
 
