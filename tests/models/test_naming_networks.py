@@ -114,10 +114,18 @@ def test_what_a_file_says_of_itself_comes_before_the_folder(tmp_path: Path) -> N
         ({"model_type": "vit", "hidden_act": "quick_gelu"}, "hidden_act"),
         ({"model_type": "convnext", "patch_size": 2}, "patch_size 2"),
         ({"model_type": "swin", "architectures": ["SwinForImageClassification"]}, "SwinForImageClassification of tran"),
-        ({**HUB18, "depths": 3}, "config.json cannot be read"),
-        ({"model_type": "vit", "hidden_size": 0}, "config.json cannot be read"),
-        ({**TIMM18, "pretrained_cfg": {"mean": [0, 0]}}, "mean is"),
-        ({**TIMM18, "pretrained_cfg": 3}, "cannot be read"),
+        ({**HUB18, "depths": 3}, r"config\.json cannot be read: its depths is '3'; allowed: whole numbers above 0"),
+        ({**HUB18, "depths": [2, "2"]}, "its depths is .* allowed: whole numbers above 0"),
+        ({**HUB18, "id2label": {"a": "cat"}}, "its id2label is .* allowed: names by their number"),
+        ({**HUB18, "id2label": 3}, "its id2label is '3'; allowed"),
+        ({"model_type": "vit", "hidden_size": 0}, "its hidden_size is '0'; allowed: a whole number above 0"),
+        ({"model_type": "vit", "layer_norm_eps": "small"}, "its layer_norm_eps is 'small'; allowed: a number"),
+        ({"model_type": "convnext", "layer_scale_init_value": []}, "its layer_scale_init_value is"),
+        ({**TIMM18, "pretrained_cfg": {"mean": [0, 0]}}, "its pretrained_cfg mean is .* allowed: three numbers"),
+        ({**TIMM18, "pretrained_cfg": {"input_size": [224]}}, "pretrained_cfg input_size is .* channels, height and"),
+        ({**TIMM18, "pretrained_cfg": {"crop_pct": "all"}}, "pretrained_cfg crop_pct is 'all'; allowed: a number"),
+        ({**TIMM18, "pretrained_cfg": 3}, "its pretrained_cfg is '3'; allowed: a mapping"),
+        ({**TIMM18, "model_args": [1]}, "its model_args is .* allowed: a mapping"),
         ("[]", "holds a list"),
         ("{", "is no JSON"),
         ({**TIMM18, "architecture": "local-dir:/somewhere"}, "allowed behind 'timm/'"),
@@ -127,6 +135,17 @@ def test_a_description_that_no_network_has_is_told(config: Any, words: str, tmp_
     where = folder(tmp_path / "f", config, nn.Linear(3, 2).state_dict())
     with pytest.raises(PleasError, match=words):
         load_network(where)
+
+
+@pytest.mark.parametrize(("key", "value"), [("input_size", [3, 96, 64]), ("crop_mode", "border")])
+def test_pictures_that_are_not_prepared_here_are_told(
+    key: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {**TIMM18, "pretrained_cfg": {"input_size": [3, 96, 96], key: value}}
+    where = folder(tmp_path / "f", said, Architecture("resnet18", 3).build().state_dict())
+    caplog.set_level("INFO")
+    assert load_network(where)[1].preprocessing is None
+    assert "which are not prepared here: what it says of pictures is left out" in caplog.text
 
 
 @pytest.mark.parametrize("said", [{"rescale_factor": 0}, {"resample": 6}, {"resample": -1}, {"image_mean": {"a": 0}}])

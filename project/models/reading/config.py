@@ -21,7 +21,9 @@ from project.models.preprocessing import (
     resize_of,
 )
 from project.models.reading.classes import distinct
+from project.models.reading.config_kinds import check_kinds
 from project.models.zoo import EPSILON, FETCHING, TIMM, plain_name, timm_defaults
+from project.runtime import tell
 from project.runtime.json_text import json_value
 from project.runtime.opening import open_file
 
@@ -96,13 +98,18 @@ def said_by(config: Path) -> Said | None:
         CheckpointError: If it is damaged, or what it says cannot be.
     """
     content = _read(config)
+    check_kinds(config, content)
     try:
         if isinstance(content.get("architecture"), str):
             return _of_timm(config, content)
         if isinstance(content.get("model_type"), str):
             return _of_transformers(config, content)
-    except UNFIT as error:
+    except ConfigurationError as error:
         raise CheckpointError(f"{config} cannot be read: {str(error).rstrip('.')}.") from error
+    except UNFIT as error:
+        raise CheckpointError(
+            f"{config} cannot be read: it holds values of other kinds than its library writes."
+        ) from error
     return None
 
 
@@ -133,7 +140,10 @@ def said_by_training(path: Path, content: Any) -> Said | None:
     try:
         return _trained(path, full, training, defaults)
     except UNFIT as error:
-        raise CheckpointError(f"{path}: its args cannot be read: {str(error).rstrip('.')}.") from error
+        what = (
+            str(error).rstrip(".") if isinstance(error, ConfigurationError) else "they are of other kinds than timm's"
+        )
+        raise CheckpointError(f"{path}: its args cannot be read: {what}.") from error
 
 
 def _trained(path: Path, full: str, training: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> Said:
@@ -153,7 +163,7 @@ def _trained(path: Path, full: str, training: Mapping[str, Any], defaults: Mappi
     told = {key: list(one) * 3 if key in ("mean", "std") and len(one) == 1 else one for key, one in told.items()}
     whole = defaults is not None or {"mean", "std", "crop_pct", "interpolation", "input_size"} <= told.keys()
     name, given = _timms(full, arguments)
-    return Said(path, name, given, _pictures_of_timm({**(defaults or {}), **told}) if whole else None)
+    return Said(path, name, given, _pictures_of_timm(path, {**(defaults or {}), **told}) if whole else None)
 
 
 def _of_timm(config: Path, content: Mapping[str, Any]) -> Said:
@@ -161,7 +171,7 @@ def _of_timm(config: Path, content: Mapping[str, Any]) -> Said:
     pictures = content.get("pretrained_cfg") or content
     names = content.get("label_names") or pictures.get("label_names") or pictures.get("labels")
     name, arguments = _timms(f"{TIMM}{content['architecture']}", content.get("model_args") or {})
-    return Said(config, name, arguments, _pictures_of_timm(pictures), _names(names))
+    return Said(config, name, arguments, _pictures_of_timm(config, pictures), _names(names))
 
 
 def _timms(full: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
@@ -175,13 +185,15 @@ def _timms(full: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]
     return (short if short in IMAGENET_NETS and not given else name), given or None
 
 
-def _pictures_of_timm(said: Mapping[str, Any]) -> Preprocessing | None:
+def _pictures_of_timm(path: Path, said: Mapping[str, Any]) -> Preprocessing | None:
     """What pictures go through; None where nothing is said, or what cannot be said here."""
     if not any(said.get(key) for key in ("input_size", "mean", "std")):
         return None
     _, height, width = said.get("input_size") or (3, 224, 224)
     mode: Any = said.get("crop_mode") or "center"
     if height != width or mode not in ("center", "squash"):
+        shown = f"pictures of {width} × {height} pixels" if height != width else f"crop_mode {mode!r}"
+        tell(f"{path} says {shown}, which are not prepared here: what it says of pictures is left out")
         return None
     interpolation: Any = said.get("interpolation") or "bicubic"
     return Preprocessing(
@@ -301,6 +313,7 @@ def _pictures_of_transformers(path: Path) -> Preprocessing | None:
     if not path.is_file():
         return None
     said = _read(path)
+    check_kinds(path, said)
     kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
     fitted = _fitting(said, "ConvNext" in kind or "crop_pct" in said)
     if fitted is None:
@@ -328,7 +341,7 @@ def _pictures_of_transformers(path: Path) -> Preprocessing | None:
 def _resampling(number: Any) -> Interpolation:
     """The name of Pillow's number of a way to resize."""
     if type(number) is not int or not 0 <= number < len(RESAMPLES):
-        raise ValueError(f"resample is {number!r}; allowed: 0 to {len(RESAMPLES) - 1}, as Pillow numbers them")
+        raise ConfigurationError(f"resample is {number!r}; allowed: 0 to {len(RESAMPLES) - 1}, as Pillow numbers them")
     return RESAMPLES[number]
 
 
