@@ -72,7 +72,9 @@ def notes_of(student: Student) -> tuple[str, ...]:
     notes = []
     if student.preprocessing is None:
         notes.append("what its pictures go through is not known, and not said")
-    if student.gate is not None:
+    if student.own_domains:
+        notes.append(f"the heads of {', '.join(student.own_domains)} beside the shared one stay behind")
+    elif student.gate is not None:
         notes.append("the gate between its heads stays behind")
     return tuple(notes)
 

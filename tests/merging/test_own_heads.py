@@ -76,6 +76,12 @@ def test_they_come_along_in_files(student: Student, tmp_path: Path) -> None:
     )
 
 
+def test_they_stay_behind_where_others_read_the_student(tmp_path: Path) -> None:
+    student = project.merge(networks(), pictures(), heads="domains", progress=False)
+    exported = project.export(student, tmp_path / "out.safetensors", "safetensors")
+    assert "the heads of photo, sketch beside the shared one stay behind" in str(exported)
+
+
 def test_a_student_whose_heads_do_not_fit_is_refused(student: Student, tmp_path: Path) -> None:
     assert student.own_heads is not None
     spoilt = project.load_student(project_file(student, tmp_path / "whole.safetensors"))
