@@ -1,13 +1,16 @@
 """Accuracy over size for every way to spend a budget, on real pictures and on Shapes.
 
     python benchmarks/allocation.py --real FOLDER --out benchmarks/results/allocation.json
+    python benchmarks/allocation.py --strangers FOLDER --names dense channels --lead surest mean
 
-FOLDER is as for ``merge_quality.py``. Each run aligns and gathers once and fits PLeaS at every budget and way to spend
-it, through ``pleas merge``; the test lists are read once, at the end.
+FOLDER is as for ``merge_quality.py``; with ``--strangers``, as for ``audit.py``: networks of one task, whose pictures
+have one domain. Each run aligns and gathers once and fits PLeaS at every budget and way to spend it, through ``pleas
+merge``; the test lists are read once, at the end.
 """
 
 import argparse
 import json
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ def main() -> None:
     """Run what the arguments ask for and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of the real pair")
+    parser.add_argument("--strangers", type=Path, help="folder of the strangers' networks")
+    parser.add_argument("--names", nargs="+", default=["dense", "channels"], help="which of them")
+    parser.add_argument("--lead", nargs="+", default=["surest"], help="which source leads on a domain of several")
     parser.add_argument("--shapes", action="store_true", help="merge the sources of 'make demo' too")
     parser.add_argument("--budgets", nargs="+", default=["1.0", "1.1", "1.2", "1.3", "1.5", "1.8"])
     parser.add_argument("--separate", nargs="+", default=["gain", "front", "back", "uniform"])
@@ -32,15 +38,20 @@ def main() -> None:
     common = [
         "--data.init_args.calibration", str(arguments.pictures),
         "--model.init_args.budgets", json.dumps([_plain(budget) for budget in arguments.budgets]),
-        "--model.init_args.methods", json.dumps([method(one, arguments.fit) for one in arguments.separate]),
+        "--model.init_args.methods",
+        json.dumps([method(one, arguments.fit, lead) for one in arguments.separate for lead in arguments.lead]),
     ]  # fmt: skip
     found: dict[str, Any] = {"machine": machine(), "arguments": {k: str(v) for k, v in vars(arguments).items()}}
-    del found["arguments"]["real"], found["arguments"]["out"]  # of this machine alone
+    for name in ("real", "strangers", "out"):  # of this machine alone
+        del found["arguments"][name]
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.real:
             data = unpacked(arguments.real, Path(scratch))
             run = real_arguments(arguments.real, data, arguments.seed)
             found["real"] = merged(Path(scratch) / "real", *run, *common)
+        if arguments.strangers:
+            run = strangers_arguments(arguments.strangers, arguments.names, Path(scratch), arguments.seed)
+            found["strangers"] = merged(Path(scratch) / "strangers", *run, *common)
         if arguments.shapes:
             run = ["--config", str(CONFIGS / "demo" / "merge.yaml"), "--data.init_args.seed", str(arguments.seed)]
             found["shapes"] = merged(Path(scratch) / "shapes", *run, *common)
@@ -49,9 +60,28 @@ def main() -> None:
     print(f"wrote {arguments.out}")
 
 
-def method(separate: str, fit: str) -> dict[str, Any]:
+def strangers_arguments(folder: Path, names: list[str], scratch: Path, seed: int) -> list[str]:
+    """What ``pleas merge`` is told of networks of one task; a quarter of their pictures tests them."""
+    with tarfile.open(folder / "cifar10_small.tar") as archive:
+        archive.extractall(scratch / "pictures", filter="data")
+    sets = {
+        "class_path": "project.data.ImageFolders",
+        "init_args": {"root": str(scratch / "pictures"), "test_fraction": 0.25},
+    }
+    sources = [{"path": str(folder / f"cifar10_{name}.pth.tar"), "name": name} for name in names]
+    return [
+        "--model", "project.modules.MergeModule", "--model.init_args.sources", json.dumps(sources),
+        "--data", "project.data.DomainDataModule", "--data.init_args.sets", json.dumps(sets),
+        "--data.init_args.image_size", "32", "--data.init_args.mean", "[0.5, 0.5, 0.5]",
+        "--data.init_args.std", "[0.5, 0.5, 0.5]", "--data.init_args.batch_size", "128",
+        "--data.init_args.seed", str(seed), "--trainer.accelerator", "cpu", "--trainer.logger", "false",
+    ]  # fmt: skip
+
+
+def method(separate: str, fit: str, lead: str) -> dict[str, Any]:
     """PLeaS that spends its budget in one way, as a config names it."""
-    options = {"label": f"pleas-{separate}", "separate": separate, "fit": fit}
+    label = f"pleas-{separate}" if lead == "surest" else f"pleas-{separate}, {lead}"
+    options = {"label": label, "separate": separate, "fit": fit, "lead": lead}
     return {"class_path": "project.methods.PLeaS", "init_args": options}
 
 

@@ -23,6 +23,10 @@ from project.cli import main as pleas
 from project.runtime import atomic_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+HEADS = (
+    "--model.init_args.heads", "domains", "--model.init_args.budgets", "[1.0, 2.0]",
+    "--model.init_args.methods", '[{"class_path": "project.methods.PLeaS"}]',
+)  # fmt: skip
 
 
 def main() -> None:
@@ -38,13 +42,15 @@ def main() -> None:
     )
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="sizes for --shapes")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the real pair's calibration pictures")
+    parser.add_argument("--heads", action="store_true", help="of the real pair, PLeaS alone, with heads of domains")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/merge_quality.json"))
     arguments = parser.parse_args()
     found: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.real:
             data = unpacked(arguments.real, Path(scratch))
-            found["real"] = [real(arguments.real, data, Path(scratch), seed) for seed in range(arguments.seeds)]
+            more = HEADS if arguments.heads else ()
+            found["real"] = [real(arguments.real, data, Path(scratch), seed, *more) for seed in range(arguments.seeds)]
         if arguments.shapes:
             found["shapes"] = shapes(arguments.shapes, arguments.sources, arguments.budgets, Path(scratch))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
