@@ -187,11 +187,13 @@ class SequentialFit:
         fitted = replace(layer, bias=layer.bias or context.norm is not None)
         reader = resized_reader(modules[0], inputs)
         logits = layer.outputs == self.spec.output.name
-        shares = outputs.shares(None if logits else self._leader)
+        start = start_matrix(fitted, matrices, outputs, inputs, outputs.shares(self._leader))
+        if logits and self._leader is not None:
+            start = self._all_but_merged(start, start_matrix(fitted, matrices, outputs, inputs), inputs, layer.taps)
         return LayerTask(
             node=node,
             layer=fitted,
-            start=start_matrix(fitted, matrices, outputs, inputs, shares).contiguous(),
+            start=start.contiguous(),
             logits=logits,
             outputs=outputs,
             inputs=inputs,
@@ -207,6 +209,16 @@ class SequentialFit:
         """The source that leads on all pictures, if there is one: the start point is its function, too."""
         first, *others = set(self.activations.leads)
         return None if others else first
+
+    @staticmethod
+    def _all_but_merged(leader: Tensor, mean: Tensor, inputs: UnitMap, taps: int) -> Tensor:
+        """The head's start where a source leads: the leader's weights on merged units, which do what its own do.
+
+        On all others the mean of the sources' heads, which is the ensemble where no unit is merged.
+        """
+        start, merged = mean.clone(), (inputs.present.sum(1) > 1).repeat_interleave(taps).to(mean.device)
+        start[:, : len(merged)][:, merged] = leader[:, : len(merged)][:, merged]
+        return start
 
     def _solve(self, task: LayerTask) -> LayerFit:
         """Solve for one layer, on as many samples as it needs."""

@@ -102,6 +102,8 @@ class PLeaS(Permutation):
         one_of(Logits, logits=logits)
         one_of(Heads, heads=heads)
         flags(compensate=compensate)
+        if not isinstance(lead, str) or not lead:
+            raise ConfigurationError(f"lead is {lead!r}; allowed: {SUREST!r}, {MEAN!r}, or the name of a source.")
         check_domain_weights(weights)
         if fit == "joint":
             for name, given, default in (

@@ -16,7 +16,7 @@ SMALL = (3, SIDE, SIDE)
 
 def strangers(mode: str = "shared") -> Case:
     networks = [random_network(2, weights, 5 + weights * (mode == "different")) for weights in range(2)]
-    return make_problem(networks, mode, needs=("units",), base="mean")
+    return make_problem(networks, mode, needs=("units", "inputs"), base="mean")
 
 
 def grouped() -> Case:

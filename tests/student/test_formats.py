@@ -48,7 +48,7 @@ def merged(kind: str, mode: str, budget: float) -> Student:
     sources = [resnet("resnet20", i + 1) for i in range(count)]
     it = make_problem(
         sources, mode, base=resnet("resnet20", 0), shape=SHAPE, architecture=Architecture("resnet20", 5),
-        needs=("units",), batches=[(DOMAINS[i], pictures(8, i, SHAPE)) for i in range(count)],
+        needs=("units", "inputs"), batches=[(DOMAINS[i], pictures(8, i, SHAPE)) for i in range(count)],
         preprocessing=Preprocessing(16),
     )  # fmt: skip
     found: Merged
