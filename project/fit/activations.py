@@ -44,7 +44,7 @@ class Batch:
         """Shares of the sources in what is asked of each unit on these pictures; see :meth:`UnitMap.shares`.
 
         Args:
-            units: Unit map of values inside the network; its logits no source leads.
+            units: Unit map of a value's group.
         """
         return units.shares(self.owner if self.lead is None else self.lead)
 

@@ -37,7 +37,7 @@ class LayerTask:
         context: What reads the layer's output in the graph.
         activations: The batches that it is fitted to.
         positions: The positions of their pictures.
-        logits: Whether the layer writes these, in which all sources have their say.
+        logits: Whether the layer writes these, in which, where one source leads, the others have a say, too.
     """
 
     node: fx.Node
@@ -159,7 +159,10 @@ class LayerTask:
         return views
 
     def _target(self, batch: Batch) -> Tensor:
-        shares = self.outputs.shares(batch.owner) if self.logits else batch.shares(self.outputs)
+        shares = batch.shares(self.outputs)
+        if self.logits and batch.lead is not None:  # the others have as much of a say as there are units of theirs
+            apart = float((self.inputs.present.sum(1) == 1).sum()) / sum(self.inputs.sizes)
+            shares = (1 - apart) * shares + apart * self.outputs.mean
         blended = self.outputs.blend(self._source_outputs(batch), shares, axis=1)
         if self.context.addend is None:
             return blended

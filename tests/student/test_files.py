@@ -27,8 +27,15 @@ LINEAGE = {"sources": ["abc", "def"], "budget": 1.4, "nested": {"seed": 3}}
 def problem(mode: str = "different") -> Case:
     classes = (4, 3) if mode == "different" else (4, 4)
     sources = [resnet("resnet20", weights, count) for weights, count in enumerate(classes)]
-    return make_problem(sources, mode, architecture=ARCHITECTURE, preprocessing=PREPROCESSING,
-                        needs=["units", "inputs"], batches=[(DOMAINS[0], pictures(8, 0)), (DOMAINS[1], pictures(8, 1))])  # fmt: skip
+    batches = [(DOMAINS[0], pictures(8, 0)), (DOMAINS[1], pictures(8, 1))]
+    return make_problem(
+        sources,
+        mode,
+        architecture=ARCHITECTURE,
+        preprocessing=PREPROCESSING,
+        needs=["units", "inputs"],
+        batches=batches,
+    )
 
 
 @cache
