@@ -80,7 +80,7 @@ def strangers_arguments(folder: Path, names: list[str], scratch: Path, seed: int
 
 def method(separate: str, fit: str, lead: str) -> dict[str, Any]:
     """PLeaS that spends its budget in one way, as a config names it."""
-    label = f"pleas-{separate}" if lead == "surest" else f"pleas-{separate}, {lead}"
+    label = f"pleas-{separate}" if lead == "surest" else f"pleas-{separate}-{lead}"
     options = {"label": label, "separate": separate, "fit": fit, "lead": lead}
     return {"class_path": "project.methods.PLeaS", "init_args": options}
 
