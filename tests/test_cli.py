@@ -738,7 +738,7 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
         {"class_path": "project.methods.PLeaS", "init_args": {"fit": "joint", "label": "joint"}},
     ])  # fmt: skip
     shared = ["--model.init_args.methods", methods, "--model.init_args.budgets", "[1.5]"]
-    shared += ["--data.init_args.calibration", "50", *UNLOGGED]
+    shared += ["--data.init_args.calibration", "50", "--model.init_args.heads", "domains", *UNLOGGED]
     run("merge", "merge", *shared, "--run", "runs/tiny/one")
     command = [
         sys.executable, "-m", "project", "merge", "--config", str(TINY / "merge.yaml"), *shared, "--run",
@@ -759,6 +759,13 @@ def test_two_processes_make_the_student_of_one(tiny: Path) -> None:
                     assert torch.allclose(mine[key], theirs[key], rtol=1e-3, atol=1e-4), f"{path.stem}: {layer.name}"
         else:
             assert torch.allclose(a, b, atol=1e-2 * float(a.abs().max())), path.stem
+            with torch.no_grad():
+                a, b = one.answer(probe, "sketch"), two.answer(probe, "sketch")
+            assert torch.allclose(a, b, atol=1e-2 * float(a.abs().max())), path.stem
+    for name in ("one", "two"):  # by heads in three ways
+        rows = {row["network"]: row for row in json.loads((tiny / name / "results.json").read_text())["table"]}
+        student, source = rows["pleas-1.50"], rows["clipart"]
+        assert all(0 <= student[way] <= 100 and source[way] is None for way in ("told", "guessed"))
 
 
 @pytest.mark.slow
