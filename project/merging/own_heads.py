@@ -23,6 +23,8 @@ from project.models.probe import fit_probe
 from project.student import Student
 from project.student.start import joint_matrix
 
+STEPS, JUDGING = 500, 50
+"""Steps of the search for a head, and for one that only judges."""
 RIDGE = 0.05
 """The pull towards the start, where there are as many pictures as unknowns; PLeaS' default."""
 
@@ -78,8 +80,8 @@ def _judged(
     told: Sequence[Tensor],
 ) -> dict[str, float]:
     """What heads and a gate that learn from some pictures make of others, domain by domain; see :func:`teach_heads`."""
-    heads = [_fitted(start, [x], [t]) for start, x, t in zip(starts, features, logits, strict=True)]
-    shared = _fitted(torch.stack(list(starts)).mean(0), features, logits)
+    heads = [_fitted(start, [x], [t], JUDGING) for start, x, t in zip(starts, features, logits, strict=True)]
+    shared = _fitted(torch.stack(list(starts)).mean(0), features, logits, JUDGING)
     origins = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])
     gate = fit_probe(torch.cat(list(features)), origins, len(features))
     right = dict.fromkeys(("shared", "guessed"), 0.0)
@@ -104,10 +106,11 @@ def _start(student: Student, lesson: Lesson) -> Tensor:
     return torch.cat([placed, own[:, -1:].cpu() if layer.bias else placed.new_zeros(len(placed), 1)], 1)
 
 
-def _fitted(start: Tensor, features: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
+def _fitted(start: Tensor, features: Sequence[Tensor], logits: Sequence[Tensor], steps: int = STEPS) -> Tensor:
     """The head that comes closest to the sources' probabilities, shape (classes, features + 1)."""
     views = [HeadView(F.pad(x, (0, 1), value=1.0), t) for x, t in zip(features, logits, strict=True)]
-    return fit_head(start, views, damping=damping(RIDGE, start.shape[1], sum(map(len, features))), constant=True)
+    pull = damping(RIDGE, start.shape[1], sum(map(len, features)))
+    return fit_head(start, views, damping=pull, constant=True, steps=steps)
 
 
 def _answer(head: Tensor, features: Tensor) -> Tensor:
