@@ -182,7 +182,7 @@ def settle_domains(
     """Settle which domains each source was trained on.
 
     As stated, else as its file says, else as the file's name holds one of which no other is, else by place among those
-    that are left. Where there is one domain, and heads are shared, all are of it.
+    that are left. Where there is one domain, and no source claims any, all are of it.
 
     Raises:
         ConfigurationError: If a domain is unknown, claimed twice where each needs a head, in another order than the
@@ -200,7 +200,7 @@ def settle_domains(
     claimed = {domain for domains in stated for domain in domains}
     left = [domain for domain in labels.domains if domain not in claimed and domain not in without_source]
     silent = [index for index, domains in enumerate(stated) if not domains]
-    if silent and len(labels.domains) == 1 and labels.mode == "shared":
+    if len(silent) == len(files) and len(labels.domains) == 1 and labels.mode == "shared":
         left = list(labels.domains) * len(silent)
     if silent and len(silent) != len(left):
         raise ConfigurationError(
