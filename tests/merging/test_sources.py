@@ -30,6 +30,14 @@ def test_silent_sources_take_what_is_left_in_order() -> None:
     assert settled([None, None], "abc", ownerless=("b",)) == [["a"], ["c"]]
 
 
+def test_one_domain_is_all_sources_where_none_claims_any() -> None:
+    assert settled([None, None, None], "a") == [["a"]] * 3
+    with pytest.raises(ConfigurationError, match="does not say its domains; state them: a"):
+        settled([["a"], None], "a")  # whoever names one may have forgotten the other's pictures
+    with pytest.raises(ConfigurationError, match="does not say its domains; state them: a"):
+        settled([None, None], "a", "different")
+
+
 def test_a_source_of_another_domain_is_not_taken_by_its_place() -> None:
     labels = LabelSpace({domain: NAMES for domain in "ab"}, "shared")
     says = [SimpleNamespace(description=SimpleNamespace(label_space=None, domains=(domain,))) for domain in "cb"]
