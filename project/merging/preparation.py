@@ -1,6 +1,6 @@
 """Whether sources, methods and data go together: found out once, before any long work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
@@ -24,6 +24,9 @@ from project.runtime import MemoryEstimate, Progress, tell
 from project.runtime.progress import FOLDER, unfinished_work
 from project.student import Source, common_spec
 from project.symmetry import Spec, check_equivalence
+
+TAUGHT = 4
+"""Pictures that a domain's head takes: two halves, of each of which the gate's search holds some out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +130,13 @@ def prepare(
     return problem, sources, owned, estimate, sum(preparation.kept for preparation in prepared)
 
 
-def taught_domains(problem: Problem, settings: Settings, calibrating: Sequence[str]) -> dict[str, int]:
+def taught_domains(problem: Problem, settings: Settings, counts: Mapping[str, int]) -> dict[str, int]:
     """The domains that get a head of their own beside the shared one, and the source of each.
+
+    Args:
+        problem: The merge.
+        settings: What to make of it.
+        counts: domain -> how many of its pictures calibrate.
 
     Raises:
         ConfigurationError: If heads of domains are asked for where there is nothing to tell apart.
@@ -140,12 +148,18 @@ def taught_domains(problem: Problem, settings: Settings, calibrating: Sequence[s
             "heads is 'domains', which changes nothing where each domain has a head of its own already (label_space is "
             "'different'); allowed there: 'shared'."
         )
-    owned = {domain: owner for domain, owner in problem.owners.items() if domain in calibrating}
+    owned = {domain: owner for domain, owner in problem.owners.items() if domain in counts}
     if len(set(owned.values())) < 2:
         raise ConfigurationError(
             f"heads is 'domains', which takes calibration pictures of two domains or more, each with a source of its "
             f"own; of that kind there are: {', '.join(owned) or 'none'}."
         )
+    for domain in owned:
+        if counts[domain] < TAUGHT:
+            raise ConfigurationError(
+                f"heads is 'domains', which takes {TAUGHT} calibration pictures of each domain at least, to learn from "
+                f"and to judge by; {domain} has {counts[domain]}."
+            )
     return owned
 
 

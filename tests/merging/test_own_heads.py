@@ -116,6 +116,7 @@ def test_the_shared_head_stays_what_it_is() -> None:
     ("options", "words"),
     [
         ({"heads": "own"}, "heads is 'own'; allowed: 'shared', 'domains'"),
+        ({"heads": "domains", "pictures": pictures(3)}, "takes 4 calibration pictures .*; photo has 3"),
         ({"heads": "domains", "label_space": "different"}, "changes nothing where each domain has a head of its own"),
         ({"heads": "domains", "pictures": None, "method": "average", "image_size": 16}, "of that kind there are: none"),
         (
