@@ -346,6 +346,8 @@ def device_of(device: torch.device | str | None) -> torch.device:
     """Where to run: a GPU with float64, in which layers are solved, else the CPU."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(f"device is {str(device)!r}, but torch sees no such accelerator here; allowed: 'cpu'.")
     try:
         chosen = torch.device(device)
         torch.zeros(1, dtype=torch.float64, device=chosen).cpu()

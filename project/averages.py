@@ -12,7 +12,6 @@ from torch import Tensor
 from project.allocation import Budget
 from project.api import described, device_of
 from project.data import PictureFolder, evaluation_transform
-from project.data.calibration import check_mode
 from project.data.given import Given, GivenPictures, NoPictures
 from project.data.pictures import Pictures
 from project.data.splits import shuffled
@@ -23,7 +22,7 @@ from project.merging.loop import drive
 from project.merging.preparation import go_together
 from project.merging.prepared import CROP_PCT, PICTURE_OPTIONS, PictureOptions, agreed_preprocessing, asked, sized
 from project.merging.settings import Place, Settings
-from project.merging.sources import SourceFile
+from project.merging.sources import SourceFile, check_distinct
 from project.methods import Average
 from project.methods.shared.matching import By
 from project.models import Description, LabelSpace, Preprocessing, build_network, read_weights, written_out
@@ -42,6 +41,8 @@ from project.symmetry import permute_tensors
 Align = Literal["none"] | By
 USUAL, SMALL = 224, 32  # side of the pictures that networks are run on where nobody says, and those for small ones
 COUNTER = "num_batches_tracked"
+FEW = 32
+"""Pictures below which it is told that they are few."""
 
 
 class AverageOptions(PictureOptions, total=False):
@@ -137,6 +138,7 @@ def average(
     _check(files, out, pictures, options)
     samples = PictureFolder(pictures).read()[0].train if isinstance(pictures, str | Path) else []
     read = [_read(file) for file in files]
+    check_distinct([one.source for one in read])
     form = Form(read[0].weights)
     _check_suffix(form, out)
     labels = _labels(read)
@@ -202,11 +204,12 @@ def _check(files: Sequence[SourceFile], out: Path, pictures: object, options: Av
     if (size := options.get("image_size")) is not None:
         whole(1, LARGEST_SIDE, image_size=size)
     whole(1, batch_size=options.get("batch_size", 64))
-    if (calibration := options.get("calibration", 512)) in ("public", "none"):
-        raise ConfigurationError(
-            f"calibration is {calibration!r}; allowed: 'all', or a number of pictures, at least 1."
-        )
-    check_mode(calibration, None)
+    if (calibration := options.get("calibration", 512)) != "all":
+        if isinstance(calibration, str):
+            raise ConfigurationError(
+                f"calibration is {calibration!r}; allowed: 'all', or a number of pictures, at least 1."
+            )
+        whole(1, calibration=calibration)
     if isinstance(pictures, Mapping):
         raise ConfigurationError("pictures is a mapping; allowed: a folder, or pictures of all networks together.")
     in_folder = isinstance(pictures, str | Path)
@@ -301,6 +304,8 @@ def _data(
     preprocessing = Preprocessing(**agreed)
     count = options.get("calibration", 512)
     taken = shuffled(samples, 0)[: None if count == "all" else count]
+    if len(taken) < FEW:
+        tell(f"only {len(taken)} pictures match units and re-estimate statistics of norms: chance has much of a say")
     return GivenPictures(_batches(Pictures(taken, evaluation_transform(preprocessing)), options.get("batch_size", 64)))
 
 

@@ -75,6 +75,8 @@ def check_target(path: str | Path, given: str) -> None:
     """
     if os.path.isdir(path):
         raise ConfigurationError(f"{given}, which is a folder; allowed: a file.")
+    if os.path.exists(path) and not os.path.isfile(path):  # what is written would take its place
+        raise ConfigurationError(f"{given}, which is a pipe or a device; allowed: a file.")
     if os.path.exists(path):
         check_writable(Path(path).parent, given)
     else:
