@@ -15,7 +15,7 @@ from project.data import PictureFolder, evaluation_transform
 from project.data.given import Given, GivenPictures, NoPictures
 from project.data.pictures import Pictures
 from project.data.splits import shuffled
-from project.errors import CheckpointError, ConfigurationError, MergeError, one_of, whole
+from project.errors import CheckpointError, ConfigurationError, DataError, MergeError, one_of, whole
 from project.exports.common import compared
 from project.merging.engine import Engine
 from project.merging.loop import drive
@@ -136,7 +136,7 @@ def average(
     out = Path(out)
     files = _files(sources, options)
     _check(files, out, pictures, options)
-    samples = PictureFolder(pictures).read()[0].train if isinstance(pictures, str | Path) else []
+    samples = _samples(pictures) if isinstance(pictures, str | Path) else []
     read = [_read(file) for file in files]
     check_distinct([one.source for one in read])
     form = Form(read[0].weights)
@@ -153,6 +153,14 @@ def average(
         f"{out}: the mean of {len(read)} networks, as {read[0].weights.path} has them" + _told(left_out, student, data)
     )
     return out
+
+
+def _samples(folder: str | Path) -> list[tuple[Path, int]]:
+    """The pictures of a folder, however it is arranged."""
+    if not os.path.isdir(folder):
+        what = "no folder" if os.path.exists(folder) else "not there"
+        raise DataError(f"pictures is {folder}, which is {what}; allowed: a folder of pictures.")
+    return PictureFolder(folder).read()[0].train
 
 
 def _files(sources: object, options: AverageOptions) -> list[SourceFile]:
