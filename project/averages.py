@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from project.exports.common import compared
 from project.merging.engine import Engine
 from project.merging.loop import drive
 from project.merging.preparation import go_together
-from project.merging.prepared import CROP_PCT, PICTURE_OPTIONS, PictureOptions, agreed_preprocessing, asked, sized
+from project.merging.prepared import CROP_PCT, PICTURE_OPTIONS, agreed_preprocessing, asked, sized
 from project.merging.settings import Place, Settings
 from project.merging.sources import SourceFile, check_distinct
 from project.methods import Average
@@ -33,50 +33,16 @@ from project.models.reading.folder import weights_file
 from project.models.reading.rewriting import Form
 from project.models.reading.sound import check_varied
 from project.models.unfused.attention import fused
+from project.options import AverageOptions
 from project.runtime import tell
 from project.runtime.saving import check_target
 from project.student import Source, Student, batch_norms, is_student
 from project.symmetry import permute_tensors
 
-Align = Literal["none"] | By
 USUAL, SMALL = 224, 32  # side of the pictures that networks are run on where nobody says, and those for small ones
 COUNTER = "num_batches_tracked"
 FEW = 32
 """Pictures below which it is told that they are few."""
-
-
-class AverageOptions(PictureOptions, total=False):
-    """What :func:`average` takes beside sources, file and pictures; all may be left out.
-
-    What pictures in a folder go through can be said, too: see :class:`~project.merging.prepared.PictureOptions`.
-
-    Attributes:
-        align: How units are matched first: ``activations`` on the pictures (default where there are any), ``weights``
-            (default where there are none), ``both``, or ``none``.
-        image_size: Height and width of pictures, in pixels; default: what the files say. Where there are no pictures,
-            those that the networks are run on (default: 224, or 32 for networks for small pictures).
-        calibration: How many pictures are taken from a folder, or ``all`` (default: 512).
-        batch_size: Pictures in a batch (default: 64).
-        architecture: What builds the networks, where neither their files nor their shapes tell.
-        arguments: Keyword arguments of the architecture.
-        weights: Of files with several sets of weights, the averaged ones (``ema``, the default) or ``raw`` ones.
-        head: ``none`` averages the trunks of ResNets alone, whatever heads they have or lack.
-        device: Where networks run; default: a GPU where there is one.
-        overwrite: Whether a file that is there already is replaced (default: false).
-        progress: Whether bars show how far it is, on a terminal (default: true).
-    """
-
-    align: Align | None
-    image_size: int | None
-    calibration: int | Literal["all"]
-    batch_size: int
-    architecture: Any
-    arguments: Mapping[str, Any] | None
-    weights: Literal["ema", "raw"] | None
-    head: Literal["none"] | None
-    device: torch.device | str | None
-    overwrite: bool
-    progress: bool
 
 
 @dataclass(frozen=True, eq=False)

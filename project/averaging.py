@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from project.averages import Align, AverageOptions, average
+from project.averages import average
 from project.models.preprocessing import Channels, Crop, Interpolation, Orientation
+from project.options import Align, AverageOptions
 from project.parser import OneSentenceParser, keyword_arguments
 
 
