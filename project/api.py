@@ -75,7 +75,7 @@ def merge(
         >>> import torch, torchvision, project
         >>> photo, sketch = (torchvision.models.resnet18(num_classes=5) for _ in range(2))
         >>> pictures = {"photo": torch.randn(8, 3, 32, 32), "sketch": torch.randn(8, 3, 32, 32)}
-        >>> student = project.merge([photo, sketch], pictures, budget=1.2, method="permutation")
+        >>> student = project.merge([photo, sketch], pictures, method="permutation")
         >>> student(pictures["photo"]).shape
         torch.Size([8, 5])
     """

@@ -44,7 +44,7 @@ def arguments(folder: Path, run: Path, *extra: str) -> list[str]:
     sets = {"root": str(folder / "data"), "size": 16, "train_per_class": 1, "test_per_class": 1}
     return [
         "merge", "--run", str(run), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-        "--trainer.enable_model_summary", "false",
+        "--trainer.enable_model_summary", "false", "--trainer.logger", "false",
         "--model", "project.modules.MergeModule", "--model.budgets", "[1.0, 1.5]",
         "--model.sources", json.dumps([str(folder / f"{seed}.pth") for seed in range(2)]),
         "--model.methods", json.dumps(METHODS),

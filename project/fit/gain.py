@@ -16,6 +16,7 @@ Three factors, all from what calibration leaves behind and from the sources' wei
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ from project.errors import MergeError
 from project.fit.folding import fold_norm, scale_and_shift
 from project.fit.neighbours import context_of
 from project.fit.normal_equations import damping
-from project.moments import Statistics, own_domains
+from project.moments import Moment, Statistics, own_domains
 from project.student.start import joint_matrix
 from project.symmetry import Layer, Spec, graph_of
 
@@ -139,22 +140,48 @@ class _Gains:
         return torch.stack(shares).mean(0)
 
     def _errors(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        """Σₛ wₛᵀ Gₛ wₛ and Σₛ (w − wₛ)ᵀ Gₛ (w − wₛ) of every row of a layer's output; the latter 0 for single units."""
-        weights, grams = [weight.flatten(1) for weight in self._weights(layer)], self._grams(layer)
-        written = torch.stack([_power(weight, gram) for weight, gram in zip(weights, grams, strict=True)]).sum(0)
+        """Σₛ wₛᵀ Gₛ wₛ and Σₛ (w − wₛ)ᵀ Gₛ (w − wₛ) of every row of a layer's output; the latter 0 for single units.
+
+        With m the mean of the wₛ, w = m + d and Q = Σₛ (wₛ − m)ᵀ Gₛ, a fit with ridge λ has d (Σₛ Gₛ + λ I) = Q, and
+        the error is Σₛ (wₛ − m)ᵀ Gₛ (wₛ − m) − Q d − λ dᵀ d: no products beyond those of the mean.
+        """
+        weights, inputs = [weight.flatten(1).float() for weight in self._weights(layer)], self._inputs(layer)
+        written = self._written(layer)
         error = torch.zeros_like(written)
         for rows, sources in self.maps[layer.outputs].blocks:
             present = [source for source, is_present in enumerate(sources) if is_present]
-            merged = torch.stack([weights[source][rows] for source in present]).mean(0)
-            if self.fitted and len(present) > 1:
-                gap = torch.stack([(weights[source][rows] - merged) @ grams[source] for source in present]).sum(0)
-                total = torch.stack([grams[source] for source in present]).sum(0)
+            if len(present) == 1:
+                continue
+            mean = torch.stack([weights[source][rows] for source in present]).mean(0)
+            gaps = [weights[source][rows] - mean for source in present]
+            products = [inputs[source].times(gap) for source, gap in zip(present, gaps, strict=True)]
+            own = [(gap * product).sum(1) for gap, product in zip(gaps, products, strict=True)]
+            left = torch.stack(own).double().sum(0)
+            if self.fitted:
+                pull = torch.stack(products).sum(0).double()
+                total = torch.zeros(pull.shape[1], pull.shape[1], dtype=torch.float64)
+                for source in present:
+                    inputs[source].add_to(total)
                 share = damping(ASSUMED_RIDGE, len(total), sum(self._samples(layer, source) for source in present))
-                total.diagonal().add_(share * float(total.diagonal().mean()) + 1e-300)
-                merged = merged + torch.cholesky_solve(gap.mT, torch.linalg.cholesky(total)).mT
-            for source in present:
-                error[rows] += _power(weights[source][rows] - merged, grams[source])
+                ridge = share * float(total.diagonal().mean()) + 1e-300
+                total.diagonal().add_(ridge)
+                change = torch.cholesky_solve(pull.mT, torch.linalg.cholesky(total)).mT
+                left = left - (change * (pull + ridge * change)).sum(1)
+            error[rows] = left.clamp_min(0)
         return written, error
+
+    def _written(self, layer: Layer) -> Tensor:
+        """Σₛ wₛᵀ Gₛ wₛ of every row, which the moments of the layer's own output tell."""
+        units, norm = self.maps[layer.outputs], self._norm(layer)
+        written = torch.zeros(units.units, dtype=torch.float64)
+        for index, source in enumerate(self.sources):
+            module = source.get_submodule(layer.name)
+            scale, _ = scale_and_shift(source, norm, module)
+            variance, mean = self._covariance(layer.node, index).diagonal(), self._mean(layer.node, index)
+            bias = getattr(module, "bias", None)
+            centre = mean if bias is None else mean - bias.double().cpu()
+            written += _aligned(scale.cpu().square() * (variance + centre.square()), units, index)
+        return written
 
     def _samples(self, layer: Layer, source: int) -> int:
         return sum(self.statistics.inputs[layer.name][source, domain].count for domain in self.domains[source])
@@ -171,19 +198,19 @@ class _Gains:
             result.append(_aligned(weight.transpose(0, 1), self.maps[layer.inputs], index).transpose(0, 1))
         return result
 
-    def _grams(self, layer: Layer) -> list[Tensor]:
-        """Gₛ of every source, aligned, over inputs · taps."""
-        units, grams = self.maps[layer.inputs], []
+    def _inputs(self, layer: Layer) -> list["_Inputs"]:
+        """What every source's layer reads on the source's own domains."""
         if layer.name not in self.statistics.inputs:
             raise MergeError(f"gains need moments of what layer {layer.name!r} reads; gather inputs first.")
+        inputs = []
         for source, domains in enumerate(self.domains):
-            chosen = [self.statistics.inputs[layer.name][source, domain] for domain in domains]
-            gram = torch.stack([moment.sum() for moment in chosen]).sum(0).cpu() / max(1, self._samples(layer, source))
-            for _ in range(2):  # rows, then columns
-                split = gram.view(units.sizes[source], layer.taps, -1)
-                gram = _aligned(split, units, source).flatten(0, 1).mT.contiguous()
-            grams.append(gram)
-        return grams
+            first, *others = (self.statistics.inputs[layer.name][source, domain] for domain in domains)
+            gram = first.sum()
+            for moment in others:
+                gram.add_(moment.sum())
+            gram = gram.div_(max(1, self._samples(layer, source))).float().cpu()
+            inputs.append(_Inputs(gram, _places(self.maps[layer.inputs], source, layer.taps)))
+        return inputs
 
     def _values(self, layer: Layer) -> str:
         """The value with known moments that a layer reads; what lies between only moves it about."""
@@ -194,21 +221,56 @@ class _Gains:
 
     def _covariance(self, node: str, source: int) -> Tensor:
         """Covariance of a source's units at a value, in its own numbering."""
-        sizes = self.maps[self.groups[node]].sizes
-        own = slice(sum(sizes[:source]), sum(sizes[: source + 1]))
-        chosen = [self.statistics.units[node][domain] for domain in self.domains[source]]
-        count = max(1, sum(moment.count for moment in chosen))
-        lower = torch.stack([moment.lower[own, own] for moment in chosen]).sum(0).cpu().tril() / count
-        mean = torch.stack([moment.lower[-1, own] for moment in chosen]).sum(0).cpu() / count
+        own, moments, count = self._moments(node, source)
+        lower = torch.stack([moment.lower[own, own] for moment in moments]).sum(0).cpu().tril() / count
+        mean = self._mean(node, source)
         return lower + lower.tril(-1).mT - torch.outer(mean, mean)
+
+    def _mean(self, node: str, source: int) -> Tensor:
+        """Mean of a source's units at a value, in its own numbering."""
+        own, moments, count = self._moments(node, source)
+        return torch.stack([moment.lower[-1, own] for moment in moments]).sum(0).cpu() / count
+
+    def _moments(self, node: str, source: int) -> tuple[slice, list[Moment], int]:
+        """A source's units in the moments of a value on its own domains, and the number of samples."""
+        sizes = self.maps[self.groups[node]].sizes
+        moments = [self.statistics.units[node][domain] for domain in self.domains[source]]
+        own = slice(sum(sizes[:source]), sum(sizes[: source + 1]))
+        return own, moments, max(1, sum(moment.count for moment in moments))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a layer reads in one source.
+
+    Args:
+        gram: Gₛ in the source's own numbering, float32, shape (inputs · taps, inputs · taps).
+        places: Where each of its entries stands in the numbering of the unit map, shape (inputs · taps,).
+    """
+
+    gram: Tensor
+    places: Tensor
+
+    def times(self, rows: Tensor) -> Tensor:
+        """X Gₛ for rows in the numbering of the unit map, float32: rows are brought to the moment, which is larger."""
+        product = torch.zeros_like(rows)
+        product[:, self.places] = rows[:, self.places] @ self.gram
+        return product
+
+    def add_to(self, total: Tensor) -> None:
+        """Add Gₛ to a matrix in the numbering of the unit map."""
+        total[self.places[:, None], self.places] += self.gram
+
+
+def _places(units: UnitMap, source: int, taps: int) -> Tensor:
+    """The entry of the unit map's numbering for every entry of a source's own, each unit with its taps."""
+    rows = torch.empty(units.sizes[source], dtype=torch.long)
+    present = units.present[:, source]
+    rows[units.members[present, source]] = present.nonzero().flatten()
+    return (rows[:, None] * taps + torch.arange(taps)).flatten()
 
 
 def _aligned(values: Tensor, units: UnitMap, source: int) -> Tensor:
     """A source's entries on the first axis, put where its units stand in a unit map; zero in rows without it."""
     present = units.present[:, source].view(-1, *[1] * (values.dim() - 1))
     return values[units.members[:, source].clamp_min(0)] * present
-
-
-def _power(rows: Tensor, gram: Tensor) -> Tensor:
-    """xᵀ G x of every row, no rounding below 0."""
-    return ((rows @ gram) * rows).sum(1).clamp_min(0)
