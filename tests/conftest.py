@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ import pytest
 import torch
 from disturbing import disturbance
 from hypothesis import HealthCheck, settings
+from thinned import thin_out
 
 # The same examples everywhere, few enough for the default suite; and those of `make fuzz`, others every time. A fixture
 # of hypothesis' own rule, one for each example, is not what the tests of files want: they write over one file.
@@ -18,9 +20,22 @@ settings.register_profile("fuzz", max_examples=1000, print_blob=True, **COMMON)
 settings.load_profile("few")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole commands first: their files take longest, and one that is begun last keeps the other processes waiting."""
+    thin_out(items)
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
+def pytest_collection_finish() -> None:
+    """What is there when the tests begin stays to the end: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries that count at the end what they have not given back find it all."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,6 +5,7 @@ import configparser
 from pathlib import Path
 
 import pytest
+from thinned import ONE_IN
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,3 +72,10 @@ def test_numerics_do_not_know_lightning() -> None:
         if any(inside(module, package) for package in packages) and any(inside(name, "lightning") for name in imported)
     ]
     assert not offenders
+
+
+def test_tests_that_are_thinned_are_there() -> None:
+    tests = Path(__file__).parent
+    for name in ONE_IN:
+        path, _, test = name.partition("::")
+        assert f"def {test}(" in (tests / path).read_text(), name

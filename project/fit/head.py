@@ -123,16 +123,13 @@ class _HeadProblem:
 
     def divergence(self) -> tuple[Tensor, Tensor]:
         """The divergence on the pictures of all processes, and its gradient by ``solution``."""
-        solution = self.solution
-        solution.grad = None
-        with torch.enable_grad():
-            loss = 0.0 * solution.sum()  # a process without pictures has a gradient too
-            for view, base, x, p in zip(self.views, self.known, self.features, self.targets, strict=True):
-                predicted = (base + x @ solution.mT).log_softmax(1)
-                loss = loss + view.weight * self.share * F.kl_div(predicted, p, reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
-        assert solution.grad is not None
-        both = torch.cat([solution.grad.flatten(), loss.detach()[None]])
+        solution = self.solution.detach()
+        loss, gradient = solution.new_zeros(1), torch.zeros_like(solution)
+        for view, base, x, p in zip(self.views, self.known, self.features, self.targets, strict=True):
+            predicted, share = (base + x @ solution.mT).log_softmax(1), view.weight * self.share
+            loss += share * F.kl_div(predicted, p, reduction="sum")
+            gradient.addmm_((predicted.exp() - p).mT, x, alpha=share)
+        both = torch.cat([gradient.flatten(), loss])
         self.world.reduce(both)
         return both[-1], both[:-1].view_as(solution)
 
