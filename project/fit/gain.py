@@ -27,7 +27,7 @@ from project.errors import MergeError
 from project.fit.folding import fold_norm, scale_and_shift
 from project.fit.neighbours import context_of
 from project.fit.normal_equations import damping
-from project.moments import Moment, Statistics, own_domains
+from project.moments import Moment, Statistics, exact_products, own_domains
 from project.student.start import joint_matrix
 from project.symmetry import Layer, Spec, graph_of
 
@@ -254,7 +254,8 @@ class _Inputs:
     def times(self, rows: Tensor) -> Tensor:
         """X Gₛ for rows in the numbering of the unit map, float32: rows are brought to the moment, which is larger."""
         product = torch.zeros_like(rows)
-        product[:, self.places] = rows[:, self.places] @ self.gram
+        with exact_products(rows.device):
+            product[:, self.places] = rows[:, self.places] @ self.gram
         return product
 
     def add_to(self, total: Tensor) -> None:

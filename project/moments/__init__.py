@@ -2,13 +2,14 @@
 
 from project.moments.blocks import GroupedMoment
 from project.moments.correlations import gram_costs, pays
+from project.moments.crosses import cross_moment
 from project.moments.derived import BatchNorm, norm_scale_and_shift
 from project.moments.fingerprint import Fingerprint, PictureSum, network_hash, tensor_sums
 from project.moments.fisher import DIAGONAL, FACTORS, Classes, SquareMoment, fisher_need, needs_gradients
 from project.moments.layer import InputMoment, LayerMoment, layer_moment
 from project.moments.lockstep import ForwardPass, Lockstep
 from project.moments.moment import Moment, Pull, SecondMoment, Sums
-from project.moments.patches import cross_moment, exact_products, flat, joint_columns, unit_columns
+from project.moments.patches import exact_products, flat, joint_columns, unit_columns
 from project.moments.positions import Positions, drawn_count
 from project.moments.statistics import (
     INPUTS,

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
 CHUNK_BYTES = 256 * 2**20  # patches held at once
 
@@ -52,33 +51,6 @@ def joint_columns(values: Sequence[Tensor], layers: Sequence[nn.Module], *, cons
 def flat(values: Tensor, layer: nn.Module) -> Tensor:
     """What a layer reads or writes, the positions of a linear layer as samples: (samples, features)."""
     return values.flatten(0, -2) if isinstance(layer, nn.Linear) else values
-
-
-def cross_moment(targets: Tensor, values: Tensor, layer: nn.Module, *, constant: bool) -> Tensor:
-    """The sum over samples of t zᵀ for targets t of a layer and its inputs z, without unfolding.
-
-    For a convolution this is the gradient of ⟨t, layer(z)⟩ with respect to its weight.
-
-    Args:
-        targets: Shape of the layer's output: (batch, outputs, height, width), or (samples, outputs).
-        values: What the layer reads; see :func:`flat`.
-        layer: An ``nn.Conv2d`` (zero padding) or ``nn.Linear``; each output of a grouped convolution reads its block.
-        constant: Whether to append a 1 to z.
-
-    Returns:
-        Float32, shape (outputs, inputs · taps (+ 1)), of a grouped convolution the inputs of a block.
-    """
-    targets, values = targets.float(), values.float()
-    with exact_products(values.device):
-        if isinstance(layer, nn.Conv2d):
-            maps = padded(values, geometry(layer, values.shape[2:]))
-            shape = torch.Size((targets.shape[1], values.shape[1] // layer.groups, *layer.kernel_size))
-            cross: Tensor = conv2d_weight(maps, shape, targets, layer.stride, 0, layer.dilation, layer.groups)  # type: ignore[no-untyped-call]
-            cross = cross.flatten(1)
-            sums = targets.sum((0, 2, 3))
-        else:
-            cross, sums = targets.mT @ values, targets.sum(0)
-    return torch.cat([cross, sums[:, None]], 1) if constant else cross
 
 
 def unit_columns(values: Sequence[Tensor], dim: int = 1) -> Tensor:
