@@ -9,6 +9,7 @@ from pathlib import Path
 
 from project.entrance import check_words
 from project.errors import PleasError, ProcessError, TraceError, printable
+from project.help import help_text
 from project.signals import Ending
 
 
@@ -27,6 +28,9 @@ def _told(
 
 def console() -> int:
     """Run the command; what the user can mend is told in one sentence, and so is that somebody has ended it."""
+    if (text := help_text(sys.argv[1:])) is not None:
+        sys.stdout.write(f"{text}\n")
+        return 0
     with Ending() as ending:
         try:
             check_words(sys.argv[1:])

@@ -45,7 +45,8 @@ from project.runtime.progress import FOLDER as PROGRESS
 from project.runtime.progress import unfinished_work
 from project.runtime.saving import check_writable
 from project.runtime.space import disks_heard
-from project.shorthand import expand, usage
+from project.short_options import usage
+from project.shorthand import expand
 from project.trainer import MergeTrainer, check_options
 
 UNWANTED = ("💡 Tip", "\nDetected KeyboardInterrupt", "Received SIGTERM")

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from project.cli import MergeCLI, main, options_of
+from project.commands import COMMANDS
 from project.errors import ConfigurationError
+from project.help import SUBCOMMANDS
 from project.parser import OneSentenceParser, files_first
+from project.short_options import SHORTS
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 
@@ -107,11 +110,32 @@ def test_an_unknown_subcommand() -> None:
 
 def test_the_help_of_a_merge_begins_with_the_short_form(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["merge", "--help"])
+        main(["merge", "--help", "all"])
     told = capsys.readouterr().out
     assert told.startswith("usage: pleas merge FILE FILE ... --pictures FOLDER [options]\n")
     assert told.index("pleas merge photo.pth sketch.pth --pictures my_data") < told.index("--budget SIZE")
     assert told.index("--budget SIZE") < told.index("--trainer.devices")
+
+
+def test_help_is_there_at_once_and_fits_on_two_screens() -> None:
+    code = (
+        "import sys; from project.__main__ import console; sys.argv = ['pleas', *sys.argv[1:]]; "
+        "assert console() == 0; assert not {'torch', 'lightning', 'jsonargparse', 'numpy'} & set(sys.modules)"
+    )
+    for words, first, named in (
+        ([], "usage: pleas COMMAND", SUBCOMMANDS),
+        (["--help"], "usage: pleas COMMAND", SUBCOMMANDS),
+        (["merge", "-h"], "usage: pleas merge FILE", [short.option for short in SHORTS]),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(first)
+        assert done.stdout.count("\n") <= 48
+        assert max(map(len, done.stdout.splitlines())) <= 120
+        assert all(f"  {name} " in done.stdout for name in named)
+
+
+def test_the_help_names_every_command() -> None:
+    assert set(SUBCOMMANDS) == {*MergeCLI.subcommands(), *COMMANDS}
 
 
 @pytest.mark.parametrize("name", MergeCLI.subcommands())

@@ -13,7 +13,8 @@ from project.errors import PleasError
 from project.models import Description, LabelSpace, Preprocessing
 from project.models.preprocessing import resize_of
 from project.parser import OneSentenceParser
-from project.shorthand import FLAGS, PLAIN, expand, usage
+from project.short_options import usage
+from project.shorthand import FLAGS, PLAIN, expand
 
 SILENT = Description()
 MODEL, DATA = ["--model", "project.modules.MergeModule"], ["--data", "project.data.DomainDataModule"]
