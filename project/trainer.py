@@ -116,7 +116,7 @@ class MergeTrainer(Trainer):
         if probe:
             with engine.clock.phase("probe"):
                 others = self._probe(model, datamodule, others)
-        results = collect(engine, datamodule.skipped, before, after, others)
+        results = collect(engine, datamodule.skipped, before, after, others, scored.tallies())
         with World.current().together("could not write the students and results"), writing(folder):
             if self.is_global_zero:
                 self._write(folder, engine, results)
