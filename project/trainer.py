@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from project.callbacks import MergeCallback, check_strategy, ended_by, named
 from project.data import DomainDataModule
-from project.errors import ConfigurationError, at_least, whole
+from project.errors import ConfigurationError, PleasError, at_least, whole
 from project.merging.engine import Engine
 from project.merging.settings import Place
 from project.modules import MergeModule, ProbeModule, ScoringModule
@@ -209,6 +209,20 @@ class MergeTrainer(Trainer):
             write_variances(logger.experiment, engine.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()
+        _report(folder)
+
+
+def _report(folder: Path) -> None:
+    """Write the report; all else that the run was for is written by then, and no mistake in a page may fail it."""
+    from project.report.page import REPORT, write_report  # what no other command and no other process needs
+
+    try:
+        write_report(folder)
+    except PleasError:
+        raise
+    except Exception as error:
+        (folder / REPORT).unlink(missing_ok=True)  # an earlier run's
+        warn(f"{REPORT} could not be written ({error!r}); everything else was.")
 
 
 def _draw(figure: Figure, path: Path) -> None:
