@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from project import trainer
 from project.commands import run
-from project.errors import ConfigurationError, printable
+from project.errors import ConfigurationError
 from project.report.page import page, write_report
 from project.report.page.calibration import Bin, expected_error
+from project.report.page.markup import text as shown
 from project.report.page.plot import axis_of, names_axis
 from project.report.page.reading import understand
 
@@ -93,7 +95,7 @@ def test_it_fetches_nothing_and_takes_no_name_for_markup(names: tuple[str, ...])
     assert policy is not None
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     for name in names:
-        assert printable(name) in " ".join(read.words)
+        assert unescape(shown(name)) in " ".join(read.words)
 
 
 def test_it_has_all_sections_in_their_order_and_all_rows() -> None:

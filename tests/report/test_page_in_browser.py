@@ -21,8 +21,8 @@ PAGES = {
     "two domains": drawn_results(),
     "six domains": drawn_results(
         ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
-        [f"method-{place}" for place in range(9)],
-        [f"a rather long name of class {place}" for place in range(20)],
+        [f"method-{place}" for place in range(5)],
+        [f"a rather long name of class {place}" for place in range(12)],
         LAYERS,
         pictures=3,
     ),

@@ -49,8 +49,8 @@ def page(merge: Merge) -> str:
     """The report of a merge, as HTML."""
     found = verdict(merge)
     shown = _shown_first(merge, found)
-    sources = " and ".join(source.name for source in merge.of_kind("source"))
-    title = f"Merge of {sources}" if sources else "A merge"
+    *others, last = [source.name for source in merge.of_kind("source")] or ["sources"]
+    title = f"Merge of {', '.join(others)} and {last}" if others else f"Merge of {last}"
     sections = [
         _verdict_section(merge, found),
         table_section(merge, found.recommended if found else None),

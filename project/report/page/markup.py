@@ -1,8 +1,12 @@
 """HTML in which nothing that a name holds can be taken for markup."""
 
+import re
 from html import escape
 
 from project.errors import printable
+
+KEPT = 30  # characters at either end of a word without end
+ENDLESS = re.compile(r"\S{81,}")  # a hash is none
 
 
 class Markup(str):
@@ -13,7 +17,9 @@ class Markup(str):
 
 def text(value: object) -> Markup:
     """What a reader is shown of a value: names may hold anything, characters that turn the direction included."""
-    return value if isinstance(value, Markup) else Markup(escape(printable(str(value))))
+    if isinstance(value, Markup):
+        return value
+    return Markup(escape(ENDLESS.sub(lambda word: f"{word[0][:KEPT]}…{word[0][-KEPT:]}", printable(str(value)))))
 
 
 def join(*parts: object) -> Markup:

@@ -51,12 +51,12 @@ def verdict(merge: Merge) -> Verdict | None:
     best = max(complete, key=lambda one: (mean(one.accuracy.values()).value, -(one.cost or 0.0)))
     wanted = mean(source.accuracy[domain] for domain, source in references.items())
     short = wanted - mean(best.accuracy.values())
-    alone = _best_alone(merge)
+    alone, count = _best_alone(merge), len(merge.of_kind("source"))
     return (
         _mis_prepared(merge)
         or (_too_few(best, short) if (short.spread or 0.0) > WIDE else None)
-        or (None if alone is None else _against_one(best, alone))
-        or _of_size(complete, best, wanted, alone, len(merge.of_kind("source")))
+        or (None if alone is None else _against_one(best, alone, count))
+        or _of_size(complete, best, wanted, alone, count)
     )
 
 
@@ -132,7 +132,7 @@ def _too_few(best: Network, short: Estimate) -> Verdict:
     return Verdict("undecided", None, (told, after))
 
 
-def _against_one(best: Network, alone: Network) -> Verdict | None:
+def _against_one(best: Network, alone: Network, count: int) -> Verdict | None:
     """One source by itself that the best student does not beat."""
     mine, its = mean(best.accuracy.values()), mean(alone.accuracy.values())
     lead, other = mine - its, its - mine
@@ -141,13 +141,15 @@ def _against_one(best: Network, alone: Network) -> Verdict | None:
         f"{alone.name} alone is right on {its.text} % over all domains, and the best student, {best.name} at "
         f"{best.cost:.2f} times its multiply-adds, on {mine.text} %"
     )
-    if other.positive and not any(one.positive for one in ahead.values()):
+    if other.positive:
         better = [domain for domain, one in ahead.items() if one.value < 0]
         where = "on every domain" if len(better) == len(ahead) else f"on {len(better)} of {len(ahead)} domains"
         told = f"Keep source {alone.name}, which is better {where}: {figures}, {other.text} points less."
-        after = f"No student is recommended: {alone.name} knows all that the other sources could add."
-        return Verdict("keep", alone.name, (told, after))
-    if lead.positive or other.positive:
+        but = [domain for domain, one in ahead.items() if one.positive]
+        after = f", unless what counts is {' and '.join(but)}, where {best.name} is clearly better" if but else ""
+        room = f"; budgets up to {count} are open" if (best.cost or 0.0) < count / ALIKE else ""
+        return Verdict("keep", alone.name, (told, f"No student of this run is recommended{after}{room}."))
+    if lead.positive:
         return None
     told = f"The test pictures show no gain from merging: {figures}, a difference of {lead.text} points."
     times = ceil(((lead.spread or 0.0) / lead.value) ** 2) if lead.value > 0 else 0
