@@ -102,10 +102,11 @@ def test_a_merge_leaves_its_table_students_and_logs(tiny: Path) -> None:
     assert list(folder.glob("events.out.tfevents.*"))
     assert (folder / "config.yaml").exists()
     report = (folder / "report.html").read_bytes()
+    assert (b"<img " in report) == (folder / "examples.json").exists()
     assert report.startswith(b"<!doctype html>")
     (folder / "report.html").unlink()
     main(["report", str(folder)])
-    assert (folder / "report.html").read_bytes() == report, "from results.json alone"
+    assert (folder / "report.html").read_bytes() == report, "from what the run keeps"
     assert {path.stem for path in (folder / "students").iterdir()} == {n for n in rows if "-" in n}
 
 

@@ -128,7 +128,8 @@ window.addEventListener("load", () => {
   const found = [...document.querySelectorAll("iframe")].map((frame) => {
     const view = frame.contentWindow;
     const [texts, cuts] = cut(view);
-    const first = [...overflow(view.document), ...crowded(view.document), ...cuts];
+    const broken = [...view.document.images].filter((one) => !one.naturalWidth).map((one) => `no picture: ${one.alt}`);
+    const first = [...broken, ...overflow(view.document), ...crowded(view.document), ...cuts];
     const [tips, pointed] = point(view);
     const [choices, chosen] = choose(view);
     const faults = [...first, ...pointed, ...chosen, ...sort(view), ...cut(view)[1]];

@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64encode
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,17 +13,20 @@ import pytest
 from drawn_results import HOSTILE, drawn_results
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from project import trainer
 from project.commands import run
 from project.errors import ConfigurationError
-from project.report.page import page, write_report
+from project.report.page import page, read_merge, write_examples, write_report
 from project.report.page.calibration import Bin, expected_error
+from project.report.page.examples import example, read_examples
 from project.report.page.markup import text as shown
 from project.report.page.plot import axis_of, names_axis
 from project.report.page.reading import understand
 
-VOID = {"meta", "br", "line", "polyline"}
+VOID = {"meta", "br", "img"}
+SMALL = b64encode(b"\xff\xd8\xff a picture").decode()
 SECTIONS = ["verdict", "table", "accuracy", "layers", "classes", "calibration", "lineage"]
 
 
@@ -65,28 +69,20 @@ class Reader(HTMLParser):
 @pytest.mark.parametrize("names", [("cat", "dog"), HOSTILE], ids=["plain", "hostile"])
 def test_it_fetches_nothing_and_takes_no_name_for_markup(names: tuple[str, ...]) -> None:
     domains = tuple(f"{place} {name}" for place, name in enumerate(names))
-    text = page(understand(drawn_results(domains, names, names, names)))
+    results = drawn_results(domains, names, names, names)
+    students = [row["network"] for row in results["table"] if row["kind"] == "student"]
+    examples = {student: {domain: dict.fromkeys(names, SMALL) for domain in domains} for student in students}
+    text = page(understand(results), examples)
     text.encode()  # names may hold what is no text
     read = Reader(text)
     tags = {tag for tag, _ in read.tags}
-    assert not tags & {
-        "img",
-        "link",
-        "iframe",
-        "object",
-        "embed",
-        "base",
-        "form",
-        "a",
-        "audio",
-        "video",
-        "use",
-        "image",
-    }
+    assert not tags & set(["iframe", "object", "embed", "link", "base", "form", "a", "audio", "video", "use", "image"])
     assert (len(read.of("script")), len(read.of("style"))) == (1, 1)
     for tag, attributes in read.tags:
-        assert not {"src", "href", "srcset", "action", "xlink:href"} & set(attributes), tag
+        assert attributes.get("src", f"data:image/jpeg;base64,{SMALL}") == f"data:image/jpeg;base64,{SMALL}"
+        assert not {"href", "srcset", "action", "xlink:href"} & set(attributes), tag
         assert not [name for name in attributes if name.startswith("on")], tag
+    assert read.of("img")
     for place in re.findall(r"<(script|style)>(.*?)</\1>", text, re.DOTALL):
         assert not re.search(r"@import|url\(|https?:|//\w|fetch|XMLHttp|import\(|sendBeacon|eval|innerHTML", re.sub(
             r"^ *//.*$|;? //.*$", "", place[1], flags=re.MULTILINE
@@ -180,6 +176,40 @@ def test_the_command_writes_it_whole(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html"}
 
 
+def test_small_pictures_are_kept_and_shown(tmp_path: Path) -> None:
+    results = drawn_results()
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    Image.new("RGBA", (300, 200), "#33669980").save(tmp_path / "cat.png")
+    (tmp_path / "dog.png").write_text("no picture")
+    lost = {name: right["clipart"] for name, right in results["tests"]["right"].items()}
+    worse = [place for place in range(4) if lost["pleas-1.00"][place] < lost["source clipart"][place]]
+    files = {place: tmp_path / ("cat.png" if place == worse[0] else "dog.png") for place in range(4)}
+    write_examples(tmp_path, read_merge(tmp_path), {"pleas-1.00": {"clipart": files}}, Image.open)
+    kept = json.loads((tmp_path / "examples.json").read_text())
+    name = results["tests"]["classes"]["clipart"][worse[0]]
+    assert {student: {d: list(v) for d, v in one.items()} for student, one in kept.items()} == {
+        "pleas-1.00": {"clipart": [name]}
+    }
+    write_report(tmp_path)
+    (image,) = Reader((tmp_path / "report.html").read_text()).of("img")
+    assert image["src"] == example(kept, "pleas-1.00", "clipart", name)
+    assert image["alt"] == f"a picture of {name} that source clipart has right and the student does not"
+    write_examples(tmp_path, read_merge(tmp_path), {}, Image.open)
+    assert not (tmp_path / "examples.json").exists()
+
+
+@pytest.mark.parametrize("value", [None, 1, "", "x", '"onerror=', SMALL[4:], SMALL + "\n", "<b>aaaa<"])
+def test_what_is_no_small_picture_is_not_shown(value: object) -> None:
+    assert example({"pleas-1.00": {"art": {"cat": value}}}, "pleas-1.00", "art", "cat") is None
+
+
+@pytest.mark.parametrize("content", [None, "[", "[]", "3"])
+def test_no_small_pictures(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "examples.json").write_text(content)
+    assert read_examples(tmp_path) == {}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -202,10 +232,11 @@ def test_no_results(content: str | None, message: str, tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_page_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(drawn_results()))
     (tmp_path / "report.html").write_text("an earlier run's")
     monkeypatch.setattr("project.report.page.write_report", lambda _: 1 / 0)
     with pytest.warns(UserWarning, match=r"report.html could not be written \(ZeroDivisionError"):
-        trainer._report(tmp_path)
+        trainer._report(tmp_path, {}, Image.open)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drawn_results import HOSTILE, drawn_results
+from PIL import Image
 
 from project.report.page import page
 from project.report.page.reading import understand
@@ -31,12 +34,28 @@ PAGES = {
 LOOK = Path(__file__).with_name("look.js")
 
 
+SPOILT = (
+    "<div style='width:99px;overflow:hidden;white-space:nowrap'>much longer than the box that it stands in</div>"
+    "<div style='width:2000px'>wide</div></main>"
+)
+
+
+def pages() -> dict[str, str]:
+    """Name -> report; of the last one a reader would complain."""
+    pixel = BytesIO()
+    Image.new("RGB", (72, 40), "#c93").save(pixel, "JPEG")
+    small = b64encode(pixel.getvalue()).decode()
+    lost = {f"pleas-{size}": {"clipart": dict.fromkeys(("cat", "dog"), small)} for size in ("1.00", "1.50", "2.00")}
+    found = {name: page(understand(results), lost) for name, results in PAGES.items()}
+    return found | {"spoilt": page(understand(PAGES["two domains"])).replace("</main>", SPOILT)}
+
+
 def look(folder: Path) -> tuple[list[Any], list[str]]:
     """What a browser finds in every page at every width, and what its console says."""
     frames = "".join(
-        f'<iframe data-name="{name} at {width}" srcdoc="{html.escape(page(understand(results)))}" '
+        f'<iframe data-name="{name} at {width}" srcdoc="{html.escape(text)}" '
         f'style="width:{width}px;height:900px;border:0"></iframe>'
-        for name, results in PAGES.items() for width in WIDTHS
+        for name, text in pages().items() for width in WIDTHS
     )  # fmt: skip
     script = LOOK.read_text()
     text = f"<!doctype html><meta charset=utf-8>{frames}<pre id=found></pre><script>{script}</script>"
@@ -59,8 +78,12 @@ def look(folder: Path) -> tuple[list[Any], list[str]]:
 def test_it_opens_on_a_phone_and_on_a_desk(tmp_path: Path) -> None:
     found, console = look(tmp_path)
     assert not console
-    assert len(found) == len(PAGES) * len(WIDTHS)
-    for one in found:
+    *sound, small, wide = found
+    assert len(sound) == len(PAGES) * len(WIDTHS)
+    for one in (small, wide):
+        assert any("wide" in fault for fault in one["faults"])
+        assert "cut off: much longer than the box that it stands in" in one["faults"]
+    for one in sound:
         assert one["width"] in WIDTHS
         assert not one["faults"], one["name"]
         assert one["texts"] > 100, "it looked at something"

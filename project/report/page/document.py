@@ -1,13 +1,17 @@
 """The page as a whole: one file, with its own style and script, that may fetch nothing."""
 
 from base64 import b64encode
+from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from project.report.page.accuracy import accuracy_section
 from project.report.page.calibration import calibration_section
 from project.report.page.classes import class_section
+from project.report.page.examples import example, read_examples
 from project.report.page.layers import layer_section
 from project.report.page.lineage import lineage_section
 from project.report.page.markup import Markup, join, section, tag
@@ -29,7 +33,7 @@ BADGES = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` from ``results.json``, whole or not at all.
+    """Write ``report.html`` from ``results.json``, and from ``examples.json`` if there is one, whole or not at all.
 
     Args:
         folder: The run's.
@@ -41,12 +45,17 @@ def write_report(folder: Path) -> Path:
         ConfigurationError: If the folder holds no results of a merge.
         StorageError: If there is no room for it, or the disk fails.
     """
-    atomic_text(page(read_merge(folder)), folder / REPORT)
+    atomic_text(page(read_merge(folder), read_examples(folder)), folder / REPORT)
     return folder / REPORT
 
 
-def page(merge: Merge) -> str:
-    """The report of a merge, as HTML."""
+def page(merge: Merge, examples: Mapping[str, Any] | None = None) -> str:
+    """The report of a merge, as HTML.
+
+    Args:
+        merge: What was found.
+        examples: Small pictures by student, domain and class, as :func:`write_examples` keeps them.
+    """
     found = verdict(merge)
     shown = _shown_first(merge, found)
     *others, last = [source.name for source in merge.of_kind("source")] or ["sources"]
@@ -56,7 +65,7 @@ def page(merge: Merge) -> str:
         table_section(merge, found.recommended if found else None),
         accuracy_section(merge),
         layer_section(merge, shown),
-        class_section(merge, shown),
+        class_section(merge, shown, partial(example, examples or {})),
         calibration_section(merge, shown),
         lineage_section(merge, shown),
     ]

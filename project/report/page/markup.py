@@ -8,6 +8,9 @@ from project.errors import printable
 KEPT = 30  # characters at either end of a word without end
 ENDLESS = re.compile(r"\S{81,}")  # a hash is none
 
+VOID = ("br", "img", "meta")
+"""Elements without an end."""
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -41,8 +44,8 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    if name in ("br", "meta", "line", "polyline"):
-        return Markup(f"<{name}{shown}>" if name in ("br", "meta") else f"<{name}{shown}/>")
+    if name in VOID:
+        return Markup(f"<{name}{shown}>")
     return Markup(f"<{name}{shown}>{join(*children)}</{name}>")
 
 

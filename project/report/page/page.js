@@ -36,7 +36,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // Tips: what a point or bar says stands beside it, by mouse or finger.
 const tip = document.getElementById("tip");
-for (const marked of document.querySelectorAll(".dot[title], .bars[title]")) {
+for (const marked of document.querySelectorAll(".dot[title], .bars[title], .small[title]")) {
   marked.dataset.tip = marked.title;
   marked.setAttribute("role", "img");
   marked.setAttribute("aria-label", marked.title);
