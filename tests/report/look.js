@@ -31,6 +31,8 @@ function cut(view) {
     if (!scrolls(parent, view) && (box.left < -0.5 || box.right > page.documentElement.clientWidth + 0.5)) {
       faults.push(`beyond the page: ${short(node.data)}`);
     }
+    const cell = parent.closest("td, th, .card");
+    if (cell && cell.getBoundingClientRect().right + 1 < box.right) faults.push(`beyond its cell: ${short(node.data)}`);
     for (let up = parent; up && up !== page.body; up = up.parentElement) {
       const clips = ["hidden", "clip"].includes(view.getComputedStyle(up).overflowX);
       const edge = up.getBoundingClientRect();

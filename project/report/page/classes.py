@@ -100,7 +100,7 @@ def _table(rows: Sequence[Loss], source: str, pictures: Sequence[Markup | None])
         cells = [
             tag("td", small, class_="example") if any(pictures) else None,
             tag("th", row.name, scope="row"),
-            tag("td", tag("div", bars, class_="bars", title=words)),
+            tag("td", tag("div", bars, class_="bars", title=words), class_="chart"),
             tag("td", f"{row.source} → {row.student} of {row.pictures}", class_="figures"),
         ]
         lines.append(tag("tr", *cells))

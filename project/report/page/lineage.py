@@ -73,7 +73,7 @@ def _student(name: str, lineage: Mapping[str, Any]) -> Markup:
 
 
 def _code(lines: Sequence[str]) -> Markup:
-    return tag("pre", tag("code", join(*[join(line, Markup("\n")) for line in lines])), tabindex="0")
+    return tag("pre", tag("code", join(*[join(line, Markup("\n")) for line in lines])))
 
 
 def _facts(rows: Sequence[tuple[str, object]]) -> Markup:
