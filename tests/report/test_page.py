@@ -131,6 +131,11 @@ def test_results_without_the_list_of_domains_are_read() -> None:
     assert understand(results).domains == ["clipart", "sketch"]
 
 
+def test_results_of_no_domain_are_shown() -> None:
+    text = page(understand({**drawn_results(), "domains": []}))
+    assert "does not hold what a verdict needs" in text
+
+
 def test_figures_of_no_classes_have_no_share_that_is_kept() -> None:
     results = {**drawn_results(), "measure": "mean cosine (%)"}
     del results["tests"]

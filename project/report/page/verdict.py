@@ -46,7 +46,13 @@ def verdict(merge: Merge) -> Verdict | None:
     sources = {source.name: source for source in references.values()}
     shares = [share for one in (*complete, *sources.values()) for share in one.accuracy.values()]
     counted = all(share.pictures is not None for share in shares)
-    if not complete or not merge.counts_answers or not counted or set(references) != set(merge.domains):
+    if (
+        not merge.domains
+        or not complete
+        or not merge.counts_answers
+        or not counted
+        or set(references) != set(merge.domains)
+    ):
         return None
     best = max(complete, key=lambda one: (mean(one.accuracy.values()).value, -(one.cost or 0.0)))
     wanted = mean(source.accuracy[domain] for domain, source in references.items())
