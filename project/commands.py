@@ -12,6 +12,7 @@ COMMANDS = {
     "average": "project.averaging",
     "export": "project.exporting",
     "add-statistics": "project.adding",
+    "report": "project.reporting",
 }
 """Name -> its module, with ``command_parser()`` and ``run_command(arguments)``."""
 

@@ -60,6 +60,8 @@ def check_words(arguments: Sequence[str]) -> None:
         present(*files, what="The file of statistics")
     elif subcommand == "export":
         present(*files, what="The student")
+    elif subcommand == "report":
+        present(*files, what="The folder of a run")
     elif subcommand == "average":
         present(*files)
     elif subcommand == "check":

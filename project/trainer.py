@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from PIL.Image import Image
 from scipy.optimize import linear_sum_assignment
 
 from project.callbacks import MergeCallback, check_strategy, ended_by, named
 from project.data import DomainDataModule
-from project.errors import ConfigurationError, at_least, whole
+from project.data.opening import open_picture
+from project.errors import ConfigurationError, PleasError, at_least, whole
 from project.merging.engine import Engine
 from project.merging.settings import Place
 from project.modules import MergeModule, ProbeModule, ScoringModule
+from project.modules.examples import Paths
 from project.report import (
     Results,
     accuracy_figure,
@@ -116,10 +120,13 @@ class MergeTrainer(Trainer):
         if probe:
             with engine.clock.phase("probe"):
                 others = self._probe(model, datamodule, others)
-        results = collect(engine, datamodule.skipped, before, after, others)
+        results = collect(engine, datamodule.skipped, before, after, others, scored.tallies())
+        tests = {domain: datamodule.samples(domain, "test") for domain in datamodule.domain_names}
+        examples = scored.examples.paths(tests, self.global_rank, self.world_size)
         with World.current().together("could not write the students and results"), writing(folder):
             if self.is_global_zero:
                 self._write(folder, engine, results)
+                _report(folder, examples, partial(open_picture, preprocessing=datamodule.preprocessing))
         if self.is_global_zero:
             sys.stdout.write(f"\n{results.text()}\n\nStudents, results and logs: {folder}\n")
         self.strategy.barrier("merge")
@@ -209,6 +216,20 @@ class MergeTrainer(Trainer):
             write_variances(logger.experiment, engine.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()
+
+
+def _report(folder: Path, examples: Paths, opener: Callable[[Path], Image]) -> None:
+    """Write the report; all else that the run was for is written by then, and no mistake in a page may fail it."""
+    from project.report import page  # what no other command and no other process needs
+
+    try:
+        page.write_examples(folder, page.read_merge(folder), examples, opener)
+        page.write_report(folder)
+    except PleasError:
+        raise
+    except Exception as error:
+        (folder / page.REPORT).unlink(missing_ok=True)  # an earlier run's
+        warn(f"{page.REPORT} could not be written ({error!r}); everything else was.")
 
 
 def _draw(figure: Figure, path: Path) -> None:

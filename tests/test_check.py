@@ -145,14 +145,20 @@ def test_the_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = " ".join(capsys.readouterr().out.split())
-    assert "{fit,validate,test,predict,merge,check,average,export,add-statistics}" in listed
+    assert "{fit,validate,test,predict,merge,check,average,export,add-statistics,report}" in listed
     assert "check Show the permutation groups of a network, and prove that they hold on it." in listed
     assert "add-statistics Add the statistics of shards" in listed
 
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [("check", "--image-size"), ("average", "--pictures"), ("export", "--to"), ("add-statistics", "--out")],
+    [
+        ("check", "--image-size"),
+        ("average", "--pictures"),
+        ("export", "--to"),
+        ("add-statistics", "--out"),
+        ("report", "run"),
+    ],
 )
 def test_its_help(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:

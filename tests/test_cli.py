@@ -90,8 +90,23 @@ def test_a_merge_leaves_its_table_students_and_logs(tiny: Path) -> None:
     assert rows["permutation-2.00"]["batch norm"] == "sources' own", "as each of its layers, but the head"
     assert all(value < 1e-4 for value in found["equivalence"].values())
     assert {phase["phase"] for phase in found["phases"]} >= {"gather", "fit", "re-estimate", "test"}
+    tests = found["tests"]
+    for domain, classes in tests["classes"].items():
+        seen = tests["pictures"][domain]
+        assert (len(classes), sum(seen)) == (12, 24)
+        for name, row in rows.items():
+            right, bins = tests["right"][name][domain], tests["reliability"][name][domain]
+            assert row[domain] == round(100 * sum(right) / sum(seen), 1)
+            assert (sum(bins["pictures"]), sum(bins["right"])) == (sum(seen), sum(right))
+            assert all(told <= there for told, there in zip(right, seen, strict=True))
     assert list(folder.glob("events.out.tfevents.*"))
     assert (folder / "config.yaml").exists()
+    report = (folder / "report.html").read_bytes()
+    assert (b"<img " in report) == (folder / "examples.json").exists()
+    assert report.startswith(b"<!doctype html>")
+    (folder / "report.html").unlink()
+    main(["report", str(folder)])
+    assert (folder / "report.html").read_bytes() == report, "from what the run keeps"
     assert {path.stem for path in (folder / "students").iterdir()} == {n for n in rows if "-" in n}
 
 

@@ -103,7 +103,7 @@ def test_an_unknown_subcommand() -> None:
     with pytest.raises(ConfigurationError, match=r"no subcommand 'merg'; nearest: merge; see 'pleas --help'\."):
         main(["merg", "--config", "x"])
     with pytest.raises(
-        ConfigurationError, match=r"'xyz'; allowed: fit, .*, merge, check, average, export, add-statistics; see"
+        ConfigurationError, match=r"'xyz'; allowed: fit, .*, merge, check, average, export, add-statistics, report; see"
     ):
         main(["xyz"])
 

@@ -59,6 +59,11 @@ class DomainScores(nn.Module):
             if seen[i] > 0
         }
 
+    def tallies(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Domain -> of every class, how many pictures were told rightly, and how many there were."""
+        counts = zip(self.classes, self._counts(), strict=True)
+        return {domain: (correct.tolist(), seen.tolist()) for domain, (correct, seen) in counts}
+
     def reset(self) -> None:
         """Forget all batches."""
         for metric in (*self.counts, *self.losses):

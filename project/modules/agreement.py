@@ -1,6 +1,7 @@
 """How well trunks without heads for classes keep the pooled values of their sources."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -40,6 +41,10 @@ class AgreementModule(ScoringModule):
 
     def joint_accuracies(self) -> dict[str, dict[str, float]]:
         """None: there are no classes to choose among."""
+        return {}
+
+    def tallies(self) -> dict[str, Any]:
+        """Nothing: there are no classes to count."""
         return {}
 
     def warn_of_orders(self) -> None:

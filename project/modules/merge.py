@@ -188,9 +188,10 @@ class MergeModule(LightningModule):
 
     def scoring(self, networks: Sequence[ScoredNetwork]) -> ScoringModule:
         """What scores networks: by their classes or, where the sources have none, by the sources' pooled values."""
-        if not self.engine.headless:
-            return ScoringModule(networks)
         problem = self.engine.problem
+        if not self.engine.headless:
+            names = [source.name for source in self.engine.sources]
+            return ScoringModule(networks, sources={domain: names[owner] for domain, owner in problem.owners.items()})
         owners = {domain: problem.sources[owner] for domain, owner in problem.owners.items()}
         return AgreementModule(networks, owners)
 

@@ -1,6 +1,7 @@
 """Scoring any number of networks on every domain, all through one path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from project.models import DomainScores, JointScores
 from project.models.heads import Joint
 from project.models.scores import OrderScores, OwnHeadScores
 from project.modules.common import data_labels
+from project.modules.examples import Examples
+from project.modules.reliability import Reliability
 from project.modules.scored import ScoredNetwork
 from project.runtime import warn
 
@@ -28,11 +31,19 @@ class ScoringModule(LightningModule):
     Args:
         scored_networks: The networks, in eval mode.
         joint: How heads are weighed; default: by a network's gate, where it has one, else by their logits.
+        sources: Domain -> name of the network among them that others are held against, for examples of what they get
+            wrong; default: none.
     """
 
-    def __init__(self, scored_networks: Sequence[ScoredNetwork], joint: Joint | None = None) -> None:
+    def __init__(
+        self,
+        scored_networks: Sequence[ScoredNetwork],
+        joint: Joint | None = None,
+        sources: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.joint = joint
+        self.examples = Examples(sources or {})
         self.enter(scored_networks)
 
     def enter(self, scored_networks: Sequence[ScoredNetwork]) -> None:
@@ -95,6 +106,25 @@ class ScoringModule(LightningModule):
             accuracies[name] = {"joint": 100 * float(values["joint"]), "right head": 100 * float(values["head"])}
         return accuracies
 
+    def tallies(self) -> dict[str, Any]:
+        """Count test pictures and right answers by class, and by confidence; call it in every process.
+
+        Returns:
+            ``classes``: domain -> their names; ``pictures``: domain -> how many of each class; ``right``: network ->
+            domain -> how many of them it told; ``reliability``: network -> domain -> see :class:`Reliability`.
+        """
+        found: dict[str, Any] = {"classes": {}, "pictures": {}, "right": {}, "reliability": {}}
+        for scored, known, scores, sure in zip(
+            self.scored_networks, self.known, self.scores, self.reliability, strict=True
+        ):
+            found["right"][scored.name], found["reliability"][scored.name] = {}, {}
+            for domain, (right, seen) in scores.tallies().items():  # type: ignore[operator]
+                found["classes"][domain] = list(scores.classes[domain])  # type: ignore[index]
+                found["pictures"][domain] = seen
+                found["right"][scored.name][domain] = right
+                found["reliability"][scored.name][domain] = sure[known.index(domain)].compute()  # type: ignore[index]
+        return found
+
     def warn_of_orders(self) -> None:
         """Say so where the pictures' labels contradict the order of classes; call it in every process."""
         found: dict[str, list[str]] = {}
@@ -110,8 +140,11 @@ class ScoringModule(LightningModule):
     def _reset_scores(self) -> None:
         labels = data_labels(self)
         self.domains = labels.domains
+        self.examples.reset()
         self.known = [[domain for domain in self.domains if scored.knows(domain)] for scored in self.scored_networks]
         self.scores = nn.ModuleList(DomainScores(labels, tuple(known)) for known in self.known).to(self.device)
+        self.reliability = nn.ModuleList(nn.ModuleList(Reliability() for _ in known) for known in self.known)
+        self.reliability.to(self.device)
         self.order_scores = nn.ModuleList(
             OrderScores({domain: labels.classes[domain] for domain in known}) for known in self.known
         ).to(self.device)
@@ -125,7 +158,7 @@ class ScoringModule(LightningModule):
 
     def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         pictures, labels = batch
-        domain = self.domains[dataloader_idx]
+        domain, right = self.domains[dataloader_idx], {}
         for index, (scored, known) in enumerate(zip(self.scored_networks, self.known, strict=True)):
             if domain not in known:
                 continue
@@ -139,7 +172,10 @@ class ScoringModule(LightningModule):
                 logits = scored.answer(pictures, domain)
             own = logits[:, scored.labels.columns(domain)]
             self.scores[index].update(known.index(domain), own, labels, cross_entropy(own, labels))  # type: ignore[operator]
+            self.reliability[index][known.index(domain)].update(own, labels)  # type: ignore[index]
             self.order_scores[index].update(known.index(domain), own, labels)  # type: ignore[operator]
+            right[scored.name] = own.argmax(1) == labels
+        self.examples.update(domain, labels, right)
 
     def _log(self, stage: str) -> None:
         # Equal in all processes; the flag says so to Lightning.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,12 @@ Accuracies = Mapping[str, Mapping[str, float]]
 
 
 def collect(
-    engine: Engine, skipped: Sequence[str], before: Accuracies, after: Accuracies, others: Accuracies
+    engine: Engine,
+    skipped: Sequence[str],
+    before: Accuracies,
+    after: Accuracies,
+    others: Accuracies,
+    tallies: Mapping[str, Any],
 ) -> Results:
     """Put the table of a merge together.
 
@@ -27,6 +33,7 @@ def collect(
         before: Of the students whose batch norm was re-estimated, their accuracies before.
         after: Accuracies of sources, ensemble and students.
         others: Network -> name of another figure -> the figure.
+        tallies: What lies behind the accuracies: test pictures and right answers by class, and by confidence.
     """
     problem, students = engine.problem, engine.merged
     unit, picture, count = problem.unit, problem.spec.picture, len(problem.sources)
@@ -41,6 +48,9 @@ def collect(
     rows = [replace(row, others=others.get(row.name, {})) for row in rows]
     points = [(merged.learned["path"], after[merged.name]) for merged in students if "path" in merged.learned]
     details = {
+        "domains": list(problem.labels.domains),
+        **({"tests": dict(tallies)} if tallies else {}),
+        "layer_order": [layer.name for layer in problem.spec.layers],
         "layers": {merged.name: merged.layers for merged in students if merged.layers},
         "separated": {merged.name: separated(merged.student.group_maps) for merged in students},
         "matches": {merged.name: merged.matches for merged in students if merged.matches},

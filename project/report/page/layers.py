@@ -1,0 +1,84 @@
+"""What was measured layer by layer: what the fit leaves, how units match, what stays apart."""
+
+from collections.abc import Mapping, Sequence
+
+from project.report.page.markup import Markup, choice, join, section, tag
+from project.report.page.plot import Point, Series, axis_of, names_axis, plot
+from project.report.page.reading import Merge, numbers, part
+
+STYLES = 8
+Lines = Mapping[str, Mapping[str, float]]
+"""Student -> layer or group -> value."""
+
+
+def layer_section(merge: Merge, chosen: str | None) -> Markup | None:
+    """The section of the layers; None where nothing was measured.
+
+    Args:
+        merge: What was found.
+        chosen: Name of the student whose method is shown first.
+    """
+    panels: dict[str, Markup] = {}
+    first = None
+    for method in dict.fromkeys(one.method for one in merge.of_kind("student")):
+        students = [one.name for one in merge.of_kind("student") if one.method == method]
+        if panel := _panel(merge, students):
+            panels[method] = panel
+            first = method if chosen in students else first
+    if not panels:
+        return None
+    note = (
+        "Layers in execution order; a point says which it is. The residual is E‖output − target‖² / E‖target‖² on the "
+        "calibration pictures."
+    )
+    return section("layers", "Layer by layer", tag("p", note, class_="note"), choice("layers", "Method", panels, first))
+
+
+def _panel(merge: Merge, students: Sequence[str]) -> Markup | None:
+    layers = {name: merge.part("layers", name) for name in students}
+    after = {name: _measured(fits, "residual_after") for name, fits in layers.items()}
+    matches = {name: numbers(merge.part("matches", name)) for name in students}
+    apart = {name: numbers(merge.part("separated", name)) for name in students}
+    order = merge.content.get("layer_order")
+    known = [str(name) for name in order] if isinstance(order, list) else []
+    shares = {name: v if 0 < sum(v.values()) < len(v) else {} for name, v in apart.items()}
+    plots = [
+        _plot("Residual of the fit", "residual after the fit", "layers", after, known, [0.0]),
+        _plot("Match of units", "mean similarity of matched units", "groups of units", _distinct(matches)),
+        _plot("Share of units kept apart", "share kept apart", "groups of units", shares, (), [0.0, 1.0]),
+    ]
+    return join(*plots) if any(plots) else None
+
+
+def _measured(fits: Mapping[str, object], quantity: str) -> dict[str, float]:
+    found = {str(layer): numbers(part({"fit": fit}, "fit")).get(quantity) for layer, fit in fits.items()}
+    return {layer: value for layer, value in found.items() if value is not None}
+
+
+def _distinct(lines: Lines) -> Lines:
+    """One line for students whose units were matched once for all of them."""
+    found = [values for values in lines.values() if values]
+    if len(found) > 1 and all(values == found[0] for values in found):
+        return {"all budgets": found[0]}
+    return lines
+
+
+def _plot(
+    title: str, quantity: str, what: str, lines: Lines, order: Sequence[str] = (), shown: Sequence[float] = ()
+) -> Markup | None:
+    values = [value for line in lines.values() for value in line.values()]
+    if not values:
+        return None
+    held = dict.fromkeys(name for line in lines.values() for name in line)
+    names = [name for name in order if name in held] + [name for name in held if name not in order]
+    series = [
+        Series(
+            student,
+            [Point(names.index(n), line[n], f"{n}: {line[n]:.4g} ({student})") for n in sorted(line, key=names.index)],
+            f"s{place % STYLES}",
+        )
+        for place, (student, line) in enumerate(lines.items())
+        if line
+    ]
+    across = names_axis(f"{what}, from the first to the last of {len(names)}", names)
+    return join(tag("h3", title), plot(title, series, across, axis_of(quantity, [*shown, *values])))
