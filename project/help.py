@@ -7,6 +7,7 @@ from project.short_options import usage
 SUBCOMMANDS = {
     "merge": "merge fine-tuned networks into one, at every budget asked for",
     "average": "write the mean of networks, their units aligned, in a file of the form that they have",
+    "report": "write the report of a merge again, from what its folder holds",
     "check": "show what of a network can be permuted, or whether sources fit their pictures",
     "export": "write a student as other tools load it",
     "fit": "fine-tune a source on a domain, refine a student, learn coefficients",
