@@ -1,4 +1,8 @@
-"""Symmetric positive matrices, factorised once for any number of right-hand sides."""
+"""Symmetric positive matrices, factorised once for any number of right-hand sides.
+
+Large ones whose shift bounds their condition are factorised and solved in float32, in half the time: what that leaves
+of an error is about the condition times 6e-8 of the solution, in directions in which the inputs hardly vary.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +10,8 @@ import torch
 from torch import Tensor
 
 POWER_STEPS = 4  # of power iteration: each reads the matrix once, where the factorisation multiplies all of it
+LARGE = 1024  # unknowns from which solving takes more of a merge than anything else
+MAX_SINGLE_CONDITION = 1e5  # of a matrix that is solved in float32
 
 
 class Factor:
@@ -18,9 +24,13 @@ class Factor:
 
     def __init__(self, gram: Tensor, shift: Tensor | float) -> None:
         self.shift = torch.as_tensor(shift).to(gram)
-        matrix = gram.clone()
-        matrix.diagonal(dim1=-2, dim2=-1).add_(self.shift[..., None])
+        matrix = self._shifted(gram, torch.float32 if self._suits_single(gram) else gram.dtype)
         self._cholesky, failed = torch.linalg.cholesky_ex(matrix)
+        if matrix.dtype != gram.dtype and bool(failed.any()):
+            matrix = self._shifted(gram, gram.dtype)
+            self._cholesky, failed = torch.linalg.cholesky_ex(matrix)
+        self.single = matrix.dtype != gram.dtype
+        """Whether they are solved in float32."""
         self._failed = failed != 0
         self.fallbacks = int(self._failed.sum())
         """How many matrices were not positive definite."""
@@ -35,6 +45,19 @@ class Factor:
         self.condition = float(condition.max()) if condition.numel() else 1.0
         """The largest of the matrices' estimated conditions."""
 
+    def _shifted(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy of the gram with the shift on its diagonal."""
+        matrix = gram.to(dtype, copy=True)
+        matrix.diagonal(dim1=-2, dim2=-1).add_(self.shift[..., None].to(dtype))
+        return matrix
+
+    def _suits_single(self, gram: Tensor) -> bool:
+        """Whether the matrices are large, and their shift keeps all eigenvalues near enough to the largest."""
+        if gram.shape[-1] < LARGE or not gram.numel():
+            return False
+        largest = self._iterated(gram.diagonal(dim1=-2, dim2=-1), lambda vector: gram @ vector)
+        return bool((largest <= MAX_SINGLE_CONDITION * self.shift).all())
+
     def _estimated_condition(self, matrix: Tensor) -> Tensor:
         """Estimate the ratio of the extreme eigenvalues, from below: power iteration on matrix and inverse."""
         pivots = self._cholesky.diagonal(dim1=-2, dim2=-1)
@@ -44,9 +67,9 @@ class Factor:
 
     def _solved(self, right: Tensor) -> Tensor:
         """Solve for (gram + shift · I)⁻¹ right; ``torch.cholesky_solve`` would copy the factor, often half the work."""
-        half = torch.linalg.solve_triangular(self._cholesky, right, upper=False)
+        half = torch.linalg.solve_triangular(self._cholesky, right.to(self._cholesky), upper=False)
         solution: Tensor = torch.linalg.solve_triangular(self._cholesky.mT, half, upper=True)
-        return solution
+        return solution.to(right)
 
     @staticmethod
     def _iterated(start: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from project.alignment import UnitMap
 from project.errors import MergeError
-from project.fit import Factor, View, damping, fit_layer
+from project.fit import Factor, View, damping, factor, fit_layer
 from project.moments import LayerMoment, Moment
 from project.moments.correlations import CorrelationMoment
 from project.moments.layer import UnfoldedMoment
@@ -294,3 +294,23 @@ def test_the_condition_is_told_from_below_and_nearly(spread: float) -> None:
     values = torch.logspace(0, np.log10(spread), 40, dtype=torch.float64)
     factor = Factor(vectors * values @ vectors.mT, 0.0)
     assert spread / 4 < factor.condition <= spread * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("ridge", "single"), [(0.1, True), (1e-7, False)])
+def test_large_systems_are_solved_in_single_precision_where_the_ridge_allows(
+    ridge: float, single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what that leaves of an error hardly shows in what the weights put out."""
+    draw = torch.Generator().manual_seed(0)
+    samples = torch.randn(200, 120, generator=draw, dtype=torch.float64).relu() * torch.logspace(-1, 1, 120)
+    gram = samples.mT @ samples / 200
+    right = torch.randn(3, 120, generator=draw, dtype=torch.float64) @ gram
+    shift = ridge * float(gram.diagonal().mean())
+    exact = Factor(gram, shift).solve(right)
+    monkeypatch.setattr(factor, "LARGE", 100)
+    large = Factor(gram, shift)
+    assert large.single is single
+    error = large.solve(right) - exact
+    energy = ((error @ gram) * error).sum() / ((exact @ gram) * exact).sum()
+    assert float(energy) <= (1e-4**2 if single else 0.0)
+    assert large.condition == pytest.approx(Factor(gram, shift).condition, rel=0.1)
