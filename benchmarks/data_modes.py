@@ -9,8 +9,9 @@ the size of the pair. The file is written after every merge, so that an interrup
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def main() -> None:
     parser.add_argument("--shapes", action="store_true", help="merge the sources of 'make demo' too")
     parser.add_argument("--modes", nargs="+", default=MODES, help="all, a number of pictures a domain, public, none")
     parser.add_argument("--seeds", type=int, default=1, help="draws of the calibration pictures")
+    parser.add_argument("--views", nargs="+", default=["auto"], help="how often each picture is shown: numbers, auto")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone, by label or name")
+    parser.add_argument("--sources", type=Path, default=Path("runs/demo/sources"), help="folder of the demo's sources")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data_modes.json"))
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,24 +46,27 @@ def main() -> None:
             pairs["real"] = (partial(real, arguments.real, data, scratch, 0), scratch / "public", 64)
         if arguments.shapes:
             pairs["shapes"] = (
-                partial(shapes, ["clipart", "sketch"], Path("runs/demo/sources"), [1.0], scratch),
+                partial(shapes, ["clipart", "sketch"], arguments.sources, [1.0], scratch),
                 Path("runs/demo/data"),
                 40,
             )
         for pair, (merge, public, size) in pairs.items():
             for mode in arguments.modes:
-                for seed in range(arguments.seeds):
-                    row = merge(*options(mode, public, size), "--data.init_args.seed", str(seed))
+                for seed, views in product(range(arguments.seeds), arguments.views):
+                    told = options(mode, public, size, arguments.only)
+                    told += ["--data.init_args.seed", str(seed), "--data.init_args.calibration_views", views]
+                    row = {"seed": seed, "views": views, **merge(*told)}
                     found.setdefault(pair, {}).setdefault(mode, []).append(row)
                     atomic_text(json.dumps(found, indent=2), arguments.out)
     print(f"wrote {arguments.out}")
 
 
-def options(mode: str, public: Path, size: int) -> list[str]:
+def options(mode: str, public: Path, size: int, only: Collection[str] | None = None) -> list[str]:
     """What the command is told in one mode."""
     methods = [
         {"class_path": f"project.methods.{name}", "init_args": settings}
         for name, settings in (WITHOUT if mode == "none" else WITH)
+        if only is None or settings.get("label", name) in only
     ]
     drawn = {"root": str(public), "size": size, "domains": ["painting", "photo"]}
     return [

@@ -66,7 +66,7 @@ def arguments(folder: Path, run: str, *extra: str, methods: list[dict[str, Any]]
         "--data", "project.data.DomainDataModule",
         "--data.sets", json.dumps({"class_path": "project.data.Shapes", "init_args": sets}),
         "--data.domains", "[clipart, sketch]", "--data.image_size", "16", "--data.validation_fraction", "0",
-        "--data.calibration_batch_size", "4", *extra,
+        "--data.calibration_batch_size", "4", "--data.calibration_views", "1", *extra,
     ]  # fmt: skip
 
 

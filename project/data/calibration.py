@@ -8,6 +8,9 @@ from project.data.splits import shuffled
 from project.errors import ConfigurationError
 
 Calibration: TypeAlias = int | Literal["all", "public", "none"]
+Views: TypeAlias = int | Literal["auto"]
+ENOUGH = 512
+"""Views of a domain's pictures up to which ``auto`` shows each of them again."""
 PUBLIC = "public"
 """Name under which public pictures go in place of a domain's: no source owns it."""
 
@@ -27,6 +30,16 @@ def check_mode(calibration: Calibration, public: DomainSet | None) -> None:
         raise ConfigurationError(
             "calibration is 'public', but public is null; set it to a data set, such as PictureFolder."
         )
+
+
+def views_of(views: Views, pictures: int) -> int:
+    """How often each calibration picture of a domain is shown.
+
+    Args:
+        views: The number; ``auto`` for as many as bring a domain to ``ENOUGH``.
+        pictures: Of the domain.
+    """
+    return max(1, ENOUGH // max(1, pictures)) if views == "auto" else views
 
 
 def calibration_samples(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from project.data.calibration import PUBLIC, Calibration, calibration_samples, check_mode
+from project.data.calibration import PUBLIC, Calibration, Views, calibration_samples, check_mode, views_of
 from project.data.checking import OnError, PictureCheck, check_loading
 from project.data.domain import Domain, DomainSet, Sample, choose
 from project.data.fingerprint import picture_sums, transform_entries
@@ -31,6 +31,7 @@ from project.models.preprocessing import (
     resize_of,
 )
 from project.moments import Fingerprint
+from project.runtime import tell
 from project.runtime.saving import check_path
 from project.symmetry import Spec
 
@@ -73,7 +74,8 @@ class Domains:
             the domains; a number of each; ``public``, pictures of other domains; or ``none``.
         public: For ``public``: the data set whose training pictures are taken; none of its domains may be merged.
         public_pictures: For ``public``: how many pictures; all when null.
-        calibration_views: How often each of these pictures is shown: as it is, then cropped and mirrored at random.
+        calibration_views: How often each of these pictures is shown: as it is, then cropped and mirrored at random;
+            ``auto``: as often as makes 512 views of the domain, once where there are more than 256 pictures.
         calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
         seed: Seed of the validation split and of the choice of calibration pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -109,7 +111,7 @@ class Domains:
         calibration: Calibration = 512,
         public: DomainSet | None = None,
         public_pictures: int | None = 256,
-        calibration_views: int = 1,
+        calibration_views: Views = "auto",
         calibration_batch_size: int | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
@@ -198,7 +200,11 @@ class Domains:
 
     def calibration_counts(self) -> dict[str, int]:
         """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
-        return {domain: self.calibration_views * len(samples) for domain, samples in self._calibrating().items()}
+        return {domain: self._views(domain) * len(samples) for domain, samples in self._calibrating().items()}
+
+    def _views(self, domain: str) -> int:
+        """How often each of a domain's calibration pictures is shown."""
+        return views_of(self.calibration_views, len(self._calibrating()[domain]))
 
     def calibration_fingerprint(
         self,
@@ -216,9 +222,10 @@ class Domains:
             labelled: Whether they depend on the pictures' labels.
         """
         samples = {domain: self.samples(domain, "calibration") for domain in self.calibration_domains}
-        transform = transform_entries(self.preprocessing, self.calibration_views, self.seed)
-        pictures = picture_sums(samples, self.calibration_views)
-        labels = picture_sums(samples, self.calibration_views, labelled=True) if labelled else {}
+        views = {domain: self._views(domain) for domain in samples}
+        transform = transform_entries(self.preprocessing, max(views.values(), default=1), self.seed)
+        pictures = picture_sums(samples, views)
+        labels = picture_sums(samples, views, labelled=True) if labelled else {}
         return Fingerprint.of(sources, spec, pictures, transform, heads, labels)
 
     def prepare(self) -> None:
@@ -248,6 +255,12 @@ class Domains:
                 found[domain] = self._check.readable([*splits.train, *splits.validation, *splits.test])
         for domain in self.calibration_domains:
             found.setdefault(domain, self.samples(domain, "calibration"))
+            if self.calibration_views == "auto" and (views := self._views(domain)) > 1:
+                tell(
+                    f"the {len(self._calibrating()[domain])} calibration pictures of {domain} are shown {views} times "
+                    f"each, after the first time cropped and mirrored at random; calibration_views 1 shows them as "
+                    f"they are alone"
+                )
         for domain in self.label_space.domains:
             self.samples(domain, "test")
         for domain, samples in found.items():
@@ -284,7 +297,7 @@ class Domains:
         loaders = {}
         for name in self.calibration_domains:
             samples, varied = self.samples(name, "calibration"), training_transform(self.preprocessing)
-            dataset = CalibrationPictures(samples, self._plain, varied, self.calibration_views, self.seed, labelled)
+            dataset = CalibrationPictures(samples, self._plain, varied, self._views(name), self.seed, labelled)
             loaders[name] = self._loader(dataset, sampler=EachOnce(dataset), batch_size=self.calibration_batch_size)
         return MixedLoader(loaders)
 
@@ -350,7 +363,13 @@ class Domains:
             if (folder := getattr(one, "root", None)) is not None:
                 check_path(folder, f"root is {folder}")
         check_loading(self.batch_size, self.num_workers)
-        whole(1, calibration_batch_size=self.calibration_batch_size, calibration_views=self.calibration_views)
+        whole(1, calibration_batch_size=self.calibration_batch_size)
+        if self.calibration_views != "auto" and not isinstance(self.calibration_views, int):
+            raise ConfigurationError(
+                f"calibration_views is {self.calibration_views!r}; allowed: 'auto', or a number, at least 1."
+            )
+        if self.calibration_views != "auto":
+            whole(1, calibration_views=self.calibration_views)
         seeds(seed=self.seed)
         share(none=True, whole=False, validation_fraction=self.validation_fraction)
         if self.public_pictures is not None:

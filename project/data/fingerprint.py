@@ -10,13 +10,14 @@ from project.moments import PictureSum
 
 
 def picture_sums(
-    samples: Mapping[str, list[Sample]], views: int = 1, threads: int = 4, labelled: bool = False
+    samples: Mapping[str, list[Sample]], views: Mapping[str, int], threads: int = 4, labelled: bool = False
 ) -> dict[str, PictureSum]:
     """Sums of the hashes of files, wherever they lie and whatever they are called.
 
     Args:
         samples: domain -> its pictures.
-        views: Views of each picture. Beyond the first they depend on a picture's place in the list, which then counts.
+        views: domain -> views of each picture. Beyond the first they depend on a picture's place in the list, which
+            then counts.
         threads: How many files are read at a time.
         labelled: Whether their labels count.
     """
@@ -25,10 +26,12 @@ def picture_sums(
         for domain, listed in samples.items():
             contents = pool.map(lambda sample: sample[0].read_bytes(), listed)
             placed = (
-                content + (f" {number}".encode() if views > 1 else b"") + (f" of {label}".encode() if labelled else b"")
+                content
+                + (f" {number}".encode() if views[domain] > 1 else b"")
+                + (f" of {label}".encode() if labelled else b"")
                 for number, (content, (_, label)) in enumerate(zip(contents, listed, strict=True))
             )
-            found[domain] = PictureSum.of(placed, views)
+            found[domain] = PictureSum.of(placed, views[domain])
     return found
 
 

@@ -35,3 +35,6 @@ class UnlabelledDataModule(DomainDataModule):
             for number, name in enumerate(self.calibration_domains)
         }
         return CombinedLoader(loaders, mode="max_size_cycle")
+
+    def _views(self, domain: str) -> int:
+        return 1

@@ -71,7 +71,7 @@ def fit_norm(norm: BatchNorm, node: fx.Node, units: UnitMap, activations: Activa
         ),
         activations.scratch,
     )
-    sums = _unit_sums(node, units, activations, targets, norm.weight.device)
+    sums = _unit_sums(node, units.units, activations, targets, norm.weight.device)
     for domain, owner in enumerate(activations.owners):
         if owner is not None:  # units without this source do not follow its domain
             sums[domain, :, ~units.present[:, owner]] = 0
@@ -97,9 +97,25 @@ def add_constant(norm: BatchNorm, node: fx.Node, units: UnitMap, activations: Ac
         activations: All batches.
         constant: What it adds, float64, shape (units,).
     """
-    sums = _unit_sums(node, units, activations, None, norm.weight.device)
+    sums = _unit_sums(node, units.units, activations, None, norm.weight.device)
     _, mean, _, variance, _ = _central_moments(sums.sum(0))
     set_affine(norm, mean, variance, torch.ones_like(mean), mean + constant)
+
+
+def take_statistics(norm: BatchNorm, node: fx.Node, activations: Activations) -> None:
+    """Let a norm take the statistics of what it reads; its scale and shift stay.
+
+    Args:
+        norm: The student's; changed in place.
+        node: Its call.
+        activations: All batches.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    sums = _unit_sums(node, norm.num_features, activations, None, norm.running_mean.device)
+    _, mean, _, variance, _ = _central_moments(sums.sum(0))
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
 
 
 def set_affine(norm: BatchNorm, mean: Tensor, variance: Tensor, slope: Tensor, aim: Tensor) -> None:
@@ -121,13 +137,13 @@ def set_affine(norm: BatchNorm, mean: Tensor, variance: Tensor, slope: Tensor, a
 
 
 def _unit_sums(
-    node: fx.Node, units: UnitMap, activations: Activations, targets: Sequence[Tensor] | None, device: torch.device
+    node: fx.Node, units: int, activations: Activations, targets: Sequence[Tensor] | None, device: torch.device
 ) -> Tensor:
     """Add up (count, Σx, Σt, Σx², Σxt) of a norm's input x and targets t over all processes.
 
     Args:
         node: The norm's call.
-        units: Unit map of its group.
+        units: How many it reads.
         activations: All batches.
         targets: t of every batch, shape (batch, units, …); x itself when None.
         device: Where to sum; a process without pictures has no batch that says.
@@ -135,7 +151,7 @@ def _unit_sums(
     Returns:
         Weighted by the domains' weights: float64, shape (domains, 5, units).
     """
-    sums = torch.zeros(len(activations.owners), 5, units.units, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(activations.owners), 5, units, dtype=torch.float64, device=device)
     for number, batch in enumerate(activations.batches):
         values = batch.student.first_argument(node)
         x, t = (

@@ -14,6 +14,7 @@ from project.methods.permutation import Permutation
 from project.methods.pleas import PLeaS
 from project.methods.problem import Evidence, PictureCounts, Problem, Run
 from project.methods.regmean import RegMean
+from project.methods.regmean_pp import RegMeanPP
 from project.methods.smile import SMILE
 from project.methods.task_arithmetic import TaskArithmetic
 from project.methods.ties import TIES
@@ -24,5 +25,5 @@ from project.methods.zipit import ZipIt
 __all__ = [
     "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Average", "Concrete", "Ensemble", "Evidence", "Fisher",
     "Interpolation", "MaTS", "Merged", "Method", "PLeaS", "Permutation", "PictureCounts", "Preparation", "Problem",
-    "RegMean", "Run", "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
+    "RegMean", "RegMeanPP", "Run", "TaskArithmetic", "Tuned", "WEMoE", "ZipIt",
 ]  # fmt: skip

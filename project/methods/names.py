@@ -19,13 +19,13 @@ def find_method(name: str) -> Method:
     """A method of default settings.
 
     Args:
-        name: Of its class, in any case, with dashes or without: ``pleas``, ``RegMean``, ``task-arithmetic``.
+        name: Of its class, in any case, with dashes or without: ``pleas``, ``RegMean++``, ``task-arithmetic``.
 
     Raises:
         ConfigurationError: If there is none of that name, or it needs arguments.
     """
     known = methods_by_name()
-    kind = known.get(re.sub("[-_ ]", "", name).lower())
+    kind = known.get(re.sub("[-_ ]", "", name).lower().replace("++", "pp"))
     if kind is None:
         raise ConfigurationError(
             f"method is {name!r}{nearest(name, known)}; allowed: {', '.join(known)}, or a method of project.methods "

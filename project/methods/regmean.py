@@ -16,7 +16,6 @@ from project.methods.shared.arithmetic import Combined
 from project.methods.shared.systems import Gram, diagonals, merged_layers
 from project.moments import INPUTS
 from project.student import Student
-from project.symmetry import Layer
 
 
 class RegMean(Arithmetic):
@@ -55,13 +54,12 @@ class RegMean(Arithmetic):
         """Solve each layer in closed form."""
         parameters, layers = dict(space.mean), {}
         for layer in merged_layers(space):
-            weight, layers[layer.name] = self._solved(space, layer)
+            weight, layers[layer.name] = self._solved(Gram.of(space, layer, off_diagonal=self.off_diagonal))
             parameters[f"{layer.name}.weight"] = weight.view_as(space.mean[f"{layer.name}.weight"])
         return Combined(parameters, layers)
 
-    def _solved(self, space: Space, layer: Layer) -> tuple[Tensor, dict[str, float]]:
+    def _solved(self, system: Gram) -> tuple[Tensor, dict[str, float]]:
         """Solve one layer: shape (outputs, inputs · taps), or that for each of its blocks; and measure its fit."""
-        system = Gram.of(space, layer, off_diagonal=self.off_diagonal)
         level = diagonals(system.total).mean(-1)
         factor = Factor(system.total, self.ridge * level)
         weight = system.mean + factor.solve(system.centred)

@@ -49,7 +49,7 @@ def pictures(batches: list[Mapping[str, Tensor | None]], domain: str) -> Tensor:
 @pytest.fixture
 def data(folders: Make) -> DomainDataModule:
     sets = folders({"art": {"cat": 10, "dog": 20}, "photo": {"cat": 6, "dog": 4}}, test_fraction=0.2)
-    return DomainDataModule(sets, image_size=8, calibration=17, calibration_batch_size=4)
+    return DomainDataModule(sets, image_size=8, calibration=17, calibration_views=1, calibration_batch_size=4)
 
 
 def test_a_validation_step_sees_all_domains_at_once(data: DomainDataModule, tmp_path: Path) -> None:

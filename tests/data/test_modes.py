@@ -75,7 +75,13 @@ def test_no_pictures_at_all(folders: Make) -> None:
 def test_public_pictures_are_of_no_domain_that_is_merged(folders: Make, wanted: int | None, count: int) -> None:
     sets = folders(COUNTS)
     public = ImageFolders(sets.root, ["oil"])
-    options: dict[str, Any] = {"image_size": 8, "calibration": "public", "public": public, "public_pictures": wanted}
+    options: dict[str, Any] = {
+        "image_size": 8,
+        "calibration": "public",
+        "public": public,
+        "public_pictures": wanted,
+        "calibration_views": 1,
+    }
     data = DomainDataModule(sets, domains=["art", "photo"], **options)
     assert data.domain_names == ("art", "photo")
     assert data.calibration_counts() == {"public": count}
@@ -108,10 +114,32 @@ def test_public_pictures_are_rendered_where_they_are_missing(tmp_path: Path) -> 
     for calibration in (1, "public"):
         data = DomainDataModule(
             sets, image_size=8, calibration=calibration, public=Shapes(tmp_path, domains=["photo"], **options)
-        )
+        )  # whose pictures are few, and shown again and again
         data.prepare_data()
         assert (tmp_path / "photo").exists() == (calibration == "public")
-    assert data.calibration_counts() == {"public": 12}
+    assert len(data.samples("public", "calibration")) == 12
+    assert data.calibration_counts() == {"public": 12 * (512 // 12)}
+
+
+def test_few_pictures_are_shown_again_and_again(
+    folders: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each domain up to one number of views; those of a domain that has more are shown once."""
+    monkeypatch.setattr("project.data.calibration.ENOUGH", 7)
+    caplog.set_level("INFO", "project")
+    sets = folders({"art": {"cat": 3, "dog": 2}, "oil": {"cat": 4, "dog": 4}}, test_fraction=0.2)
+    data = DomainDataModule(sets, image_size=8, validation_fraction=0.0, calibration="all")
+    pictures = {domain: len(data.samples(domain, "calibration")) for domain in data.domain_names}
+    views = {domain: max(1, 7 // count) for domain, count in pictures.items()}
+    assert set(views.values()) == {1, 2}, "one is shown once, the other more often"
+    assert data.calibration_counts() == {domain: views[domain] * pictures[domain] for domain in pictures}
+    for domain in pictures:
+        shown = torch.cat([batch[domain] for batch in data.calibration_dataloader() if batch[domain] is not None])
+        assert len(shown) == views[domain] * pictures[domain]
+    data.check_pictures()
+    told = [record.getMessage() for record in caplog.records if "calibration_views" in record.getMessage()]
+    assert [text.split(" are shown")[0] for text in told] == [f"the {pictures['art']} calibration pictures of art"]
+    assert DomainDataModule(sets, image_size=8, calibration_views=1, calibration=2).calibration_counts()["art"] == 2
 
 
 @pytest.mark.parametrize("value", ["all", "public", "none", "16", "1"])
