@@ -66,6 +66,14 @@ def plain_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["pleas"])
 
 
+@pytest.fixture(scope="module")
+def shown_once() -> Iterator[None]:
+    """Of few calibration pictures many views are made by default: for whole commands, as many as there are pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("project.data.calibration.ENOUGH", 1)
+        yield
+
+
 @pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""

@@ -31,6 +31,8 @@ from project.models import Preprocessing
 from project.moments import lock_of
 from project.runtime import alone_in, only_writer
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 CLASSES = 5
 
 

@@ -75,7 +75,16 @@ def test_public_pictures_serve_every_method(workplace: Path) -> None:
     public = {"class_path": "project.data.Shapes", "init_args": {"root": str(workplace / "data"), **DRAWN}}
     public["init_args"]["domains"] = ["painting", "photo"]  # type: ignore[index]
     run = merge(
-        workplace, "public", "public", methods, "--data.public", json.dumps(public), "--data.public_pictures", "70"
+        workplace,
+        "public",
+        "public",
+        methods,
+        "--data.public",
+        json.dumps(public),
+        "--data.public_pictures",
+        "70",
+        "--data.calibration_views",
+        "1",
     )
     assert json.loads((run / "results.json").read_text())["calibration"] == {"public": 70}
     rows = table(run)
@@ -85,6 +94,6 @@ def test_public_pictures_serve_every_method(workplace: Path) -> None:
 
 def test_one_picture_a_domain_is_enough_to_run_and_told_to_be_few(workplace: Path) -> None:
     with pytest.warns(UserWarning, match="2 calibration pictures give only .* would be enough"):
-        run = merge(workplace, "one", "1", [{"class_path": "project.methods.PLeaS"}])
+        run = merge(workplace, "one", "1", [{"class_path": "project.methods.PLeaS"}], "--data.calibration_views", "1")
     assert json.loads((run / "results.json").read_text())["calibration"] == {"clipart": 1, "sketch": 1}
     assert table(run)["pleas-1.00"]["batch norm"] == "fitted"

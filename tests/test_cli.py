@@ -28,6 +28,8 @@ from project.modules import MergeModule
 from project.student import batch_norms, load_source
 from project.trainer import check_shares, tell_of_better_sources, warn_of_swapped_domains
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 UNLOGGED = ("--trainer.logger", "false")
 """Figures, which are drawn for TensorBoard alone, take longer than a tiny merge."""
@@ -869,6 +871,7 @@ def test_what_lightning_refuses_is_told_in_one_sentence(
 
 def test_a_fit_that_is_told_to_end_does_not_say_that_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning raises a SystemExit without a number, at which make and schedulers would go on."""
+    monkeypatch.setattr("sys.argv", ["pleas", "fit"])
     monkeypatch.setattr("project.cli.main", lambda: (_ for _ in ()).throw(SIGTERMException()))
     assert command.console() == 128 + 15
 
@@ -881,7 +884,18 @@ def test_every_method_in_one_merge(tiny: Path) -> None:
     folder = tiny / "merge_all"
     found = json.loads((folder / "results.json").read_text())
     rows = {row["network"]: row for row in found["table"]}
-    labels = ["average", "permutation", "pleas", "taskarithmetic", "ties", "pcb", "emr", "fisher", "regmean"]
+    labels = [
+        "average",
+        "permutation",
+        "pleas",
+        "taskarithmetic",
+        "ties",
+        "pcb",
+        "emr",
+        "fisher",
+        "regmean",
+        "regmeanpp",
+    ]
     labels += ["ties-aligned", "regmean-aligned", "mats-average", "mats-diagonal", "mats-gram", "mats-kfac"]
     labels += ["ties-both", "pleas-both", "fisher-both", "zipit", "zipit-both"]
     labels.append("wemoe")

@@ -21,6 +21,8 @@ from project.moments import Moment, Statistics, cross_moment, layer_moment, unit
 from project.moments.correlations import CorrelationMoment
 from project.moments.layer import UnfoldedMoment
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 DOMAINS = ("clipart", "sketch")
 
 

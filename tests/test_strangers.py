@@ -19,6 +19,8 @@ from project.models import LabelSpace, Preprocessing
 from project.models.description import Description
 from project.student import Student
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 DOMAINS = ("clipart", "sketch")
 
 

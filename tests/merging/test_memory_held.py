@@ -24,6 +24,8 @@ from project.methods import Average, Permutation, PictureCounts, PLeaS
 from project.runtime import MemoryEstimate
 from project.runtime.memory import read_bytes
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 needs_linux = pytest.mark.skipif(
     not STATUS.exists() or "RssAnon" not in STATUS.read_text(), reason="Linux alone tells mapped files apart"
 )

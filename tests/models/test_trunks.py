@@ -21,6 +21,8 @@ from project.methods import Permutation
 from project.models import load_network, read_weights
 from project.report.results import COSINE
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 ALONE = [
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
     "--trainer.logger", "false",

@@ -49,6 +49,7 @@ class Place:
     def data(self, kind: type[DomainDataModule] = UnlabelledDataModule, **options: Any) -> DomainDataModule:
         sets = Shapes(self.folder / "data", size=16, train_per_class=2, test_per_class=1)
         default = {"domains": DOMAINS, "image_size": 16, "batch_size": 12, "augment": False, "validation_fraction": 0}
+        default["calibration_views"] = 1
         return kind(sets, **default | options)
 
     def module(self, method: Learned, **options: Any) -> CoefficientModule:

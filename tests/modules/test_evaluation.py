@@ -20,6 +20,8 @@ from project.modules.scored import load_scored_networks
 from project.runtime.saving import atomic_save
 from project.student import load_source
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 CLASSES = {"art": ("cat", "dog", "eel"), "birds": ("auk", "cat"), "cars": ("bus", "cab", "van", "vw")}
 METHODS = [
     {"class_path": "project.methods.PLeaS"},

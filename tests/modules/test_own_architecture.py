@@ -15,6 +15,8 @@ from project.errors import ConfigurationError
 from project.modules import FineTuneModule
 from project.student import load_source
 
+pytestmark = pytest.mark.usefixtures("shown_once")
+
 NAME = "fitted_nets"
 CODE = """
 from torch import nn
