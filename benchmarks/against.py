@@ -25,7 +25,7 @@ import torch
 from merge_quality import machine
 from safetensors.torch import load_file
 from unchanged import checkout, run_in, tree_of
-from unchanged_merges import CLASSES, DOMAINS
+from unchanged_merges import CLASSES, DOMAINS, TRAINER
 
 from project.models import Architecture
 from project.runtime import atomic_text
@@ -80,10 +80,7 @@ def prepared(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     each = arguments.pictures // len(DOMAINS)
     shapes = {"size": arguments.image_size, "train_per_class": -(-each // CLASSES), "test_per_class": 1}
     return {
-        "trainer": {
-            "accelerator": "cpu", "devices": 1, "logger": False,
-            "enable_model_summary": False, "enable_progress_bar": False,
-        },
+        "trainer": TRAINER,
         "model": {
             "class_path": "project.modules.MergeModule",
             "init_args": {

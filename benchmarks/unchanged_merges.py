@@ -14,6 +14,9 @@ from project.models import Architecture
 
 DOMAINS = ("clipart", "sketch")
 CLASSES = 12  # of Shapes
+TRAINER = {
+    "accelerator": "cpu", "devices": 1, "logger": False, "enable_model_summary": False, "enable_progress_bar": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,7 @@ class Merge:
             loading = {"image_size": 32, "batch_size": 6, "calibration": 24, "validation_fraction": 0}
         base = self.base if self.base in (None, "mean") else str(sources / self.base)
         return {
-            "trainer": {
-                "accelerator": "cpu", "devices": 1, "logger": False,
-                "enable_model_summary": False, "enable_progress_bar": False,
-            },
+            "trainer": TRAINER,
             "model": {
                 "class_path": "project.modules.MergeModule",
                 "init_args": {

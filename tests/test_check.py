@@ -16,8 +16,6 @@ from project.data import Domains, ImageFolders
 from project.errors import ConfigurationError, PleasError, TraceError
 from project.student import batch_norms, reestimate
 
-pytestmark = pytest.mark.usefixtures("shown_once")
-
 
 class Odd(nn.Module):
     """What cannot be traced."""

@@ -52,8 +52,9 @@ class Tuned(Method):
         method: The method.
         grid: Argument of the method -> values to try, every value with every one of the others.
         criterion: What students are judged by.
-        held_out: Share of each domain's calibration pictures that is held out, spread evenly over their order. With
-            ``calibration_views`` above 1, views of one picture may come on both sides.
+        held_out: Share of each domain's calibration pictures that is held out, spread evenly over their order. Where
+            few are shown again and again, views of one picture come on both sides, which favours settings that fit them
+            closely; ``calibration_views`` 1 keeps them apart.
         label: Name in tables and files; default: that of the method with ``-tuned`` behind.
     """
 
