@@ -68,11 +68,13 @@ class Merge:
             "image_size": 40,
             "batch_size": 64,
             "calibration": 384,
+            "calibration_views": 1,
             "calibration_batch_size": 192,
         }
         if self.pair == "random":
             shapes |= {"size": 32, "train_per_class": 4, "test_per_class": 1}
             loading = {"image_size": 32, "batch_size": 6, "calibration": 24, "validation_fraction": 0}
+            loading["calibration_views"] = 1
         base = self.base if self.base in (None, "mean") else str(sources / self.base)
         return {
             "trainer": TRAINER,

@@ -228,7 +228,8 @@ def _report(folder: Path, examples: Paths, opener: Callable[[Path], Image]) -> N
     except PleasError:
         raise
     except Exception as error:
-        (folder / page.REPORT).unlink(missing_ok=True)  # an earlier run's
+        for name in (page.REPORT, page.EXAMPLES):
+            (folder / name).unlink(missing_ok=True)  # an earlier run's
         warn(f"{page.REPORT} could not be written ({error!r}); everything else was.")
 
 

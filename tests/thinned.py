@@ -1,6 +1,6 @@
 """Tests whose many cases repeat one property at length: the default suite runs some of them, ``make test-slow`` all.
 
-What is left out by default is every case but the first, and then one in so many: cases of one test differ in seeds,
+Kept by default are the first case, and from there one in so many: cases of one test differ in seeds,
 methods and architectures, which others of its file run.
 """
 

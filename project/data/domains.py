@@ -75,7 +75,8 @@ class Domains:
         public: For ``public``: the data set whose training pictures are taken; none of its domains may be merged.
         public_pictures: For ``public``: how many pictures; all when null.
         calibration_views: How often each of these pictures is shown: as it is, then cropped and mirrored at random;
-            ``auto``: as often as makes 512 views of the domain, once where there are more than 256 pictures.
+            ``auto``: as often as makes at most 512 views of the domain, once where there are more than 256 pictures,
+            and public ones once.
         calibration_batch_size: Pictures of each domain in a calibration batch; as ``batch_size`` when null.
         seed: Seed of the validation split and of the choice of calibration pictures.
         on_error: What to do about an unreadable picture: ``raise`` an error, or ``skip`` it with a warning.
@@ -202,8 +203,14 @@ class Domains:
         """Domain, or ``public`` -> number of calibration pictures, every view counted, before any has been opened."""
         return {domain: self._views(domain) * len(samples) for domain, samples in self._calibrating().items()}
 
+    def calibration_pictures(self) -> dict[str, int]:
+        """Domain, or ``public`` -> number of calibration pictures, each counted once, before any has been opened."""
+        return {domain: len(samples) for domain, samples in self._calibrating().items()}
+
     def _views(self, domain: str) -> int:
-        """How often each of a domain's calibration pictures is shown."""
+        """How often each of a domain's calibration pictures is shown; by default those of no domain once."""
+        if domain == PUBLIC and self.calibration_views == "auto":
+            return 1
         return views_of(self.calibration_views, len(self._calibrating()[domain]))
 
     def calibration_fingerprint(

@@ -74,6 +74,10 @@ class GivenPictures:
         """Domain -> number of its pictures."""
         return {domain: sum(map(len, batches)) for domain, batches in self.batches.items()}
 
+    def calibration_pictures(self) -> dict[str, int]:
+        """The same: each is shown once."""
+        return self.calibration_counts()
+
     def sample(self, domain: str, count: int, scale: float = 1.0) -> Tensor:
         """Some of a domain's pictures, evenly over them: at most (count, channels, height, width).
 

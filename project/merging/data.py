@@ -33,7 +33,10 @@ class MergeData(Protocol):
         """Whose pictures calibrate."""
 
     def calibration_counts(self) -> dict[str, int]:
-        """Domain -> number of calibration pictures."""
+        """Domain -> number of calibration pictures, every view counted."""
+
+    def calibration_pictures(self) -> dict[str, int]:
+        """Domain -> number of calibration pictures, each counted once."""
 
     @property
     def prepares(self) -> bool:

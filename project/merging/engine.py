@@ -76,7 +76,7 @@ class Engine:
         self.settings, self.data, self.place, self.headless = settings, data, place, loaded.headless
         pictures = PictureCounts(data.calibration_counts(), data.calibration_batch_size, place.processes)
         self.problem, self.sources, domains, estimate, fits = prepare(loaded, settings, data, pictures)
-        self.taught = taught_domains(self.problem, settings, pictures.domains)
+        self.taught = taught_domains(self.problem, settings, data.calibration_pictures())
         self.planner = Planner.of(self.problem, settings, pictures, estimate, place)
         self.planner.plan({})  # a fit that has no room is refused before the sources run
         self.equivalence = prove(self.sources, loaded.spec, settings.tolerance, data)

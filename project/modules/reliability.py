@@ -32,7 +32,7 @@ class Reliability(Metric):
         # by products and not bincount, whose sums on a GPU depend on chance
         members = one_hot((confidence * BINS).long().clamp(0, BINS - 1), BINS)
         self.counts += torch.stack([members.sum(0), members[told == labels].sum(0)])
-        self.confidences += confidence @ members.float()
+        self.confidences += (confidence[:, None] * members).sum(0)  # no product of matrices, which autocast rounds
 
     def compute(self) -> dict[str, list[float]]:
         """``pictures`` and ``right`` of every bin, and ``confidence``, its mean, 0 in an empty one."""

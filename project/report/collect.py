@@ -59,7 +59,7 @@ def collect(
         "variances": engine.variances,
         "equivalence": engine.equivalence,
         "lineage": {merged.name: merged.student.lineage for merged in students},
-        "calibration": engine.data.calibration_counts(),
+        "calibration": engine.data.calibration_pictures(),
         "skipped_pictures": list(skipped),
         "macs_of_one_source": unit,
     }

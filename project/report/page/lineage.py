@@ -91,7 +91,7 @@ def _pictures(merge: Merge) -> Markup | None:
     counts = {name: value for name, value in merge.part("calibration").items() if number(value) is not None}
     skipped = merge.content.get("skipped_pictures")
     words = ", ".join(f"{value} of {name}" for name, value in counts.items())
-    parts = [f"Pictures that calibrated, every view counted: {words}."] if words else []
+    parts = [f"Pictures that calibrated: {words}."] if words else []
     if isinstance(skipped, list) and skipped:
         parts.append(f"Files that could not be read and were passed over: {len(skipped)}.")
     return tag("p", " ".join(parts)) if parts else None

@@ -169,7 +169,8 @@ def _of_size(
     """The smallest student that keeps enough or, where there is none, what else to do."""
     means = {one.name: mean(one.accuracy.values()) for one in students}
     kept = {name: found.over(wanted) or Estimate(0.0) for name, found in means.items()}
-    enough = [one for one in students if kept[one.name].value >= ENOUGH]
+    least_wanted = 0.0 if alone is None else mean(alone.accuracy.values()).value
+    enough = [one for one in students if kept[one.name].value >= ENOUGH and means[one.name].value >= least_wanted]
     least = min((one.cost or 0.0 for one in enough), default=0.0)
     chosen = max(
         (one for one in enough if (one.cost or 0.0) <= ALIKE * least),
