@@ -29,3 +29,13 @@ def test_certainty_has_the_last_bin() -> None:
     metric = Reliability()
     metric.update(torch.tensor([[99.0, -99.0]]), torch.tensor([0]))
     assert metric.compute()["pictures"] == [0] * (BINS - 1) + [1]
+
+
+def test_mixed_precision_does_not_round_the_sums() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(500, 5), torch.randint(5, (500,))
+    plain, mixed = Reliability(), Reliability()
+    plain.update(logits, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed.update(logits, labels)
+    assert torch.allclose(plain.confidences, mixed.confidences, rtol=1e-5)

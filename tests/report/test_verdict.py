@@ -59,6 +59,8 @@ GOOD = {"one": (1.0, (90.0, 40.0)), "two": (1.0, (40.0, 90.0))}
          "merge", "pleas-1.50", ["96.7 ±", "1.50 times", "pleas-2.00 at 2.00 times has 3.0 ±"]),
         ({**GOOD, "average-1.00": (1.0, (86, 86)), "pleas-1.00": (1.01, (88, 88))}, 2000, "merge", "pleas-1.00",
          ["97.8 ±"]),
+        ({"one": (1.0, (96, 90)), "two": (1.0, (70, 96)), "pleas-1.00": (1.0, (92, 91)), "pleas-1.50": (1.5, (96, 95))},
+         2000, "merge", "pleas-1.50", ["1.50 times"]),  # the smaller keeps 95 %, and is below source one
         ({**GOOD, "pleas-1.00": (1.0, (75, 75)), "pleas-1.50": (1.5, (80, 80))}, 2000, "larger", "pleas-1.50",
          ["Take a larger budget", "88.9 ±", "Budgets up to 2"]),
         ({**GOOD, "pleas-1.00": (1.0, (75, 75)), "pleas-2.00": (2.0, (80, 80))}, 2000, "loses", "pleas-2.00",
