@@ -5,7 +5,6 @@ from project.methods.average import Average
 from project.methods.base import Merged, Method, Preparation
 from project.methods.concrete import Concrete
 from project.methods.emr import EMR
-from project.methods.ensemble import Ensemble
 from project.methods.fisher import Fisher
 from project.methods.interpolation import Interpolation
 from project.methods.mats import MaTS
@@ -21,6 +20,7 @@ from project.methods.ties import TIES
 from project.methods.tuned import Tuned
 from project.methods.wemoe import WEMoE
 from project.methods.zipit import ZipIt
+from project.student.ensemble import Ensemble
 
 __all__ = [
     "EMR", "PCB", "SMILE", "TIES", "AdaMerging", "Average", "Concrete", "Ensemble", "Evidence", "Fisher",
