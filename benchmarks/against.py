@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--logits", action="store_true", help="compare the students, too")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="against-") as name:
         scratch = Path(name)
         config = prepared(arguments, scratch)
@@ -53,7 +55,8 @@ def main() -> None:
             sides = {"before": before, "today": today}
             rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
             for number in range(arguments.rounds):
-                for side, folder in sides.items():
+                for side in list(sides)[:: -1 if number % 2 else 1]:
+                    folder = sides[side]
                     rounds[side].append(measured(folder, scratch / f"{side}-{number}", config))
                     print(f"round {number + 1} of {arguments.rounds}, {side}: {rounds[side][-1]}", flush=True)
             found = {
@@ -67,7 +70,6 @@ def main() -> None:
     found["ratios"] = ratios(found["medians"])
     print(json.dumps({key: found[key] for key in ("medians", "ratios", "logits") if key in found}, indent=2))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         atomic_text(json.dumps(found, indent=2), arguments.out)
 
 
@@ -132,8 +134,9 @@ def spent(folder: Path, *arguments: str) -> dict[str, float]:
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of every figure."""
-    return {key: round(median(row[key] for row in rounds), 2) for key in rounds[0]}
+    """Of every figure that all rounds have."""
+    known = [key for key in rounds[0] if all(key in row for row in rounds)]
+    return {key: round(median(row[key] for row in rounds), 2) for key in known}
 
 
 def ratios(sides: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

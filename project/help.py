@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from project.short_options import usage
+from project.short_options import in_columns, usage
 
 SUBCOMMANDS = {
     "merge": "merge fine-tuned networks into one, at every budget asked for",
@@ -30,14 +30,13 @@ def help_text(arguments: Sequence[str]) -> str | None:
         The text; None where the parser, or the command itself, is to answer.
     """
     if not arguments or (len(arguments) == 1 and arguments[0] in HELP):
-        width = max(map(len, SUBCOMMANDS))
         return "\n".join([
             "usage: pleas COMMAND ...",
             "",
             "Turn several fine-tuned vision networks into one.",
             "",
             "commands:",
-            *(f"  {name:{width}}  {text}" for name, text in SUBCOMMANDS.items()),
+            *in_columns(SUBCOMMANDS),
             "",
             "'pleas COMMAND --help' shows what a command takes; 'pleas merge --help all' what a merge takes beyond its",
             "short form: every option with its path, as in YAML files, and those of Lightning's trainer.",

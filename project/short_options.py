@@ -1,5 +1,6 @@
 """The options of ``pleas merge`` without the paths that they have in a YAML file, and the help that shows them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 EXAMPLE = "pleas merge photo.pth sketch.pth --pictures my_data --image-size 224 --budget 1.0 1.5 --out runs/mine"
@@ -70,10 +71,15 @@ SHORTS = (
 )
 
 
+def in_columns(rows: Mapping[str, str]) -> list[str]:
+    """Lines of a table of words and what they mean."""
+    width = max(map(len, rows))
+    return [f"  {word:{width}}  {text}" for word, text in rows.items()]
+
+
 def usage() -> str:
     """What ``pleas merge --help`` shows first: the short form, an example and its options."""
     shown = {f"{short.option} {short.values}": short.help for short in SHORTS}
-    width = max(map(len, shown))
     return "\n".join([
         "pleas merge FILE FILE ... --pictures FOLDER [options]",
         "       pleas merge --config FILE [options]",
@@ -82,7 +88,7 @@ def usage() -> str:
         f"  {EXAMPLE}",
         "",
         "options without their paths:",
-        *(f"  {option:{width}}  {text}" for option, text in shown.items()),
+        *in_columns(shown),
         "",
         "A file belongs to the domain that it names itself, else to the one whose name its own name holds, else to the",
         "domain in its place; the run says which is which.",

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import resnet
+from helpers import resnet, same_state
 
 import project
 from project.cli import main
 from project.errors import ConfigurationError
+from project.moments import read_statistics
 
 BY_WEIGHTS = [
     {"class_path": "project.methods.Average"},
@@ -97,3 +98,19 @@ def test_one_picture_a_domain_is_enough_to_run_and_told_to_be_few(workplace: Pat
         run = merge(workplace, "one", "1", [{"class_path": "project.methods.PLeaS"}], "--data.calibration_views", "1")
     assert json.loads((run / "results.json").read_text())["calibration"] == {"clipart": 1, "sketch": 1}
     assert table(run)["pleas-1.00"]["batch norm"] == "fitted"
+
+
+def test_few_pictures_are_shown_again_by_default_and_statistics_say_so(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole merge; what it has gathered is no other number of views'."""
+    monkeypatch.setattr("project.data.calibration.ENOUGH", 12)
+    methods, kept = [{"class_path": "project.methods.PLeaS"}], ("--model.statistics", str(workplace / "views.st"))
+    run = merge(workplace, "views", "3", methods, *kept)
+    assert json.loads((run / "results.json").read_text())["calibration"] == {"clipart": 3, "sketch": 3}
+    assert read_statistics(workplace / "views.st").pictures == {"clipart": 12, "sketch": 12}
+    again = merge(workplace, "views again", "3", methods, *kept)
+    first, second = (project.load_student(next((one / "students").iterdir())) for one in (run, again))
+    assert same_state(first.state_dict(), second.state_dict())
+    with pytest.raises(ConfigurationError, match=r"statistics is .*views 4 instead of 1"):
+        merge(workplace, "once", "3", methods, *kept, "--data.calibration_views", "1")

@@ -21,8 +21,6 @@ from project.errors import (
     whole,
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("shown_once")
-
 
 def test_what_is_allowed_passes() -> None:
     one_of(("a", "b"), first="a", second="b")

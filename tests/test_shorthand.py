@@ -16,8 +16,6 @@ from project.parser import OneSentenceParser
 from project.short_options import usage
 from project.shorthand import FLAGS, PLAIN, expand
 
-pytestmark = pytest.mark.usefixtures("shown_once")
-
 SILENT = Description()
 MODEL, DATA = ["--model", "project.modules.MergeModule"], ["--data", "project.data.DomainDataModule"]
 

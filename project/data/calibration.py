@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 
 from project.data.domain import DomainSet, Sample
 from project.data.splits import shuffled
-from project.errors import ConfigurationError
+from project.errors import ConfigurationError, whole
 
 Calibration: TypeAlias = int | Literal["all", "public", "none"]
 Views: TypeAlias = int | Literal["auto"]
@@ -30,6 +30,18 @@ def check_mode(calibration: Calibration, public: DomainSet | None) -> None:
         raise ConfigurationError(
             "calibration is 'public', but public is null; set it to a data set, such as PictureFolder."
         )
+
+
+def check_views(views: Views) -> None:
+    """Refuse numbers of views that there cannot be.
+
+    Raises:
+        ConfigurationError: With the value and what is allowed.
+    """
+    if isinstance(views, str) and views != "auto":
+        raise ConfigurationError(f"calibration_views is {views!r}; allowed: 'auto', or a number, at least 1.")
+    if views != "auto":
+        whole(1, calibration_views=views)
 
 
 def views_of(views: Views, pictures: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from project.data.calibration import PUBLIC, Calibration, Views, calibration_samples, check_mode, views_of
+from project.data.calibration import PUBLIC, Calibration, Views, calibration_samples, check_mode, check_views, views_of
 from project.data.checking import OnError, PictureCheck, check_loading
 from project.data.domain import Domain, DomainSet, Sample, choose
 from project.data.fingerprint import picture_sums, transform_entries
@@ -371,12 +371,7 @@ class Domains:
                 check_path(folder, f"root is {folder}")
         check_loading(self.batch_size, self.num_workers)
         whole(1, calibration_batch_size=self.calibration_batch_size)
-        if self.calibration_views != "auto" and not isinstance(self.calibration_views, int):
-            raise ConfigurationError(
-                f"calibration_views is {self.calibration_views!r}; allowed: 'auto', or a number, at least 1."
-            )
-        if self.calibration_views != "auto":
-            whole(1, calibration_views=self.calibration_views)
+        check_views(self.calibration_views)
         seeds(seed=self.seed)
         share(none=True, whole=False, validation_fraction=self.validation_fraction)
         if self.public_pictures is not None:

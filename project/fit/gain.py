@@ -125,7 +125,7 @@ class _Gains:
         """Variance of a value, summed over its units, every source on its own domains."""
         if node.name not in self.statistics.units:
             return 0.0
-        return sum(float(self._covariance(node.name, source).diagonal().sum()) for source in range(len(self.sources)))
+        return sum(float(self._variances(node.name, source).sum()) for source in range(len(self.sources)))
 
     def _read(self, group: str) -> Tensor:
         """Share that each unit has of what the group's readers receive, averaged over the readers; shape (rows,)."""
@@ -134,7 +134,7 @@ class _Gains:
         for layer in readers:
             received = torch.zeros(units.units, dtype=torch.float64)
             for source, weight in enumerate(self._weights(layer)):
-                variance = self._covariance(self._values(layer), source).diagonal()
+                variance = self._variances(self._values(layer), source)
                 received += weight.square().sum((0, 2)) * _aligned(variance, units, source)
             shares.append(received / received.sum().clamp_min(1e-300))
         return torch.stack(shares).mean(0)
@@ -177,7 +177,7 @@ class _Gains:
         for index, source in enumerate(self.sources):
             module = source.get_submodule(layer.name)
             scale, _ = scale_and_shift(source, norm, module)
-            variance, mean = self._covariance(layer.node, index).diagonal(), self._mean(layer.node, index)
+            variance, mean = self._variances(layer.node, index), self._mean(layer.node, index)
             bias = getattr(module, "bias", None)
             centre = mean if bias is None else mean - bias.double().cpu()
             written += _aligned(scale.cpu().square() * (variance + centre.square()), units, index)
@@ -219,12 +219,11 @@ class _Gains:
             node = node.all_input_nodes[0]
         return str(node.name)
 
-    def _covariance(self, node: str, source: int) -> Tensor:
-        """Covariance of a source's units at a value, in its own numbering."""
+    def _variances(self, node: str, source: int) -> Tensor:
+        """Variance of each of a source's units at a value, in its own numbering."""
         own, moments, count = self._moments(node, source)
-        lower = torch.stack([moment.lower[own, own] for moment in moments]).sum(0).cpu().tril() / count
-        mean = self._mean(node, source)
-        return lower + lower.tril(-1).mT - torch.outer(mean, mean)
+        power = torch.stack([moment.lower.diagonal()[own] for moment in moments]).sum(0).cpu() / count
+        return power - self._mean(node, source).square()
 
     def _mean(self, node: str, source: int) -> Tensor:
         """Mean of a source's units at a value, in its own numbering."""

@@ -1,13 +1,13 @@
 """RegMean++ (Nguyen et al., arXiv 2508.03121): RegMean on what the merged network itself reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from project.allocation import Budget
 from project.fit import Activations, take_statistics
-from project.fit.memory_estimate import picture_bytes, walk_bytes, widest
+from project.fit.memory_estimate import patch_bytes, picture_bytes, walk_bytes, widest
 from project.methods.base import Method, Preparation
 from project.methods.problem import PictureCounts, Problem, Run
 from project.methods.regmean import RegMean
@@ -19,6 +19,8 @@ from project.student import Student
 from project.student.graph import student_graph
 from project.student.layers import weight_of
 from project.symmetry import NORMS, Layer
+
+WAITING = 4  # copies of one moment: samples that wait to be added, the sum written out, and what is reduced
 
 
 class RegMeanPP(RegMean):
@@ -48,11 +50,19 @@ class RegMeanPP(RegMean):
     def prepare(
         self, problem: Problem, pictures: PictureCounts, budgets: Sequence[Budget], planned: Mapping[str, Method]
     ) -> Preparation:
-        """Count in the values of all pictures at one layer, or, where they wait on disk, those of one batch."""
+        """Count in the moments of all sources at one layer, and the values of all pictures there, or of one batch."""
         spec, total = problem.spec, sum(pictures.local.values())
         batch, values = min(total, pictures.largest), widest(spec, spec.sizes)
-        whole = walk_bytes(values, total) + picture_bytes(spec, total)
-        return super().prepare(problem, pictures, budgets, planned).adding(whole, walk_bytes(values, batch))
+        moments = max(self._moment_bytes(layer, problem) for layer in spec.layers)
+        moments += patch_bytes(spec, spec.sizes, batch)
+        whole, least = walk_bytes(values, total) + picture_bytes(spec, total), walk_bytes(values, batch)
+        return super().prepare(problem, pictures, budgets, planned).adding(moments + whole, moments + least)
+
+    @staticmethod
+    def _moment_bytes(layer: Layer, problem: Problem) -> int:
+        """Bytes of the second moments of all sources, and of what waits to be added to one."""
+        unknowns = layer.taps * problem.spec.sizes[layer.inputs] // layer.blocks
+        return 8 * (len(problem.sources) + WAITING) * layer.blocks * unknowns**2
 
     @torch.no_grad()
     def combine(self, space: Space, student: Student, run: Run) -> Combined:
@@ -64,13 +74,13 @@ class RegMeanPP(RegMean):
         nobody = [None] * len(pictures)
         activations = Activations(graph, [], pictures, nobody, nobody, [1.0] * len(pictures), run.world, run.scratch)
         owned = own_domains(len(problem.sources), list(pictures), problem.owners)
-        domains = [[list(pictures).index(domain) for domain in mine] for mine in owned]
+        readers = [[source for source, mine in enumerate(owned) if domain in mine] for domain in pictures]
         for node in graph.graph.nodes:
             if node.op == "output":
                 break
             if (layer := layers.get(node.name)) is not None:
                 name = f"{layer.name}.weight"
-                inputs = self._inputs(layer, node, graph.get_submodule(layer.name), activations, domains)
+                inputs = self._inputs(layer, node, graph.get_submodule(layer.name), activations, readers)
                 weight, measured[layer.name] = self._solved(Gram(layer.name, matrices(space, layer), inputs))
                 parameters[name] = weight.view_as(space.mean[name])
                 write(student, {name: parameters[name]})
@@ -80,19 +90,31 @@ class RegMeanPP(RegMean):
         return Combined(parameters, measured)
 
     def _inputs(
-        self, layer: Layer, node: fx.Node, module: nn.Module, activations: Activations, domains: Sequence[Sequence[int]]
-    ) -> list[Tensor]:
-        """Aᵢ of every source over its own domains, float64, in the shape of :class:`Gram`'s inputs."""
-        moments = [_moment(module, layer) for _ in activations.owners]
+        self, layer: Layer, node: fx.Node, module: nn.Module, activations: Activations, readers: Sequence[Sequence[int]]
+    ) -> Iterator[Tensor]:
+        """Aᵢ of every source over its own domains, float64, in the shape of :class:`Gram`'s inputs.
+
+        Args:
+            layer: The layer.
+            node: Its call in the merged network.
+            module: It itself, there.
+            activations: The batches.
+            readers: For each domain, the sources that are looked at on it.
+        """
+        moments: dict[tuple[int, ...], InputMoment] = {}  # of domains that the same sources are looked at on
         for batch in activations.batches:
-            moments[batch.domain].read([flat(batch.student.first_argument(node), module)])
-        for moment in moments:
-            moment.reduce(activations.world.reduce)
-        means = []
-        for mine in domains:
-            total = torch.stack([moments[domain].sum() for domain in mine]).sum(0)
-            means.append(shrunk(total / max(1, sum(moments[domain].count for domain in mine)), self.off_diagonal))
-        return means
+            if not (sources := tuple(readers[batch.domain])):
+                continue
+            moments.setdefault(sources, _moment(module, layer)).read([flat(batch.student.first_argument(node), module)])
+        for sources in sorted({tuple(sources) for sources in readers if sources}):
+            moments.setdefault(sources, _moment(module, layer)).reduce(activations.world.reduce)
+        for source in sorted({source for sources in moments for source in sources}):
+            first, *others = (moment for sources, moment in moments.items() if source in sources)
+            total, count = first.sum(), first.count
+            for moment in others:
+                total.add_(moment.sum())
+                count += moment.count
+            yield shrunk(total.div_(max(1, count)), self.off_diagonal)
 
 
 def _moment(module: nn.Module, layer: Layer) -> InputMoment:

@@ -11,7 +11,7 @@ Paths = dict[str, dict[str, dict[int, Path]]]
 
 
 class Examples:
-    """Remembers of every class the first picture of this process that the domain's source alone has right.
+    """Remembers of every class the first picture of this process that the domain's source has right and it has not.
 
     Args:
         sources: Domain -> name of the network that others are held against; other domains are passed over.

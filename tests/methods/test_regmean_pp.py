@@ -5,8 +5,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DOMAINS, PICTURE, make_problem, only, permuted_copy, pictures, random_network, traced
+from helpers import (
+    DOMAINS,
+    PICTURE,
+    estimate_case,
+    make_problem,
+    only,
+    permuted_copy,
+    pictures,
+    random_network,
+    traced,
+)
 from kinds import KINDS, SIDE, kind
+from live import peak_bytes
 from torch import Tensor, nn
 
 import project
@@ -31,6 +42,18 @@ class Two(nn.Module):
         x = F.relu(self.norm(self.first(x)))
         pooled: Tensor = self.head(F.relu(self.second(x)).mean((2, 3)))
         return pooled
+
+
+class Pooled(nn.Module):
+    """A head on pooled values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def parameters(merged: Merged) -> dict[str, Tensor]:
@@ -107,3 +130,13 @@ def test_through_the_library() -> None:
     seen = {domain: torch.randn(6, 3, 8, 8) for domain in ("art", "birds")}
     student = project.merge(sources, seen, method="regmean++", progress=False, audit="off")
     assert student(seen["art"]).isfinite().all()
+
+
+def test_it_takes_what_it_said() -> None:
+    """Moments of all sources at the widest layer, however many there are."""
+    sources = [nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 6, 5), Pooled(6)) for _ in range(4)]
+    batches = [(domain, pictures(6, seed, (3, 9, 9))) for seed, domain in enumerate(DOMAINS[:4])]
+    it = make_problem([source.eval() for source in sources], shape=(3, 9, 9), needs=("pictures",), batches=batches)
+    told = estimate_case(RegMeanPP(), it, dict.fromkeys(it.owners, 6), [1.0], 6)
+    moment = 8 * (40 * 25) ** 2
+    assert 4 * moment < peak_bytes(lambda: only(RegMeanPP(), it)) <= told.whole

@@ -65,7 +65,8 @@ def class_section(merge: Merge, chosen: str | None, picture: Picture) -> Markup 
         return None
     note = (
         "Test pictures that the source has right and how many of them are left with the student, class by class; a "
-        "class with few pictures may be here by chance. A picture is one that the source alone has right."
+        "class with few pictures may be here by chance. A picture is one that the domain's source has right and this "
+        "network has not."
     )
     return section(
         "classes", "Classes hit worst", tag("p", note, class_="note"), choice("classes", "Student", panels, chosen)
