@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 
 from project.report.page.markup import Markup, choice, section, tag
-from project.report.page.plot import Axis, Point, Series, axis_of, level, plot
+from project.report.page.plot import STYLES, Axis, Point, Series, axis_of, level, plot
 from project.report.page.reading import Merge, Network
 from project.report.page.share import Estimate, mean
-
-STYLES = 8
-"""Styles of lines before they begin anew."""
 
 
 def accuracy_section(merge: Merge) -> Markup | None:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from project.report.page.markup import Markup, choice, join, section, tag
-from project.report.page.plot import Axis, Point, Series, plot
+from project.report.page.plot import STYLES, Axis, Point, Series, plot
 from project.report.page.reading import Merge, Network, number, tally
 from project.report.page.share import counted
 
-STYLES = 8
 SMALLEST, LARGEST = 0.5, 2.2
 """Factors on the marks of a bin with no and with all pictures."""
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from project.report.page.markup import Markup, choice, join, section, tag
-from project.report.page.plot import Point, Series, axis_of, names_axis, plot
+from project.report.page.plot import STYLES, Point, Series, axis_of, names_axis, plot
 from project.report.page.reading import Merge, numbers, part
 
-STYLES = 8
 Lines = Mapping[str, Mapping[str, float]]
 """Student -> layer or group -> value."""
 

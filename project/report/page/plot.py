@@ -8,6 +8,8 @@ from project.report.page.markup import Markup, join, tag
 
 PHONE = 280
 """Pixels that a plot has on a phone, at least."""
+STYLES = 8
+"""Styles of lines, ``s0`` to ``s7``, before they begin anew."""
 LETTER = 7
 """Pixels of a letter of a tick, about."""
 
