@@ -1,9 +1,11 @@
 """Domains dealt out to clients that keep their pictures to themselves, as in federated learning."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader
 
 from project.data.datamodule import DomainDataModule
 from project.data.domain import DomainSet, Sample
@@ -25,19 +27,28 @@ class ClientDataModule(DomainDataModule):
         clients: Clients of each domain; ``seed`` decides which picture is whose.
         alpha: Concentration of the Dirichlet distribution: small numbers give most of a class to one client, large
             ones the same to all. Plays no part where a domain has one client.
+        local_epochs: How often each client sees each of its pictures in a round, shuffled and varied anew.
         options: As in DomainDataModule; ``label_space`` must be ``shared``.
 
     Raises:
         ConfigurationError: If there is to be no client, alpha is not above 0, or every domain has a head of its own.
     """
 
-    def __init__(self, sets: DomainSet | list[DomainSet], clients: int = 1, alpha: float = 0.5, **options: Any) -> None:
+    def __init__(
+        self,
+        sets: DomainSet | list[DomainSet],
+        clients: int = 1,
+        alpha: float = 0.5,
+        local_epochs: int = 1,
+        **options: Any,
+    ) -> None:
         super().__init__(sets, **options)
         whole(1, MOST_CLIENTS, clients=clients)
+        whole(1, local_epochs=local_epochs)
         above(0, alpha=alpha)
         if self.label_mode != "shared":
             raise ConfigurationError(f"label_space is {self.label_mode!r}; clients share one head: use 'shared'.")
-        self.clients, self.alpha = clients, alpha
+        self.clients, self.alpha, self.local_epochs = clients, alpha, local_epochs
 
     @property
     def client_names(self) -> tuple[str, ...]:
@@ -69,14 +80,42 @@ class ClientDataModule(DomainDataModule):
     def train_dataloader(self) -> CombinedLoader:  # type: ignore[override]
         """Batches that map every client to pictures (B, 3, image_size, image_size) and output columns (B,).
 
-        In an epoch each client sees each of its pictures once, shuffled, but for a last one that would be a batch by
-        itself; one that has no more maps to None.
+        In an epoch each client sees each of its pictures ``local_epochs`` times, shuffled, but for a last one that
+        would be a batch by itself; one that has no more maps to None.
         """
         loaders = {
-            name: self._training_loader(samples, self._varied, number, drop_last=self._lonely(samples))
+            name: Repeated(
+                self._training_loader(samples, self._varied, number, drop_last=self._lonely(samples)), self.local_epochs
+            )
             for number, (name, samples) in enumerate(self.client_samples().items())
         }
         return CombinedLoader(loaders, mode="max_size")
+
+
+class Repeated:
+    """A loader that is gone through several times in a row, each time in its next order.
+
+    Args:
+        loader: The loader.
+        times: How often.
+    """
+
+    def __init__(self, loader: DataLoader[Any], times: int) -> None:
+        self.loader, self.times = loader, times
+
+    @property
+    def sampler(self) -> Any:
+        """The loader's, which Lightning tells of epochs."""
+        return self.loader.sampler
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.loader) * self.times
+
+    def __iter__(self) -> Iterator[Any]:
+        """All batches, pass by pass."""
+        for _ in range(self.times):
+            yield from self.loader
 
 
 def dirichlet_parts(samples: list[Sample], clients: int, alpha: float, seed: int | list[int]) -> list[list[Sample]]:
