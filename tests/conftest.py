@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
-from disturbing import disturbance
 from hypothesis import HealthCheck, settings
 from thinned import thin_out
+
+# torch, and what imports it, is imported by those alone that run tests: the process that deals them out needs none.
 
 # The same examples everywhere, few enough for the default suite; and those of `make fuzz`, others every time. A fixture
 # of hypothesis' own rule, one for each example, is not what the tests of files want: they write over one file.
@@ -41,6 +41,8 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def few_threads() -> None:
     """One thread: the tests' networks are small, and more threads than free cores make each other wait."""
+    import torch
+
     torch.set_num_threads(int(os.environ.get("PLEAS_TEST_THREADS", "1")))
 
 
@@ -52,6 +54,9 @@ def other_rounding(request: pytest.FixtureRequest) -> Iterator[None]:
     reach: other processes, or the test's own arithmetic. It has only its sources' weights disturbed, which all read
     from files; and like other processes, which have one thread, it has no more.
     """
+    import torch
+    from disturbing import disturbance
+
     exact, threads = getattr(request.module, "EXACT", False), torch.get_num_threads()
     if exact:
         torch.set_num_threads(1)
