@@ -21,18 +21,20 @@ from project.data.transforms import evaluation_transform
 if TYPE_CHECKING:
     from project.data.clients import ClientDataModule
     from project.data.datamodule import DomainDataModule
+    from project.data.population import PopulationDataModule
     from project.data.unlabelled import UnlabelledDataModule
     from project.data.unsorted import UnsortedDataModule
 
 __all__ = [
     "CUB", "ClientDataModule", "Domain", "DomainDataModule", "DomainNet", "DomainSet", "Domains", "ImageFolders",
-    "NABirds", "OxfordPets", "PictureFolder", "Sample", "Shapes", "StanfordDogs", "UnlabelledDataModule",
-    "UnsortedDataModule", "evaluation_transform", "open_picture",
+    "NABirds", "OxfordPets", "PictureFolder", "PopulationDataModule", "Sample", "Shapes", "StanfordDogs",
+    "UnlabelledDataModule", "UnsortedDataModule", "evaluation_transform", "open_picture",
 ]  # fmt: skip
 
 DATA_MODULES = {
     "ClientDataModule": "clients",
     "DomainDataModule": "datamodule",
+    "PopulationDataModule": "population",
     "UnlabelledDataModule": "unlabelled",
     "UnsortedDataModule": "unsorted",
 }

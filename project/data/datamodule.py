@@ -41,13 +41,17 @@ class DomainDataModule(Domains, LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of pictures (B, 3, image_size, image_size) and output columns (B,), shuffled over all domains."""
+        samples = self._training_samples()
+        return self._training_loader(samples, self._varied, drop_last=self._lonely(samples))
+
+    def _training_samples(self) -> list[Sample]:
+        """The training pictures of all domains, and their output columns."""
         columns = self.label_space.columns
-        samples = [
+        return [
             (path, label + columns(name).start)
             for name in self.domain_names
             for path, label in self.samples(name, "train")
         ]
-        return self._training_loader(samples, self._varied, drop_last=self._lonely(samples))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a domain: pictures (B, 3, image_size, image_size), labels (B,) among the domain's classes."""
@@ -84,14 +88,24 @@ class DomainDataModule(Domains, LightningDataModule):
         return self._loader(dataset, sampler=EachOnce(dataset) if each_once else None)
 
     def _training_loader(
-        self, samples: list[Sample], transform: Transform, number: int = 0, *, labelled: bool = True, **options: Any
+        self,
+        samples: list[Sample],
+        transform: Transform,
+        number: int = 0,
+        *,
+        labelled: bool = True,
+        dealt: bool = True,
+        **options: Any,
     ) -> DataLoader[Any]:
-        """Shuffled, and varied by the transform, anew in every epoch; the number tells several loaders apart."""
+        """Shuffled, and varied by the transform, anew in every epoch; the number tells several loaders apart.
+
+        Of several processes each has its share, or, where nothing is dealt out, all.
+        """
         seed = seed_of(torch.initial_seed() if self.fit_seed is None else self.fit_seed, number)
         dataset = TrainingPictures(samples, transform, seed, labelled)
         # an iterator draws from a generator of its own: torch's is the network's, whenever the iterator is made
         return self._loader(
-            dataset, sampler=Shuffled(dataset, seed, self._epoch), generator=torch.Generator(), **options
+            dataset, sampler=Shuffled(dataset, seed, self._epoch, dealt), generator=torch.Generator(), **options
         )
 
     def _lonely(self, samples: list[Sample]) -> bool:

@@ -48,12 +48,14 @@ class Shuffled(DistributedSampler[Any]):
         dataset: What to sample from.
         seed: Seed of all orders, the same in every process.
         epoch: That of the first order; later ones come by :meth:`set_epoch`. Within an epoch each round has another.
+        dealt: Whether each process has a share; else each has all.
     """
 
     ROUNDS = 2**20  # more than there are in any epoch
 
-    def __init__(self, dataset: Sized, seed: int, epoch: int = 0) -> None:
+    def __init__(self, dataset: Sized, seed: int, epoch: int = 0, dealt: bool = True) -> None:
         super().__init__(dataset, num_replicas=1, rank=0, seed=seed)  # type: ignore[arg-type]
+        self.dealt = dealt
         self.items, self.epoch, self.rounds = len(dataset), epoch, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -63,7 +65,7 @@ class Shuffled(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         """Number of items that each process gets."""
-        return -(-self.items // _place()[1])
+        return -(-self.items // self._place()[1])
 
     def __iter__(self) -> Iterator[int]:
         """Names of the items this process gets, in the next order."""
@@ -71,9 +73,13 @@ class Shuffled(DistributedSampler[Any]):
         self.rounds += 1
         generator = torch.Generator().manual_seed(seed_of(self.seed, draw))
         order = torch.randperm(self.items, generator=generator).tolist()
-        rank, size = _place()
+        rank, size = self._place()
         whole = [order[index % self.items] for index in range(len(self) * size)] if order else []
         return iter([index + self.items * draw for index in whole[rank::size]])
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of the processes that share the items."""
+        return _place() if self.dealt else (0, 1)
 
 
 def seed_of(*numbers: int) -> int:

@@ -8,9 +8,10 @@ from project.modules.merge import MergeModule
 from project.modules.probe import ProbeModule
 from project.modules.refine import RefineModule
 from project.modules.scoring import ScoringModule
+from project.modules.wash import WashModule
 from project.modules.weight_scope import WeightScope
 
 __all__ = [
     "CoefficientModule", "EvaluationModule", "FederatedModule", "FineTuneModule", "MergeModule",
-    "ProbeModule", "RefineModule", "ScoringModule", "WeightScope",
+    "ProbeModule", "RefineModule", "ScoringModule", "WashModule", "WeightScope",
 ]  # fmt: skip

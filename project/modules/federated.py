@@ -1,7 +1,7 @@
 """Rounds of federated learning: clients train, the server makes one network of theirs."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from math import inf, isfinite
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -21,7 +20,6 @@ from project.models import DomainScores, read_weights
 from project.models.scope import Fusion, fused_scope, layer_weights, scope_divergence
 from project.models.strict import load_body
 from project.modules.common import FitBytes
-from project.modules.fine_tune import FineTuneModule
 from project.modules.fusion import (
     Attack,
     Median,
@@ -34,9 +32,10 @@ from project.modules.fusion import (
     attacked,
     is_finite,
 )  # fmt: skip
+from project.modules.side_by_side import SideBySide
 
 
-class FederatedModule(FineTuneModule):
+class FederatedModule(SideBySide):
     """A network that clients train in turns without showing each other their pictures.
 
     An epoch is a round. Every client starts from the server's network with a fresh optimizer and trains on its own
@@ -92,7 +91,6 @@ class FederatedModule(FineTuneModule):
         self.fusion: ServerFusion = WeightedMean() if fusion is None else fusion
         self.proximal, self.participation = proximal, participation
         self.bases, self.attacks = bases or {}, attacks or {}
-        self.automatic_optimization = False  # every client has an optimizer of its own
 
     def setup(self, stage: str) -> None:
         """Refuse data without clients, several processes, and schedules that count steps."""
@@ -141,18 +139,7 @@ class FederatedModule(FineTuneModule):
         self.pictures: defaultdict[str, int] = defaultdict(int)
         # Kept out of the state dict: when a round opens they are the server's network.
         self.clients: dict[str, nn.Module] = {name: deepcopy(server) for name in names}
-        configurations = []
-        for client in self.clients.values():
-            optimized = self.optimized([weight for weight in client.parameters() if weight.requires_grad])
-            configurations.append(optimized if isinstance(optimized, dict) else {"optimizer": optimized})
-        schedules = [
-            configuration["lr_scheduler"]["scheduler"]
-            for configuration in configurations
-            if "lr_scheduler" in configuration
-        ]
-        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
-            raise ConfigurationError("lr_scheduler is ReduceLROnPlateau; rounds need one that goes by their number.")
-        return [configuration["optimizer"] for configuration in configurations], schedules
+        return self.optimized_each(self.clients.values())
 
     def on_train_start(self) -> None:
         """Log how many pictures and classes each client has."""
@@ -187,7 +174,7 @@ class FederatedModule(FineTuneModule):
         if not self.pictures:
             self._open_round()
         losses, penalties = {}, []
-        for (name, client), optimizer in zip(self.clients.items(), self._optimizers, strict=True):
+        for (name, client), optimizer in zip(self.clients.items(), self.own_optimizers, strict=True):
             samples = batch[name]
             if samples is None or name not in self.training_clients:
                 continue
@@ -259,9 +246,9 @@ class FederatedModule(FineTuneModule):
         self.log("round/left out", float(len(sent) - len(states)))
         if states:
             self._fuse(states, server)
-        for schedule in self._schedules:
+        for schedule in self.own_schedules:
             schedule.step()
-        for optimizer in self._optimizers:
+        for optimizer in self.own_optimizers:
             optimizer.state.clear()  # the next round's are fresh, and no checkpoint need hold these
         self.pictures.clear()
 
@@ -315,16 +302,6 @@ class FederatedModule(FineTuneModule):
     @property
     def _scope_fusion(self) -> Fusion:
         return "variances" if self.scope is None else self.scope.fusion
-
-    @property
-    def _optimizers(self) -> Sequence[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    @property
-    def _schedules(self) -> Sequence[Any]:
-        schedules = self.lr_schedulers()
-        return schedules if isinstance(schedules, list) else [] if schedules is None else [schedules]
 
 
 def squared_distance(network: nn.Module, other: nn.Module) -> Tensor:

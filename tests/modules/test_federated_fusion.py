@@ -1,5 +1,6 @@
 """What FederatedModule does with fusions, lies, and clients of other starts."""
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -20,6 +21,8 @@ from project.methods import PLeaS
 from project.models import Architecture
 from project.modules import FederatedModule
 from project.modules.fusion import ActorCriticFusion, Median, MergedClients, Round, SearchedMean, ServerFusion
+
+METHOD = "project.methods.Permutation"
 
 
 class Watched(ServerFusion):
@@ -164,7 +167,7 @@ def test_the_command_takes_fusions(inside: Path) -> None:
         "fit", "--config", str(tiny / "fit_federated.yaml"), "--trainer.enable_progress_bar", "false",
         "--trainer.max_epochs", "1", "--data.init_args.local_epochs", "2", "--model.init_args.proximal", "0.1",
         "--model.init_args.attacks", '{"sketch-0": "sign_flip"}', "--model.init_args.fusion",
-        '{"class_path": "project.modules.fusion.MergedClients", "init_args": {"method": "project.methods.Permutation"}}',
+        json.dumps({"class_path": "project.modules.fusion.MergedClients", "init_args": {"method": METHOD}}),
     ])  # fmt: skip
     saved = torch.load(inside / "runs" / "tiny" / "federated" / "checkpoints" / "best.ckpt", weights_only=True)
     assert saved["hyper_parameters"]["proximal"] == 0.1
