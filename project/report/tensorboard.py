@@ -12,6 +12,8 @@ from project.report.results import Results
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+RESIDUAL = "relative residual of the fit"
+
 
 def write_results(writer: "SummaryWriter", results: Results) -> None:
     """Write the table, its figures, and accuracies of students as scalars over size in per cent of one source."""
@@ -38,20 +40,25 @@ def write_fits(writer: "SummaryWriter", merged: Sequence[Merged], layers: Sequen
         for name, fit in result.layers.items():
             for quantity, value in fit.items():
                 writer.add_scalar(f"{quantity}/{result.name}", value, layers.index(name))
+        for domain, residuals in result.domain_residuals.items():
+            for name, value in residuals.items():
+                writer.add_scalar(f"residual by domain/{result.name}/{domain}", value, layers.index(name))
+        if result.domain_residuals:
+            lines = _along(result.domain_residuals, layers)
+            writer.add_figure(f"residual by domain/{result.name}", layer_figure(lines, layers, RESIDUAL), 0)
         for step, value in enumerate(result.matches.values()):
             writer.add_scalar(f"match/{result.name}", value, step)
         for quantity, curves in result.curves.items():
             for layer, values in curves.items():
                 for step, value in values.items():
                     writer.add_scalar(f"{quantity}/{result.name}/{layer}", value, step)
-    absent = float("nan")  # a layer that needed no fit leaves a gap
     fitted = {
-        result.name: [result.layers.get(name, {}).get("residual_after", absent) for name in layers]
+        result.name: {name: fit["residual_after"] for name, fit in result.layers.items() if "residual_after" in fit}
         for result in merged
-        if any("residual_after" in fit for fit in result.layers.values())
     }
+    fitted = {name: residuals for name, residuals in fitted.items() if residuals}
     if fitted:
-        writer.add_figure("residual by layer", layer_figure(fitted, layers, "relative residual of the fit"), 0)
+        writer.add_figure("residual by layer", layer_figure(_along(fitted, layers), layers, RESIDUAL), 0)
     shares = {result.name: separated(result.student.group_maps) for result in merged}
     mixed = {name: share for name, share in shares.items() if 0 < sum(share.values()) < len(share)}
     for name, share in mixed.items():
@@ -63,6 +70,11 @@ def write_fits(writer: "SummaryWriter", merged: Sequence[Merged], layers: Sequen
     if matched:
         groups = list(next(result.matches for result in merged if result.matches))
         writer.add_figure("match by group", layer_figure(matched, groups, "mean similarity of matched units"), 0)
+
+
+def _along(values: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> dict[str, list[float]]:
+    """Values of all layers in order; one without leaves a gap, as a layer that needed no fit."""
+    return {name: [found.get(layer, float("nan")) for layer in layers] for name, found in values.items()}
 
 
 def write_variances(writer: "SummaryWriter", variances: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

@@ -43,6 +43,7 @@ def drawn_results(
         },
         "layer_order": list(layers),
         "layers": {n: {layer: {"residual_after": draw.random()} for layer in layers} for n in sizes},
+        "domain_residuals": {n: {d: {layer: draw.random() for layer in layers} for d in domains} for n in sizes},
         "separated": {n: {layer: draw.random() for layer in layers} for n in sizes},
         "matches": {n: {layer: draw.uniform(-2, 1) for layer in layers} for n in sizes},
         "lineage": {n: _lineage(n, sources, domains) for n in sizes},

@@ -112,9 +112,10 @@ def test_it_has_all_sections_in_their_order_and_all_rows() -> None:
     ("left_out", "gone"),
     [
         (("tests",), {"classes", "calibration"}),
-        (("layers", "matches", "separated"), {"layers"}),
+        (("layers", "matches", "separated", "domain_residuals"), {"layers"}),
         (("lineage", "calibration", "phases", "skipped_pictures"), {"lineage"}),
-        (("tests", "layers", "matches", "separated", "lineage", "calibration", "phases", "skipped_pictures"),
+        (("tests", "layers", "matches", "separated", "domain_residuals", "lineage", "calibration", "phases",
+          "skipped_pictures"),
          {"layers", "classes", "calibration", "lineage"}),
     ],
 )  # fmt: skip
