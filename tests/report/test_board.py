@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from project.methods import Merged, PLeaS
 from project.report import write_fits
 from project.report.page import page
+from project.report.page.confusions import confusions
 from project.report.page.reading import understand
 
 
@@ -63,6 +64,24 @@ def test_the_page_names_the_domain_that_pays_and_where(dear: str) -> None:
     last = results["layer_order"][-1]
     assert f"{dear} pays most: the fit leaves 4.000 of its targets" in text
     assert f"Most is left of {dear} in {last} (6.000)" in text
+
+
+def test_confusions_are_sorted_and_held_against_the_source() -> None:
+    results = drawn_results()
+    merge = understand(results)
+    (student, *_) = merge.of_kind("student")
+    its, mine = (results["tests"]["confusions"][name]["clipart"] for name in ("source clipart", student.name))
+    found = confusions(merge, student, "clipart")
+    assert {(one.name, one.told): one.student for one in found} == {
+        (name, told): count for name, others in mine.items() for told, count in others.items()
+    }
+    counts = [one.student for one in found]
+    assert counts == sorted(counts, reverse=True)
+    assert all(one.source == its.get(one.name, {}).get(one.told, 0) for one in found)
+    text = page(merge)
+    for one in found[:8]:
+        words = f"the student takes {one.student} for {one.told}, source clipart {one.source}"
+        assert f"{one.name}: of 50 pictures, {words}" in text
 
 
 def test_one_domain_alone_is_not_compared() -> None:
