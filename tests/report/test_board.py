@@ -1,19 +1,27 @@
 """TensorBoard and the page say the same of every layer, domain and class, at steps that mean something."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from drawn_results import drawn_results
 from helpers import Case, make_problem, merge_case, random_network
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from project.alignment import activation_similarity
 from project.methods import Merged, PLeaS
-from project.report import write_fits
+from project.moments import Statistics
+from project.report import write_correlations, write_fits
+from project.report.matrices import NAMED, confusion_figure, correlations
 from project.report.page import page
 from project.report.page.confusions import confusions
 from project.report.page.reading import understand
+from project.report.tensorboard import settings_table
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,68 @@ def test_domains_share_what_is_left_of_all(case: Case, fit: str) -> None:
     for layer, measured in student.layers.items():
         each = [residuals[layer] for residuals in parts.values()]
         assert min(each) * (1 - 1e-6) <= measured["residual_after"] <= max(each) * (1 + 1e-6)
+
+
+def test_matched_units_are_the_diagonal(case: Case, merged: list[Merged], tmp_path: Path) -> None:
+    statistics = case.evidence.statistics
+    names = [group.name for group in case.spec.free]
+    for student in merged:
+        found = correlations(statistics, case.spec, student.student.group_maps, groups=99)
+        assert {one.group for one in found} <= set(names)
+        for one in found:
+            group, units = case.spec.groups[one.group], student.student.group_maps[one.group]
+            both = units.members[units.present.all(1)]
+            assert one.before.shape == one.after.shape == (len(both), len(both))
+            assert torch.equal(one.before.sort(1).values, one.after.sort(1).values), "columns change places alone"
+            whole = activation_similarity(statistics, group, "correlation")[: group.size, group.size :]
+            wanted = whole[both[:, 0], both[:, 1]].sort().values
+            assert torch.allclose(one.after.diagonal().sort().values, wanted)
+    found = correlations(statistics, case.spec, merged[0].student.group_maps, groups=2)
+    assert [one.group for one in found] == [names[0], names[-1]]
+    again = merge_case(PLeaS(separate="front", label="again"), case, [1.0])
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_correlations(writer, statistics, case.spec, [*merged, *again], ["one", "two"])
+        write_correlations(writer, Statistics(), case.spec, merged, ["one", "two"])
+    assert events(tmp_path).Tags()["images"] == [f"correlations/{merged[0].name}"], "of one alignment, one figure"
+
+
+def test_settings_stand_side_by_side_those_that_differ_first() -> None:
+    common = {"class": "PLeaS", "method": "pleas"}
+    lineage = {
+        "pleas-1.00": {**common, "budget": 1.0, "options": {"fit": "joint", "ridge": 0.1, "label": "a|b"}},
+        "pleas-1.50": {**common, "budget": 1.5, "options": {"fit": "sequential", "ridge": 0.1, "rounds": 2}},
+    }
+    lines = settings_table(lineage).splitlines()
+    cells = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines]
+    assert {len(row) for row in cells} == {3}
+    rows = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+    assert rows["setting"] == ["pleas-1.00", "pleas-1.50"]
+    assert rows["fit"] == ["joint", "sequential"]
+    assert rows["rounds"] == ["–", "2"]
+    assert rows["label"] == [r"a\|b", "–"]
+    names = list(rows)
+    assert names.index("budget") < names.index("rounds") < names.index("class")
+
+
+@pytest.mark.parametrize("classes", [2, 50])
+def test_a_figure_holds_shares_of_the_classes_that_are_confused_most(classes: int) -> None:
+    names = [f"class {place}" for place in range(classes)]
+    results = drawn_results(classes=names, pictures=20)
+    tests = results["tests"]
+    figure = confusion_figure(tests, "pleas-1.00")
+    FigureCanvasAgg(figure).draw()
+    panels = [axes for axes in figure.axes if axes.get_xlabel() == "taken for"]
+    for axes, domain in zip(panels, results["domains"], strict=True):
+        shown = [label.get_text() for label in axes.get_yticklabels()]
+        assert len(shown) == min(classes, NAMED)
+        (image,) = axes.images
+        right = dict(zip(names, tests["right"]["pleas-1.00"][domain], strict=True))
+        shares = np.asarray(image.get_array())
+        assert shares.diagonal().tolist() == pytest.approx([right[name] / 20 for name in shown])
+        left_out = [right[name] for name in names if name not in shown]
+        assert not left_out or min(left_out) >= max(right[name] for name in shown)
+        if classes <= NAMED:
+            assert shares.sum(1).tolist() == pytest.approx([1.0] * classes)
 
 
 @pytest.mark.parametrize("dear", ["clipart", "sketch"])

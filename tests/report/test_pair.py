@@ -44,7 +44,7 @@ def test_nineteen_of_twenty_draws_of_pictures_hold_the_truth(cells: tuple[float,
 
 @given(st.tuples(*[st.integers(0, 500)] * 4), st.floats(0, 3))
 def test_the_variance_is_that_of_the_four_cells(cells: tuple[int, int, int, int], factor: float) -> None:
-    both, first, second, none = cells
+    both, first, second, _ = cells
     if not sum(cells):
         return
     it = pair(both, first, second, sum(cells))
