@@ -66,7 +66,7 @@ def confusion_section(merge: Merge, chosen: str | None) -> Markup | None:
         return None
     note = (
         "How many test pictures of a class the student takes for another one, and how many the domain's source does; "
-        "results.json has the whole matrices."
+        "results.json has them for every network, the 1000 most frequent of each domain."
     )
     return section(
         "confusions", "Classes taken for others", tag("p", note, class_="note"),
@@ -86,7 +86,7 @@ def _domain(merge: Merge, student: Network, domain: str) -> Markup | None:
 
 def _table(rows: Sequence[Confusion], source: str) -> Markup:
     heads = [tag("th", "class", scope="col"), tag("th", "taken for", scope="col")]
-    heads += [tag("th", name, scope="col", class_="figures") for name in ("student", "source", "of")]
+    heads += [tag("th", name, scope="col", class_="figures") for name in ("student", "source")]
     lines = []
     for row in rows:
         known = "–" if row.source is None else row.source
@@ -94,6 +94,6 @@ def _table(rows: Sequence[Confusion], source: str) -> Markup:
             f"{row.name}: of {row.pictures} pictures, the student takes {row.student} for {row.told}, {source} {known}"
         )
         cells = [tag("th", row.name, scope="row"), tag("td", row.told)]
-        cells += [tag("td", value, class_="figures") for value in (row.student, known, row.pictures)]
+        cells += [tag("td", value, class_="figures") for value in (f"{row.student} of {row.pictures}", known)]
         lines.append(tag("tr", *cells, title=words))
     return tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines), class_="classes confused")

@@ -7,7 +7,7 @@ from typing import Any
 from project.report.page.markup import Markup, join, section, tag
 from project.report.page.pair import kept
 from project.report.page.reading import PLAIN, Merge, Network, number
-from project.report.page.share import Share, mean
+from project.report.page.share import Estimate, Share, mean
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,15 @@ def _domain(merge: Merge, domain: str) -> Column:
         parts = [] if share.pictures is None else [f"{share.right} of {share.pictures}"]
         if source is not None and merge.counts_answers and source is not network and network.kind != "source":
             held = kept(merge.pairs({domain: network}, {domain: source}))
-            parts += [f"kept {held.text} %"] if held is not None else []
+            parts += [f"kept {_whole(held)} %"] if held is not None else []
         return _stacked(share, parts), share.percent
 
     return Column(domain, cell)
+
+
+def _whole(held: Estimate) -> str:
+    """A share of a domain, whose few pictures tell no tenths."""
+    return f"{held.value:.0f}" + ("" if held.spread is None else f" ± {held.spread:.0f}")
 
 
 def _stacked(share: Share, parts: Sequence[str]) -> Markup:
