@@ -29,6 +29,7 @@ def command_parser() -> OneSentenceParser:
     parser.add_argument("--out", type=Path, help="What is written, not there yet; default: beside the student.")
     parser.add_argument("--architecture", help="Dotted path of your own code, where the student is of that.")
     parser.add_argument("--arguments", default=None, help="Keyword arguments of the architecture, as JSON.")
+    parser.add_argument("--licence", help="Of the weights, for the model card, as the Hub names it: apache-2.0.")
     return parser
 
 
@@ -45,4 +46,5 @@ def run_command(args: Sequence[str]) -> None:
     present(given.student, what="The student")
     arguments = None if given.arguments is None else keyword_arguments(given.arguments, "arguments")
     student = load_student(given.student, given.architecture, arguments)
-    sys.stdout.write(f"{export(student, given.out or place_of(given.student, given.to), given.to)}\n")
+    out = given.out or place_of(given.student, given.to)
+    sys.stdout.write(f"{export(student, out, given.to, given.licence, given.student)}\n")

@@ -28,6 +28,7 @@ from project.report import (
     Results,
     accuracy_figure,
     connectivity_figure,
+    write_correlations,
     write_fits,
     write_results,
     write_variances,
@@ -213,6 +214,9 @@ class MergeTrainer(Trainer):
         loggers = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
         for logger in loggers:
             write_fits(logger.experiment, engine.merged, [layer.name for layer in engine.problem.spec.layers])
+            if statistics := engine.gathering.statistics:
+                names = [source.name for source in engine.sources]
+                write_correlations(logger.experiment, statistics, engine.problem.spec, engine.merged, names)
             write_variances(logger.experiment, engine.variances)
             write_results(logger.experiment, results)
             logger.experiment.flush()

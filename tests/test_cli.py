@@ -101,6 +101,13 @@ def test_a_merge_leaves_its_table_students_and_logs(tiny: Path) -> None:
             assert row[domain] == round(100 * sum(right) / sum(seen), 1)
             assert (sum(bins["pictures"]), sum(bins["right"])) == (sum(seen), sum(right))
             assert all(told <= there for told, there in zip(right, seen, strict=True))
+            confused = tests["confusions"][name][domain]
+            wrong = {one: there - told for one, told, there in zip(classes, right, seen, strict=True) if there > told}
+            assert {one: sum(others.values()) for one, others in confused.items()} == wrong, "of few classes, all"
+            for other, both in tests["both right"][domain][name].items():
+                assert both <= min(sum(right), sum(tests["right"][other][domain]))
+                assert both >= sum(right) + sum(tests["right"][other][domain]) - sum(seen)
+        assert sum(map(len, tests["both right"][domain].values())) == len(rows) * (len(rows) - 1) // 2
     assert list(folder.glob("events.out.tfevents.*"))
     assert (folder / "config.yaml").exists()
     report = (folder / "report.html").read_bytes()

@@ -31,6 +31,7 @@ class Exported:
         difference: Largest difference of its logits from the student's on random pictures, relative to the largest.
         heads: Name of every head -> names of its classes, in the order of its logits.
         notes: What it does not say, in words.
+        card: The model card.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Exported:
     difference: float
     heads: dict[str, list[str]]
     notes: tuple[str, ...] = ()
+    card: Path | None = None
 
     def __str__(self) -> str:
         """As ``pleas export`` prints it."""

@@ -12,14 +12,15 @@ anew, the product with W⁰, and the factorisation; where it leaves a layer's un
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from project.alignment import UnitMap
-from project.fit.layer_fit import LayerFit
-from project.fit.normal_equations import Gram
+from project.fit.layer_fit import LayerFit, domain_misfits
+from project.fit.normal_equations import Gram, NormalEquations
 from project.fit.solver import LayerSolver
 from project.moments import Pull, SecondMoment
 from project.student.start import start_matrix, targets
@@ -159,7 +160,7 @@ def fit_layer(
     weight = sum(view.samples * view.weight for view in views)
     start = start_matrix(layer, matrices, outputs, inputs).contiguous()
     if all(_exact(layer, matrices, start, outputs, inputs, view, same_input) for view in views):
-        return LayerFit(start, 0.0, 0.0, 1.0, 0)
+        return LayerFit(start, 0.0, 0.0, 1.0, 0, domains=[0.0] * len(views))
     cross, gram = torch.zeros_like(start), start.new_zeros(start.shape[1], start.shape[1])
     power = start.new_zeros(len(start))
     for view in (view for view in views if view.samples * view.weight):
@@ -167,7 +168,18 @@ def fit_layer(
         gram.add_(view.gram(inputs), alpha=share)
         cross.add_(view_cross, alpha=share)
         power.add_(view_power, alpha=share)
-    return LayerSolver(layer, start, outputs, inputs, [Gram(gram, samples)], ridge).solve([cross], [power])
+    fit = LayerSolver(layer, start, outputs, inputs, [Gram(gram, samples)], ridge).solve([cross], [power])
+    del gram, cross
+    return replace(fit, domains=[_view_misfit(layer, fit.matrix, outputs, inputs, view) for view in views])
+
+
+def _view_misfit(layer: Layer, matrix: Tensor, outputs: UnitMap, inputs: UnitMap, view: View) -> float:
+    """E‖W z − t‖² / E‖t‖² on one part of the data, put together anew: the parts of all views need much memory."""
+    if not view.samples:
+        return torch.nan
+    cross, power = view.crossed(outputs, inputs)
+    equations = NormalEquations([Gram(view.gram(inputs), view.samples)], [cross], [power])
+    return domain_misfits(layer, outputs, inputs, matrix, equations)[0]
 
 
 def _exact(

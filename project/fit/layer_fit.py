@@ -1,13 +1,19 @@
 """A fitted layer, and what is measured of its fit."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
+from project.alignment import UnitMap
 from project.fit.factor import Factor
+from project.fit.normal_equations import Gram, NormalEquations
+from project.fit.row_blocks import followed_blocks
 from project.runtime import Progress
+from project.runtime.processes import ALONE, World
+from project.symmetry import Layer
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class LayerFit:
         fallbacks: Number of row blocks that were not positive definite and went through eigenvalues.
         pictures: Share of the calibration pictures that it was fitted to.
         positions: Share of the layer's positions on each of them.
+        domains: Residual of the fit on each part of the calibration data, see :func:`domain_misfits`.
     """
 
     matrix: Tensor
@@ -66,6 +73,7 @@ class LayerFit:
     fallbacks: int
     pictures: float = 1.0
     positions: float = 1.0
+    domains: Sequence[float] = ()
 
     @property
     def measurements(self) -> Measurements:
@@ -140,6 +148,83 @@ def fit_of(matrix: Tensor, residuals: Sequence[Residual], fallbacks: int) -> Lay
     after = max(sum(part.after for part in residuals), 0.0) / power
     condition = max((part.condition for part in residuals), default=1.0)
     return LayerFit(matrix, before, after, condition, fallbacks)
+
+
+def misfit(layer: Layer, outputs: UnitMap, inputs: UnitMap, matrix: Tensor, equations: NormalEquations) -> float:
+    """Compute E‖W x − t‖² / E‖t‖² of any weights W, over the rows that follow some part of the data.
+
+    Args:
+        layer: The layer.
+        outputs: Unit map of the output axis.
+        inputs: Unit map of the input axis.
+        matrix: W, float64, shape (outputs, inputs · taps (+ 1)), of a grouped convolution the inputs of a block.
+        equations: Normal equations of the data; of a grouped convolution those of one part of it.
+    """
+    energy = power = 0.0
+    sums = _block_sums if layer.blocks > 1 else _row_sums
+    for weights, gram, cross, block_power in sums(layer, outputs, inputs, matrix, equations):
+        energy += block_power + float(((weights @ gram - 2 * cross) * weights).sum())
+        power += block_power
+    return max(energy, 0.0) / max(power, 1e-300)
+
+
+Sums = Iterator[tuple[Tensor, Tensor, Tensor, float]]
+"""Of some rows of a layer: W, E[x xᵀ], E[t xᵀ] and E‖t‖²."""
+
+
+def _row_sums(layer: Layer, outputs: UnitMap, inputs: UnitMap, matrix: Tensor, equations: NormalEquations) -> Sums:
+    for block in followed_blocks(layer, outputs, inputs, equations.grams):
+        columns = block.columns.to(matrix.device)
+        cross = torch.zeros_like(matrix[block.rows][:, columns])
+        for part, share in block.shares:
+            cross.add_(equations.crosses[part][block.rows][:, columns], alpha=share)
+        power = block.power(equations.powers, block.rows)
+        yield matrix[block.rows][:, columns], block.gram(equations.grams), cross, power
+
+
+def _block_sums(layer: Layer, outputs: UnitMap, inputs: UnitMap, matrix: Tensor, equations: NormalEquations) -> Sums:
+    (gram,), (cross,), (power,) = equations.grams, equations.crosses, equations.powers
+    rows = len(matrix) // len(gram.matrix)
+    blocks = _following(outputs, gram)[::rows].to(matrix.device)  # the units of a block stand for the same sources
+    weights, crosses, powers = (torch.unflatten(one, 0, (-1, rows))[blocks] for one in (matrix, cross, power))
+    yield weights, gram.matrix[blocks], crosses, float(powers.sum())
+
+
+def _following(outputs: UnitMap, gram: Gram) -> Tensor:
+    """Which rows follow a part of the data: boolean, shape (outputs,)."""
+    return torch.ones(outputs.units, dtype=torch.bool) if gram.owner is None else outputs.present[:, gram.owner]
+
+
+def domain_misfits(
+    layer: Layer,
+    outputs: UnitMap,
+    inputs: UnitMap,
+    matrix: Tensor,
+    equations: NormalEquations,
+    world: World = ALONE,
+) -> list[float]:
+    """Compute the :func:`misfit` of weights on every part of the data by itself, each process its share of the parts.
+
+    Args:
+        layer: The layer.
+        outputs: Unit map of the output axis.
+        inputs: Unit map of the input axis.
+        matrix: W, float64, as for :func:`misfit`.
+        equations: Normal equations of all parts; what a part weighs in the fit plays no role.
+        world: The processes, all of which hold the same.
+
+    Returns:
+        One share a part; not a number where no row of the layer follows the part, or it holds no samples.
+    """
+    table = matrix.new_zeros(len(equations.grams))
+    for part in range(world.rank, len(equations.grams), world.size):
+        gram = replace(equations.grams[part], weight=1.0)
+        alone = NormalEquations([gram], [equations.crosses[part]], [equations.powers[part]])
+        followed = gram.samples and _following(outputs, gram).any()
+        table[part] = misfit(layer, outputs, inputs, matrix, alone) if followed else torch.nan
+    world.reduce(table)
+    shares: list[float] = table.tolist()
+    return shares
 
 
 class KeptFits:

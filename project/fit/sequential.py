@@ -21,6 +21,7 @@ What makes it close to the sources:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -72,6 +73,10 @@ class SequentialFit:
         scratch: Folder for the values of waiting batches; None to hold them in memory.
         kept: Called for every layer in order with its name and what solves it; may give back what an earlier walk
             found instead, see :class:`~project.fit.layer_fit.KeptFits`.
+
+    Attributes:
+        domain_residuals: domain -> layer -> E‖W x − t‖² / E‖t‖² on the pictures of the domain, over the rows that
+            follow its source; filled as layers are fitted.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class SequentialFit:
         self.spec = student.spec
         self.layers = {layer.node: layer for layer in self.spec.layers}
         self.graph = in_stages(student_graph(student.network), self.layers)
+        self.domain_residuals: dict[str, dict[str, float]] = {domain: {} for domain in pictures}
         self.heads = [own_heads(student.labels, domain, owners) for domain in pictures]
         self.activations = Activations(
             self.graph,
@@ -159,6 +165,9 @@ class SequentialFit:
         self.exact |= dict.fromkeys(self.spec.parts(layer.outputs), False)
         task = self._task(layer, node)
         fit = self.kept(layer.name, lambda: self._solve(task))
+        for residuals, residual in zip(self.domain_residuals.values(), fit.domains, strict=True):
+            if not isnan(residual):
+                residuals[layer.name] = residual
         self._write(layer, task.context, fit)
         return fit
 
@@ -225,7 +234,7 @@ class SequentialFit:
         plain = task.layer.blocks == 1
         if self.excess is not None and plain:
             task = choose_subsample(task, self.ridge, self.excess)
-        fit = solve_layer(task, self.ridge, self.rounds)
+        fit = solve_layer(task, self.ridge, self.rounds, by_domain=True)
         fit = replace(fit, pictures=len(task.activations.batches) / max(1, len(self.activations.batches)))
         logits = plain and task.layer.outputs == self.spec.output.name and task.layer.positions == 1
         return self._fit_heads(task, fit) if self.divergence and logits else fit

@@ -18,15 +18,12 @@ is allowed, the one that costs least is taken. Only moments are compared; nothin
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from project.alignment import UnitMap
+from project.fit.layer_fit import misfit
 from project.fit.layer_task import LayerTask
-from project.fit.normal_equations import NormalEquations
-from project.fit.row_blocks import followed_blocks
 from project.fit.solve_layer import solve_layer
 from project.moments import drawn_count, gram_costs
-from project.symmetry import Layer
 
 PROBE_STEP = 8  # one batch in so many is looked at first, at most
 SAMPLES_PER_UNKNOWN = 4  # samples that each unknown must have, or halves tell nothing and the rule does not hold
@@ -73,27 +70,6 @@ def choose_subsample(task: LayerTask, ridge: float, excess: float) -> LayerTask:
     task.activations.world.broadcast(chosen, 0)  # unlike devices may differ in the last bit
     n, m = chosen.tolist()
     return task.every(n) if m == 1 else task.every(n).sampled(m)
-
-
-def misfit(layer: Layer, outputs: UnitMap, inputs: UnitMap, matrix: Tensor, equations: NormalEquations) -> float:
-    """Compute E‖W x − t‖² / E‖t‖² of any weights W, over the rows that follow some part of the data.
-
-    Args:
-        layer: The layer.
-        outputs: Unit map of the output axis.
-        inputs: Unit map of the input axis.
-        matrix: W, float64, shape (outputs, inputs · taps (+ 1)).
-        equations: Normal equations of the data.
-    """
-    energy = power = 0.0
-    for block in followed_blocks(layer, outputs, inputs, equations.grams):
-        gram, columns = block.gram(equations.grams), block.columns.to(matrix.device)
-        weights = matrix[block.rows][:, columns]
-        cross = sum(equations.crosses[part][block.rows][:, columns] * share for part, share in block.shares)
-        block_power = block.power(equations.powers, block.rows)
-        energy += block_power + float(((weights @ gram - 2 * cross) * weights).sum())
-        power += block_power
-    return max(energy, 0.0) / max(power, 1e-300)
 
 
 def _excess(halves: Sequence[LayerTask], ridge: float) -> float:

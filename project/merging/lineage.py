@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from project.methods import Merged, Method
+from project.models.reading.hub import hub_name
 from project.student import Source
 
 
@@ -35,6 +36,7 @@ def lineage(
                 "sha256": source.sha256,
                 "architecture": source.architecture.plain,
                 "domains": [domain for domain, owner in owners.items() if owner == index],
+                **({"hub": hub} if source.path is not None and (hub := hub_name(source.path)) else {}),
             }
             for index, source in enumerate(sources)
         ],

@@ -14,7 +14,7 @@ from project.runtime import Progress, tell, warn
 from project.student import Student, check_finite, kind_entries, of_its_kind
 
 RISE, ROUNDING = 1.001, 1e-6  # of a residual, relative to the power of the targets, that says nothing
-RECALLED = ("layers", "matches", "settled", "norms", "seconds", "curves", "learned")
+RECALLED = ("layers", "domain_residuals", "matches", "settled", "norms", "seconds", "curves", "learned")
 
 
 def fitted(
@@ -129,6 +129,7 @@ def _keep(merged: Merged, progress: Progress) -> None:
         "maps": {name: units.members.cpu() for name, units in merged.student.group_maps.items()},
         "state_dict": {name: tensor.detach().cpu() for name, tensor in merged.student.network.state_dict().items()},
         "layers": {name: dict(fit) for name, fit in merged.layers.items()},
+        "domain_residuals": {domain: dict(found) for domain, found in merged.domain_residuals.items()},
         "matches": dict(merged.matches),
         "settled": merged.settled,
         "norms": merged.norms,

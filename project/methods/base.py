@@ -30,6 +30,8 @@ class Merged:
         seconds: What it took to make; what several students take together counts for the first.
         curves: quantity -> layer, domain or source, or ``all layers`` -> step -> what an iterative fit measured then.
         learned: What the method has found beside the student's tensors, plain values for the student's file.
+        domain_residuals: domain -> layer -> what the fit leaves of its targets there, see
+            :func:`~project.fit.layer_fit.misfit`; empty where that was not measured by domain.
     """
 
     method: str
@@ -42,6 +44,7 @@ class Merged:
     seconds: float = 0.0
     curves: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
     learned: Mapping[str, Any] = field(default_factory=dict)
+    domain_residuals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from project.models import DomainScores, JointScores
 from project.models.heads import Joint
 from project.models.scores import OrderScores, OwnHeadScores
+from project.modules.answers import BothRight, Confusions
 from project.modules.common import data_labels
 from project.modules.examples import Examples
 from project.modules.reliability import Reliability
@@ -111,18 +113,42 @@ class ScoringModule(LightningModule):
 
         Returns:
             ``classes``: domain -> their names; ``pictures``: domain -> how many of each class; ``right``: network ->
-            domain -> how many of them it told; ``reliability``: network -> domain -> see :class:`Reliability`.
+            domain -> how many of them it told; ``reliability``: network -> domain -> see :class:`Reliability`;
+            ``confusions``: network -> domain -> class -> class that it is taken for -> how often, the most frequent
+            ones, see :class:`Confusions`; ``both right``: domain -> network -> one behind it -> how many pictures both
+            told rightly.
         """
-        found: dict[str, Any] = {"classes": {}, "pictures": {}, "right": {}, "reliability": {}}
-        for scored, known, scores, sure in zip(
-            self.scored_networks, self.known, self.scores, self.reliability, strict=True
+        found: dict[str, Any] = {"classes": {}, "pictures": {}, "right": {}, "reliability": {}, "confusions": {}}
+        for index, (scored, known, scores, sure) in enumerate(
+            zip(self.scored_networks, self.known, self.scores, self.reliability, strict=True)
         ):
             found["right"][scored.name], found["reliability"][scored.name] = {}, {}
+            found["confusions"][scored.name] = self._confused(index)
             for domain, (right, seen) in scores.tallies().items():  # type: ignore[operator]
                 found["classes"][domain] = list(scores.classes[domain])  # type: ignore[index]
                 found["pictures"][domain] = seen
                 found["right"][scored.name][domain] = right
                 found["reliability"][scored.name][domain] = sure[known.index(domain)].compute()  # type: ignore[index]
+        found["both right"] = {}
+        for domain, metric in zip(self.domains, self.both_right, strict=True):
+            names = [one.name for one, known in zip(self.scored_networks, self.known, strict=True) if domain in known]
+            if not names:
+                continue
+            counts = metric.compute()  # type: ignore[operator]
+            found["both right"][domain] = {
+                name: dict(zip(names[place + 1 :], row[place + 1 :], strict=True))
+                for place, (name, row) in enumerate(zip(names, counts, strict=True))
+            }
+        return found
+
+    def _confused(self, index: int) -> dict[str, dict[str, dict[str, int]]]:
+        """What one network takes for what: domain -> class -> class -> how often."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        classes = data_labels(self).classes
+        for place, domain in enumerate(self.known[index]):
+            names, pairs = classes[domain], found.setdefault(domain, {})
+            for label, told, count in self.confusions[index][place].compute():  # type: ignore[index]
+                pairs.setdefault(names[label], {})[names[told]] = count
         return found
 
     def warn_of_orders(self) -> None:
@@ -145,6 +171,11 @@ class ScoringModule(LightningModule):
         self.scores = nn.ModuleList(DomainScores(labels, tuple(known)) for known in self.known).to(self.device)
         self.reliability = nn.ModuleList(nn.ModuleList(Reliability() for _ in known) for known in self.known)
         self.reliability.to(self.device)
+        self.confusions = nn.ModuleList(
+            nn.ModuleList(Confusions(len(labels.classes[domain])) for domain in known) for known in self.known
+        ).to(self.device)
+        counts = [sum(domain in known for known in self.known) for domain in self.domains]
+        self.both_right = nn.ModuleList(map(BothRight, counts)).to(self.device)
         self.order_scores = nn.ModuleList(
             OrderScores({domain: labels.classes[domain] for domain in known}) for known in self.known
         ).to(self.device)
@@ -158,7 +189,7 @@ class ScoringModule(LightningModule):
 
     def _score(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         pictures, labels = batch
-        domain, right = self.domains[dataloader_idx], {}
+        domain, right, all_right = self.domains[dataloader_idx], {}, list[Tensor]()
         for index, (scored, known) in enumerate(zip(self.scored_networks, self.known, strict=True)):
             if domain not in known:
                 continue
@@ -174,7 +205,12 @@ class ScoringModule(LightningModule):
             self.scores[index].update(known.index(domain), own, labels, cross_entropy(own, labels))  # type: ignore[operator]
             self.reliability[index][known.index(domain)].update(own, labels)  # type: ignore[index]
             self.order_scores[index].update(known.index(domain), own, labels)  # type: ignore[operator]
-            right[scored.name] = own.argmax(1) == labels
+            answer = own.argmax(1)
+            self.confusions[index][known.index(domain)].update(answer, labels)  # type: ignore[index]
+            right[scored.name] = answer == labels
+            all_right.append(answer == labels)
+        if all_right:
+            self.both_right[dataloader_idx].update(torch.stack(all_right))  # type: ignore[operator]
         self.examples.update(domain, labels, right)
 
     def _log(self, stage: str) -> None:

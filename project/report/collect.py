@@ -52,6 +52,7 @@ def collect(
         **({"tests": dict(tallies)} if tallies else {}),
         "layer_order": [layer.name for layer in problem.spec.layers],
         "layers": {merged.name: merged.layers for merged in students if merged.layers},
+        "domain_residuals": {merged.name: merged.domain_residuals for merged in students if merged.domain_residuals},
         "separated": {merged.name: separated(merged.student.group_maps) for merged in students},
         "matches": {merged.name: merged.matches for merged in students if merged.matches},
         "curves": {merged.name: merged.curves for merged in students if merged.curves},

@@ -160,6 +160,10 @@ def test_closed_form_is_least_squares(kind: str, count: int, seed: int, own: boo
     assert fit.after == pytest.approx(np.mean(((z @ found.T - t) ** 2).sum(1)) / power, abs=1e-10)
     assert fit.after <= fit.before + 1e-12
     assert fit.fallbacks == 0
+    ends = np.cumsum([len(values[0]) for values in it.data]) * len(z) // sum(len(values[0]) for values in it.data)
+    parts = zip(np.split(z, ends[:-1]), np.split(t, ends[:-1]), strict=True) if own else [(z, t)]
+    wanted = [np.sum((x @ found.T - y) ** 2) / np.sum(y**2) for x, y in parts]
+    assert fit.domains == pytest.approx(wanted, abs=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "count", "seed"), CASES)

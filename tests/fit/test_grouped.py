@@ -12,7 +12,8 @@ from project.alignment import UnitMap
 from project.errors import MergeError
 from project.fit import LayerFit, SequentialFit, damping
 from project.fit.grouped import BlockSolver
-from project.fit.normal_equations import Gram
+from project.fit.layer_fit import domain_misfits
+from project.fit.normal_equations import Gram, NormalEquations
 from project.methods import PLeaS
 from project.runtime import World
 from project.symmetry import Layer
@@ -36,13 +37,17 @@ class System:
         self.t = [torch.randn(self.blocks, tall, samples, dtype=torch.float64, generator=generator) for _ in range(4)]
         self.start = torch.randn(self.blocks * tall, wide + 1, dtype=torch.float64, generator=generator)
 
-    def solve(self, ridge: float, world: World | None = None, parts: slice = slice(None)) -> LayerFit:
+    def equations(self, parts: slice = slice(None)) -> NormalEquations:
         chosen = list(zip(self.x, self.t, self.owners, self.weights, strict=True))[parts]
         grams = [Gram(x @ x.mT / x.shape[2], x.shape[2], owner, None, w) for x, _, owner, w in chosen]
         crosses = [(t @ x.mT / x.shape[2]).flatten(0, 1) for x, t, _, _ in chosen]
         powers = [t.square().mean(2).flatten() for _, t, _, _ in chosen]
+        return NormalEquations(grams, crosses, powers)
+
+    def solve(self, ridge: float, world: World | None = None, parts: slice = slice(None)) -> LayerFit:
+        asked = self.equations(parts)
         axes = (self.layer, self.start, self.outputs, self.inputs)
-        return BlockSolver(*axes, grams, ridge, world or World()).solve(crosses, powers)
+        return BlockSolver(*axes, asked.grams, ridge, world or World()).solve(asked.crosses, asked.powers)
 
 
 def spread(blocks: Tensor, size: int) -> Tensor:
@@ -72,6 +77,18 @@ def test_every_block_is_least_squares_on_the_domains_that_it_follows(seed: int, 
         energy += [np.sum((x @ matrix[block].T - t) ** 2) / total for matrix in (starts, found)]
         power += np.sum(t**2) / total
     assert (fit.before, fit.after) == pytest.approx(tuple(energy / power))
+
+
+def test_what_is_left_is_told_of_every_domain_and_by_every_process() -> None:
+    it = System(5)
+    weights, axes = it.start.view(it.blocks, 2, -1), (it.layer, it.outputs, it.inputs)
+    found = domain_misfits(*axes, it.start, it.equations())
+    for x, t, owner, share in zip(it.x, it.t, it.owners, found, strict=True):
+        follows = torch.ones(it.blocks, dtype=torch.bool) if owner is None else it.outputs.present[::2, owner]
+        left, asked = (one[follows].square().sum() for one in (weights @ x - t, t))
+        assert share == pytest.approx(float(left / asked))
+    for told in together(3, lambda world: domain_misfits(*axes, it.start, it.equations(), world)):
+        assert told == found
 
 
 def test_blocks_that_no_domain_speaks_of_stay_at_their_start() -> None:

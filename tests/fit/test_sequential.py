@@ -103,6 +103,36 @@ def test_the_first_layer_is_least_squares_towards_the_normalised_outputs(count: 
         assert np.allclose(found[:, row], patches @ solution, atol=2e-4)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_what_is_left_of_the_targets_is_told_of_every_domain(own: bool) -> None:
+    it = problem(3)
+    names = [group.name for group in it.spec.free]
+    student = it.start({**it.fixed, names[0]: UnitMap.identity(6, 3).split(torch.tensor([1, 4]))})
+    walk = SequentialFit(student, it.sources, it.owners, it.pictures, ridge=0.3, own=own, rounds=2)
+    fits = walk.run()
+    assert list(walk.domain_residuals) == list(it.pictures)
+    units = student.maps["conv"]
+    plain = fitted(it, 0, own=own).network  # rounds aim at other targets, which cannot be compared
+    power = energy = 0.0
+    for domain, (owner, _, outputs) in zip(it.pictures, data(it, own), strict=True):
+        with torch.no_grad():
+            found = rows(plain.norm(plain.conv(torch.cat(list(it.pictures[domain])))))  # type: ignore[operator, union-attr]
+        left = asked = 0.0
+        for row, members in enumerate(units.members.tolist()):
+            present = [s for s, unit in enumerate(members) if unit >= 0]
+            if own and owner not in present:
+                continue
+            sources = [owner] if own else present
+            target = np.mean([outputs[s][:, members[s]] for s in sources], 0)
+            left += float(np.mean((found[:, row] - target) ** 2))
+            asked += float(np.mean(target**2))
+        assert walk.domain_residuals[domain]["conv"] == pytest.approx(left / asked, rel=1e-3, abs=1e-6)
+        power, energy = power + asked, energy + left
+    if not own:
+        assert fits["conv"].residual_after == pytest.approx(energy / power, rel=1e-3, abs=1e-6)
+        assert all(set(found) == set(fits) for found in walk.domain_residuals.values())
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_rounds_lower_the_error_that_a_rectifier_lets_through(count: int) -> None:
     """Each round minimises an upper bound that touches the error, where a negative target asks for no more than 0."""

@@ -40,9 +40,12 @@ def drawn_results(
             "pictures": {domain: [pictures] * len(classes) for domain in domains},
             "right": right,
             "reliability": {n: {d: _bins(draw, sum(right[n][d]), count) for d in domains} for n in kinds},
+            "confusions": {n: {d: _confusions(draw, classes, right[n][d], pictures) for d in domains} for n in kinds},
+            "both right": {d: _both(draw, {n: sum(right[n][d]) for n in kinds}, count) for d in domains},
         },
         "layer_order": list(layers),
         "layers": {n: {layer: {"residual_after": draw.random()} for layer in layers} for n in sizes},
+        "domain_residuals": {n: {d: {layer: draw.random() for layer in layers} for d in domains} for n in sizes},
         "separated": {n: {layer: draw.random() for layer in layers} for n in sizes},
         "matches": {n: {layer: draw.uniform(-2, 1) for layer in layers} for n in sizes},
         "lineage": {n: _lineage(n, sources, domains) for n in sizes},
@@ -67,6 +70,29 @@ def _bins(draw: random.Random, right: int, pictures: int) -> dict[str, list[floa
         there[place] += 1
         told[place] += number < right
     return {"pictures": there, "right": told, "confidence": [(place + 0.5) / BINS for place in range(BINS)]}
+
+
+def _confusions(
+    draw: random.Random, classes: Sequence[str], right: Sequence[int], pictures: int
+) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for name, told in zip(classes, right, strict=True):
+        others = [other for other in classes if other != name]
+        for _ in range(pictures - told):
+            taken = draw.choice(others)
+            found.setdefault(name, {})[taken] = found.get(name, {}).get(taken, 0) + 1
+    return found
+
+
+def _both(draw: random.Random, right: dict[str, int], pictures: int) -> dict[str, dict[str, int]]:
+    names = list(right)
+    return {
+        one: {
+            other: draw.randint(max(0, right[one] + right[other] - pictures), min(right[one], right[other]))
+            for other in names[place + 1 :]
+        }
+        for place, one in enumerate(names)
+    }
 
 
 def _lineage(name: str, sources: Sequence[str], domains: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from project.report.page.reading import understand
 
 VOID = {"meta", "br", "img"}
 SMALL = b64encode(b"\xff\xd8\xff a picture").decode()
-SECTIONS = ["verdict", "table", "accuracy", "layers", "classes", "calibration", "lineage"]
+SECTIONS = ["verdict", "table", "accuracy", "layers", "classes", "confusions", "calibration", "lineage"]
 
 
 class Reader(HTMLParser):
@@ -111,11 +111,12 @@ def test_it_has_all_sections_in_their_order_and_all_rows() -> None:
 @pytest.mark.parametrize(
     ("left_out", "gone"),
     [
-        (("tests",), {"classes", "calibration"}),
-        (("layers", "matches", "separated"), {"layers"}),
+        (("tests",), {"classes", "confusions", "calibration"}),
+        (("layers", "matches", "separated", "domain_residuals"), {"layers"}),
         (("lineage", "calibration", "phases", "skipped_pictures"), {"lineage"}),
-        (("tests", "layers", "matches", "separated", "lineage", "calibration", "phases", "skipped_pictures"),
-         {"layers", "classes", "calibration", "lineage"}),
+        (("tests", "layers", "matches", "separated", "domain_residuals", "lineage", "calibration", "phases",
+          "skipped_pictures"),
+         {"layers", "classes", "confusions", "calibration", "lineage"}),
     ],
 )  # fmt: skip
 def test_what_was_not_recorded_is_left_out(left_out: tuple[str, ...], gone: set[str]) -> None:

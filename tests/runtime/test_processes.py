@@ -209,7 +209,7 @@ def test_what_a_fit_sends_is_what_the_documents_say() -> None:
     walk.run()
 
     def layer(outputs: int, inputs: int, rounds: int) -> int:
-        gram = domains * (inputs**2 + 1)  # and how many samples
+        gram = domains * (inputs**2 + 2)  # how many samples, and what the fit leaves of the targets
         return gram + (1 + rounds) * (domains * outputs * (inputs + 1) + outputs * inputs + 5)  # 5 of each row block
 
     assert sum(world.sent) == 8 * (layer(6, 3 * 9 + 1, 2) + 5 * domains * 6 + layer(4, 6 + 1, 0))

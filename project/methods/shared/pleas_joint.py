@@ -69,14 +69,16 @@ class JointFit:
         layers = [layer for layer in self.problem.spec.layers if not left_alone(layer, self.problem, self.heads)]
         maps = {layer: [_maps(layer, merged) for merged in starts] for layer in layers}
         owners = world.deal([sum(_effort(layer, *pair) for pair in dict.fromkeys(maps[layer])) for layer in layers])
-        rows = torch.zeros(len(layers), len(starts), len(fields(Measurements)), dtype=torch.float64)
+        counted, domains = len(fields(Measurements)), self._parts
+        rows = torch.zeros(len(layers), len(starts), counted + len(domains), dtype=torch.float64)
         local = [(number, layer) for number, layer in enumerate(layers) if owners[number] == world.rank]
         with world.together("could not fit its share of the layers"):
             for number, layer in tqdm(local, desc=f"fitting {name}", unit="layer", leave=False, disable=None):
                 fits = self._solve(layer, list(dict.fromkeys(maps[layer])))
                 for student, (merged, pair) in enumerate(zip(starts, maps[layer], strict=True)):
                     merged.student.load_layer(layer.name, fits[pair].matrix)
-                    rows[number, student] = torch.tensor(fits[pair].measurements.to_row(), dtype=torch.float64)
+                    found = [*fits[pair].measurements.to_row(), *(fits[pair].domains if domains else ())]
+                    rows[number, student] = torch.tensor(found, dtype=torch.float64)
         world.reduce(rows)
         for layer, owner in zip(layers, owners, strict=True):
             for merged in starts:
@@ -86,8 +88,16 @@ class JointFit:
             replace(
                 merged,
                 layers={
-                    layer.name: asdict(Measurements.from_row(row.tolist()))
+                    layer.name: asdict(Measurements.from_row(row[:counted].tolist()))
                     for layer, row in zip(layers, rows[:, student], strict=True)
+                },
+                domain_residuals={
+                    domain: {
+                        layer.name: float(value)
+                        for layer, value in zip(layers, rows[:, student, counted + place], strict=True)
+                        if not value.isnan()
+                    }
+                    for place, domain in enumerate(domains)
                 },
             )
             for student, merged in enumerate(starts)
@@ -99,9 +109,15 @@ class JointFit:
         views, same = self._views(layer, matrices), layer.inputs == self.problem.spec.plain_input
         return {pair: fit_layer(layer, matrices, *pair, views, ridge=self.ridge, same_input=same) for pair in pairs}
 
+    @property
+    def _parts(self) -> list[str]:
+        """The domains whose moments are apart; none where all ask for the same, whose moments were added up."""
+        together = self.targets == "mean" and not self.weights
+        return [] if together else list(next(iter(self.statistics.layers.values()), {}))
+
     def _views(self, layer: Layer, matrices: list[Tensor]) -> list[View]:
         """Collect what the domains ask of a layer: all the same, or each its own source's outputs."""
-        if self.targets == "mean" and not self.weights:
+        if not self._parts:
             return [View(layer, matrices, self.statistics.layer(layer.name))]
         owners = self.problem.owners if self.targets == "own" else {}
         return [

@@ -36,4 +36,6 @@ def run_sequential(fit: SequentialFit, merged: Merged) -> Merged:
             f"domain has fewer than four batches to tell by (calibration_batch_size).",
             stacklevel=2,
         )
-    return replace(merged, layers={name: asdict(layer) for name, layer in fits.items()}, settled=True)
+    measured = {name: asdict(layer) for name, layer in fits.items()}
+    residuals = {domain: found for domain, found in fit.domain_residuals.items() if found}
+    return replace(merged, layers=measured, domain_residuals=residuals, settled=True)

@@ -2,6 +2,7 @@
 
 import re
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 from project.errors import HUB_NAMES, CheckpointError, ConfigurationError
@@ -16,6 +17,18 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def on_hub(path: str | Path) -> bool:
     """Whether a user names a folder on the Hub, by ``hf-hub:`` before its name."""
     return str(path).startswith(HUB_NAMES)
+
+
+def hub_name(path: str | Path) -> str | None:
+    """Name of the folder on the Hub that a file in the cache of huggingface_hub is of; None where it lies elsewhere.
+
+    Args:
+        path: The file.
+    """
+    parts = Path(path).parts
+    cached = [one for one, below in pairwise(parts) if below == "snapshots"]
+    match = re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", cached[-1]) if cached else None
+    return f"{match[1]}/{match[2]}" if match else None
 
 
 def fetched_config(named: str | Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from project.report.page.accuracy import accuracy_section
 from project.report.page.calibration import calibration_section
 from project.report.page.classes import class_section
+from project.report.page.confusions import confusion_section
 from project.report.page.examples import example, read_examples
 from project.report.page.layers import layer_section
 from project.report.page.lineage import lineage_section
@@ -66,6 +67,7 @@ def page(merge: Merge, examples: Mapping[str, Any] | None = None) -> str:
         accuracy_section(merge),
         layer_section(merge, shown),
         class_section(merge, shown, partial(example, examples or {})),
+        confusion_section(merge, shown),
         calibration_section(merge, shown),
         lineage_section(merge, shown),
     ]

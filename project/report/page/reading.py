@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from project.errors import ConfigurationError
+from project.report.page.pair import Pair
 from project.report.page.share import Share, counted
 from project.report.results import TOP_1
 from project.runtime.json_text import json_value
@@ -75,6 +76,30 @@ class Merge:
             if able:
                 found[domain] = max(own or able, key=lambda source: source.accuracy[domain].percent)
         return found
+
+    def everywhere(self, network: Network) -> dict[str, Network]:
+        """Domain -> a network, for all domains."""
+        return dict.fromkeys(self.domains, network)
+
+    def pairs(self, ones: Mapping[str, Network], others: Mapping[str, Network]) -> list[Pair]:
+        """Networks held against others on the same pictures.
+
+        Args:
+            ones: Domain -> a network that knows it.
+            others: Domain -> the network that it is held against, for the same domains.
+        """
+        return [self._pair(domain, one, others[domain]) for domain, one in ones.items()]
+
+    def _pair(self, domain: str, one: Network, other: Network) -> Pair:
+        shares = one.accuracy[domain], other.accuracy[domain]
+        known = self.part("tests", "both right", domain)
+        found = (part(known, a.name).get(b.name) for a, b in ((one, other), (other, one)))
+        both = next((count for count in found if type(count) is int), None)
+        right, pictures = [share.right for share in shares], [share.pictures for share in shares]
+        if both is None or None in right or None in pictures or pictures[0] != pictures[1]:
+            return Pair(*shares)
+        low, high = sum(right) - pictures[0], min(right)  # type: ignore[arg-type, operator, type-var]
+        return Pair(*shares, both if max(low, 0) <= both <= high else None)  # type: ignore[operator]
 
     @property
     def counts_answers(self) -> bool:

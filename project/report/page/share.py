@@ -20,20 +20,6 @@ class Estimate:
     value: float
     spread: float | None = None
 
-    def __sub__(self, other: "Estimate") -> "Estimate":
-        """How much it is above another, independent one."""
-        known = self.spread is not None and other.spread is not None
-        return Estimate(self.value - other.value, sqrt(self.spread**2 + other.spread**2) if known else None)  # type: ignore[operator]
-
-    def over(self, other: "Estimate") -> "Estimate | None":
-        """What share of another it is, in per cent; None of nothing."""
-        if not other.value:
-            return None
-        share = self.value / other.value
-        known = self.spread is not None and other.spread is not None
-        spread = sqrt(self.spread**2 + (share * other.spread) ** 2) / other.value if known else None  # type: ignore[operator]
-        return Estimate(100 * share, None if spread is None else 100 * spread)
-
     @property
     def positive(self) -> bool:
         """Whether it is clearly above 0."""

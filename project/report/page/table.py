@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from project.report.page.markup import Markup, join, section, tag
+from project.report.page.pair import kept
 from project.report.page.reading import PLAIN, Merge, Network, number
-from project.report.page.share import Share, mean
+from project.report.page.share import Estimate, Share, mean
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ def _note(merge: Merge) -> Markup:
     held = ", ".join(f"{source.name} on {domain}" for domain, source in merge.references.items())
     counted = any(share.pictures for network in merge.networks for share in network.accuracy.values())
     spread = " ± is half of Wilson's interval at 95 %, from the number of test pictures." if counted else ""
+    paired = " What is kept is compared picture by picture." if merge.part("tests", "both right") else ""
     size = "Multiply-adds are over those of one source."
-    return join(f"Top-1 accuracy in per cent.{spread} {size} Kept is the share of the accuracy of {held}. ", _sorting())
+    return join(
+        f"Top-1 accuracy in per cent.{spread} {size} Kept is the share of the accuracy of {held}.{paired} ", _sorting()
+    )
 
 
 def _sorting() -> Markup:
@@ -111,11 +115,16 @@ def _domain(merge: Merge, domain: str) -> Column:
             return None, None
         parts = [] if share.pictures is None else [f"{share.right} of {share.pictures}"]
         if source is not None and merge.counts_answers and source is not network and network.kind != "source":
-            kept = share.estimate.over(source.accuracy[domain].estimate)
-            parts += [f"kept {kept.value:.0f} %"] if kept is not None else []
+            held = kept(merge.pairs({domain: network}, {domain: source}))
+            parts += [f"kept {_whole(held)} %"] if held is not None else []
         return _stacked(share, parts), share.percent
 
     return Column(domain, cell)
+
+
+def _whole(held: Estimate) -> str:
+    """A share of a domain, whose few pictures tell no tenths."""
+    return f"{held.value:.0f}" + ("" if held.spread is None else f" ± {held.spread:.0f}")
 
 
 def _stacked(share: Share, parts: Sequence[str]) -> Markup:
@@ -124,15 +133,14 @@ def _stacked(share: Share, parts: Sequence[str]) -> Markup:
 
 def _mean(merge: Merge) -> Column:
     sources = merge.references
-    wanted = mean(source.accuracy[domain] for domain, source in sources.items()) if sources else None
 
     def cell(network: Network) -> tuple[object, object]:
         if not network.accuracy:
             return None, None
         found, parts = mean(network.accuracy.values()), []
-        if wanted is not None and network.kind != "source" and set(network.accuracy) >= set(sources):
-            kept = found.over(wanted) if merge.counts_answers else None
-            parts = [f"kept {kept.text} %"] if kept is not None else []
+        if sources and merge.counts_answers and network.kind != "source" and set(network.accuracy) >= set(sources):
+            held = kept(merge.pairs(dict.fromkeys(sources, network), sources))
+            parts = [f"kept {held.text} %"] if held is not None else []
         return join(
             tag("span", found.text, class_="main"), *[tag("span", part, class_="under") for part in parts]
         ), found.value

@@ -1,6 +1,6 @@
 """What to do with the students of a merge, in two sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from project.report.page.pair import difference, kept
 from project.report.page.reading import Merge, Network
 from project.report.page.share import Estimate, mean
 
@@ -56,13 +57,13 @@ def verdict(merge: Merge) -> Verdict | None:
         return None
     best = max(complete, key=lambda one: (mean(one.accuracy.values()).value, -(one.cost or 0.0)))
     wanted = mean(source.accuracy[domain] for domain, source in references.items())
-    short = wanted - mean(best.accuracy.values())
+    short = difference(merge.pairs(references, merge.everywhere(best)))
     alone, count = _best_alone(merge), len(merge.of_kind("source"))
     return (
         _mis_prepared(merge)
         or (_too_few(best, short) if (short.spread or 0.0) > WIDE else None)
-        or (None if alone is None else _against_one(best, alone, count))
-        or _of_size(complete, best, wanted, alone, count)
+        or (None if alone is None else _against_one(merge, best, alone, count))
+        or _of_size(merge, complete, best, wanted, alone, count)
     )
 
 
@@ -107,7 +108,7 @@ def _swapped(merge: Merge) -> Verdict | None:
     cells = [[mean(source.accuracy[domain] for domain in domains) for domains in own] for source in sources]
     values = np.array([[cell.value for cell in row] for row in cells])
     dealt = linear_sum_assignment(values, maximize=True)[1]
-    gain = _average([cells[i][j] for i, j in enumerate(dealt)]) - _average([cells[i][i] for i in range(len(cells))])
+    gain = _average([_gain(merge, sources[i], sources[j], own[j]) for i, j in enumerate(dealt)])
     if gain.value <= SWAPPED or not gain.positive:
         return None
     pairs = ", ".join(f"{source.name} on {' and '.join(own[j])}" for source, j in zip(sources, dealt, strict=True))
@@ -117,6 +118,13 @@ def _swapped(merge: Merge) -> Verdict | None:
     )
     after = "No student is recommended before sources and domains stand in one order, which option 'domains' says."
     return Verdict("mis-prepared", None, (told, after))
+
+
+def _gain(merge: Merge, source: Network, owner: Network, domains: Sequence[str]) -> Estimate:
+    """How much a source is above the owner of some domains there."""
+    if source is owner:
+        return Estimate(0.0, 0.0)
+    return difference(merge.pairs(dict.fromkeys(domains, source), dict.fromkeys(domains, owner)))
 
 
 def _average(estimates: Sequence[Estimate]) -> Estimate:
@@ -138,11 +146,13 @@ def _too_few(best: Network, short: Estimate) -> Verdict:
     return Verdict("undecided", None, (told, after))
 
 
-def _against_one(best: Network, alone: Network, count: int) -> Verdict | None:
+def _against_one(merge: Merge, best: Network, alone: Network, count: int) -> Verdict | None:
     """One source by itself that the best student does not beat."""
     mine, its = mean(best.accuracy.values()), mean(alone.accuracy.values())
-    lead, other = mine - its, its - mine
-    ahead = {domain: best.accuracy[domain].estimate - share.estimate for domain, share in alone.accuracy.items()}
+    pairs = merge.pairs(merge.everywhere(best), merge.everywhere(alone))
+    lead = difference(pairs)
+    other = Estimate(-lead.value, lead.spread)
+    ahead = {domain: difference([pair]) for domain, pair in zip(merge.domains, pairs, strict=True)}
     figures = (
         f"{alone.name} alone is right on {its.text} % over all domains, and the best student, {best.name} at "
         f"{best.cost:.2f} times its multiply-adds, on {mine.text} %"
@@ -164,26 +174,26 @@ def _against_one(best: Network, alone: Network, count: int) -> Verdict | None:
 
 
 def _of_size(
-    students: Sequence[Network], best: Network, wanted: Estimate, alone: Network | None, count: int
+    merge: Merge, students: Sequence[Network], best: Network, wanted: Estimate, alone: Network | None, count: int
 ) -> Verdict:
     """The smallest student that keeps enough or, where there is none, what else to do."""
     means = {one.name: mean(one.accuracy.values()) for one in students}
-    kept = {name: found.over(wanted) or Estimate(0.0) for name, found in means.items()}
+    held = {one.name: kept(merge.pairs(merge.everywhere(one), merge.references)) or Estimate(0.0) for one in students}
     least_wanted = 0.0 if alone is None else mean(alone.accuracy.values()).value
-    enough = [one for one in students if kept[one.name].value >= ENOUGH and means[one.name].value >= least_wanted]
+    enough = [one for one in students if held[one.name].value >= ENOUGH and means[one.name].value >= least_wanted]
     least = min((one.cost or 0.0 for one in enough), default=0.0)
     chosen = max(
         (one for one in enough if (one.cost or 0.0) <= ALIKE * least),
-        key=lambda one: kept[one.name].value,
+        key=lambda one: held[one.name].value,
         default=best,
     )
     figures = (
-        f"{chosen.name} keeps {kept[chosen.name].text} % of the sources' accuracy at {chosen.cost:.2f} times the "
+        f"{chosen.name} keeps {held[chosen.name].text} % of the sources' accuracy at {chosen.cost:.2f} times the "
         f"multiply-adds of one ({means[chosen.name].value:.1f} % over all domains; the sources, each on its own, "
         f"{wanted.value:.1f} %)"
     )
     if enough:
-        after = _beside(chosen, best, alone, means)
+        after = _beside(merge, chosen, best, alone)
         return Verdict("merge", chosen.name, (f"Merge at this size: {figures}.", after))
     if max(one.cost or 0.0 for one in students) < count / ALIKE:
         told = f"Take a larger budget: of the students made here, {figures}, less than {ENOUGH:.0f} %."
@@ -194,15 +204,15 @@ def _of_size(
     return Verdict("loses", chosen.name, (told, after))
 
 
-def _beside(chosen: Network, best: Network, alone: Network | None, means: Mapping[str, Estimate]) -> str:
+def _beside(merge: Merge, chosen: Network, best: Network, alone: Network | None) -> str:
     """What the recommended student is held against."""
     parts = []
     if alone is not None:
-        lead = means[chosen.name] - mean(alone.accuracy.values())
+        lead = difference(merge.pairs(merge.everywhere(chosen), merge.everywhere(alone)))
         size, word = Estimate(abs(lead.value), lead.spread), "more" if lead.value >= 0 else "less"
         parts.append(f"over all domains that is {size.text} points {word} than the best single source, {alone.name}")
-    more = means[best.name] - means[chosen.name]
-    if more.positive:
+    more = difference(merge.pairs(merge.everywhere(best), merge.everywhere(chosen)))
+    if best is not chosen and more.positive:
         parts.append(f"{best.name} at {best.cost:.2f} times has {more.text} points more still")
     elif best is not chosen:
         parts.append(f"no larger student is clearly better (the best, {best.name}, has {more.text} points more)")
